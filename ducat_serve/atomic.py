@@ -1,0 +1,74 @@
+"""Write files so that a crash or a full disk never leaves half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from ducat_serve.errors import DucatError
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; on success sync it and rename it over ``path``.
+
+    On any error the temporary file is removed and an existing ``path`` stays as it was.
+
+    Raises:
+        DucatError: the folder is not writable or the disk is full.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes files private; an artefact should have the permissions of any new file.
+        temporary.chmod(0o666 & ~_umask())
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` atomically. Raises DucatError as `replacing` does."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 ``text`` to ``path`` atomically. Raises DucatError as `replacing` does."""
+    write_bytes(path, text.encode())
+
+
+def cannot_write(path: Path, error: OSError) -> DucatError:
+    """Build the error for a file that could not be written; what was there before is still there."""
+    return DucatError(
+        f"Cannot write {path}: {error.strerror or error}. Nothing was changed.",
+        "free some space or choose another place with --out",
+    )
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

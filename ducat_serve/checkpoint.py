@@ -1,0 +1,96 @@
+"""`model.safetensors`: float32 weights plus the ModelSpec, and nothing else. Needs no torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as serialise
+
+from ducat_serve import atomic
+from ducat_serve.errors import DataError, VerificationError
+from ducat_serve.spec import METADATA_KEY, ModelSpec
+
+Tensors = Mapping[str, NDArray[Any]]
+
+
+def weights_digest(tensors: Tensors) -> str:
+    """SHA-256 over the name, dtype, shape and bytes of every tensor, in the order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name}|{array.dtype.str}|{tensors[name].shape}|".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def write_checkpoint(path: Path, tensors: Tensors, spec: ModelSpec) -> None:
+    """Write a checkpoint atomically; the same tensors and spec give the same bytes.
+
+    Raises:
+        VerificationError: ``spec.weights_digest`` is not the digest of ``tensors``.
+        DucatError: the file cannot be written; an existing one stays.
+    """
+    if spec.weights_digest != weights_digest(tensors):
+        raise VerificationError(f"{path}: the ModelSpec was made for other weights; nothing was written")
+    contiguous = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in tensors.items()}
+    # One metadata key: with two or more, safetensors writes them in random order and the hash varies.
+    atomic.write_bytes(path, serialise(contiguous, metadata={METADATA_KEY: spec.to_json()}))
+
+
+def read_spec(path: Path) -> ModelSpec:
+    """Read only the ModelSpec. Raises as `read_checkpoint`, but does not check the weights."""
+    with _open(path) as file:
+        return _spec(file, path)
+
+
+def read_checkpoint(path: Path) -> tuple[ModelSpec, dict[str, NDArray[Any]]]:
+    """Read and verify a checkpoint.
+
+    Raises:
+        DataError: missing, truncated or not a safetensors file (a pickle, say: it is never loaded).
+        VerificationError: not written by ducat, edited by hand, or weights that differ from their digest.
+    """
+    with _open(path) as file:
+        spec = _spec(file, path)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    if weights_digest(tensors) != spec.weights_digest:
+        raise VerificationError(
+            f"{path}: the weights do not match their digest; the file was damaged or changed.",
+            "take the file from its source again, or train it again",
+        )
+    return spec, tensors
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a whole file, as ONNX metadata names its source checkpoint."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _open(path: Path) -> Any:
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"There is no checkpoint at {path}.", "ducat train --out runs/NAME")
+    try:
+        return safe_open(path, framework="numpy")
+    except (SafetensorError, OSError) as error:
+        raise DataError(
+            f"{path} is not a safetensors file, or it is truncated ({error}). Pickles are never loaded.",
+            "take the file from its source again",
+        ) from error
+
+
+def _spec(file: Any, path: Path) -> ModelSpec:
+    text = (file.metadata() or {}).get(METADATA_KEY)
+    if text is None:
+        raise VerificationError(
+            f"{path} holds weights but no '{METADATA_KEY}' metadata: it was not written by ducat.",
+            "ducat train --out runs/NAME",
+        )
+    return ModelSpec.from_json(text, str(path))

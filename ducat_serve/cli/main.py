@@ -1,0 +1,109 @@
+"""The `ducat` command: one group whose commands are imported only when they run."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from ducat_serve import __version__
+from ducat_serve.errors import DucatError
+
+# Name -> short help; the command itself is `command` in ducat_serve/cli/<name>.py.
+COMMANDS = {
+    "train": "Train a robust classifier and write a run folder.",
+    "evaluate": "Measure clean and robust accuracy of the deployed function.",
+    "export": "Export a checkpoint to ONNX, checked against torch.",
+    "predict": "Predict image files with a .onnx or .safetensors model.",
+    "serve": "Serve a .onnx model over HTTP.",
+    "inspect": "Show what a model file says about itself.",
+    "datasets": "List the data sets.",
+    "networks": "List the networks.",
+    "doctor": "Check this machine and installation.",
+    "demo": "Train, evaluate, export, serve and predict on an embedded data set.",
+}
+
+
+class LazyGroup(click.Group):
+    """Lists commands from a table, so that `ducat --help` imports none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"ducat_serve.cli.{name}").command
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from ducat_serve.errors import unknown_name
+
+            raise unknown_name("command", args[0], COMMANDS)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "DUCAT"})
+@click.version_option(__version__, prog_name="ducat")
+@click.option("--debug", is_flag=True, help="Show a traceback when a command fails.")
+def cli(debug: bool) -> None:
+    """Robust image classifiers that can be deployed (DUCAT, arXiv 2410.12671).
+
+    Every option also reads an environment variable, DUCAT_<COMMAND>_<OPTION>, and a TOML file given with
+    --config (a table per command). A flag wins over the environment, the environment over the file.
+
+    \b
+    Example:
+      ducat train --dataset digits --out runs/digits
+      ducat evaluate runs/digits
+      ducat export runs/digits --onnx
+      ducat serve runs/digits/model.onnx
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: run a command and turn every failure into one paragraph and the right exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run `ducat ARGUMENTS` and return its exit code."""
+    debug = "--debug" in arguments[:1] or os.environ.get("DUCAT_DEBUG", "") not in ("", "0")
+    as_json = "--json" in arguments
+    try:
+        code = cli.main(args=list(arguments), prog_name="ducat", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except DucatError as error:
+        _report(error.cause, error.next_step, error.exit_code, as_json)
+        if debug:
+            raise
+        return error.exit_code
+    except click.ClickException as error:
+        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "ducat"
+        _report(error.format_message(), f"{command} --help", error.exit_code, as_json)
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        _report("interrupted", None, 130, as_json)
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        _report(f"{type(error).__name__}: {error}", "run it again as `ducat --debug ...` and report it", 1, as_json)
+        return 1
+
+
+def _report(cause: str, next_step: str | None, exit_code: int, as_json: bool) -> None:
+    from ducat_serve.output import Output
+
+    output = Output(as_json)
+    output.fail(cause, next_step)
+    output.result({"error": {"message": cause, "next": next_step, "exit_code": exit_code}})

@@ -1,0 +1,29 @@
+"""`ducat networks`."""
+
+from __future__ import annotations
+
+import click
+
+from ducat_serve.cli.options import common
+from ducat_serve.networks import NETWORKS
+from ducat_serve.output import Output
+
+
+@click.command("networks")
+@common
+def command(as_json: bool) -> None:
+    """List the networks that `ducat train --network` takes.
+
+    \b
+    Example:
+      ducat networks
+    """
+    output = Output(as_json)
+    output.table(
+        "Networks",
+        ("name", "parameters", "what it is"),
+        ((info.name, f"{info.parameters:,}", info.summary) for info in NETWORKS.values()),
+    )
+    output.result(
+        {"networks": [{"name": i.name, "parameters": i.parameters, "summary": i.summary} for i in NETWORKS.values()]}
+    )

@@ -1,0 +1,102 @@
+"""Options and parameter types that several commands share."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ducat_serve.errors import DataError, UsageError, unknown_name
+from ducat_serve.pixels import format_size, parse_size
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class PixelSize(click.ParamType):
+    """A perturbation size such as `8/255`."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, (int, float)):
+            return float(value)
+        try:
+            return parse_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+PIXEL_SIZE = PixelSize()
+
+
+def size_default(value: float) -> str:
+    """How a size is shown in help texts."""
+    return format_size(value)
+
+
+def common(function: Function) -> Function:
+    """Add `--json` and `--config`, which every command has."""
+    function = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")(function)
+    return click.option(
+        "--config",
+        type=click.Path(path_type=Path, dir_okay=False),
+        envvar="DUCAT_CONFIG",
+        is_eager=True,
+        expose_value=False,
+        callback=_load_config,
+        help="TOML file with defaults, a table per command: [train] epochs = 30.",
+    )(function)
+
+
+def device_option(function: Function) -> Function:
+    """Add `--device auto|cpu|cuda`."""
+    return click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        default="auto",
+        show_default=True,
+        envvar="DUCAT_DEVICE",
+        show_envvar=True,
+        help="auto takes the GPU if it works, else the CPU, and says which; cuda fails without a GPU.",
+    )(function)
+
+
+def data_options(function: Function) -> Function:
+    """Add `--data-dir` and `--offline`."""
+    function = click.option(
+        "--offline", is_flag=True, envvar="DUCAT_OFFLINE", show_envvar=True, help="Never download."
+    )(function)
+    return click.option(
+        "--data-dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        envvar="DUCAT_DATA",
+        show_envvar=True,
+        help="Where archives are, or are downloaded to. [default: the user's cache folder]",
+    )(function)
+
+
+def _load_config(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
+    if path is None:
+        return
+    try:
+        document = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise DataError(f"Cannot read the config file {path}: {error.strerror}.", f"{ctx.command_path} --help") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}.", "correct that line") from error
+    from ducat_serve.cli.main import COMMANDS
+
+    for table in document:
+        if table not in COMMANDS:
+            raise unknown_name(f"table in {path}:", table, COMMANDS)
+    parameters = {parameter.name: parameter for parameter in ctx.command.params}
+    defaults: dict[str, Any] = {}
+    for key, value in document.get(ctx.command.name or "", {}).items():
+        name = key.replace("-", "_")
+        if name not in parameters or name == "config":
+            raise unknown_name(f"key in {path}:", key, (n.replace("_", "-") for n in parameters if n))
+        defaults[name] = value
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}

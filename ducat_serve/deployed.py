@@ -1,0 +1,125 @@
+"""The deployed function as a torch module, and `load`, which builds it from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ducat_serve.checkpoint import read_checkpoint
+from ducat_serve.errors import VerificationError
+from ducat_serve.networks import create_network
+from ducat_serve.recovery import fold_logits
+from ducat_serve.spec import Fold, ModelSpec, Normalisation
+
+
+class Classifier(nn.Module):
+    """Normalisation and network: pixels in [0, 1] to the raw logits (2C with dummies, C without)."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, network: nn.Module, normalisation: Normalisation) -> None:
+        super().__init__()
+        self.network = network
+        # Not persistent: these values belong to the ModelSpec, not to the weights.
+        for name, values in (("pixel_mean", normalisation.mean), ("pixel_std", normalisation.std)):
+            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Float images [N, channels, H, W] in [0, 1] to raw logits [N, 2C] or [N, C]."""
+        logits: Tensor = self.network((images - self.pixel_mean) / self.pixel_std)
+        return logits
+
+
+class Deployed(nn.Module):
+    """The deployed function: pixels in [0, 1] to C logits through the fold that the ModelSpec names."""
+
+    def __init__(self, classifier: Classifier, fold: Fold) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.fold: Fold = fold
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Float images [N, channels, H, W] in [0, 1] to logits [N, C]."""
+        return fold_logits(self.classifier(images), self.fold)
+
+
+class LoadedModel(nn.Module):
+    """A module read from a checkpoint, together with its ModelSpec as ``.spec``."""
+
+    def __init__(self, module: nn.Module, spec: ModelSpec) -> None:
+        super().__init__()
+        self.module = module
+        self.spec = spec
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Float images [N, channels, H, W] in [0, 1] to logits: [N, C], or [N, 2C] for ``folded=False``."""
+        logits: Tensor = self.module(images)
+        return logits
+
+
+def load(path: str | Path, *, folded: bool = True) -> LoadedModel:
+    """Load a checkpoint as a torch module in eval mode, its weights frozen.
+
+    Args:
+        path: a `model.safetensors` written by `ducat train`, or the run folder that holds it.
+        folded: True gives the deployed function (C logits); False the raw logits (2C with dummies).
+
+    Raises:
+        DataError: missing, truncated, or not a safetensors file.
+        VerificationError: wrong schema, digest or tensor shapes.
+
+    Example:
+        >>> model = load("runs/digits/model.safetensors")
+        >>> model(torch.rand(4, 3, 8, 8)).shape, model.spec.labels[:2]
+        (torch.Size([4, 10]), ('0', '1'))
+    """
+    spec, tensors = read_checkpoint(checkpoint_path(path))
+    classifier = build_classifier(spec)
+    load_weights(classifier, tensors, str(path))
+    module: nn.Module = Deployed(classifier, spec.fold) if folded else classifier
+    return LoadedModel(module, spec).eval().requires_grad_(False)
+
+
+def checkpoint_path(path: str | Path) -> Path:
+    """A run folder stands for the `model.safetensors` inside it."""
+    path = Path(path)
+    return path / "model.safetensors" if path.is_dir() else path
+
+
+def build_classifier(spec: ModelSpec) -> Classifier:
+    """The classifier that a spec describes, with fresh weights."""
+    network = create_network(
+        spec.network, channels=spec.channels, image_size=spec.image_size, outputs=spec.num_logits
+    )
+    return Classifier(network, spec.normalisation)
+
+
+def load_weights(classifier: Classifier, tensors: Mapping[str, NDArray[Any]], source: str) -> None:
+    """Copy checkpoint tensors into a classifier.
+
+    Raises:
+        VerificationError: a tensor is missing, unexpected, or of another shape; it is named.
+    """
+    expected = classifier.network.state_dict()
+    wrong = sorted(set(expected) ^ set(tensors))
+    wrong += [n for n in sorted(set(expected) & set(tensors)) if tuple(expected[n].shape) != tensors[n].shape]
+    if wrong:
+        first = wrong[0]
+        have = tensors[first].shape if first in tensors else "missing"
+        want = tuple(expected[first].shape) if first in expected else "none"
+        raise VerificationError(
+            f"{source}: {len(wrong)} tensors do not fit the network; '{first}' is {have}, expected {want}."
+        )
+    classifier.network.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in tensors.items()})
+
+
+def numpy_weights(classifier: Classifier) -> dict[str, NDArray[Any]]:
+    """The network's tensors as they go into a checkpoint: contiguous arrays on the CPU."""
+    state = classifier.network.state_dict()
+    return {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in state.items()}

@@ -1,0 +1,70 @@
+"""Errors a user can meet. Each says its cause and the next command, and carries its exit code.
+
+Exit codes: 0 ok; 1 failure; 2 usage; 3 verification failed; 4 data missing or corrupt; 130/143 interrupted.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DucatError(Exception):
+    """A failure that the user can act on.
+
+    Args:
+        cause: what went wrong, naming the file, value or tensor.
+        next_step: what to do about it, usually a command; None where nothing helps.
+    """
+
+    exit_code = 1
+
+    def __init__(self, cause: str, next_step: str | None = None) -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.next_step = next_step
+
+    def __str__(self) -> str:
+        return self.cause if self.next_step is None else f"{self.cause}\nNext: {self.next_step}"
+
+
+class UsageError(DucatError):
+    """The request itself makes no sense (exit code 2)."""
+
+    exit_code = 2
+
+
+class VerificationError(DucatError):
+    """A parity, digest, schema or robustness check failed (exit code 3)."""
+
+    exit_code = 3
+
+
+class DataError(DucatError):
+    """A file is missing, unreadable or corrupt (exit code 4)."""
+
+    exit_code = 4
+
+
+class InterruptedRun(DucatError):
+    """A signal stopped the run after its state was saved (exit code 128 + signal number)."""
+
+    def __init__(self, signal_number: int, cause: str, next_step: str | None = None) -> None:
+        super().__init__(cause, next_step)
+        self.exit_code = 128 + signal_number
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
+    """Build the error for a name that is not in a registry, suggesting the nearest one."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return UsageError(f"Unknown {kind} '{name}'.{hint}", f"choose one of: {', '.join(names)}")
+
+
+def missing_extra(package: str, extra: str) -> DucatError:
+    """Build the error for an optional package that this command needs."""
+    return DucatError(
+        f"This command needs the package '{package}', which is not installed.",
+        f"pip install 'ducat-serve[{extra}]'",
+    )

@@ -1,0 +1,84 @@
+"""Decode untrusted image files to uint8 arrays. One decoder for training, `predict` and the service.
+
+Policy: PNG, JPEG, WebP and BMP; one frame; EXIF orientation applied; palettes resolved; transparency laid
+over white, as a person would see it; 16-bit grey scaled to 8 bits; CMYK and grey converted to RGB. To the
+model's size: resize the shorter side (bilinear, antialiased), then crop the centre.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+MAX_PIXELS = 40_000_000
+RESIZE_POLICY = "shorter side resized (bilinear, antialiased), then centre crop; EXIF orientation applied"
+
+
+class ImageError(ValueError):
+    """An image that cannot be decoded; ``code`` is one of invalid_image, image_too_large."""
+
+    def __init__(self, message: str, code: str = "invalid_image") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode one image file to an 8-bit RGB image, following the policy above.
+
+    Raises:
+        ImageError: empty, truncated, animated, too large, or not one of `FORMATS`.
+    """
+    if not data:
+        raise ImageError("the file is empty")
+    try:
+        with warnings.catch_warnings():
+            # Our own limit below is checked before any pixel is decoded.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > max_pixels:
+            raise ImageError(
+                f"the image has {image.width}x{image.height} pixels; the limit is {max_pixels}", "image_too_large"
+            )
+        if getattr(image, "is_animated", False):
+            raise ImageError("the image is animated; send a single frame")
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"the image has more than {max_pixels} pixels", "image_too_large") from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(f"not an image in one of the formats {', '.join(FORMATS)}") from error
+    except Exception as error:  # Pillow's plugins raise many types on hostile input
+        raise ImageError(f"the image does not decode ({type(error).__name__})") from error
+
+
+def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Resize and centre-crop to ``size`` = (H, W); an image of that size is returned unchanged."""
+    height, width = size
+    if image.size == (width, height):
+        return image
+    return ImageOps.fit(image, (width, height), method=Image.Resampling.BILINEAR)
+
+
+def to_array(image: Image.Image, channels: int = 3) -> NDArray[np.uint8]:
+    """An RGB image as uint8 [H, W, channels]; one channel is ITU-R 601 luma."""
+    if channels == 1:
+        return np.asarray(image.convert("L"), dtype=np.uint8)[..., None]
+    return np.asarray(image, dtype=np.uint8)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode == "I":
+        # Pillow's own conversion clips 16-bit grey instead of scaling it.
+        grey = (np.asarray(image, dtype=np.int64).clip(0, 65535) + 128) // 257
+        image = Image.fromarray(grey.astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "RGB" else image.convert("RGB")

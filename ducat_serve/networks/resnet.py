@@ -1,0 +1,59 @@
+"""ResNets (He et al. 2015) with the CIFAR stem: one 3x3 convolution, no max pooling.
+
+The residual blocks are torchvision's; only the stem and the widths differ from its ImageNet networks.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+
+class ResNet(nn.Module):
+    """Four stages of two residual blocks; the width doubles and the resolution halves at each stage."""
+
+    def __init__(
+        self, block: type[BasicBlock | Bottleneck], width: int, *, channels: int, stem_stride: int, outputs: int
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, stride=stem_stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        features = width
+        for stage in range(4):
+            planes = width * 2**stage
+            layer = _stage(block, features, planes, stride=1 if stage == 0 else 2)
+            self.add_module(f"layer{stage + 1}", layer)
+            features = planes * block.expansion
+        self.fc = nn.Linear(features, outputs)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images [N, channels, H, W] to logits [N, outputs]."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        for stage in ("layer1", "layer2", "layer3", "layer4"):
+            x = self.get_submodule(stage)(x)
+        logits: Tensor = self.fc(x.mean(dim=(2, 3)))
+        return logits
+
+
+def _stage(block: type[BasicBlock | Bottleneck], features: int, planes: int, stride: int) -> nn.Sequential:
+    out = planes * block.expansion
+    shortcut = None
+    if stride != 1 or features != out:
+        shortcut = nn.Sequential(nn.Conv2d(features, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out))
+    return nn.Sequential(block(features, planes, stride, shortcut), block(out, planes))
+
+
+def resnet_small(*, channels: int, stem_stride: int, outputs: int) -> ResNet:
+    return ResNet(BasicBlock, 16, channels=channels, stem_stride=stem_stride, outputs=outputs)
+
+
+def resnet18(*, channels: int, stem_stride: int, outputs: int) -> ResNet:
+    return ResNet(BasicBlock, 64, channels=channels, stem_stride=stem_stride, outputs=outputs)
+
+
+def resnet26(*, channels: int, stem_stride: int, outputs: int) -> ResNet:
+    return ResNet(Bottleneck, 64, channels=channels, stem_stride=stem_stride, outputs=outputs)

@@ -1,0 +1,126 @@
+"""Run an exported model with ONNX Runtime. Imports neither torch nor BentoML."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ducat_serve.errors import DucatError, UsageError, VerificationError, missing_extra
+from ducat_serve.sealed import read_sealed
+from ducat_serve.spec import METADATA_KEY, ModelSpec
+
+Device = Literal["auto", "cpu", "cuda"]
+SOURCE_KEY = "ducat_source_sha256"
+
+
+class Predictions(NamedTuple):
+    """What the model says of N images."""
+
+    logits: NDArray[np.float32]  # [N, C], folded
+    label: NDArray[np.int64]  # [N]
+    dummy_mass: NDArray[np.float32]  # [N], in [0, 1]; 0 for a model without dummies
+
+    @property
+    def probabilities(self) -> NDArray[np.float32]:
+        """Softmax of the folded logits, [N, C]; its maximum is the confidence."""
+        shifted = np.exp(self.logits - self.logits.max(axis=1, keepdims=True))
+        normalised: NDArray[np.float32] = shifted / shifted.sum(axis=1, keepdims=True)
+        return normalised
+
+
+class Predictor:
+    """An exported model, ready to predict. Safe to call from several threads.
+
+    Args:
+        path: a `model.onnx` written by `ducat export`.
+        device: "cuda" fails without a usable GPU; "auto" takes the GPU if it works and else the CPU,
+            and says which in ``provider`` and ``fallback_reason``.
+        threads: CPU threads for one prediction; None lets ONNX Runtime take every core.
+
+    Raises:
+        DataError: no such file. VerificationError: not written by ducat, or changed since.
+        DucatError: the device was asked for and cannot be used, or ONNX Runtime is not installed.
+    """
+
+    spec: ModelSpec
+    source_sha256: str
+    provider: str
+    fallback_reason: str | None
+
+    def __init__(self, path: str | Path, device: Device = "auto", threads: int | None = None) -> None:
+        model = read_sealed(Path(path))
+        self._session, self.fallback_reason = _create_session(model, device, threads)
+        self.provider = self._session.get_providers()[0]
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        if METADATA_KEY not in metadata or SOURCE_KEY not in metadata:
+            raise VerificationError(f"{path} has no ducat metadata.", "ducat export model.safetensors --onnx")
+        self.spec = ModelSpec.from_json(metadata[METADATA_KEY], str(path))
+        self.source_sha256 = metadata[SOURCE_KEY]
+
+    def __call__(self, images: NDArray[np.uint8]) -> Predictions:
+        """Predict uint8 images [N, H, W, channels] of exactly the model's image size.
+
+        Raises:
+            UsageError: another dtype or shape.
+        """
+        expected = (*self.spec.image_size, self.spec.channels)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected:
+            raise UsageError(
+                f"The model takes uint8 images [N, {expected[0]}, {expected[1]}, {expected[2]}], "
+                f"not {images.dtype} {list(images.shape)}."
+            )
+        return Predictions(*self._session.run(["logits", "label", "dummy_mass"], {"images": images}))
+
+    def warm_up(self, batch_sizes: tuple[int, ...] = (1,)) -> None:
+        """Run each batch size once, so that the first request does not pay for lazy initialisation."""
+        for size in batch_sizes:
+            self(np.zeros((size, *self.spec.image_size, self.spec.channels), dtype=np.uint8))
+
+
+def _create_session(model: bytes, device: Device, threads: int | None) -> tuple[Any, str | None]:
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise missing_extra("onnxruntime", "cpu") from error
+    options = ort.SessionOptions()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    # Spinning threads steal the cores from decoding and from the HTTP loop.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+
+    def create(providers: list[Any]) -> Any:
+        try:
+            session = ort.InferenceSession(model, options, providers=providers)
+        except Exception as error:
+            raise DucatError(f"ONNX Runtime cannot load the model: {error}") from error
+        session.disable_fallback()
+        return session
+
+    reason = None
+    if device != "cpu":
+        reason = _why_no_cuda(ort)
+        if reason is None:
+            with contextlib.redirect_stdout(io.StringIO()):
+                ort.preload_dlls()
+                session = create([("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"}),
+                                  "CPUExecutionProvider"])  # fmt: skip
+            # Creation succeeds on the CPU when CUDA does not start, so look at what it really took.
+            if session.get_providers()[0] == "CUDAExecutionProvider":
+                return session, None
+            reason = "ONNX Runtime could not start its CUDA provider (no GPU, or no driver)"
+        if device == "cuda":
+            raise DucatError(f"--device cuda: {reason}.", "use --device cpu, or run `ducat doctor` to see what is missing")
+    return create(["CPUExecutionProvider"]), reason
+
+
+def _why_no_cuda(ort: Any) -> str | None:
+    if "CUDAExecutionProvider" in ort.get_available_providers():
+        return None
+    return "the installed onnxruntime has no CUDA provider (install 'ducat-serve[gpu]' instead of [cpu])"

@@ -1,0 +1,50 @@
+"""ONNX files that can be checked without an ONNX parser.
+
+A sealed file ends in one more `metadata_props` record: key `ducat_sha256`, value the SHA-256 of every byte
+before it. Protocol buffers allow a repeated field to be appended to a serialised message, so any ONNX
+reader still reads the file, and the serving side checks it with nothing but hashlib.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from ducat_serve.errors import DataError, VerificationError
+
+SEAL_KEY = "ducat_sha256"
+_DIGEST_LENGTH = 64
+# ModelProto.metadata_props is field 14; StringStringEntryProto has key = 1, value = 2; wire type 2 = bytes.
+_ENTRY = bytes([0x0A, len(SEAL_KEY)]) + SEAL_KEY.encode() + bytes([0x12, _DIGEST_LENGTH])
+_PREFIX = bytes([(14 << 3) | 2, len(_ENTRY) + _DIGEST_LENGTH]) + _ENTRY
+SEAL_LENGTH = len(_PREFIX) + _DIGEST_LENGTH
+
+
+def seal(model: bytes) -> bytes:
+    """Append the seal to a serialised ModelProto."""
+    return model + _PREFIX + hashlib.sha256(model).hexdigest().encode()
+
+
+def read_sealed(path: Path) -> bytes:
+    """Read a sealed ONNX file and check every byte of it.
+
+    Raises:
+        DataError: no such file.
+        VerificationError: not sealed by `ducat export`, or changed since.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}.", "ducat export model.safetensors --onnx") from error
+    body, tail = data[:-SEAL_LENGTH], data[-SEAL_LENGTH:]
+    if not tail.startswith(_PREFIX):
+        raise VerificationError(
+            f"{path} was not written by ducat (its metadata is missing) or is truncated.",
+            "ducat export model.safetensors --onnx",
+        )
+    if tail[len(_PREFIX) :] != hashlib.sha256(body).hexdigest().encode():
+        raise VerificationError(
+            f"{path} was changed after it was exported (SHA-256 mismatch).",
+            "ducat export model.safetensors --onnx",
+        )
+    return data

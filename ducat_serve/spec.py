@@ -1,0 +1,131 @@
+"""ModelSpec: everything an artefact says about itself, as one canonical JSON document.
+
+The same JSON travels in `model.safetensors` and in `model.onnx`. It holds no dates and no paths, so the
+same weights and recipe give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from ducat_serve.errors import VerificationError
+from ducat_serve.pixels import format_size
+from ducat_serve.report import RobustnessReport
+
+SCHEMA_VERSION = 1
+METADATA_KEY = "ducat"
+
+Fold = Literal["none", "max", "lse"]
+Norm = Literal["linf", "l2", "l1"]
+
+
+class ThreatModel(BaseModel):
+    """What the attacker may change: a ball of radius ``eps`` (pixels in [0, 1]) in ``norm``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    norm: Norm
+    eps: float = Field(gt=0, allow_inf_nan=False)
+
+    def __str__(self) -> str:
+        return f"{self.norm} {format_size(self.eps)}"
+
+
+class Normalisation(BaseModel):
+    """Per-channel mean and standard deviation of pixels in [0, 1]; applied inside the model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class ModelSpec(BaseModel):
+    """What a classifier is, how it was trained, and what was measured on it.
+
+    ``fold`` names the map from 2C logits to C; ``"none"`` means that the network has C logits and no
+    dummies. ``weights_digest`` is the SHA-256 over names, shapes, types and bytes of all tensors.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    network: str
+    num_classes: int = Field(ge=2)
+    labels: tuple[str, ...]
+    channels: Literal[1, 3]
+    image_size: tuple[int, int]
+    normalisation: Normalisation
+    fold: Fold
+    threat_model: ThreatModel
+    training: dict[str, JsonValue]
+    robustness: RobustnessReport | None = None
+    weights_digest: str
+
+    @property
+    def num_logits(self) -> int:
+        """Width of the network's head: C without dummies, 2C with them."""
+        return self.num_classes if self.fold == "none" else 2 * self.num_classes
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(self.labels) != self.num_classes:
+            raise ValueError(f"{len(self.labels)} labels for {self.num_classes} classes")
+        if {len(self.normalisation.mean), len(self.normalisation.std)} != {self.channels}:
+            raise ValueError("normalisation does not have one value per channel")
+        if self.robustness is not None and self.robustness.weights_digest != self.weights_digest:
+            raise ValueError("the robustness report was measured on other weights")
+        return self
+
+    def to_json(self) -> str:
+        """Canonical JSON: sorted keys, no blanks, and a digest over all the rest as ``spec_digest``."""
+        body = self.model_dump(mode="json")
+        return canonical_json({**body, "spec_digest": _digest(body)})
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> Self:
+        """Read and check a spec that came with ``source`` (used in messages).
+
+        Raises:
+            VerificationError: not JSON, another schema, a value out of place, or edited by hand.
+        """
+        try:
+            body = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise VerificationError(f"{source}: its ModelSpec is not JSON ({error})") from error
+        if not isinstance(body, dict) or body.get("schema_version") != SCHEMA_VERSION:
+            found = body.get("schema_version") if isinstance(body, dict) else type(body).__name__
+            raise VerificationError(
+                f"{source}: ModelSpec schema {found!r}, but this version of ducat reads schema {SCHEMA_VERSION}",
+                "pip install --upgrade ducat-serve, or export the model again",
+            )
+        stored = body.pop("spec_digest", None)
+        if stored != _digest(body):
+            raise VerificationError(
+                f"{source}: the ModelSpec does not match its own digest; it was damaged or edited by hand",
+                "take the file from its source again, or measure it again with `ducat evaluate`",
+            )
+        try:
+            return cls.model_validate(body)
+        except ValidationError as error:
+            raise VerificationError(f"{source}: invalid ModelSpec: {first_problem(error)}") from error
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no optional blanks; the same value always gives the same text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def first_problem(error: ValidationError) -> str:
+    """One line that names the first field pydantic complains about."""
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    return f"{where}: {problem['msg']}" if where else str(problem["msg"])
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(body).encode()).hexdigest()

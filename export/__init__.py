@@ -1,0 +1,1 @@
+"""Export: the deployed function as a checked ONNX file."""

@@ -1,0 +1,1 @@
+"""The HTTP service: BentoML around a bounded in-process batcher. Imports no torch."""

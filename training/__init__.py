@@ -1,0 +1,1 @@
+"""Training and evaluation: data, attacks, objectives, the trainer, robustness measurements."""

@@ -1,0 +1,1 @@
+"""Attacks on classifiers: perturbation balls and the searches inside them."""

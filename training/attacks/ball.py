@@ -1,0 +1,101 @@
+"""Perturbation balls: where an attack may go, and which way is steepest.
+
+Images are float32 [N, channels, H, W] in [0, 1]; eps and step sizes are in pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ducat_serve.spec import Norm, ThreatModel
+
+# Share of coordinates that one l1 step moves; steepest l1 ascent moves one pixel and is far too slow
+# (sparse l1 descent: Tramer and Boneh 2019, "Adversarial training and robustness for multiple perturbations").
+_L1_SPARSITY = 0.01
+# Float32 rounding in x + delta and in norms; keeps every returned image inside the ball when re-measured.
+_SHRINK = 1 - 1e-6
+
+
+@dataclass(frozen=True)
+class Ball:
+    """All images within ``eps`` of an image in ``norm``, and inside [0, 1]."""
+
+    norm: Norm
+    eps: float
+
+    @classmethod
+    def of(cls, threat_model: ThreatModel) -> Ball:
+        """The ball of a threat model."""
+        return cls(threat_model.norm, threat_model.eps)
+
+    def random_start(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """A random point of the ball around each image (uniform for linf and l2), clamped to [0, 1]."""
+
+        def uniform(*shape: int) -> Tensor:
+            return torch.rand(shape, generator=generator, device=images.device, dtype=images.dtype)
+
+        if self.norm == "linf":
+            return self.project(images, images + (2 * uniform(*images.shape) - 1) * self.eps)
+        dimensions = images[0].numel()
+        radius = self.eps * uniform(len(images), 1, 1, 1) ** (1 / dimensions)
+        if self.norm == "l2":
+            direction = torch.randn(images.shape, generator=generator, device=images.device, dtype=images.dtype)
+            direction = direction / _norm(direction, 2)
+        else:
+            signs = uniform(*images.shape) - 0.5
+            direction = signs.sign() * -uniform(*images.shape).clamp_min(1e-12).log()
+            direction = direction / _norm(direction, 1)
+        return self.project(images, images + radius * direction)
+
+    def ascend(self, images: Tensor, gradient: Tensor, step_size: float) -> Tensor:
+        """Move ``images`` by ``step_size`` (measured in this norm) along the steepest direction."""
+        if self.norm == "linf":
+            return images + step_size * gradient.sign()
+        if self.norm == "l2":
+            return images + step_size * gradient / _norm(gradient, 2).clamp_min(1e-12)
+        flat = gradient.flatten(1)
+        moved = max(1, round(_L1_SPARSITY * flat.shape[1]))
+        # A pixel already at its bound cannot move further that way; spend the step where it counts.
+        blocked = ((images >= 1) & (gradient > 0)) | ((images <= 0) & (gradient < 0))
+        top = flat.abs().masked_fill(blocked.flatten(1), -1).topk(moved, dim=1).indices
+        step = torch.zeros_like(flat).scatter_(1, top, flat.gather(1, top).sign() * (step_size / moved))
+        return images + step.view_as(images)
+
+    def project(self, images: Tensor, candidates: Tensor) -> Tensor:
+        """The nearest point of the ball around ``images`` (for l1 and l2: projected, then clamped to [0, 1])."""
+        if self.norm == "linf":
+            eps = self.eps * _SHRINK
+            return candidates.clamp(min=images - eps, max=images + eps).clamp(0, 1)
+        delta = candidates - images
+        if self.norm == "l2":
+            delta = delta * (self.eps * _SHRINK / _norm(delta, 2).clamp_min(1e-12)).clamp_max(1)
+        else:
+            delta = _project_l1(delta, self.eps * _SHRINK)
+        # Clamping only moves pixels towards the original ones, so the result stays inside the ball.
+        return (images + delta).clamp(0, 1)
+
+
+def distance(images: Tensor, candidates: Tensor, norm: Norm) -> Tensor:
+    """Distance between image pairs in ``norm``, float [N]."""
+    delta = (candidates - images).flatten(1)
+    order = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}[norm]
+    return torch.linalg.vector_norm(delta, order, dim=1)
+
+
+def _norm(values: Tensor, order: int) -> Tensor:
+    return torch.linalg.vector_norm(values, order, dim=(1, 2, 3), keepdim=True)
+
+
+def _project_l1(delta: Tensor, eps: float) -> Tensor:
+    """Euclidean projection onto the l1 ball (Duchi et al. 2008, figure 1)."""
+    flat = delta.flatten(1)
+    magnitude = flat.abs()
+    ordered = magnitude.sort(dim=1, descending=True).values
+    excess = ordered.cumsum(dim=1) - eps
+    ranks = torch.arange(1, flat.shape[1] + 1, device=flat.device, dtype=flat.dtype)
+    active = (ordered * ranks > excess).sum(dim=1, keepdim=True).clamp_min(1)
+    threshold = (excess.gather(1, active - 1) / active).clamp_min(0)
+    return (flat.sign() * (magnitude - threshold).clamp_min(0)).view_as(delta)

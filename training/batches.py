@@ -1,0 +1,94 @@
+"""The whole uint8 data set on the device, shuffled and augmented in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from training.data.decoding import Split
+from training.randomness import stream
+
+
+@dataclass(frozen=True)
+class DeviceSplit:
+    """Images uint8 [N, channels, H, W] and labels int64 [N] on the device."""
+
+    images: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, split: Split, device: torch.device) -> DeviceSplit:
+        """Copy a split to the device, channels first."""
+        images = torch.from_numpy(np.ascontiguousarray(split.images.transpose(0, 3, 1, 2)))
+        return cls(images.to(device), torch.from_numpy(split.labels.copy()).to(device))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of float images in [0, 1] and labels, in order; the last one may be smaller."""
+        for start in range(0, len(self), batch_size):
+            yield to_pixels(self.images[start : start + batch_size]), self.labels[start : start + batch_size]
+
+
+@dataclass(frozen=True)
+class TrainingBatches:
+    """Shuffled, augmented batches. Every batch depends only on (seed, epoch, step), never on the last one."""
+
+    split: DeviceSplit
+    batch_size: int
+    seed: int
+    crop_padding: int
+    flip: bool
+
+    @property
+    def steps(self) -> int:
+        """Steps per epoch; images that do not fill a last batch wait for another epoch's order."""
+        return len(self.split) // self.batch_size
+
+    def order(self, epoch: int) -> Tensor:
+        """The order of images in an epoch, [N]."""
+        generator = stream(self.seed, "order", epoch)
+        return torch.randperm(len(self.split), generator=generator).to(self.split.labels.device)
+
+    def batch(self, order: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        """Float images [B, channels, H, W] in [0, 1] and labels [B] of one step."""
+        index = order[step * self.batch_size : (step + 1) * self.batch_size]
+        device = self.split.images.device
+        generator = stream(self.seed, "augment", epoch, step, device=device)
+        images = augment(self.split.images[index], self.crop_padding, self.flip, generator)
+        return to_pixels(images), self.split.labels[index]
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """uint8 to float32 in [0, 1]."""
+    return images.float().div_(255)
+
+
+def augment(images: Tensor, crop_padding: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """Random crop from a zero-padded image and random horizontal flip, drawn for each image on its own.
+
+    Args:
+        images: uint8 [N, channels, H, W].
+        crop_padding: pixels of padding on each side; 0 turns cropping off.
+    """
+    count, _, height, width = images.shape
+    device = images.device
+    if crop_padding:
+        padded = F.pad(images, [crop_padding] * 4)
+        top = torch.randint(2 * crop_padding + 1, (count, 1), generator=generator, device=device)
+        left = torch.randint(2 * crop_padding + 1, (count, 1), generator=generator, device=device)
+        rows = (top + torch.arange(height, device=device))[:, None, :, None]
+        columns = (left + torch.arange(width, device=device))[:, None, None, :]
+        batch = torch.arange(count, device=device)[:, None, None, None]
+        channel = torch.arange(images.shape[1], device=device)[None, :, None, None]
+        images = padded[batch, channel, rows, columns]
+    if flip:
+        flipped = torch.rand(count, generator=generator, device=device) < 0.5
+        images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
+    return images

@@ -1,0 +1,176 @@
+"""Data sets by name: found in the data folder or downloaded, decoded once, split into train, val and test."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ducat_serve.errors import DataError, UsageError, unknown_name
+from ducat_serve.output import Output
+from training.data.cifar import CIFAR10, CIFAR100, CifarFormat, read_cifar
+from training.data.decoding import Decoded, Split, cache_root, decode_tree
+from training.data.digits import read_digits
+from training.data.download import Archive, download
+from training.data.splits import hold_out
+from training.data.trees import open_tree
+
+VAL_SHARE = 0.1
+MAX_VAL_IMAGES = 1000
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """One line of `ducat datasets`. ``archive`` is None for the embedded data set."""
+
+    name: str
+    title: str
+    classes: int
+    image_size: int
+    archive: Archive | None = None
+    cifar: CifarFormat | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Three splits of uint8 images [N, H, W, 3]. ``title`` is the true name, to be printed with any number.
+
+    Models are chosen on ``val``; ``test`` is for `ducat evaluate` alone.
+    """
+
+    title: str
+    class_names: tuple[str, ...]
+    train: Split
+    val: Split
+    test: Split
+    digest: str
+
+
+DATASETS: dict[str, DatasetInfo] = {
+    info.name: info
+    for info in (
+        DatasetInfo("digits", "digits", 10, 8),
+        DatasetInfo(
+            "cifar10",
+            "CIFAR-10",
+            10,
+            32,
+            Archive(
+                "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+                170_052_171,
+                "c32a1d4ab5d03f1284b67883e8d87530",
+            ),
+            CIFAR10,
+        ),
+        DatasetInfo(
+            "cifar100",
+            "CIFAR-100",
+            100,
+            32,
+            Archive(
+                "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+                168_513_733,
+                "03b5dce01913d631647c71ecec9e9cb8",
+            ),
+            CIFAR100,
+        ),
+        DatasetInfo(
+            "tiny-imagenet",
+            "Tiny-ImageNet",
+            200,
+            64,
+            Archive(
+                "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+                248_100_043,
+                "90528d7ca1a48142e341f4ef8d21d0de",
+            ),
+        ),
+    )
+}
+
+
+def load_dataset(
+    name: str,
+    *,
+    data_dir: Path | None = None,
+    offline: bool = False,
+    image_size: int | None = None,
+    seed: int = 0,
+    output: Output | None = None,
+) -> Dataset:
+    """Load a data set by name, or `folder:PATH`.
+
+    Args:
+        name: a key of `DATASETS`, or `folder:PATH` with class folders under train/ and val/ or test/.
+        data_dir: where archives are looked for, and downloaded to; None is the user's cache folder.
+        offline: never download.
+        image_size: resize every image to this height and width.
+        seed: chooses which training images are held out as val.
+
+    Raises:
+        UsageError: unknown name. DataError: missing, truncated or corrupt data.
+    """
+    output = output or Output()
+    title, decoded = _find(name, data_dir or cache_root() / "data", offline, image_size, output)
+    if decoded.val is None:
+        count = min(MAX_VAL_IMAGES, round(VAL_SHARE * len(decoded.train)))
+        train, val = hold_out(decoded.train, count, seed)
+    else:
+        train, val = decoded.train, decoded.val
+    return Dataset(title, decoded.class_names, train, val, decoded.test, decoded.digest)
+
+
+def _find(
+    name: str, data_dir: Path, offline: bool, image_size: int | None, output: Output
+) -> tuple[str, Decoded]:
+    if name.startswith("folder:"):
+        path = Path(name.removeprefix("folder:")).expanduser()
+        if not path.exists():
+            raise DataError(f"There is no folder {path}.", "give --dataset folder:PATH with an existing path")
+        return f"folder:{path.resolve().name}", decode_tree(open_tree(path), image_size, output)
+    if name not in DATASETS:
+        raise unknown_name("data set", name, [*DATASETS, "folder:PATH"])
+    info = DATASETS[name]
+    if info.archive is None or info.cifar is not None:
+        _refuse_resize(info, image_size)
+    if info.archive is None:
+        return info.title, read_digits()
+    path = next(_candidates(info, data_dir), None) or _obtain(info, info.archive, data_dir, offline, output)
+    if info.cifar is not None and path.name == info.archive.filename:
+        return info.title, read_cifar(path, info.cifar)
+    return _title(info, path), decode_tree(open_tree(path), image_size, output)
+
+
+def _candidates(info: DatasetInfo, data_dir: Path) -> Iterator[Path]:
+    """What is there already: the official archive first, then zips and folders named after the data set."""
+    if not data_dir.is_dir():
+        return
+    if info.archive is not None and (data_dir / info.archive.filename).is_file():
+        yield data_dir / info.archive.filename
+    pattern = re.compile(rf"{re.escape(info.name)}([-_.].*)?")
+    for path in sorted(data_dir.iterdir()):
+        if pattern.fullmatch(path.name) and (path.is_dir() or path.suffix == ".zip"):
+            yield path
+
+
+def _obtain(info: DatasetInfo, archive: Archive, data_dir: Path, offline: bool, output: Output) -> Path:
+    if offline:
+        raise DataError(
+            f"{info.title} is not in {data_dir}, and --offline forbids to download it.",
+            f"put {archive.filename} (or a folder {info.name}/) there, or drop --offline",
+        )
+    return download(archive, data_dir, output)
+
+
+def _title(info: DatasetInfo, path: Path) -> str:
+    """`cifar10-jpeg.zip` is "CIFAR-10 (JPEG)", `tiny-imagenet-20.zip` is "Tiny-ImageNet-20"."""
+    variant = path.name.removesuffix(".zip").removeprefix(info.name).strip("-_. ")
+    if not variant or variant == str(info.classes):
+        return info.title
+    return f"{info.title}-{variant}" if variant.isdigit() else f"{info.title} ({variant.upper()})"
+
+
+def _refuse_resize(info: DatasetInfo, image_size: int | None) -> None:
+    if image_size not in (None, info.image_size):
+        raise UsageError(f"{info.title} has {info.image_size}x{info.image_size} images; --image-size is for others.")

@@ -1,0 +1,95 @@
+"""Download an archive: resumable, checked by size and digest, renamed only when whole."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from ducat_serve.atomic import cannot_write
+from ducat_serve.errors import DataError
+from ducat_serve.output import Output
+
+_CHUNK = 1 << 18
+_TIMEOUT_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file on the web, with what it must be. ``size`` in bytes; ``md5`` as its authors publish it."""
+
+    url: str
+    size: int
+    md5: str
+
+    @property
+    def filename(self) -> str:
+        return self.url.rsplit("/", 1)[-1]
+
+
+def download(archive: Archive, folder: Path, output: Output) -> Path:
+    """Download ``archive`` into ``folder`` and return its path. A started `.part` file is continued.
+
+    Raises:
+        DataError: unreachable, or another size or digest than expected (the `.part` is then removed).
+        DucatError: the folder is not writable.
+    """
+    target = folder / archive.filename
+    part = target.with_name(target.name + ".part")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        part.touch()
+    except OSError as error:
+        raise cannot_write(part, error) from error
+    output.say(f"Downloading {archive.url} ({archive.size:,} bytes) to {target}")
+    try:
+        _fetch(archive, part, output)
+    except (urllib.error.URLError, OSError) as error:
+        reason = getattr(error, "reason", error)
+        raise DataError(
+            f"Cannot download {archive.url}: {reason}. What arrived is kept in {part}.",
+            f"run the command again to go on, or put {archive.filename} into {folder} yourself",
+        ) from error
+    _check(archive, part)
+    part.replace(target)
+    return target
+
+
+def _fetch(archive: Archive, part: Path, output: Output) -> None:
+    done = part.stat().st_size
+    if done >= archive.size:
+        return
+    request = urllib.request.Request(archive.url, headers={"Range": f"bytes={done}-"} if done else {})
+    with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
+        if response.status != 206:  # the server sends the whole file again
+            done = 0
+        with part.open("ab" if done else "wb") as file, output.progress("Downloading", archive.size) as advance:
+            advance(done)
+            while chunk := response.read(_CHUNK):
+                file.write(chunk)
+                advance(len(chunk))
+                if file.tell() > archive.size:
+                    break
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _check(archive: Archive, part: Path) -> None:
+    size = part.stat().st_size
+    if size < archive.size:
+        raise DataError(
+            f"{archive.url} ended after {size:,} of {archive.size:,} bytes; they are kept in {part}.",
+            "run the command again to go on",
+        )
+    with part.open("rb") as file:
+        md5 = hashlib.file_digest(file, "md5").hexdigest()
+    if size != archive.size or md5 != archive.md5:
+        part.unlink()
+        raise DataError(
+            f"{archive.url} gave {size:,} bytes with MD5 {md5}, expected {archive.size:,} with {archive.md5}. "
+            "The file was removed.",
+            "run the command again, or get the archive from another mirror",
+        )

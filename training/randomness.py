@@ -1,0 +1,14 @@
+"""Random streams that depend only on (seed, purpose, epoch, step), so that a resumed run repeats exactly."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+
+def stream(seed: int, *where: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator for one purpose at one place of a run, e.g. ``stream(seed, "attack", epoch, step)``."""
+    text = "/".join(str(part) for part in (seed, *where))
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return torch.Generator(device=device).manual_seed(number)

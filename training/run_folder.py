@@ -1,0 +1,84 @@
+"""The files of a run: config.json, last.pt, metrics.csv, model.safetensors, pre_dummy.safetensors."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ducat_serve import atomic
+from ducat_serve.errors import DataError, UsageError
+from ducat_serve.spec import first_problem
+from training.config import TrainConfig
+
+METRICS = (
+    "epoch",
+    "phase",
+    "learning_rate",
+    "loss",
+    "val_clean_accuracy",
+    "val_pgd_accuracy",
+    "dummy_share_clean",
+    "dummy_share_adversarial",
+    "images_per_second",
+    "seconds",
+)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run."""
+
+    path: Path
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model.safetensors"
+
+    @property
+    def pre_dummy(self) -> Path:
+        return self.path / "pre_dummy.safetensors"
+
+    @property
+    def state(self) -> Path:
+        return self.path / "last.pt"
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    def create(self, config: TrainConfig, data_dir: Path | None) -> None:
+        """Start a new run here. Raises UsageError where there is one already."""
+        if self.config.exists():
+            raise UsageError(
+                f"{self.path} already holds a run.", f"ducat train --resume {self.path}, or choose another --out"
+            )
+        # The data folder is where this machine keeps its data, not a part of what decides the weights.
+        document = {"config": config.model_dump(mode="json"), "data_dir": str(data_dir) if data_dir else None}
+        atomic.write_text(self.config, json.dumps(document, indent=2, sort_keys=True) + "\n")
+
+    def read(self) -> tuple[TrainConfig, Path | None]:
+        """The configuration and data folder of the run here. Raises DataError where there is none."""
+        try:
+            document: dict[str, Any] = json.loads(self.config.read_text())
+            config = TrainConfig.model_validate(document["config"])
+        except OSError as error:
+            raise DataError(f"There is no run in {self.path}.", "ducat train --out runs/NAME") from error
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise DataError(f"{self.config} is damaged: {error}.") from error
+        except ValidationError as error:
+            raise DataError(f"{self.config} is damaged: {first_problem(error)}.") from error
+        return config, Path(document["data_dir"]) if document.get("data_dir") else None
+
+    def write_metrics(self, rows: list[dict[str, Any]]) -> None:
+        """Write metrics.csv anew, one row per finished epoch."""
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, METRICS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        atomic.write_text(self.path / "metrics.csv", buffer.getvalue())

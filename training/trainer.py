@@ -1,0 +1,252 @@
+"""The training loop: craft, update, validate, keep the best, and stop only where nothing is lost."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ducat_serve.checkpoint import weights_digest, write_checkpoint
+from ducat_serve.deployed import Deployed, build_classifier, numpy_weights
+from ducat_serve.errors import DataError, DucatError, InterruptedRun, UsageError
+from ducat_serve.output import Output
+from ducat_serve.spec import ModelSpec, Normalisation
+from training.attacks.ball import Ball
+from training.attacks.frozen import frozen
+from training.attacks.pgd import ascend_loss
+from training.batches import DeviceSplit, TrainingBatches
+from training.config import TrainConfig
+from training.data import Dataset
+from training.device import exact_float32
+from training.objectives.adversarial_training import FOLDS, AdversarialTraining
+from training.randomness import stream
+from training.run_folder import RunFolder
+from training.signals import StopSignal
+from training.state import RunState, load_state, save_state
+from training.validation import ValidationResult, validate
+
+# Long epochs are saved on the way as well; a state costs a second or two at most.
+_SAVE_EVERY_SECONDS = 600
+
+
+class Trainer:
+    """One run: its model, data, optimizer and place. `run` goes on from wherever the place is."""
+
+    def __init__(
+        self, config: TrainConfig, dataset: Dataset, folder: RunFolder, device: torch.device, output: Output
+    ) -> None:
+        self.config, self.dataset, self.folder, self.device, self.output = config, dataset, folder, device, output
+        self.batches = TrainingBatches(
+            DeviceSplit.of(dataset.train, device), config.batch_size, config.seed, config.crop_padding, config.flip
+        )
+        if self.batches.steps == 0:
+            raise UsageError(
+                f"--batch-size {config.batch_size} is more than the {len(dataset.train)} training images."
+            )
+        self.val = DeviceSplit.of(dataset.val, device)
+        self.spec = initial_spec(config, dataset)
+        torch.manual_seed(config.seed)  # weight initialisation only; all else draws from `stream`
+        self.classifier = build_classifier(self.spec).to(device)
+        self.deployed = Deployed(self.classifier, self.spec.fold)
+        self.objective = AdversarialTraining(config.ducat, config.split_weight)
+        self.ball = Ball(config.norm, config.eps)
+        self.optimizer = torch.optim.SGD(
+            self.classifier.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+        self.state = RunState()
+
+    def resume(self) -> None:
+        """Take up the state that the run folder holds. Raises DataError where it does not fit."""
+        self.state = load_state(self.folder.state)
+        try:
+            self.classifier.network.load_state_dict(self.state.weights)
+            self.optimizer.load_state_dict(self.state.optimizer)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise DataError(f"{self.folder.state} does not fit this run: {error}.") from error
+
+    def run(self, stop: StopSignal) -> dict[str, Any]:
+        """Train to the last epoch; returns the summary of the run.
+
+        Raises:
+            InterruptedRun: a signal came; the state is saved.
+            DucatError: the loss became NaN or infinite; the last good state is kept.
+        """
+        exact_float32()
+        while self.state.epoch <= self.config.epochs:
+            self._train_epoch(stop)
+            self._finish_epoch()
+            # A signal that came during validation finds the epoch already saved.
+            if stop.received is not None and self.state.epoch <= self.config.epochs:
+                raise self._interrupted(stop.received)
+        return self.summary()
+
+    def summary(self) -> dict[str, Any]:
+        """What a finished run has to show."""
+        last = self.state.rows[-1]
+        pgd_accuracy, clean_accuracy = self.state.best or (math.nan, math.nan)
+        return {
+            "model": str(self.folder.model),
+            "epochs": int(last["epoch"]),
+            "best_val_pgd_accuracy": pgd_accuracy,
+            "best_val_clean_accuracy": clean_accuracy,
+            "dataset": self.dataset.title,
+        }
+
+    def _train_epoch(self, stop: StopSignal) -> None:
+        state, epoch = self.state, self.state.epoch
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate(epoch)
+        order = self.batches.order(epoch)
+        self.classifier.train()
+        saved = time.monotonic()
+        with self.output.progress(f"epoch {epoch}/{self.config.epochs}", self.batches.steps) as advance:
+            advance(state.step)
+            while state.step < self.batches.steps:
+                started = time.monotonic()
+                loss = self._step(order, epoch, state.step)
+                state.seconds += time.monotonic() - started
+                if not math.isfinite(loss):
+                    raise self._diverged(loss)
+                state.losses.append(loss)
+                state.step += 1
+                advance(note=f"loss {loss:.3f}, {self._images_per_second():,.0f} images/s")
+                if stop.received is not None:
+                    self._save()
+                    raise self._interrupted(stop.received)
+                if time.monotonic() - saved > _SAVE_EVERY_SECONDS:
+                    self._save()
+                    saved = time.monotonic()
+
+    def _step(self, order: Tensor, epoch: int, step: int) -> float:
+        images, labels = self.batches.batch(order, epoch, step)
+        dummy_phase = self.config.is_dummy_phase(epoch)
+        bf16 = self.config.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            with frozen(self.classifier):
+                adversarial = ascend_loss(
+                    lambda x: self.objective.attack_loss(self.classifier(x).float(), labels, dummy_phase),
+                    images,
+                    self.ball,
+                    steps=self.config.attack_steps,
+                    step_size=self.config.step_size,
+                    generator=stream(self.config.seed, "attack", epoch, step, device=self.device),
+                )
+            loss = self.objective.loss(self.classifier, images, adversarial, labels, dummy_phase)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return loss.item()
+
+    def _finish_epoch(self) -> None:
+        state, epoch = self.state, self.state.epoch
+        result = validate(self.deployed, self.val, self.config)
+        if epoch == self.config.ducat_start:
+            state.best = None  # a model without trained dummies is not what was asked for
+        score = (result.pgd_accuracy, result.clean_accuracy)
+        if state.best is None or score > state.best:
+            state.best = score
+            self._write_model(self.folder.model)
+        if epoch + 1 == self.config.ducat_start:
+            self._write_model(self.folder.pre_dummy)
+        row = self._row(result)
+        state.rows.append(row)
+        state.epoch, state.step, state.losses, state.seconds = epoch + 1, 0, [], 0.0
+        self._save()
+        self.folder.write_metrics(state.rows)
+        self._say(row)
+
+    def _row(self, result: ValidationResult) -> dict[str, Any]:
+        state = self.state
+        blank = ""
+        return {
+            "epoch": state.epoch,
+            "phase": "dummy" if self.config.is_dummy_phase(state.epoch) else "adversarial",
+            "learning_rate": round(self.config.learning_rate(state.epoch), 10),
+            "loss": round(sum(state.losses) / len(state.losses), 6),
+            "val_clean_accuracy": round(result.clean_accuracy, 6),
+            "val_pgd_accuracy": round(result.pgd_accuracy, 6),
+            "dummy_share_clean": blank if result.dummy_share_clean is None else round(result.dummy_share_clean, 6),
+            "dummy_share_adversarial": blank
+            if result.dummy_share_adversarial is None
+            else round(result.dummy_share_adversarial, 6),
+            "images_per_second": round(self._images_per_second(), 1),
+            "seconds": round(state.seconds, 2),
+        }
+
+    def _say(self, row: dict[str, Any]) -> None:
+        share = ""
+        if row["dummy_share_clean"] != "":
+            share = f"  dummy share {row['dummy_share_clean']:.2f} / {row['dummy_share_adversarial']:.2f}"
+        self.output.say(
+            f"epoch {row['epoch']:>3}/{self.config.epochs} {row['phase']:<11} loss {row['loss']:.4f}  "
+            f"val clean {row['val_clean_accuracy']:.1%}  val PGD {row['val_pgd_accuracy']:.1%}{share}  "
+            f"{row['images_per_second']:,.0f} images/s"
+        )
+
+    def _images_per_second(self) -> float:
+        return len(self.state.losses) * self.config.batch_size / max(self.state.seconds, 1e-9)
+
+    def _write_model(self, path: Path) -> None:
+        tensors = numpy_weights(self.classifier)
+        spec = self.spec.model_copy(update={"weights_digest": weights_digest(tensors)})
+        write_checkpoint(path, tensors, spec)
+
+    def _save(self) -> None:
+        self.state.weights = self.classifier.network.state_dict()
+        self.state.optimizer = self.optimizer.state_dict()
+        save_state(self.folder.state, self.state)
+
+    def _interrupted(self, signal_number: int) -> InterruptedRun:
+        place = f"epoch {self.state.epoch}, step {self.state.step}"
+        return InterruptedRun(
+            signal_number, f"Interrupted; saved at {place}.", f"ducat train --resume {self.folder.path}"
+        )
+
+    def _diverged(self, loss: float) -> DucatError:
+        return DucatError(
+            f"The loss is {loss} at epoch {self.state.epoch}, step {self.state.step}. The last good state is in "
+            f"{self.folder.path}.",
+            "train again with a smaller --lr, or with --precision float32",
+        )
+
+
+def initial_spec(config: TrainConfig, dataset: Dataset) -> ModelSpec:
+    """The ModelSpec of a run before it has weights; holds no path of this machine."""
+    images = dataset.train.images
+    mean, std = _pixel_statistics(images)
+    recipe = {**config.model_dump(mode="json"), "dataset": dataset_reference(config.dataset)}
+    return ModelSpec(
+        network=config.network,
+        num_classes=len(dataset.class_names),
+        labels=dataset.class_names,
+        channels=images.shape[3],
+        image_size=(images.shape[1], images.shape[2]),
+        normalisation=Normalisation(mean=mean, std=std),
+        fold=FOLDS[config.ducat],
+        threat_model=config.threat_model,
+        training={"recipe": recipe, "data": dataset.title, "data_digest": dataset.digest},
+        weights_digest="",
+    )
+
+
+def dataset_reference(name: str) -> str:
+    """A data set's name without the path that `folder:PATH` has."""
+    return f"folder:{Path(name.removeprefix('folder:')).name}" if name.startswith("folder:") else name
+
+
+def _pixel_statistics(images: np.ndarray[Any, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of pixels in [0, 1], to 4 decimals; exact over all images."""
+    means, stds = [], []
+    for channel in range(images.shape[3]):
+        counts = np.bincount(images[..., channel].reshape(-1), minlength=256)
+        values = np.arange(256) / 255
+        mean = float((counts * values).sum() / counts.sum())
+        variance = float((counts * (values - mean) ** 2).sum() / counts.sum())
+        means.append(round(mean, 4))
+        stds.append(round(max(variance, 1e-8) ** 0.5, 4))
+    return tuple(means), tuple(stds)
