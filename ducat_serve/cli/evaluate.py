@@ -1,0 +1,121 @@
+"""`ducat evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ducat_serve.cli.options import PIXEL_SIZE, common, data_options, device_option
+from ducat_serve.errors import UsageError
+from ducat_serve.output import Output
+
+
+@click.command("evaluate")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--split", type=click.Choice(["val", "test"]), default="test", show_default=True, help="Which images.")
+@click.option("--norm", type=click.Choice(["linf", "l2", "l1"]), help="[default: the norm it was trained for]")
+@click.option("--eps", type=PIXEL_SIZE, help="Radius in pixels, e.g. 8/255.  [default: as trained]")
+@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Steps of PGD.")
+@click.option("--max-examples", type=click.IntRange(min=1), help="Only the first N images of a seeded shuffle.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=256, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--dataset", help="Another data set than it was trained on, or where folder:PATH is now.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Also write the report here, as JSON.")
+@data_options
+@device_option
+@common
+def command(
+    model: Path,
+    split: str,
+    norm: str | None,
+    eps: float | None,
+    steps: int,
+    max_examples: int | None,
+    batch_size: int,
+    seed: int,
+    dataset: str | None,
+    out: Path | None,
+    data_dir: Path | None,
+    offline: bool,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Measure clean and robust accuracy of MODEL (a model.safetensors or its run folder).
+
+    The attack is run on the deployed function, the one that is exported and served: it knows the fold and
+    the dummies. The report is stored in the checkpoint and follows it into the exported model.
+
+    \b
+    Example:
+      ducat evaluate runs/digits
+      ducat evaluate runs/digits --max-examples 500 --json
+    """
+    import torch
+
+    from ducat_serve.atomic import write_text
+    from ducat_serve.checkpoint import read_checkpoint, write_checkpoint
+    from ducat_serve.cli.run_data import load_training_data
+    from ducat_serve.deployed import checkpoint_path, load
+    from ducat_serve.pixels import format_size
+    from ducat_serve.spec import ThreatModel
+    from training.batches import DeviceSplit
+    from training.data.decoding import Split
+    from training.device import choose_device, exact_float32
+    from training.evaluation.evaluate import PgdStage, Subject, evaluate
+    from training.randomness import stream
+
+    output = Output(as_json)
+    checkpoint = checkpoint_path(model)
+    if checkpoint.suffix == ".onnx":
+        raise UsageError(
+            "Gradient attacks need the checkpoint, not the exported model.", f"ducat evaluate {checkpoint.parent}"
+        )
+    deployed = load(checkpoint)
+    spec = deployed.spec
+    if eps == 0:
+        raise UsageError("--eps 0 is no attack; the clean accuracy is printed in any case.", "give --eps 8/255")
+    if eps is None and norm not in (None, spec.threat_model.norm):
+        raise UsageError(f"--norm {norm} needs --eps: the model was trained for {spec.threat_model}.")
+    threat_model = ThreatModel.model_validate(
+        {"norm": norm or spec.threat_model.norm, "eps": spec.threat_model.eps if eps is None else eps}
+    )
+    torch_device = choose_device(device, output)
+    exact_float32()
+    data = load_training_data(
+        checkpoint, spec, dataset=dataset, data_dir=data_dir, offline=offline, output=output
+    )
+    if data.class_names != spec.labels:
+        raise UsageError(
+            f"{data.title} has other classes than the model ({len(data.class_names)} and {spec.num_classes})."
+        )
+    chosen: Split = getattr(data, split)
+    if max_examples is not None and max_examples < len(chosen):
+        index = torch.randperm(len(chosen), generator=stream(seed, "subset"))[:max_examples].sort().values.numpy()
+        chosen = Split(chosen.images[index], chosen.labels[index])
+    report = evaluate(
+        deployed.to(torch_device),
+        DeviceSplit.of(chosen, torch_device),
+        Subject(spec.weights_digest, data.title, "val" if split == "val" else "test", spec.num_classes),
+        threat_model,
+        [PgdStage(steps)],
+        seed=seed,
+        batch_size=batch_size,
+        output=output,
+    )
+    low, high = report.worst_case_interval
+    output.table(
+        f"{data.title}, {report.examples} {split} images, {threat_model.norm} {format_size(threat_model.eps)}",
+        ("accuracy of the deployed function", "%", "95 % interval"),
+        [
+            ("clean", f"{report.clean_accuracy:.1%}", ""),
+            *((f"under {a.name}-{a.settings['steps']}", f"{a.worst_case_accuracy:.1%}", "") for a in report.attacks),
+            ("worst case", f"{report.worst_case_accuracy:.1%}", f"{low:.1%} to {high:.1%}"),
+        ],
+    )
+    _, tensors = read_checkpoint(checkpoint)
+    write_checkpoint(checkpoint, tensors, spec.model_copy(update={"robustness": report}))
+    if out is not None:
+        write_text(out, report.model_dump_json(indent=2) + "\n")
+    output.say(f"Stored in {checkpoint}.\nNext: ducat export {checkpoint}")
+    output.result(report.model_dump(mode="json"))

@@ -1,0 +1,45 @@
+"""Find the data that a checkpoint was trained on: flags, then its run folder, then its ModelSpec."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ducat_serve.errors import DucatError
+from ducat_serve.output import Output
+from ducat_serve.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from training.data import Dataset
+
+
+def load_training_data(
+    checkpoint: Path,
+    spec: ModelSpec,
+    *,
+    dataset: str | None,
+    data_dir: Path | None,
+    offline: bool,
+    output: Output,
+) -> Dataset:
+    """The data set of a checkpoint, split as it was for training. Raises DataError as `load_dataset` does."""
+    from training.data import load_dataset
+    from training.run_folder import RunFolder
+
+    name = dataset or str(spec.training["recipe"]["dataset"])  # type: ignore[call-overload, index]
+    try:
+        config, stored_data_dir = RunFolder(checkpoint.parent).read()
+    except DucatError:
+        pass  # the checkpoint was moved out of its run folder; what the ModelSpec says must do
+    else:
+        name = dataset or config.dataset
+        data_dir = data_dir or stored_data_dir
+    recipe = spec.training["recipe"]
+    return load_dataset(
+        name,
+        data_dir=data_dir,
+        offline=offline,
+        image_size=recipe["image_size"],  # type: ignore[call-overload, index, arg-type]
+        seed=recipe["seed"],  # type: ignore[call-overload, index, arg-type]
+        output=output,
+    )

@@ -1,0 +1,28 @@
+"""The graph that is exported: uint8 images in, C logits, label and dummy mass out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ducat_serve.deployed import Classifier
+from ducat_serve.recovery import dummy_mass, fold_logits
+from ducat_serve.spec import Fold
+
+
+class DeployGraph(nn.Module):
+    """The deployed function with everything around it that a server would otherwise repeat."""
+
+    def __init__(self, classifier: Classifier, fold: Fold) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.fold: Fold = fold
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """uint8 [batch, H, W, channels] to logits float32 [batch, C], label int64 [batch], dummy mass [batch]."""
+        # contiguous: otherwise pooling is exported as a chain of reshapes.
+        pixels = images.permute(0, 3, 1, 2).contiguous().float() / 255
+        raw = self.classifier(pixels)
+        logits = fold_logits(raw, self.fold)
+        mass = torch.zeros_like(logits[:, 0]) if self.fold == "none" else dummy_mass(raw)
+        return logits, logits.argmax(dim=1), mass

@@ -1,0 +1,81 @@
+"""Write `model.onnx`: one sealed file, opset 18, IR 10, the same bytes for the same checkpoint."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from pathlib import Path
+
+import onnx
+import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+from ducat_serve import atomic
+from ducat_serve.checkpoint import file_sha256
+from ducat_serve.deployed import checkpoint_path, load
+from ducat_serve.predictor import SOURCE_KEY
+from ducat_serve.sealed import seal
+from ducat_serve.spec import METADATA_KEY, ModelSpec
+from export.graph import DeployGraph
+from export.parity import ParityReport, check_parity
+
+OPSET = 18
+IR_VERSION = 10
+OUTPUTS = ("logits", "label", "dummy_mass")
+
+
+def export_onnx(checkpoint: Path, target: Path) -> tuple[ModelSpec, ParityReport]:
+    """Export a checkpoint, check the result against torch, and only then put it at ``target``.
+
+    Args:
+        checkpoint: `model.safetensors`, or the run folder that holds it.
+        target: where `model.onnx` goes; it is replaced atomically, and only after the parity gate.
+
+    Returns the spec and what the gate measured.
+
+    Raises:
+        VerificationError: ONNX Runtime and torch disagree; no file is left.
+        DataError, VerificationError: as `ducat_serve.load`.
+    """
+    checkpoint = checkpoint_path(checkpoint)
+    raw = load(checkpoint, folded=False)
+    spec = raw.spec
+    graph = DeployGraph(raw.module, spec.fold).eval()  # type: ignore[arg-type]
+    model = seal(_serialise(graph, spec, file_sha256(checkpoint)))
+    with atomic.replacing(target) as temporary:
+        temporary.write_bytes(model)
+        parity = check_parity(temporary, raw)
+    return spec, parity
+
+
+def _serialise(graph: DeployGraph, spec: ModelSpec, source_sha256: str) -> bytes:
+    height, width = spec.image_size
+    # Batch 2: the exporter would bake in a batch of 0 or 1 as a constant.
+    example = torch.zeros(2, height, width, spec.channels, dtype=torch.uint8)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            graph,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            verbose=False,
+            input_names=["images"],
+            output_names=list(OUTPUTS),
+            dynamic_shapes=({0: "batch"},),
+        )
+    assert program is not None
+    # The exporter writes source paths of this machine into every node.
+    ClearMetadataAndDocStringPass()(program.model)
+    buffer = io.BytesIO()
+    program.save(buffer, external_data=False)
+    model = onnx.load_from_string(buffer.getvalue())
+    model.ir_version = IR_VERSION
+    model.producer_name, model.producer_version, model.doc_string = "ducat-serve", "", ""
+    model.graph.name = "ducat"
+    for key, value in ((METADATA_KEY, spec.to_json()), (SOURCE_KEY, source_sha256)):
+        model.metadata_props.add(key=key, value=value)
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString(deterministic=True)

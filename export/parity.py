@@ -1,0 +1,121 @@
+"""The parity gate: the exported file must compute what torch computes, or it is not kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from ducat_serve.deployed import LoadedModel
+from ducat_serve.errors import VerificationError
+from ducat_serve.predictor import Predictor
+from ducat_serve.recovery import dummy_mass, fold_logits, recover
+
+BATCH_SIZES = (1, 2, 7)
+# Two correct float32 implementations differ by rounding in the order of sums; logits are of order 10.
+TOLERANCE = 1e-3
+
+Images = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """Largest differences between torch and ONNX Runtime over ``images`` images."""
+
+    images: int
+    max_logit_difference: float
+    max_mass_difference: float
+    labels_compared: int
+
+
+def check_parity(onnx_file: Path, raw: LoadedModel, real: Images | None = None) -> ParityReport:
+    """Compare an exported file with torch on black, white, natural-like, random and adversarial images.
+
+    Args:
+        onnx_file: the file to check, on the CPU.
+        raw: the same model as ``load(..., folded=False)``.
+        real: uint8 images [N, H, W, channels] of the model's data set, checked too where given.
+
+    Raises:
+        VerificationError: a logit or dummy mass differs by more than `TOLERANCE`, or a label differs where
+            the margin between the two best logits exceeds it.
+    """
+    predictor = Predictor(onnx_file, device="cpu", threads=1)
+    logit_difference = mass_difference = 0.0
+    images_checked = labels_compared = 0
+    for name, images in _probes(raw, real):
+        logits, labels, mass, margin = _torch_answer(raw, images)
+        answer = predictor(images)
+        logit_difference = max(logit_difference, float(np.abs(answer.logits - logits).max()))
+        mass_difference = max(mass_difference, float(np.abs(answer.dummy_mass - mass).max()))
+        decided = margin > 2 * TOLERANCE
+        wrong = int((answer.label != labels)[decided].sum())
+        consistent = bool((answer.label == answer.logits.argmax(axis=1)).all())
+        images_checked += len(images)
+        labels_compared += int(decided.sum())
+        if not (logit_difference <= TOLERANCE and mass_difference <= TOLERANCE and wrong == 0 and consistent):
+            raise VerificationError(
+                f"Parity check failed on {name} images (batch {len(images)}): logits differ by up to "
+                f"{logit_difference:.2g}, dummy mass by {mass_difference:.2g} (tolerance {TOLERANCE:.0e}), "
+                f"{wrong} labels differ. No file was written.",
+                "run `ducat doctor`, and report this with the checkpoint's digest",
+            )
+    return ParityReport(images_checked, logit_difference, mass_difference, labels_compared)
+
+
+def _probes(raw: LoadedModel, real: Images | None) -> Iterator[tuple[str, Images]]:
+    height, width = raw.spec.image_size
+    generator = np.random.default_rng(0)
+    for size in BATCH_SIZES:
+        shape = (size, height, width, raw.spec.channels)
+        yield "all-0", np.zeros(shape, np.uint8)
+        yield "all-255", np.full(shape, 255, np.uint8)
+        noise = generator.integers(0, 256, shape, dtype=np.uint8)
+        yield "random", noise
+        smooth = natural = _smooth(generator, shape)
+        if real is not None:
+            natural = real[generator.choice(len(real), size, replace=len(real) < size)]
+            yield "real", natural
+        yield "smooth", smooth
+        yield "adversarial", _adversarial(raw, natural)
+
+
+def _smooth(generator: np.random.Generator, shape: tuple[int, ...]) -> Images:
+    """Images with the spectrum of natural ones: coarse noise, enlarged."""
+    count, height, width, channels = shape
+    coarse = torch.from_numpy(generator.random((count, channels, 4, 4), dtype=np.float32))
+    large = F.interpolate(coarse, size=(height, width), mode="bilinear")
+    result: Images = (large * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+    return result
+
+
+def _adversarial(raw: LoadedModel, images: Images) -> Images:
+    """One large gradient-sign step away from the predicted label: images near decision boundaries."""
+    pixels = _pixels(images).requires_grad_(True)
+    logits = fold_logits(raw(pixels), raw.spec.fold)
+    (gradient,) = torch.autograd.grad(F.cross_entropy(logits, logits.argmax(dim=1)), pixels)
+    moved = (pixels.detach() + raw.spec.threat_model.eps * gradient.sign()).clamp(0, 1)
+    result: Images = (moved * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+    return result
+
+
+@torch.no_grad()
+def _torch_answer(
+    raw: LoadedModel, images: Images
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
+    unfolded = raw(_pixels(images))
+    logits = fold_logits(unfolded, raw.spec.fold)
+    mass = torch.zeros(len(logits)) if raw.spec.fold == "none" else dummy_mass(unfolded)
+    # The paper's rule, computed without the fold: an independent check of what the graph calls `label`.
+    labels = recover(unfolded) if raw.spec.fold == "max" else logits.argmax(dim=1)
+    best = logits.topk(2, dim=1).values
+    return logits.numpy(), labels.numpy(), mass.numpy(), (best[:, 0] - best[:, 1]).numpy()
+
+
+def _pixels(images: Images) -> torch.Tensor:
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float() / 255
