@@ -116,7 +116,9 @@ def load_weights(classifier: Classifier, tensors: Mapping[str, NDArray[Any]], so
         raise VerificationError(
             f"{source}: {len(wrong)} tensors do not fit the network; '{first}' is {have}, expected {want}."
         )
-    classifier.network.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in tensors.items()})
+    classifier.network.load_state_dict(
+        {name: torch.from_numpy(array.copy()) for name, array in tensors.items()}
+    )
 
 
 def numpy_weights(classifier: Classifier) -> dict[str, NDArray[Any]]:

@@ -12,7 +12,7 @@ import warnings
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 MAX_PIXELS = 40_000_000
@@ -42,7 +42,8 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
             image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > max_pixels:
             raise ImageError(
-                f"the image has {image.width}x{image.height} pixels; the limit is {max_pixels}", "image_too_large"
+                f"the image has {image.width}x{image.height} pixels; the limit is {max_pixels}",
+                "image_too_large",
             )
         if getattr(image, "is_animated", False):
             raise ImageError("the image is animated; send a single frame")
@@ -52,7 +53,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise
     except Image.DecompressionBombError as error:
         raise ImageError(f"the image has more than {max_pixels} pixels", "image_too_large") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ImageError(f"not an image in one of the formats {', '.join(FORMATS)}") from error
     except Exception as error:  # Pillow's plugins raise many types on hostile input
         raise ImageError(f"the image does not decode ({type(error).__name__})") from error

@@ -9,14 +9,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 
 class Advance(Protocol):
     """Moves a progress bar; ``note`` is shown beside it."""
 
-    def __call__(self, steps: float = 1, note: str = "") -> None: ...
+    def __call__(self, steps: float = 1, /, note: str = "") -> None: ...
 
 
 class Output:
@@ -60,7 +67,7 @@ class Output:
     def progress(self, label: str, total: float) -> Iterator[Advance]:
         """A progress bar on a terminal; nothing elsewhere, where plain lines tell the story."""
         if not self.console.is_terminal:
-            yield lambda _steps=1, note="": None
+            yield _ignore_progress
             return
         columns = (
             TextColumn("{task.description}"),
@@ -73,7 +80,11 @@ class Output:
         with Progress(*columns, console=self.console, transient=True) as bar:
             task = bar.add_task(label, total=total, note="")
 
-            def advance(steps: float = 1, note: str = "") -> None:
+            def advance(steps: float = 1, /, note: str = "") -> None:
                 bar.update(task, advance=steps, note=note)
 
             yield advance
+
+
+def _ignore_progress(_steps: float = 1, /, note: str = "") -> None:
+    pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -25,12 +26,34 @@ class Predictions(NamedTuple):
     label: NDArray[np.int64]  # [N]
     dummy_mass: NDArray[np.float32]  # [N], in [0, 1]; 0 for a model without dummies
 
+    def rows(self, start: int, end: int) -> Predictions:
+        """The predictions of images ``start`` to ``end``."""
+        return Predictions(self.logits[start:end], self.label[start:end], self.dummy_mass[start:end])
+
     @property
     def probabilities(self) -> NDArray[np.float32]:
         """Softmax of the folded logits, [N, C]; its maximum is the confidence."""
         shifted = np.exp(self.logits - self.logits.max(axis=1, keepdims=True))
         normalised: NDArray[np.float32] = shifted / shifted.sum(axis=1, keepdims=True)
         return normalised
+
+    def to_json(self, labels: Sequence[str], top_k: int) -> list[dict[str, Any]]:
+        """One entry per image: label, class_id, confidence, top_k (best first) and dummy_mass."""
+        probabilities = self.probabilities
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+
+        def choice(row: int, class_id: int) -> dict[str, Any]:
+            confidence = float(probabilities[row, class_id])
+            return {"label": labels[class_id], "class_id": int(class_id), "confidence": confidence}
+
+        return [
+            {
+                **choice(row, self.label[row]),
+                "top_k": [choice(row, class_id) for class_id in order[row]],
+                "dummy_mass": float(self.dummy_mass[row]),
+            }
+            for row in range(len(self.label))
+        ]
 
 
 class Predictor:
@@ -116,7 +139,9 @@ def _create_session(model: bytes, device: Device, threads: int | None) -> tuple[
                 return session, None
             reason = "ONNX Runtime could not start its CUDA provider (no GPU, or no driver)"
         if device == "cuda":
-            raise DucatError(f"--device cuda: {reason}.", "use --device cpu, or run `ducat doctor` to see what is missing")
+            raise DucatError(
+                f"--device cuda: {reason}.", "use --device cpu, or run `ducat doctor` to see what is missing"
+            )
     return create(["CPUExecutionProvider"]), reason
 
 

@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ducat_serve.pixels import format_size
 
-REPORT_VERSION = 1
 NOT_MEASURED = "robustness not measured"
 
 
@@ -36,7 +35,7 @@ class RobustnessReport(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    report_version: Literal[1] = REPORT_VERSION
+    report_version: Literal[1] = 1
     weights_digest: str
     dataset: str
     split: Literal["val", "test"]

@@ -35,7 +35,9 @@ def read_sealed(path: Path) -> bytes:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror}.", "ducat export model.safetensors --onnx") from error
+        raise DataError(
+            f"Cannot read {path}: {error.strerror}.", "ducat export model.safetensors --onnx"
+        ) from error
     body, tail = data[:-SEAL_LENGTH], data[-SEAL_LENGTH:]
     if not tail.startswith(_PREFIX):
         raise VerificationError(

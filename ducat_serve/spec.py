@@ -53,7 +53,7 @@ class ModelSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     network: str
     num_classes: int = Field(ge=2)
     labels: tuple[str, ...]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import warnings
 from pathlib import Path
@@ -69,13 +68,12 @@ def _serialise(graph: DeployGraph, spec: ModelSpec, source_sha256: str) -> bytes
     assert program is not None
     # The exporter writes source paths of this machine into every node.
     ClearMetadataAndDocStringPass()(program.model)
-    buffer = io.BytesIO()
-    program.save(buffer, external_data=False)
-    model = onnx.load_from_string(buffer.getvalue())
+    model = program.model_proto
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version, model.doc_string = "ducat-serve", "", ""
     model.graph.name = "ducat"
     for key, value in ((METADATA_KEY, spec.to_json()), (SOURCE_KEY, source_sha256)):
         model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model, full_check=True)
-    return model.SerializeToString(deterministic=True)
+    serialised: bytes = model.SerializeToString(deterministic=True)
+    return serialised

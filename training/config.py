@@ -95,8 +95,9 @@ def resolve(dataset: str, given: dict[str, Any]) -> TrainConfig:
     values = {**recipe, **given, "dataset": dataset}
     values.update(_threat_model(recipe, given))
     epochs = values["epochs"]
-    # The paper: milestones after epochs 100 and 105 of 130, dummies from epoch 105.
-    values.setdefault("lr_milestones", (round(epochs * 100 / 130), round(epochs * 105 / 130)))
+    # A shorter run than the recipe's has its drops at the same fractions.
+    values["lr_milestones"] = tuple(round(m * epochs / recipe["epochs"]) for m in recipe["lr_milestones"])
+    # The paper: dummies from epoch 105 of 130.
     if values.setdefault("ducat", "paper") != "off":
         values.setdefault("ducat_start", int(epochs * 0.8) + 1)
     if values["ducat"] == "folded":
@@ -104,7 +105,9 @@ def resolve(dataset: str, given: dict[str, Any]) -> TrainConfig:
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
-        raise UsageError(f"Invalid training configuration: {first_problem(error)}.", "ducat train --help") from error
+        raise UsageError(
+            f"Invalid training configuration: {first_problem(error)}.", "ducat train --help"
+        ) from error
 
 
 def _threat_model(recipe: dict[str, Any], given: dict[str, Any]) -> dict[str, float]:

@@ -16,7 +16,9 @@ def choose_device(name: str, output: Output) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     if name == "cuda":
-        raise DucatError("--device cuda: torch finds no usable GPU.", "use --device cpu, or run `ducat doctor`")
+        raise DucatError(
+            "--device cuda: torch finds no usable GPU.", "use --device cpu, or run `ducat doctor`"
+        )
     output.say("Device: cpu (torch finds no GPU)")
     return torch.device("cpu")
 

@@ -1,4 +1,8 @@
-"""The files of a run: config.json, last.pt, metrics.csv, model.safetensors, pre_dummy.safetensors."""
+"""The files of a run: config.json, last.pt, metrics.csv and three checkpoints.
+
+`model.safetensors` is the best on val, `last.safetensors` the newest epoch, `pre_dummy.safetensors` the last
+one before the dummy phase.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +27,7 @@ METRICS = (
     "loss",
     "val_clean_accuracy",
     "val_pgd_accuracy",
+    "val_legacy_accuracy",
     "dummy_share_clean",
     "dummy_share_adversarial",
     "images_per_second",
@@ -41,6 +46,10 @@ class RunFolder:
         return self.path / "model.safetensors"
 
     @property
+    def last(self) -> Path:
+        return self.path / "last.safetensors"
+
+    @property
     def pre_dummy(self) -> Path:
         return self.path / "pre_dummy.safetensors"
 
@@ -56,7 +65,8 @@ class RunFolder:
         """Start a new run here. Raises UsageError where there is one already."""
         if self.config.exists():
             raise UsageError(
-                f"{self.path} already holds a run.", f"ducat train --resume {self.path}, or choose another --out"
+                f"{self.path} already holds a run.",
+                f"ducat train --resume {self.path}, or choose another --out",
             )
         # The data folder is where this machine keeps its data, not a part of what decides the weights.
         document = {"config": config.model_dump(mode="json"), "data_dir": str(data_dir) if data_dir else None}

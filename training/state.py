@@ -20,7 +20,7 @@ class RunState:
     """A place in a run: ``step`` steps of ``epoch`` are done. No random state: streams depend on the place.
 
     ``losses`` are the losses of this epoch's steps so far, ``rows`` the finished rows of metrics.csv,
-    ``best`` the score of `model.safetensors` as (PGD, clean) accuracy on val, None before the first.
+    ``best`` is (robust, clean, epoch) of `model.safetensors`, accuracies on val; None before the first.
     """
 
     epoch: int = 1
@@ -29,8 +29,8 @@ class RunState:
     optimizer: dict[str, Any] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
-    rows: list[dict[str, float]] = field(default_factory=list)
-    best: tuple[float, float] | None = None
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    best: tuple[float, float, int] | None = None
 
 
 def save_state(path: Path, state: RunState) -> None:
@@ -49,5 +49,3 @@ def load_state(path: Path) -> RunState:
         return RunState(**torch.load(path, map_location="cpu", weights_only=True))
     except (RuntimeError, pickle.UnpicklingError, EOFError, TypeError, KeyError, ValueError) as error:
         raise DataError(f"{path} is damaged: {error}.", "start the run again in another folder") from error
-
-

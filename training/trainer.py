@@ -40,9 +40,19 @@ class Trainer:
     def __init__(
         self, config: TrainConfig, dataset: Dataset, folder: RunFolder, device: torch.device, output: Output
     ) -> None:
-        self.config, self.dataset, self.folder, self.device, self.output = config, dataset, folder, device, output
+        self.config, self.dataset, self.folder, self.device, self.output = (
+            config,
+            dataset,
+            folder,
+            device,
+            output,
+        )
         self.batches = TrainingBatches(
-            DeviceSplit.of(dataset.train, device), config.batch_size, config.seed, config.crop_padding, config.flip
+            DeviceSplit.of(dataset.train, device),
+            config.batch_size,
+            config.seed,
+            config.crop_padding,
+            config.flip,
         )
         if self.batches.steps == 0:
             raise UsageError(
@@ -56,7 +66,10 @@ class Trainer:
         self.objective = AdversarialTraining(config.ducat, config.split_weight)
         self.ball = Ball(config.norm, config.eps)
         self.optimizer = torch.optim.SGD(
-            self.classifier.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+            self.classifier.parameters(),
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
         )
         self.state = RunState()
 
@@ -87,15 +100,24 @@ class Trainer:
 
     def summary(self) -> dict[str, Any]:
         """What a finished run has to show."""
-        last = self.state.rows[-1]
-        pgd_accuracy, clean_accuracy = self.state.best or (math.nan, math.nan)
+        assert self.state.best is not None
+        best = self.state.rows[self.state.best[2] - 1]
         return {
             "model": str(self.folder.model),
-            "epochs": int(last["epoch"]),
-            "best_val_pgd_accuracy": pgd_accuracy,
-            "best_val_clean_accuracy": clean_accuracy,
             "dataset": self.dataset.title,
+            "epochs": len(self.state.rows),
+            "best_epoch": best["epoch"],
+            "best_val_clean_accuracy": best["val_clean_accuracy"],
+            "best_val_pgd_accuracy": best["val_pgd_accuracy"],
+            "pre_dummy_val_pgd_accuracy": self._pre_dummy_pgd_accuracy(),
         }
+
+    def _pre_dummy_pgd_accuracy(self) -> float | None:
+        start = self.config.ducat_start
+        accuracy: float | None = (
+            self.state.rows[start - 2]["val_pgd_accuracy"] if start and start > 1 else None
+        )
+        return accuracy
 
     def _train_epoch(self, stop: StopSignal) -> None:
         state, epoch = self.state, self.state.epoch
@@ -144,15 +166,19 @@ class Trainer:
 
     def _finish_epoch(self) -> None:
         state, epoch = self.state, self.state.epoch
-        result = validate(self.deployed, self.val, self.config)
+        # The paper chooses its checkpoint by the legacy accuracy, so a faithful `paper` does too.
+        by_legacy = self.config.ducat == "paper" and self.config.is_dummy_phase(epoch)
+        result = validate(self.deployed, self.val, self.config, legacy=by_legacy)
         if epoch == self.config.ducat_start:
             state.best = None  # a model without trained dummies is not what was asked for
-        score = (result.pgd_accuracy, result.clean_accuracy)
-        if state.best is None or score > state.best:
+        robust = result.legacy_accuracy if result.legacy_accuracy is not None else result.pgd_accuracy
+        score = (robust, result.clean_accuracy, epoch)
+        if state.best is None or score[:2] > state.best[:2]:
             state.best = score
             self._write_model(self.folder.model)
         if epoch + 1 == self.config.ducat_start:
             self._write_model(self.folder.pre_dummy)
+        self._write_model(self.folder.last)
         row = self._row(result)
         state.rows.append(row)
         state.epoch, state.step, state.losses, state.seconds = epoch + 1, 0, [], 0.0
@@ -162,7 +188,6 @@ class Trainer:
 
     def _row(self, result: ValidationResult) -> dict[str, Any]:
         state = self.state
-        blank = ""
         return {
             "epoch": state.epoch,
             "phase": "dummy" if self.config.is_dummy_phase(state.epoch) else "adversarial",
@@ -170,18 +195,19 @@ class Trainer:
             "loss": round(sum(state.losses) / len(state.losses), 6),
             "val_clean_accuracy": round(result.clean_accuracy, 6),
             "val_pgd_accuracy": round(result.pgd_accuracy, 6),
-            "dummy_share_clean": blank if result.dummy_share_clean is None else round(result.dummy_share_clean, 6),
-            "dummy_share_adversarial": blank
-            if result.dummy_share_adversarial is None
-            else round(result.dummy_share_adversarial, 6),
+            "val_legacy_accuracy": _rounded(result.legacy_accuracy),
+            "dummy_share_clean": _rounded(result.dummy_share_clean),
+            "dummy_share_adversarial": _rounded(result.dummy_share_adversarial),
             "images_per_second": round(self._images_per_second(), 1),
             "seconds": round(state.seconds, 2),
         }
 
     def _say(self, row: dict[str, Any]) -> None:
         share = ""
+        if row["val_legacy_accuracy"] != "":
+            share = f" (legacy {row['val_legacy_accuracy']:.1%})"
         if row["dummy_share_clean"] != "":
-            share = f"  dummy share {row['dummy_share_clean']:.2f} / {row['dummy_share_adversarial']:.2f}"
+            share += f"  dummy share {row['dummy_share_clean']:.2f} / {row['dummy_share_adversarial']:.2f}"
         self.output.say(
             f"epoch {row['epoch']:>3}/{self.config.epochs} {row['phase']:<11} loss {row['loss']:.4f}  "
             f"val clean {row['val_clean_accuracy']:.1%}  val PGD {row['val_pgd_accuracy']:.1%}{share}  "
@@ -232,6 +258,10 @@ def initial_spec(config: TrainConfig, dataset: Dataset) -> ModelSpec:
         training={"recipe": recipe, "data": dataset.title, "data_digest": dataset.digest},
         weights_digest="",
     )
+
+
+def _rounded(value: float | None) -> float | str:
+    return "" if value is None else round(value, 6)
 
 
 def dataset_reference(name: str) -> str:

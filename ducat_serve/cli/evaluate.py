@@ -13,15 +13,23 @@ from ducat_serve.output import Output
 
 @click.command("evaluate")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--split", type=click.Choice(["val", "test"]), default="test", show_default=True, help="Which images.")
-@click.option("--norm", type=click.Choice(["linf", "l2", "l1"]), help="[default: the norm it was trained for]")
+@click.option(
+    "--split", type=click.Choice(["val", "test"]), default="test", show_default=True, help="Which images."
+)
+@click.option(
+    "--norm", type=click.Choice(["linf", "l2", "l1"]), help="[default: the norm it was trained for]"
+)
 @click.option("--eps", type=PIXEL_SIZE, help="Radius in pixels, e.g. 8/255.  [default: as trained]")
 @click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Steps of PGD.")
-@click.option("--max-examples", type=click.IntRange(min=1), help="Only the first N images of a seeded shuffle.")
+@click.option(
+    "--max-examples", type=click.IntRange(min=1), help="Only the first N images of a seeded shuffle."
+)
 @click.option("--batch-size", type=click.IntRange(min=1), default=256, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--dataset", help="Another data set than it was trained on, or where folder:PATH is now.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Also write the report here, as JSON.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Also write the report here, as JSON."
+)
 @data_options
 @device_option
 @common
@@ -69,12 +77,15 @@ def command(
     checkpoint = checkpoint_path(model)
     if checkpoint.suffix == ".onnx":
         raise UsageError(
-            "Gradient attacks need the checkpoint, not the exported model.", f"ducat evaluate {checkpoint.parent}"
+            "Gradient attacks need the checkpoint, not the exported model.",
+            f"ducat evaluate {checkpoint.parent}",
         )
     deployed = load(checkpoint)
     spec = deployed.spec
     if eps == 0:
-        raise UsageError("--eps 0 is no attack; the clean accuracy is printed in any case.", "give --eps 8/255")
+        raise UsageError(
+            "--eps 0 is no attack; the clean accuracy is printed in any case.", "give --eps 8/255"
+        )
     if eps is None and norm not in (None, spec.threat_model.norm):
         raise UsageError(f"--norm {norm} needs --eps: the model was trained for {spec.threat_model}.")
     threat_model = ThreatModel.model_validate(
@@ -91,7 +102,9 @@ def command(
         )
     chosen: Split = getattr(data, split)
     if max_examples is not None and max_examples < len(chosen):
-        index = torch.randperm(len(chosen), generator=stream(seed, "subset"))[:max_examples].sort().values.numpy()
+        index = (
+            torch.randperm(len(chosen), generator=stream(seed, "subset"))[:max_examples].sort().values.numpy()
+        )
         chosen = Split(chosen.images[index], chosen.labels[index])
     report = evaluate(
         deployed.to(torch_device),
@@ -109,7 +122,10 @@ def command(
         ("accuracy of the deployed function", "%", "95 % interval"),
         [
             ("clean", f"{report.clean_accuracy:.1%}", ""),
-            *((f"under {a.name}-{a.settings['steps']}", f"{a.worst_case_accuracy:.1%}", "") for a in report.attacks),
+            *(
+                (f"under {a.name}-{a.settings['steps']}", f"{a.worst_case_accuracy:.1%}", "")
+                for a in report.attacks
+            ),
             ("worst case", f"{report.worst_case_accuracy:.1%}", f"{low:.1%} to {high:.1%}"),
         ],
     )

@@ -12,8 +12,12 @@ from ducat_serve.output import Output
 
 @click.command("export")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--onnx", "to_onnx", is_flag=True, default=True, help="Export to ONNX (the only format so far).")
-@click.option("--out", type=click.Path(path_type=Path), help="File to write.  [default: model.onnx beside MODEL]")
+@click.option(
+    "--onnx", "to_onnx", is_flag=True, default=True, help="Export to ONNX (the only format so far)."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="File to write.  [default: model.onnx beside MODEL]"
+)
 @common
 def command(model: Path, to_onnx: bool, out: Path | None, as_json: bool) -> None:  # noqa: ARG001
     """Export MODEL (a model.safetensors or its run folder) to ONNX with C outputs.

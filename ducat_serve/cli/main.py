@@ -39,7 +39,9 @@ class LazyGroup(click.Group):
         command: click.Command = importlib.import_module(f"ducat_serve.cli.{name}").command
         return command
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             from ducat_serve.errors import unknown_name
 
@@ -51,7 +53,9 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "DUCAT"})
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "DUCAT"}
+)
 @click.version_option(__version__, prog_name="ducat")
 @click.option("--debug", is_flag=True, help="Show a traceback when a command fails.")
 def cli(debug: bool) -> None:
@@ -97,7 +101,12 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if debug:
             raise
-        _report(f"{type(error).__name__}: {error}", "run it again as `ducat --debug ...` and report it", 1, as_json)
+        _report(
+            f"{type(error).__name__}: {error}",
+            "run it again as `ducat --debug ...` and report it",
+            1,
+            as_json,
+        )
         return 1
 
 

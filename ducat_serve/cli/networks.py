@@ -25,5 +25,9 @@ def command(as_json: bool) -> None:
         ((info.name, f"{info.parameters:,}", info.summary) for info in NETWORKS.values()),
     )
     output.result(
-        {"networks": [{"name": i.name, "parameters": i.parameters, "summary": i.summary} for i in NETWORKS.values()]}
+        {
+            "networks": [
+                {"name": i.name, "parameters": i.parameters, "summary": i.summary} for i in NETWORKS.values()
+            ]
+        }
     )

@@ -15,7 +15,7 @@ from ducat_serve.pixels import format_size, parse_size
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-class PixelSize(click.ParamType):
+class PixelSize(click.ParamType[float]):
     """A perturbation size such as `8/255`."""
 
     name = "size"
@@ -39,7 +39,9 @@ def size_default(value: float) -> str:
 
 def common(function: Function) -> Function:
     """Add `--json` and `--config`, which every command has."""
-    function = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")(function)
+    function = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")(
+        function
+    )
     return click.option(
         "--config",
         type=click.Path(path_type=Path, dir_okay=False),
@@ -84,7 +86,9 @@ def _load_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
     try:
         document = tomllib.loads(path.read_text())
     except OSError as error:
-        raise DataError(f"Cannot read the config file {path}: {error.strerror}.", f"{ctx.command_path} --help") from error
+        raise DataError(
+            f"Cannot read the config file {path}: {error.strerror}.", f"{ctx.command_path} --help"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}.", "correct that line") from error
     from ducat_serve.cli.main import COMMANDS

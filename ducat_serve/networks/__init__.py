@@ -29,7 +29,9 @@ NETWORKS: dict[str, NetworkInfo] = {
     for info in (
         NetworkInfo("resnet-small", 701_466, "ResNet-18 at a quarter of its width; for CPUs"),
         NetworkInfo("resnet18", 11_173_962, "BasicBlock [2, 2, 2, 2], CIFAR stem; the paper's network"),
-        NetworkInfo("resnet26", 13_958_986, "Bottleneck [2, 2, 2, 2]: what the paper's public code runs as resnet18"),
+        NetworkInfo(
+            "resnet26", 13_958_986, "Bottleneck [2, 2, 2, 2]: what the paper's public code runs as resnet18"
+        ),
         NetworkInfo("wrn-28-10", 36_479_194, "Wide ResNet, depth 28, widen factor 10"),
     )
 }

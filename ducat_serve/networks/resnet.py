@@ -13,7 +13,13 @@ class ResNet(nn.Module):
     """Four stages of two residual blocks; the width doubles and the resolution halves at each stage."""
 
     def __init__(
-        self, block: type[BasicBlock | Bottleneck], width: int, *, channels: int, stem_stride: int, outputs: int
+        self,
+        block: type[BasicBlock | Bottleneck],
+        width: int,
+        *,
+        channels: int,
+        stem_stride: int,
+        outputs: int,
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, stride=stem_stride, padding=1, bias=False)

@@ -15,7 +15,9 @@ class WideBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(planes)
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
         self.relu = nn.ReLU(inplace=True)
-        self.shortcut = None if features == planes else nn.Conv2d(features, planes, 1, stride=stride, bias=False)
+        self.shortcut = (
+            None if features == planes else nn.Conv2d(features, planes, 1, stride=stride, bias=False)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         activated = self.relu(self.bn1(x))

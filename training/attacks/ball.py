@@ -42,7 +42,9 @@ class Ball:
         dimensions = images[0].numel()
         radius = self.eps * uniform(len(images), 1, 1, 1) ** (1 / dimensions)
         if self.norm == "l2":
-            direction = torch.randn(images.shape, generator=generator, device=images.device, dtype=images.dtype)
+            direction = torch.randn(
+                images.shape, generator=generator, device=images.device, dtype=images.dtype
+            )
             direction = direction / _norm(direction, 2)
         else:
             signs = uniform(*images.shape) - 0.5
@@ -82,11 +84,13 @@ def distance(images: Tensor, candidates: Tensor, norm: Norm) -> Tensor:
     """Distance between image pairs in ``norm``, float [N]."""
     delta = (candidates - images).flatten(1)
     order = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}[norm]
-    return torch.linalg.vector_norm(delta, order, dim=1)
+    result: Tensor = torch.linalg.vector_norm(delta, order, dim=1)
+    return result
 
 
 def _norm(values: Tensor, order: int) -> Tensor:
-    return torch.linalg.vector_norm(values, order, dim=(1, 2, 3), keepdim=True)
+    result: Tensor = torch.linalg.vector_norm(values, order, dim=(1, 2, 3), keepdim=True)
+    return result
 
 
 def _project_l1(delta: Tensor, eps: float) -> Tensor:

@@ -15,7 +15,13 @@ LossFunction = Callable[[Tensor], Tensor]
 
 
 def ascend_loss(
-    loss: LossFunction, images: Tensor, ball: Ball, *, steps: int, step_size: float, generator: torch.Generator
+    loss: LossFunction,
+    images: Tensor,
+    ball: Ball,
+    *,
+    steps: int,
+    step_size: float,
+    generator: torch.Generator,
 ) -> Tensor:
     """The training attack: random start, ``steps`` steps up ``loss``, the last iterate.
 

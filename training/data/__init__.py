@@ -112,13 +112,23 @@ def load_dataset(
         UsageError: unknown name. DataError: missing, truncated or corrupt data.
     """
     output = output or Output()
-    title, decoded = _find(name, data_dir or cache_root() / "data", offline, image_size, output)
+    title, decoded = _find(name, data_dir or default_data_dir(), offline, image_size, output)
     if decoded.val is None:
         count = min(MAX_VAL_IMAGES, round(VAL_SHARE * len(decoded.train)))
         train, val = hold_out(decoded.train, count, seed)
     else:
         train, val = decoded.train, decoded.val
     return Dataset(title, decoded.class_names, train, val, decoded.test, decoded.digest)
+
+
+def default_data_dir() -> Path:
+    """Where archives are kept when nobody says otherwise."""
+    return cache_root() / "data"
+
+
+def find_archive(info: DatasetInfo, data_dir: Path) -> Path | None:
+    """The archive or folder of a data set in ``data_dir``, None if there is none."""
+    return next(_candidates(info, data_dir), None)
 
 
 def _find(
@@ -136,7 +146,7 @@ def _find(
         _refuse_resize(info, image_size)
     if info.archive is None:
         return info.title, read_digits()
-    path = next(_candidates(info, data_dir), None) or _obtain(info, info.archive, data_dir, offline, output)
+    path = find_archive(info, data_dir) or _obtain(info, info.archive, data_dir, offline, output)
     if info.cifar is not None and path.name == info.archive.filename:
         return info.title, read_cifar(path, info.cifar)
     return _title(info, path), decode_tree(open_tree(path), image_size, output)
@@ -173,4 +183,6 @@ def _title(info: DatasetInfo, path: Path) -> str:
 
 def _refuse_resize(info: DatasetInfo, image_size: int | None) -> None:
     if image_size not in (None, info.image_size):
-        raise UsageError(f"{info.title} has {info.image_size}x{info.image_size} images; --image-size is for others.")
+        raise UsageError(
+            f"{info.title} has {info.image_size}x{info.image_size} images; --image-size is for others."
+        )

@@ -30,7 +30,9 @@ class CifarFormat:
     names: str
 
 
-CIFAR10 = CifarFormat(1, tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin", "batches.meta.txt")
+CIFAR10 = CifarFormat(
+    1, tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin", "batches.meta.txt"
+)
 CIFAR100 = CifarFormat(2, ("train.bin",), "test.bin", "fine_label_names.txt")
 
 

@@ -88,7 +88,9 @@ def _fill(folder: Path, tree: Tree, image_size: int | None, output: Output) -> N
             )
             _decode_into(images, tree, files, resize=image_size is not None, label=split, output=output)
             images.flush()
-            np.save(temporary / f"{split}_labels.npy", np.array([label for _, label in files], dtype=np.int64))
+            np.save(
+                temporary / f"{split}_labels.npy", np.array([label for _, label in files], dtype=np.int64)
+            )
         (temporary / "index.json").write_text(json.dumps({"class_names": listing.labels}))
         if not folder.exists():
             temporary.rename(folder)
@@ -102,7 +104,9 @@ def _common_size(tree: Tree, first: str) -> tuple[int, int]:
     try:
         image = decode(tree.read(first))
     except ImageError as error:
-        raise DataError(f"{tree.source}: {first} does not decode: {error}.", "remove or replace it") from error
+        raise DataError(
+            f"{tree.source}: {first} does not decode: {error}.", "remove or replace it"
+        ) from error
     return image.height, image.width
 
 

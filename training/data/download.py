@@ -66,7 +66,10 @@ def _fetch(archive: Archive, part: Path, output: Output) -> None:
     with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
         if response.status != 206:  # the server sends the whole file again
             done = 0
-        with part.open("ab" if done else "wb") as file, output.progress("Downloading", archive.size) as advance:
+        with (
+            part.open("ab" if done else "wb") as file,
+            output.progress("Downloading", archive.size) as advance,
+        ):
             advance(done)
             while chunk := response.read(_CHUNK):
                 file.write(chunk)

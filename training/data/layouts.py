@@ -100,9 +100,13 @@ def _empty_folders(tree: Tree, prefix: str) -> Iterable[str]:
 def _tiny_imagenet(tree: Tree, root: str) -> Listing:
     wnids = sorted(tree.read(f"{root}wnids.txt").decode().split())
     if len(wnids) < 2:
-        raise DataError(f"{tree.source}: wnids.txt names {len(wnids)} classes; a classifier needs at least 2.")
+        raise DataError(
+            f"{tree.source}: wnids.txt names {len(wnids)} classes; a classifier needs at least 2."
+        )
     index = {wnid: i for i, wnid in enumerate(wnids)}
-    names = dict(line.split("\t", 1) for line in tree.read(f"{root}words.txt").decode().splitlines() if "\t" in line)
+    names = dict(
+        line.split("\t", 1) for line in tree.read(f"{root}words.txt").decode().splitlines() if "\t" in line
+    )
     present = set(tree.names())
     train: Files = []
     for wnid in wnids:

@@ -19,7 +19,11 @@ def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
     for label in np.unique(split.labels):
         members = np.flatnonzero(split.labels == label)
         if len(members) < 2:
-            raise DataError(f"Class {label} has {len(members)} training image; val needs one held out of it too.")
+            raise DataError(
+                f"Class {label} has {len(members)} training image; val needs one held out of it too."
+            )
         take = min(max(1, round(share * len(members))), len(members) - 1)
         chosen[generator.choice(members, take, replace=False)] = True
-    return Split(split.images[~chosen], split.labels[~chosen]), Split(split.images[chosen], split.labels[chosen])
+    return Split(split.images[~chosen], split.labels[~chosen]), Split(
+        split.images[chosen], split.labels[chosen]
+    )

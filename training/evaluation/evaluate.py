@@ -37,9 +37,7 @@ class PgdStage:
     def __call__(
         self, model: nn.Module, images: Tensor, labels: Tensor, ball: Ball, generator: torch.Generator
     ) -> Tensor:
-        return pgd(
-            model, images, labels, ball, steps=self.steps, step_size=ball.eps / 4, generator=generator
-        )
+        return pgd(model, images, labels, ball, steps=self.steps, step_size=ball.eps / 4, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,11 @@ def evaluate(
         worst_case_accuracy=survivors / len(data),
         worst_case_interval=wilson(survivors, len(data)),
         attacks=tuple(results),
-        versions={"ducat-serve": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        versions={
+            "ducat-serve": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
     )
 
 
@@ -129,4 +131,5 @@ def require_deployed(model: nn.Module, data: DeviceSplit, num_classes: int) -> N
 
 @torch.no_grad()
 def _correct(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    return model(images).argmax(dim=1) == labels
+    logits: Tensor = model(images)
+    return logits.argmax(dim=1) == labels

@@ -1,0 +1,5 @@
+"""`python -m ducat_serve` is `ducat`."""
+
+from ducat_serve.cli.main import main
+
+main()

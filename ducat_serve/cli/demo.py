@@ -1,0 +1,149 @@
+"""`ducat demo`: the whole main job on the embedded data set, by the commands a user would type."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ducat_serve.cli.options import common
+from ducat_serve.errors import DucatError, missing_extra
+from ducat_serve.output import Output
+
+IMAGES = 8
+READY_SECONDS = 60
+
+
+@click.command("demo")
+@click.option(
+    "--epochs", type=click.IntRange(min=1), default=30, show_default=True, help="Epochs of training."
+)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Keep the run folder here.")
+@common
+def command(epochs: int, out: Path | None, as_json: bool) -> None:
+    """Train on digits, evaluate, export, serve with BentoML, predict over HTTP, stop the server.
+
+    \b
+    Example:
+      ducat demo
+      ducat demo --out runs/demo
+    """
+    output = Output(as_json)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = out or Path(temporary) / "demo"
+        _ducat(output, "train", "--dataset", "digits", "--epochs", str(epochs), "--out", str(folder))
+        report = _ducat(output, "evaluate", str(folder))
+        exported = _ducat(output, "export", str(folder), "--onnx")
+        with _server(output, Path(exported["model"])) as url:
+            rows = _predict(url)
+    right = sum(label == truth for _, truth, label, *_ in rows)
+    output.table(
+        f"POST {url}/v1/predict",
+        ("image", "truth", "prediction", "confidence", "dummy mass", "milliseconds"),
+        rows,
+    )
+    seconds = time.monotonic() - started
+    output.say(
+        f"Test accuracy of the deployed function: {report['clean_accuracy']:.1%} clean, "
+        f"{report['worst_case_accuracy']:.1%} under PGD; {right} of {len(rows)} right over HTTP. Took {seconds:.0f} s."
+    )
+    output.result(
+        {
+            "clean_accuracy": report["clean_accuracy"],
+            "worst_case_accuracy": report["worst_case_accuracy"],
+            "http_right": right,
+            "http_images": len(rows),
+            "seconds": round(seconds, 1),
+        }
+    )
+
+
+def _ducat(output: Output, *arguments: str) -> dict[str, Any]:
+    output.say(f"\n$ ducat {' '.join(arguments)}")
+    process = subprocess.run(
+        [sys.executable, "-P", "-m", "ducat_serve", *arguments, "--json"], stdout=subprocess.PIPE, check=False
+    )
+    if process.returncode != 0:
+        raise DucatError(
+            f"`ducat {' '.join(arguments)}` ended with exit code {process.returncode}.", "ducat doctor"
+        )
+    document: dict[str, Any] = json.loads(process.stdout)
+    return document
+
+
+@contextlib.contextmanager
+def _server(output: Output, model: Path) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    output.say(f"\n$ ducat serve {model} --port {port}")
+    arguments = ["serve", str(model), "--port", str(port)]
+    server = subprocess.Popen(
+        [sys.executable, "-P", "-m", "ducat_serve", *arguments], stdout=subprocess.DEVNULL
+    )
+    try:
+        _wait_until_ready(f"http://127.0.0.1:{port}", server)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+        output.say("The server has stopped.")
+
+
+def _wait_until_ready(url: str, server: subprocess.Popen[bytes]) -> None:
+    import httpx
+
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise DucatError(f"The server ended with exit code {server.returncode}.", "ducat doctor")
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{url}/readyz").status_code == 200:
+                return
+        time.sleep(0.1)
+    raise DucatError(f"The server was not ready within {READY_SECONDS} s.", "ducat doctor")
+
+
+def _predict(url: str) -> list[tuple[str, str, str, str, str, str]]:
+    import io
+
+    try:
+        import httpx
+        from PIL import Image
+
+        from training.data import load_dataset
+    except ImportError as error:
+        raise missing_extra(error.name or "httpx", "serve") from error
+    test = load_dataset("digits").test
+    rows = []
+    with httpx.Client() as client:
+        for index in range(IMAGES):
+            png = io.BytesIO()
+            Image.fromarray(test.images[index]).save(png, "PNG")
+            started = time.perf_counter()
+            response = client.post(
+                f"{url}/v1/predict", files={"image": ("digit.png", png.getvalue(), "image/png")}
+            )
+            milliseconds = 1000 * (time.perf_counter() - started)
+            best = response.raise_for_status().json()["predictions"][0]
+            rows.append(
+                (
+                    f"test {index}",
+                    str(test.labels[index]),
+                    best["label"],
+                    f"{best['confidence']:.1%}",
+                    f"{best['dummy_mass']:.3f}",
+                    f"{milliseconds:.1f}",
+                )
+            )
+    return rows

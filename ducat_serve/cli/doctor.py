@@ -1,0 +1,123 @@
+"""`ducat doctor`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from typing import NamedTuple
+
+import click
+
+from ducat_serve import __version__
+from ducat_serve.cli.options import common
+from ducat_serve.errors import DucatError
+from ducat_serve.output import Output
+
+
+class Check(NamedTuple):
+    """One line: what was looked at, what was found, and whether something is broken."""
+
+    name: str
+    found: str
+    ok: bool = True
+
+
+@click.command("doctor")
+@common
+def command(as_json: bool) -> None:
+    """Check this machine and installation; exits 1 where something is broken.
+
+    \b
+    Example:
+      ducat doctor
+    """
+    output = Output(as_json)
+    checks = [*_machine(), *_packages(), _runtime_conflict(), *_accelerators(), _cache()]
+    output.table(
+        "ducat doctor", ("", "check", "found"), (("ok" if c.ok else "FAIL", c.name, c.found) for c in checks)
+    )
+    broken = [c for c in checks if not c.ok]
+    if broken:
+        raise DucatError(f"{broken[0].name}: {broken[0].found}", "mend that and run `ducat doctor` again")
+    output.result({"checks": [c._asdict() for c in checks]})
+
+
+def _machine() -> list[Check]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return [
+        Check("ducat-serve", __version__),
+        Check("Python", platform.python_version()),
+        Check("machine", f"{platform.system()} {platform.machine()}, {cores} cores"),
+    ]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _packages() -> list[Check]:
+    extras = {
+        "torch": "train",
+        "torchvision": "train",
+        "onnx": "export",
+        "onnxscript": "export",
+        "bentoml": "serve",
+    }
+    return [
+        Check(package, _version(package) or f"not installed (pip install 'ducat-serve[{extra}]')")
+        for package, extra in extras.items()
+    ]
+
+
+def _runtime_conflict() -> Check:
+    cpu, gpu = _version("onnxruntime"), _version("onnxruntime-gpu")
+    if cpu and gpu:
+        return Check(
+            "onnxruntime",
+            "onnxruntime and onnxruntime-gpu write the same folder: uninstall both, then install one",
+            ok=False,
+        )
+    return Check("onnxruntime", cpu or gpu or "not installed (pip install 'ducat-serve[cpu]' or '[gpu]')")
+
+
+def _accelerators() -> list[Check]:
+    checks = []
+    try:
+        import onnxruntime
+
+        checks.append(Check("ONNX Runtime providers", ", ".join(onnxruntime.get_available_providers())))
+    except ImportError:
+        pass
+    try:
+        import torch
+
+        from training.device import fastest_precision
+    except ImportError:
+        return checks
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    gpu = torch.cuda.get_device_name() if device.type == "cuda" else "none that torch can use"
+    return [
+        *checks,
+        Check("GPU", gpu),
+        Check("training precision", f"{fastest_precision(device)} on {device.type}"),
+    ]
+
+
+def _cache() -> Check:
+    try:
+        from training.data.decoding import cache_root
+    except ImportError:
+        return Check("data cache", "not needed for serving")
+    root = cache_root()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return Check("data cache", f"{root} is not writable ({error.strerror}); set DUCAT_CACHE", ok=False)
+    if not os.access(root, os.W_OK):
+        return Check("data cache", f"{root} is not writable; set DUCAT_CACHE", ok=False)
+    return Check("data cache", f"{root}, {shutil.disk_usage(root).free / 2**30:.0f} GiB free")

@@ -1,0 +1,132 @@
+"""`ducat serve`."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import click
+
+from ducat_serve.cli.options import common, device_option
+from ducat_serve.errors import DucatError, missing_extra
+from ducat_serve.output import Output
+
+
+@click.command("serve")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="IP address; 0.0.0.0 for every interface."
+)
+@click.option("--port", type=click.IntRange(1, 65535), default=3000, show_default=True)
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads of one inference.  [default: all cores]"
+)
+@click.option(
+    "--max-batch", type=click.IntRange(1, 1024), default=32, show_default=True, help="Rows of one inference."
+)
+@click.option(
+    "--max-queue",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    help="Rows waiting; more get 429.",
+)
+@click.option(
+    "--deadline",
+    type=click.FloatRange(min=0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="Seconds until 504.",
+)
+@click.option(
+    "--max-body",
+    type=click.IntRange(min=1024),
+    default=16 * 2**20,
+    show_default=True,
+    help="Bytes of a request.",
+)
+@click.option(
+    "--max-images", type=click.IntRange(min=1), default=100, show_default=True, help="Images of a request."
+)
+@device_option
+@common
+def command(
+    model: Path,
+    host: str,
+    port: int,
+    threads: int | None,
+    max_batch: int,
+    max_queue: int,
+    deadline: float,
+    max_body: int,
+    max_images: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Serve MODEL (a model.onnx) over HTTP with BentoML, until SIGTERM or Ctrl-C.
+
+    \b
+    Example:
+      ducat serve model.onnx --port 3000
+      curl -F image=@photo.jpg http://127.0.0.1:3000/v1/predict
+    """
+    output = Output(as_json)
+    path = (model / "model.onnx" if model.is_dir() else model).resolve()
+    _check(path, device)
+    _require_free(host, port)
+    settings = {
+        "model": path,
+        "device": device,
+        "threads": threads,
+        "max_batch": max_batch,
+        "max_queue": max_queue,
+        "deadline": deadline,
+        "max_body": max_body,
+        "max_images": max_images,
+    }
+    environment = dict(os.environ)
+    environment.update({f"DUCAT_SERVE_{k.upper()}": str(v) for k, v in settings.items() if v is not None})
+    environment["BENTOML_DO_NOT_TRACK"] = "True"
+    output.say(f"Serving {path.name} on http://{host}:{port} (page at /, POST /v1/predict); Ctrl-C stops it.")
+    output.result({"model": str(path), "url": f"http://{host}:{port}"})
+    # The server takes this process's place, so signals reach it and nothing of the check above stays in memory.
+    os.execve(sys.executable, [sys.executable, *server_arguments(host, port)], environment)
+
+
+def server_arguments(host: str, port: int) -> list[str]:
+    """Arguments for the Python interpreter that start BentoML on our service.
+
+    BentoML puts its working directory first on sys.path, so it gets one that holds no Python file: a
+    user's own `service.py` must not shadow ours. -P keeps the current directory out as well.
+    """
+    import service
+
+    working_dir = Path(service.__file__).parent / "page"
+    return ["-P", "-m", "bentoml", "serve", "service.app:DucatService", "--working-dir", str(working_dir),
+            "--host", host, "--port", str(port)]  # fmt: skip
+
+
+def _check(path: Path, device: str) -> None:
+    """Find out now, and with the right exit code, what would otherwise fail in a worker's log."""
+    import importlib.util
+
+    from ducat_serve.predictor import Predictor
+
+    if importlib.util.find_spec("bentoml") is None:
+        raise missing_extra("bentoml", "serve")
+    Predictor(path, device=device, threads=1)  # type: ignore[arg-type]
+
+
+def _require_free(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise DucatError(
+            f"Cannot listen on {host}:{port}: {error.strerror or error}.",
+            f"choose another, e.g. --port {port + 1}",
+        ) from error

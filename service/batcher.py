@@ -1,0 +1,160 @@
+"""The in-process micro-batcher: bounded by rows, greedy at rest, full batches under load.
+
+One inference runs at a time, in a thread of its own. While it runs, requests queue up; when it ends, the
+next batch takes whatever is waiting, up to ``max_batch`` rows. So a lone request never waits for company,
+and under load batches fill by themselves. There is no timer to tune.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ducat_serve.predictor import Predictions
+
+Images = NDArray[np.uint8]
+Infer = Callable[[Images], Predictions]
+
+
+class Overloaded(Exception):
+    """The queue is full. ``retry_after`` is an estimate in seconds."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__(f"the queue is full; try again in {retry_after:.1f} s")
+        self.retry_after = retry_after
+
+
+class DeadlineExceeded(Exception):
+    """The prediction did not come in time."""
+
+
+@dataclass(eq=False)
+class _Piece:
+    """Rows of one request that go through inference together."""
+
+    images: Images
+    answer: asyncio.Future[Predictions]
+
+
+class Batcher:
+    """Collects images of concurrent requests into batches for one inference function.
+
+    Args:
+        infer: uint8 images [N, H, W, channels] to predictions of N rows; called in one thread.
+        max_batch: most rows of one inference.
+        max_queue: most rows waiting or running; beyond it requests are refused at once.
+    """
+
+    def __init__(self, infer: Infer, *, max_batch: int, max_queue: int) -> None:
+        self._infer = infer
+        self._max_batch = max_batch
+        self._max_queue = max_queue
+        self._waiting: deque[_Piece] = deque()
+        self._rows = 0  # waiting or running
+        self._seconds_per_row = 0.01
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        self._running: asyncio.Task[None] | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows waiting or running."""
+        return self._rows
+
+    async def predict(self, images: Images, deadline: float) -> Predictions:
+        """Predict the images of one request, in order.
+
+        Raises:
+            Overloaded: the queue has no room; nothing was done.
+            DeadlineExceeded: no answer within ``deadline`` seconds; the place in the queue is free again.
+            Exception: what ``infer`` raised for these images (for them alone, not for their neighbours).
+        """
+        if self._rows + len(images) > self._max_queue:
+            raise Overloaded(retry_after=max(0.1, self._rows * self._seconds_per_row))
+        loop = asyncio.get_running_loop()
+        starts = range(0, len(images), self._max_batch)
+        pieces = [_Piece(images[s : s + self._max_batch], loop.create_future()) for s in starts]
+        for piece in pieces:
+            self._rows += len(piece.images)
+            piece.answer.add_done_callback(functools.partial(self._release, len(piece.images)))
+            self._waiting.append(piece)
+        if self._running is None:
+            self._running = asyncio.create_task(self._drain())
+        try:
+            async with asyncio.timeout(deadline):
+                answers = [await piece.answer for piece in pieces]
+        except TimeoutError:
+            raise DeadlineExceeded from None
+        finally:
+            for piece in pieces:
+                # A no-op where the answer is there; otherwise the client has gone and its rows go too.
+                if not piece.answer.done():
+                    piece.answer.cancel()
+        return answers[0] if len(answers) == 1 else _join(answers)
+
+    async def close(self) -> None:
+        """Answer what is queued, then stop the inference thread."""
+        while self._running is not None:
+            await asyncio.wait([self._running])
+        self._thread.shutdown()
+
+    def _release(self, rows: int, _: object) -> None:
+        self._rows -= rows
+
+    async def _drain(self) -> None:
+        try:
+            while batch := self._next_batch():
+                started = time.perf_counter()
+                await self._run(batch)
+                per_row = (time.perf_counter() - started) / sum(len(p.images) for p in batch)
+                self._seconds_per_row += 0.2 * (per_row - self._seconds_per_row)
+        finally:
+            self._running = None
+
+    def _next_batch(self) -> list[_Piece]:
+        batch: list[_Piece] = []
+        rows = 0
+        while self._waiting:
+            piece = self._waiting[0]
+            if not piece.answer.done():  # its client has not gone
+                if batch and rows + len(piece.images) > self._max_batch:
+                    break
+                batch.append(piece)
+                rows += len(piece.images)
+            self._waiting.popleft()
+        return batch
+
+    async def _run(self, batch: list[_Piece]) -> None:
+        images = batch[0].images if len(batch) == 1 else np.concatenate([piece.images for piece in batch])
+        try:
+            answer = await asyncio.get_running_loop().run_in_executor(self._thread, self._infer, images)
+        except Exception as error:
+            if len(batch) > 1:
+                # Something in this batch is bad; only its own request should suffer.
+                for piece in batch:
+                    if not piece.answer.done():
+                        await self._run([piece])
+            elif not batch[0].answer.done():
+                batch[0].answer.set_exception(error)
+            return
+        start = 0
+        for piece in batch:
+            end = start + len(piece.images)
+            if not piece.answer.done():
+                piece.answer.set_result(answer.rows(start, end))
+            start = end
+
+
+def _join(answers: list[Predictions]) -> Predictions:
+    return Predictions(
+        logits=np.concatenate([answer.logits for answer in answers]),
+        label=np.concatenate([answer.label for answer in answers]),
+        dummy_mass=np.concatenate([answer.dummy_mass for answer in answers]),
+    )

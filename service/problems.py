@@ -1,0 +1,29 @@
+"""What a client can be told: one shape for every error, `{"error": {"code", "message"}}`."""
+
+from __future__ import annotations
+
+import math
+
+from starlette.responses import JSONResponse
+
+
+class Problem(Exception):
+    """A request that cannot be answered.
+
+    Args:
+        status: HTTP status.
+        code: a word for programs.
+        message: a sentence for people, without paths or internals.
+        retry_after: seconds after which the same request may succeed.
+    """
+
+    def __init__(self, status: int, code: str, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.retry_after = status, code, message, retry_after
+
+    def response(self) -> JSONResponse:
+        """The HTTP response that says so."""
+        headers = (
+            {} if self.retry_after is None else {"Retry-After": str(max(1, math.ceil(self.retry_after)))}
+        )
+        return JSONResponse({"error": {"code": self.code, "message": self.message}}, self.status, headers)

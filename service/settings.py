@@ -1,0 +1,44 @@
+"""Settings of the service, read from `DUCAT_SERVE_*` environment variables (`ducat serve` sets them)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ducat_serve.errors import UsageError
+from ducat_serve.spec import first_problem
+
+PREFIX = "DUCAT_SERVE_"
+
+
+class Settings(BaseModel):
+    """Every bound that the service keeps."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: Path
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = Field(default=None, ge=1)  # CPU threads of one inference; None: all cores
+    max_batch: int = Field(default=32, ge=1, le=1024)  # rows
+    max_queue: int = Field(default=512, ge=1)  # rows waiting or running
+    deadline: float = Field(default=10.0, gt=0)  # seconds a request may wait for its prediction
+    max_body: int = Field(default=16 * 2**20, ge=1024)  # bytes
+    max_images: int = Field(default=100, ge=1)  # per request
+    max_pixels: int = Field(default=25_000_000, ge=64)  # per image, before resizing
+    top_k: int = Field(default=5, ge=1)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """Read the settings. Raises UsageError where one is missing or out of range."""
+        names = set(cls.model_fields)
+        values = {n: environment[PREFIX + n.upper()] for n in names if PREFIX + n.upper() in environment}
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise UsageError(
+                f"Invalid service setting: {first_problem(error)}.", "ducat serve --help"
+            ) from error
