@@ -1,0 +1,62 @@
+"""Fixtures that many tests share: a small trained run and its export, made once per test process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before torch and NumPy start their thread pools: tests run in parallel on few cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
+
+import pytest
+
+from ducat_serve.cli.main import run
+
+PROJECT = Path(__file__).parent.parent
+SHARED_DATA = PROJECT.parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No DUCAT_* variable of the developer's reaches a test."""
+    for name in os.environ:
+        if name.startswith("DUCAT_") and name != "DUCAT_CACHE":
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Decoded data goes to a temporary cache, never to the developer's."""
+    os.environ["DUCAT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real images beside the project."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("needs the real images in ../shared/data, which are not part of the project")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A paper-DUCAT run on digits, long enough to be better than chance: 10 classes, fold max."""
+    folder = tmp_path_factory.mktemp("runs") / "paper"
+    arguments = ["train", "--dataset", "digits", "--epochs", "4", "--attack-steps", "2", "--eps", "0.1"]
+    assert run([*arguments, "--precision", "float32", "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(run_folder: Path) -> Path:
+    """`model.safetensors` of `run_folder`."""
+    return run_folder / "model.safetensors"
+
+
+@pytest.fixture(scope="session")
+def onnx_model(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export of `run_folder`."""
+    target = tmp_path_factory.mktemp("export") / "model.onnx"
+    assert run(["export", str(run_folder), "--onnx", "--out", str(target)]) == 0
+    return target
