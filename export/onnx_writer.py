@@ -6,8 +6,10 @@ import logging
 import warnings
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from ducat_serve import atomic
@@ -24,12 +26,15 @@ IR_VERSION = 10
 OUTPUTS = ("logits", "label", "dummy_mass")
 
 
-def export_onnx(checkpoint: Path, target: Path) -> tuple[ModelSpec, ParityReport]:
+def export_onnx(
+    checkpoint: Path, target: Path, real: NDArray[np.uint8] | None = None
+) -> tuple[ModelSpec, ParityReport]:
     """Export a checkpoint, check the result against torch, and only then put it at ``target``.
 
     Args:
         checkpoint: `model.safetensors`, or the run folder that holds it.
         target: where `model.onnx` goes; it is replaced atomically, and only after the parity gate.
+        real: images of the model's data set for the gate, uint8 [N, H, W, channels].
 
     Returns the spec and what the gate measured.
 
@@ -44,7 +49,7 @@ def export_onnx(checkpoint: Path, target: Path) -> tuple[ModelSpec, ParityReport
     model = seal(_serialise(graph, spec, file_sha256(checkpoint)))
     with atomic.replacing(target) as temporary:
         temporary.write_bytes(model)
-        parity = check_parity(temporary, raw)
+        parity = check_parity(temporary, raw, real)
     return spec, parity
 
 
@@ -72,6 +77,8 @@ def _serialise(graph: DeployGraph, spec: ModelSpec, source_sha256: str) -> bytes
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version, model.doc_string = "ducat-serve", "", ""
     model.graph.name = "ducat"
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        value.ClearField("metadata_props")
     for key, value in ((METADATA_KEY, spec.to_json()), (SOURCE_KEY, source_sha256)):
         model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model, full_check=True)

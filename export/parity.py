@@ -28,13 +28,14 @@ class ParityReport:
     """Largest differences between torch and ONNX Runtime over ``images`` images."""
 
     images: int
+    real_images: int
     max_logit_difference: float
     max_mass_difference: float
     labels_compared: int
 
 
 def check_parity(onnx_file: Path, raw: LoadedModel, real: Images | None = None) -> ParityReport:
-    """Compare an exported file with torch on black, white, natural-like, random and adversarial images.
+    """Compare an exported file with torch on black, white, random, smooth, real and adversarial images.
 
     Args:
         onnx_file: the file to check, on the CPU.
@@ -47,7 +48,7 @@ def check_parity(onnx_file: Path, raw: LoadedModel, real: Images | None = None) 
     """
     predictor = Predictor(onnx_file, device="cpu", threads=1)
     logit_difference = mass_difference = 0.0
-    images_checked = labels_compared = 0
+    images_checked = real_images = labels_compared = 0
     for name, images in _probes(raw, real):
         logits, labels, mass, margin = _torch_answer(raw, images)
         answer = predictor(images)
@@ -57,6 +58,7 @@ def check_parity(onnx_file: Path, raw: LoadedModel, real: Images | None = None) 
         wrong = int((answer.label != labels)[decided].sum())
         consistent = bool((answer.label == answer.logits.argmax(axis=1)).all())
         images_checked += len(images)
+        real_images += len(images) if name == "real" else 0
         labels_compared += int(decided.sum())
         if not (logit_difference <= TOLERANCE and mass_difference <= TOLERANCE and wrong == 0 and consistent):
             raise VerificationError(
@@ -65,7 +67,7 @@ def check_parity(onnx_file: Path, raw: LoadedModel, real: Images | None = None) 
                 f"{wrong} labels differ. No file was written.",
                 "run `ducat doctor`, and report this with the checkpoint's digest",
             )
-    return ParityReport(images_checked, logit_difference, mass_difference, labels_compared)
+    return ParityReport(images_checked, real_images, logit_difference, mass_difference, labels_compared)
 
 
 def _probes(raw: LoadedModel, real: Images | None) -> Iterator[tuple[str, Images]]:

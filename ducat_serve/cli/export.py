@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from ducat_serve.cli.options import common
+from ducat_serve.cli.options import common, data_options
+from ducat_serve.errors import DucatError
 from ducat_serve.output import Output
+from ducat_serve.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+REAL_IMAGES = 64
 
 
 @click.command("export")
@@ -18,8 +27,18 @@ from ducat_serve.output import Output
 @click.option(
     "--out", type=click.Path(path_type=Path), help="File to write.  [default: model.onnx beside MODEL]"
 )
+@click.option("--dataset", help="Where the real images of the parity check are.  [default: as trained]")
+@data_options
 @common
-def command(model: Path, to_onnx: bool, out: Path | None, as_json: bool) -> None:  # noqa: ARG001
+def command(
+    model: Path,
+    to_onnx: bool,  # noqa: ARG001 (spelt out in commands, so that another format can be added)
+    out: Path | None,
+    dataset: str | None,
+    data_dir: Path | None,
+    offline: bool,  # noqa: ARG001 (export never downloads)
+    as_json: bool,
+) -> None:
     """Export MODEL (a model.safetensors or its run folder) to ONNX with C outputs.
 
     The fold from 2C to C logits is inside the graph. The file is compared with torch before it is kept;
@@ -40,11 +59,11 @@ def command(model: Path, to_onnx: bool, out: Path | None, as_json: bool) -> None
     output = Output(as_json)
     checkpoint = checkpoint_path(model)
     target = out or checkpoint.with_name("model.onnx")
-    spec, parity = export_onnx(checkpoint, target)
+    spec, parity = export_onnx(checkpoint, target, _real_images(checkpoint, dataset, data_dir, output))
+    output.say(f"{target}: {target.stat().st_size:,} bytes, {spec.num_classes} classes, fold {spec.fold}.")
     output.say(
-        f"{target}: {target.stat().st_size:,} bytes, {spec.num_classes} classes, fold {spec.fold}. Parity with torch "
-        f"on {parity.images} images: logits within {parity.max_logit_difference:.1e}, labels equal.\n"
-        f"Next: ducat serve {target}"
+        f"Parity with torch on {parity.images} images ({parity.real_images} real): "
+        f"logits within {parity.max_logit_difference:.1e}, labels equal.\nNext: ducat serve {target}"
     )
     output.result(
         {
@@ -53,9 +72,29 @@ def command(model: Path, to_onnx: bool, out: Path | None, as_json: bool) -> None
             "classes": spec.num_classes,
             "parity": {
                 "images": parity.images,
+                "real_images": parity.real_images,
                 "labels_compared": parity.labels_compared,
                 "max_logit_difference": parity.max_logit_difference,
                 "max_mass_difference": parity.max_mass_difference,
             },
         }
     )
+
+
+def _real_images(
+    checkpoint: Path, dataset: str | None, data_dir: Path | None, output: Output
+) -> NDArray[np.uint8] | None:
+    """Some val images of the data set that the model was trained on, if they are on this machine."""
+    from ducat_serve.checkpoint import read_spec
+    from ducat_serve.cli.run_data import load_training_data
+
+    spec: ModelSpec = read_spec(checkpoint)
+    try:
+        data = load_training_data(
+            checkpoint, spec, dataset=dataset, data_dir=data_dir, offline=True, output=output
+        )
+    except (ImportError, DucatError) as error:
+        reason = getattr(error, "cause", str(error))
+        output.warn(f"the parity check has no real images: {reason} Name them with --data-dir or --dataset.")
+        return None
+    return data.val.images[:REAL_IMAGES]

@@ -15,8 +15,8 @@ from ducat_serve.spec import Norm, ThreatModel
 # Share of coordinates that one l1 step moves; steepest l1 ascent moves one pixel and is far too slow
 # (sparse l1 descent: Tramer and Boneh 2019, "Adversarial training and robustness for multiple perturbations").
 _L1_SPARSITY = 0.01
-# Float32 rounding in x + delta and in norms; keeps every returned image inside the ball when re-measured.
-_SHRINK = 1 - 1e-6
+# Largest rounding error of one float32 pixel in [0, 1].
+_PIXEL_ROUNDING = 2.0**-24
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,22 @@ class Ball:
 
     def project(self, images: Tensor, candidates: Tensor) -> Tensor:
         """The nearest point of the ball around ``images`` (for l1 and l2: projected, then clamped to [0, 1])."""
+        eps = self._inner_radius(images)
         if self.norm == "linf":
-            eps = self.eps * _SHRINK
             return candidates.clamp(min=images - eps, max=images + eps).clamp(0, 1)
         delta = candidates - images
         if self.norm == "l2":
-            delta = delta * (self.eps * _SHRINK / _norm(delta, 2).clamp_min(1e-12)).clamp_max(1)
+            delta = delta * (eps / _norm(delta, 2).clamp_min(1e-12)).clamp_max(1)
         else:
-            delta = _project_l1(delta, self.eps * _SHRINK)
+            delta = _project_l1(delta, eps)
         # Clamping only moves pixels towards the original ones, so the result stays inside the ball.
         return (images + delta).clamp(0, 1)
+
+    def _inner_radius(self, images: Tensor) -> float:
+        """A radius so much smaller than eps that rounding each pixel cannot leave the ball."""
+        pixels = images[0].numel()
+        growth = {"linf": 1.0, "l2": pixels**0.5, "l1": float(pixels)}[self.norm]
+        return max(0.0, self.eps * (1 - 1e-6) - growth * _PIXEL_ROUNDING)
 
 
 def distance(images: Tensor, candidates: Tensor, norm: Norm) -> Tensor:

@@ -1,0 +1,55 @@
+"""Nothing is left half-written."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from ducat_serve import atomic
+from ducat_serve.errors import DucatError
+
+
+def test_replaces_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    target.write_text("old")
+    with pytest.raises(RuntimeError, match="boom"), atomic.replacing(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("boom")
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+    atomic.write_text(target, "new")
+    assert target.read_text() == "new"
+
+
+def test_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
+    """/dev/full answers every write with ENOSPC, as a full disk does."""
+    target = tmp_path / "file"
+    target.write_text("old")
+    with pytest.raises(DucatError, match="No space left"), atomic.replacing(target) as temporary:
+        temporary.unlink()
+        temporary.symlink_to("/dev/full")
+        temporary.write_bytes(b"x" * 100_000)
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_failing_sync_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "file"
+    target.write_text("old")
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(DucatError, match="Input/output error"):
+        atomic.write_text(target, "new")
+    assert target.read_text() == "old"
+
+
+def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DucatError, match="Cannot write") as caught:
+        atomic.write_text(tmp_path / "file" / "below", "x")
+    assert "--out" in str(caught.value)

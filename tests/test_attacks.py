@@ -1,0 +1,183 @@
+"""Attacks: inside the ball, against closed forms, and without side effects on the model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from ducat_serve.spec import Norm
+from training.attacks.ball import Ball, distance
+from training.attacks.frozen import frozen
+from training.attacks.pgd import ascend_loss, pgd
+from training.randomness import stream
+
+NORMS: list[Norm] = ["linf", "l2", "l1"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(NORMS), st.floats(1e-3, 20), st.integers(0, 1000), st.floats(0, 50))
+def test_projection_stays_inside_ball_and_pixels(norm: Norm, eps: float, seed: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(4, 3, 5, 5, generator=generator)
+    far = images + scale * torch.randn(4, 3, 5, 5, generator=generator)
+    ball = Ball(norm, eps)
+    for candidates in (ball.project(images, far), ball.random_start(images, generator)):
+        assert (distance(images, candidates, norm) <= eps).all()
+        assert candidates.min() >= 0
+        assert candidates.max() <= 1
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_projection_leaves_points_inside_alone(norm: Norm) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = 0.25 + 0.5 * torch.rand(4, 3, 5, 5, generator=generator)
+    near = images + 1e-3 * torch.randn(4, 3, 5, 5, generator=generator)
+    torch.testing.assert_close(Ball(norm, 0.2).project(images, near), near, rtol=0, atol=2e-6)
+
+
+def test_l1_projection_is_the_nearest_point() -> None:
+    """Against a search over the soft threshold by bisection, in float64."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.full((6, 3, 4, 4), 0.5, dtype=torch.float64)
+    delta = 0.15 * torch.randn(6, 3, 4, 4, generator=generator, dtype=torch.float64)
+    eps = 1.0
+    projected = Ball("l1", eps).project(images, images + delta) - images
+    for row, literal in zip(projected, delta, strict=True):
+        low, high = 0.0, 10.0
+        for _ in range(100):
+            middle = (low + high) / 2
+            total = (literal.abs() - middle).clamp_min(0).sum()
+            low, high = (middle, high) if total > eps else (low, middle)
+        nearest = literal.sign() * (literal.abs() - high).clamp_min(0)
+        torch.testing.assert_close(row, nearest, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_step_has_the_asked_length(norm: Norm) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.full((4, 3, 8, 8), 0.5)
+    moved = Ball(norm, 1.0).ascend(images, torch.randn(4, 3, 8, 8, generator=generator), 0.1)
+    torch.testing.assert_close(distance(images, moved, norm), torch.full((4,), 0.1), rtol=1e-4, atol=1e-5)
+
+
+class TwoClasses(nn.Module):
+    """Logits (w.x + b, 0): the distance to the boundary is |w.x + b| over the dual norm of w."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.weight = nn.Parameter(torch.randn(27, generator=generator))
+        self.bias = nn.Parameter(-self.weight.detach().sum() / 2)  # the middle grey image is on the boundary
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        score = images.flatten(1) @ self.weight + self.bias
+        return torch.stack([score, torch.zeros_like(score)], dim=1)
+
+
+@pytest.mark.parametrize(("norm", "dual"), [("linf", 1.0), ("l2", 2.0)])
+def test_pgd_finds_exactly_what_the_closed_form_says(norm: Norm, dual: float) -> None:
+    model = TwoClasses()
+    generator = torch.Generator().manual_seed(4)
+    # Near the middle, so that the pixel bounds are out of reach and the closed form is exact.
+    images = 0.5 + 0.05 * torch.randn(200, 3, 3, 3, generator=generator)
+    with torch.no_grad():
+        scores = model(images)[:, 0]
+    labels = (scores < 0).long()
+    margins = scores.abs() / torch.linalg.vector_norm(model.weight.detach(), dual)
+    eps = margins.median().item()
+    attacked = pgd(
+        model, images, labels, Ball(norm, eps), steps=40, step_size=eps / 4, generator=stream(0, "t")
+    )
+    with torch.no_grad():
+        found = model(attacked).argmax(dim=1) != labels
+    clear = (margins - eps).abs() > 1e-3 * eps  # images on the sphere itself may fall either way
+    assert 50 < found.sum() < 150
+    assert torch.equal(found[clear], (margins < eps)[clear])
+
+
+class Stubborn(nn.Module):
+    """Wrong only in a thin shell that the last iterate has left: best iterate and last iterate differ."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        level = images.mean(dim=(1, 2, 3))
+        wrong = (level > 0.52) & (level < 0.56)
+        right = torch.where(wrong, -1.0, 1.0) - level
+        return torch.stack([right, torch.zeros_like(right)], dim=1)
+
+
+def test_best_iterate_is_returned_not_the_last() -> None:
+    model, images = Stubborn(), torch.full((4, 3, 2, 2), 0.5)
+    labels = torch.zeros(4, dtype=torch.long)
+    generator = stream(0, "t")
+    last = ascend_loss(
+        lambda x: nn.functional.cross_entropy(model(x), labels, reduction="none"),
+        images,
+        Ball("linf", 0.2),
+        steps=20,
+        step_size=0.02,
+        generator=generator,
+    )
+    best = pgd(model, images, labels, Ball("linf", 0.2), steps=20, step_size=0.02, generator=generator)
+    assert (model(last).argmax(dim=1) == labels).all()
+    assert (model(best).argmax(dim=1) != labels).all()
+
+
+def test_an_image_that_is_wrong_already_stays_wrong() -> None:
+    model = TwoClasses()
+    images = 0.5 + 0.05 * torch.randn(20, 3, 3, 3)
+    wrong_labels = (model(images)[:, 0] > 0).long().detach()
+    attacked = pgd(
+        model, images, wrong_labels, Ball("linf", 0.3), steps=5, step_size=0.1, generator=stream(0, "t")
+    )
+    assert (model(attacked).argmax(dim=1) != wrong_labels).all()
+
+
+def test_model_is_left_as_it_was() -> None:
+    """No weight gradients, no BatchNorm update, every module's mode and every flag restored one by one."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 5)
+    )
+    model.train()
+    model[1].eval()
+    model[4].bias.requires_grad_(False)
+    modes = [m.training for m in model.modules()]
+    statistics = model[2].running_mean.clone()
+    pgd(
+        model,
+        torch.rand(6, 3, 5, 5),
+        torch.zeros(6, dtype=torch.long),
+        Ball("linf", 0.1),
+        steps=3,
+        step_size=0.05,
+        generator=stream(0, "t"),
+    )
+    assert [m.training for m in model.modules()] == modes
+    assert torch.equal(model[2].running_mean, statistics)
+    assert all(p.grad is None for p in model.parameters())
+    assert not model[4].bias.requires_grad
+    assert model[4].weight.requires_grad
+
+
+def test_modes_are_restored_after_an_error() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    with pytest.raises(ZeroDivisionError), frozen(model):
+        assert not model[0].training
+        raise ZeroDivisionError
+    assert model[0].training
+    assert model[0].weight.requires_grad
+
+
+def test_the_same_seed_gives_the_same_attack() -> None:
+    model, images = TwoClasses(), 0.5 + 0.05 * torch.randn(8, 3, 3, 3, generator=stream(0, "images"))
+    labels = model(images).argmax(dim=1)
+
+    def attack(seed: int) -> torch.Tensor:
+        return pgd(
+            model, images, labels, Ball("l2", 0.02), steps=2, step_size=0.01, generator=stream(seed, "t")
+        )
+
+    assert torch.equal(attack(0), attack(0))
+    assert not torch.equal(attack(0), attack(1))

@@ -1,0 +1,229 @@
+"""The command line: help, exit codes, errors, precedence, and one JSON document on stdout."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ducat_serve.cli.main import COMMANDS, cli, run
+
+DUCAT = [sys.executable, "-P", "-m", "ducat_serve"]
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_command_has_help_with_an_example_and_json(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "Example:" in text
+    assert f"ducat {name}" in text
+    assert "--json" in text
+    assert "--config" in text
+
+
+def test_help_imports_neither_torch_nor_anything_heavy() -> None:
+    code = (
+        "import sys; from ducat_serve.cli.main import run; run(['--help']);"
+        "heavy = {'torch', 'numpy', 'onnxruntime', 'bentoml', 'pydantic', 'rich'} & set(sys.modules);"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("name", ["predict", "inspect", "serve", "networks"])
+def test_commands_of_the_serving_side_import_no_torch(name: str) -> None:
+    code = (
+        f"import sys; sys.modules['torch'] = None; from ducat_serve.cli.main import run;"
+        f"sys.exit(run(['{name}', '--help']))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_train_help_shows_sizes_as_fractions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "[default: 8/255; l2 128/255" in text
+    assert "2/255" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["trian"], 2, ["Did you mean 'train'", "choose one of"]),
+        (["train", "--dataset", "cifar"], 2, ["Did you mean 'cifar10'"]),
+        (["train", "--network", "resnet81"], 2, ["Did you mean 'resnet18'"]),
+        (["train", "--epoch", "3"], 2, ["--epochs"]),
+        (["train", "--eps", "eight"], 2, ["not a size like 8/255"]),
+        (["train", "--dataset", "folder:/nowhere"], 4, ["/nowhere"]),
+        (["train", "--dataset", "cifar100", "--offline", "--data-dir", "/nonexistent"], 4, ["--offline"]),
+        (["train", "--batch-size", "5000"], 2, ["5000", "training images"]),
+        (["train", "--device", "cuda"], 1, ["no usable GPU", "ducat doctor"]),
+        (["export", "none.safetensors", "--onnx"], 4, ["none.safetensors", "ducat train"]),
+        (["inspect", "none.onnx"], 4, ["none.onnx"]),
+        (["predict", "none.onnx", "a.png"], 4, ["none.onnx"]),
+        (["serve", "none.onnx"], 4, ["none.onnx"]),
+        (["demo", "--epochs", "0"], 2, ["--epochs"]),
+    ],
+)
+def test_errors_say_cause_and_next_step(
+    arguments: list[str],
+    code: int,
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run([*arguments, "--json"]) == code
+    captured = capsys.readouterr()
+    error = json.loads(captured.out)["error"]
+    assert error["exit_code"] == code
+    assert "Traceback" not in captured.err
+    assert "Next: " in captured.err or "training images" in captured.err
+    for word in words:
+        assert word in captured.err
+    assert list(tmp_path.iterdir()) == [], "something was left behind"
+
+
+def test_unexpected_errors_have_no_traceback_unless_debug(tmp_path: Path) -> None:
+    """A bug must not look like a wall of text; --debug shows it."""
+    code = (
+        "import sys; from ducat_serve.cli import main; import ducat_serve.cli.networks as n\n"
+        "def boom(*a, **k): raise RuntimeError('kaboom')\n"
+        "n.Output = boom; sys.exit(main.run(sys.argv[1:]))"
+    )
+    plain = subprocess.run(
+        [sys.executable, "-c", code, "networks"], capture_output=True, text=True, check=False
+    )
+    assert plain.returncode == 1
+    assert "kaboom" in plain.stderr
+    assert "Traceback" not in plain.stderr
+    debug = subprocess.run(
+        [sys.executable, "-c", code, "--debug", "networks"], capture_output=True, text=True, check=False
+    )
+    assert "Traceback" in debug.stderr
+
+
+def seen_epochs(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> object:
+    """The value of --epochs that `ducat demo` gets."""
+    command = cli.get_command(None, "demo")  # type: ignore[arg-type]
+    assert command is not None
+    seen = {}
+    monkeypatch.setattr(command, "callback", lambda **given: seen.update(given))
+    assert run(["demo", *arguments]) == 0
+    return seen["epochs"]
+
+
+def test_flag_over_environment_over_file_over_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text("[demo]\nepochs = 11\n")
+    assert seen_epochs([], monkeypatch) == 30
+    assert seen_epochs(["--config", str(config)], monkeypatch) == 11
+    monkeypatch.setenv("DUCAT_DEMO_EPOCHS", "12")
+    assert seen_epochs(["--config", str(config)], monkeypatch) == 12
+    assert seen_epochs(["--config", str(config), "--epochs", "13"], monkeypatch) == 13
+    monkeypatch.delenv("DUCAT_DEMO_EPOCHS")
+    monkeypatch.setenv("DUCAT_CONFIG", str(config))
+    assert seen_epochs([], monkeypatch) == 11
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "word"),
+    [
+        ("[demo]\nepoch = 3\n", 2, "Did you mean 'epochs'"),
+        ("[dem]\nepochs = 3\n", 2, "Did you mean 'demo'"),
+        ("[demo\n", 2, "not valid TOML"),
+        (None, 4, "Cannot read"),
+    ],
+)
+def test_bad_config_files(
+    tmp_path: Path, text: str | None, code: int, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if text is not None:
+        (tmp_path / "c.toml").write_text(text)
+    assert run(["demo", "--config", str(tmp_path / "c.toml")]) == code
+    assert word in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["networks"], ["datasets"], ["doctor"]])
+def test_json_is_exactly_one_document(arguments: list[str]) -> None:
+    done = subprocess.run([*DUCAT, *arguments, "--json"], capture_output=True, text=True, check=True)
+    assert isinstance(json.loads(done.stdout), dict)
+    quiet = subprocess.run([*DUCAT, *arguments], capture_output=True, text=True, check=True)
+    assert quiet.stdout == ""
+    assert quiet.stderr != ""
+
+
+def test_predict_from_onnx_and_checkpoint_agree(
+    onnx_model: Path, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generator = np.random.default_rng(0)
+    names = []
+    for index in range(40):  # more than one batch
+        names.append(str(tmp_path / f"{index}.png"))
+        Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(names[-1])
+    answers = []
+    for model in (onnx_model, run_folder):
+        assert run(["predict", str(model), *names, "--json", "--top-k", "3"]) == 0
+        answers.append(json.loads(capsys.readouterr().out)["predictions"])
+    for one, other in zip(*answers, strict=True):
+        assert (one["image"], one["label"], len(one["top_k"])) == (other["image"], other["label"], 3)
+        assert one["confidence"] == pytest.approx(other["confidence"], abs=1e-4)
+        assert one["dummy_mass"] == pytest.approx(other["dummy_mass"], abs=1e-4)
+
+
+def test_predict_names_the_image_that_does_not_decode(
+    onnx_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.png").write_text("not an image")
+    assert run(["predict", str(onnx_model), str(tmp_path / "text.png")]) == 4
+    assert "text.png" in capsys.readouterr().err
+
+
+def test_inspect_of_both_artefacts(
+    onnx_model: Path, run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documents = []
+    for model in (onnx_model, run_folder):
+        assert run(["inspect", str(model), "--json"]) == 0
+        documents.append(json.loads(capsys.readouterr().out))
+    assert documents[0]["spec"] == documents[1]["spec"]
+    assert documents[0]["source checkpoint"] == documents[1]["sha256"]
+
+
+def test_doctor_finds_two_onnxruntimes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import ducat_serve.cli.doctor as doctor
+
+    monkeypatch.setattr(doctor, "_version", lambda _: "1.0")
+    assert run(["doctor"]) == 1
+    assert "write the same folder" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("demo")
+def test_demo_does_the_whole_job(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*DUCAT, "demo", "--epochs", "2", "--out", str(tmp_path / "run"), "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    result = json.loads(done.stdout)
+    assert result["http_images"] == 8
+    assert 0 <= result["worst_case_accuracy"] <= result["clean_accuracy"] <= 1
+    assert "The server has stopped." in done.stderr
+    assert {"model.safetensors", "model.onnx", "metrics.csv"} <= {
+        p.name for p in (tmp_path / "run").iterdir()
+    }

@@ -1,0 +1,92 @@
+"""Recipes, what the user sets on top of them, and what makes no sense."""
+
+from __future__ import annotations
+
+import pytest
+
+from ducat_serve.errors import UsageError
+from ducat_serve.pixels import format_size, parse_size
+from training.config import load_recipe, resolve
+from training.data import DATASETS
+
+
+def test_the_paper_setting_is_the_default_of_its_data_sets() -> None:
+    for name in ("cifar10", "cifar100", "tiny-imagenet"):
+        config = resolve(name, {})
+        assert config.network == "resnet18"
+        assert (config.epochs, config.ducat, config.ducat_start) == (130, "paper", 105)
+        assert (config.norm, config.eps, config.step_size, config.attack_steps) == (
+            "linf",
+            8 / 255,
+            2 / 255,
+            10,
+        )
+        assert (config.lr, config.momentum, config.weight_decay, config.batch_size) == (0.1, 0.9, 5e-4, 128)
+        assert [config.learning_rate(e) for e in (1, 100, 101, 105, 106)] == pytest.approx(
+            [0.1, 0.1, 0.01, 0.01, 0.001]
+        )
+        assert (config.crop_padding, config.flip, config.split_weight) == (4, True, 1.0)
+
+
+def test_every_data_set_has_a_recipe() -> None:
+    for name in [*DATASETS, "folder:/somewhere"]:
+        assert resolve(name, {}).epochs == load_recipe(name)["epochs"]
+
+
+def test_shorter_runs_keep_the_proportions() -> None:
+    config = resolve("cifar10", {"epochs": 13})
+    assert config.ducat_start == 11
+    assert config.lr_milestones == (10, 10)
+
+
+@pytest.mark.parametrize(("norm", "eps", "step"), [("linf", 8, 2), ("l2", 128, 15), ("l1", 2000, 400)])
+def test_each_norm_has_its_own_defaults(norm: str, eps: int, step: int) -> None:
+    config = resolve("cifar10", {"norm": norm})
+    assert (config.eps, config.step_size) == pytest.approx((eps / 255, step / 255))
+
+
+def test_step_grows_with_eps_unless_given() -> None:
+    assert resolve("cifar10", {"eps": 16 / 255}).step_size == pytest.approx(4 / 255)
+    assert resolve("cifar10", {"eps": 16 / 255, "step_size": 0.01}).step_size == 0.01
+
+
+def test_off_has_no_dummy_phase_and_folded_its_split_weight() -> None:
+    assert resolve("digits", {"ducat": "off"}).ducat_start is None
+    assert resolve("digits", {"ducat": "folded"}).split_weight == 0.1
+    assert resolve("digits", {"ducat": "folded", "split_weight": 0.0}).split_weight == 0.0
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        ({"ducat": "off", "ducat_start": 3}, "--ducat-start needs"),
+        ({"ducat_start": 99, "epochs": 10}, "outside of epochs 1 to 10"),
+        ({"split_weight": 0.5}, "--split-weight needs --ducat folded"),
+        ({"eps": 0.0}, "eps"),
+        ({"epochs": 0}, "epochs"),
+        ({"lr": float("nan")}, "lr"),
+    ],
+)
+def test_nonsense_is_a_usage_error(given: dict[str, object], word: str) -> None:
+    with pytest.raises(UsageError, match=word):
+        resolve("digits", given)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("8/255", 8 / 255), ("0.03", 0.03), ("1", 1.0), (" 2 / 255 ", 2 / 255)]
+)
+def test_sizes_are_read(text: str, value: float) -> None:
+    assert parse_size(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "eight", "8/0", "-1/255", "nan", "8/255/2"])
+def test_what_is_not_a_size(text: str) -> None:
+    with pytest.raises(ValueError, match=r"size|negative"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(8 / 255, "8/255"), (0.2, "0.2"), (0.5, "0.5"), (2000 / 255, "2000/255")]
+)
+def test_sizes_are_written_as_the_field_does(value: float, text: str) -> None:
+    assert format_size(value) == text

@@ -1,0 +1,187 @@
+"""Evaluation: the deployed function only, per-example worst case, a report that travels."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ducat_serve.checkpoint import read_spec
+from ducat_serve.cli.main import run
+from ducat_serve.deployed import load
+from ducat_serve.errors import UsageError, VerificationError
+from ducat_serve.output import Output
+from ducat_serve.predictor import Predictor
+from ducat_serve.report import RobustnessReport
+from ducat_serve.spec import ThreatModel
+from training.batches import DeviceSplit
+from training.data import load_dataset
+from training.data.decoding import Split
+from training.evaluation.evaluate import PgdStage, Subject, evaluate
+from training.evaluation.intervals import wilson
+
+THREAT = ThreatModel(norm="linf", eps=0.1)
+SUBJECT = Subject("digest", "digits", "test", 10)
+
+
+def measure(model: nn.Module, data: DeviceSplit, batch_size: int = 64) -> RobustnessReport:
+    return evaluate(
+        model, data, SUBJECT, THREAT, [PgdStage(3)], seed=0, batch_size=batch_size, output=Output()
+    )
+
+
+@pytest.fixture(scope="module")
+def test_split() -> DeviceSplit:
+    return DeviceSplit.of(load_dataset("digits").test, torch.device("cpu"))
+
+
+def test_a_raw_2c_model_is_refused(checkpoint: Path, test_split: DeviceSplit) -> None:
+    with pytest.raises(UsageError, match="10 logits, but this model returns 20"):
+        measure(load(checkpoint, folded=False), test_split)
+
+
+def test_clean_accuracy_is_what_counting_gives(checkpoint: Path, test_split: DeviceSplit) -> None:
+    model = load(checkpoint)
+    with torch.no_grad():
+        answers = model(test_split.images.float() / 255).argmax(dim=1)
+    report = measure(model, test_split)
+    assert report.clean_accuracy == pytest.approx(
+        (answers == test_split.labels).double().mean().item(), abs=1e-7
+    )
+    assert report.worst_case_accuracy < report.clean_accuracy
+    assert report.attacks[0].examples == round(report.clean_accuracy * len(test_split))
+    assert report.examples == len(test_split) == 359
+
+
+def test_batch_size_does_not_change_clean_accuracy(checkpoint: Path, test_split: DeviceSplit) -> None:
+    accuracies = {measure(load(checkpoint), test_split, size).clean_accuracy for size in (7, 100, 1000)}
+    assert len(accuracies) == 1
+
+
+def test_a_model_in_train_mode_is_measured_in_eval_mode_and_left_in_train_mode(
+    checkpoint: Path, test_split: DeviceSplit
+) -> None:
+    model = load(checkpoint)
+    expected = measure(model, test_split)
+    model.train()
+    assert measure(model, test_split) == expected
+    assert all(m.training for m in model.modules())
+
+
+def test_wilson_interval_against_published_values() -> None:
+    """Newcombe 1998, table I: 81/263 and 0/20 (Wilson, no continuity correction)."""
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    with pytest.raises(ValueError, match="at least one"):
+        wilson(0, 0)
+
+
+@pytest.fixture(scope="module")
+def evaluated(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluated") / "run"
+    shutil.copytree(run_folder, folder)
+    assert (
+        run(
+            ["evaluate", str(folder), "--steps", "2", "--max-examples", "60", "--out", str(folder / "r.json")]
+        )
+        == 0
+    )
+    return folder
+
+
+def test_the_report_travels_into_checkpoint_and_onnx(evaluated: Path, run_folder: Path) -> None:
+    report = read_spec(evaluated / "model.safetensors").robustness
+    assert report is not None
+    assert report == RobustnessReport.model_validate_json((evaluated / "r.json").read_text())
+    assert report.examples == 60
+    assert report.weights_digest == read_spec(run_folder / "model.safetensors").weights_digest
+    assert run(["export", str(evaluated)]) == 0
+    assert Predictor(evaluated / "model.onnx", "cpu").spec.robustness == report
+
+
+def test_a_report_of_other_weights_is_refused(evaluated: Path) -> None:
+    spec = read_spec(evaluated / "model.safetensors")
+    forged = spec.model_copy(update={"weights_digest": "0" * 64})
+    with pytest.raises(VerificationError, match="measured on other weights"):
+        type(spec).from_json(forged.to_json(), "forged")
+
+
+def test_inspect_shows_it_or_says_not_measured(
+    evaluated: Path, run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["inspect", str(evaluated), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["spec"]["robustness"]["examples"] == 60
+    assert run(["inspect", str(run_folder), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["spec"]["robustness"] == "robustness not measured"
+    assert "robustness not measured" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "word"),
+    [
+        (["--eps", "0"], 2, "no attack"),
+        (["--eps", "-1/255"], 2, "negative"),
+        (["--norm", "l2"], 2, "needs --eps"),
+        (["--norm", "linff"], 2, "linff"),
+        (["--dataset", "digitz"], 2, "Did you mean 'digits'"),
+        (["--dataset", "folder:/nowhere"], 4, "no folder"),
+    ],
+)
+def test_bad_requests(
+    run_folder: Path, flags: list[str], code: int, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (run_folder / "model.safetensors").read_bytes()
+    assert run(["evaluate", str(run_folder), *flags]) == code
+    assert word in capsys.readouterr().err
+    assert (run_folder / "model.safetensors").read_bytes() == before
+
+
+def test_onnx_is_sent_to_its_checkpoint(onnx_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["evaluate", str(onnx_model)]) == 2
+    assert "need the checkpoint" in capsys.readouterr().err
+
+
+def test_worst_case_is_per_example() -> None:
+    """Two stages that each fool a different half leave nobody."""
+
+    class Half:
+        name, settings = "half", {"of": 1}
+
+        def __init__(self, parity: int) -> None:
+            self.parity = parity
+
+        def __call__(self, model, images, labels, ball, generator):  # type: ignore[no-untyped-def]
+            return torch.where(
+                (labels % 2 == self.parity).view(-1, 1, 1, 1), torch.zeros_like(images), images
+            )
+
+    class Bright(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            level = (images[:, 0, 0, 0] * 255).round().long() - 1
+            return (
+                nn.functional.one_hot(level.clamp(0, 9), 10).float()
+                + (level < 0).float().view(-1, 1) * torch.eye(10)[9] * 5
+            )
+
+    labels = np.arange(8) % 4
+    images = np.zeros((8, 8, 8, 3), np.uint8) + (labels + 1).astype(np.uint8)[:, None, None, None]
+    data = DeviceSplit.of(Split(images, labels), torch.device("cpu"))
+    report = evaluate(
+        Bright(),
+        data,
+        SUBJECT,
+        THREAT,
+        [Half(0), Half(1)],
+        seed=0,
+        batch_size=3,
+        output=Output(),  # type: ignore[list-item]
+    )
+    assert report.clean_accuracy == 1
+    assert [a.worst_case_accuracy for a in report.attacks] == [0.5, 0.0]
+    assert [a.examples for a in report.attacks] == [8, 4]

@@ -1,0 +1,175 @@
+"""Export: the contract of model.onnx, the parity gate, and the same bytes from two processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+import export.parity as parity
+from ducat_serve.checkpoint import file_sha256, read_spec
+from ducat_serve.cli.main import run
+from ducat_serve.deployed import load
+from ducat_serve.errors import VerificationError
+from ducat_serve.predictor import Predictor
+from ducat_serve.recovery import dummy_mass, recover
+from ducat_serve.spec import ModelSpec, Normalisation, ThreatModel
+from training.data import load_dataset
+
+
+def test_contract_of_the_file(onnx_model: Path, checkpoint: Path) -> None:
+    model = onnx.load(onnx_model)
+    onnx.checker.check_model(model, full_check=True)
+    assert model.ir_version == 10
+    assert {(o.domain, o.version) for o in model.opset_import} == {("", 18)}
+    session = onnxruntime.InferenceSession(onnx_model, providers=["CPUExecutionProvider"])
+    assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [
+        ("images", "tensor(uint8)", ["batch", 8, 8, 3])
+    ]
+    assert [(o.name, o.type, o.shape) for o in session.get_outputs()] == [
+        ("logits", "tensor(float)", ["batch", 10]),
+        ("label", "tensor(int64)", ["batch"]),
+        ("dummy_mass", "tensor(float)", ["batch"]),
+    ]
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert ModelSpec.from_json(metadata["ducat"], "test") == read_spec(checkpoint)
+    assert metadata["ducat_source_sha256"] == file_sha256(checkpoint)
+
+
+def test_no_trace_of_this_machine(onnx_model: Path) -> None:
+    data = onnx_model.read_bytes()
+    for trace in (
+        str(Path.home()),
+        str(Path(torch.__file__).parent),
+        str(Path(parity.__file__).parent),
+        "pkg.torch",
+    ):
+        assert trace.encode() not in data
+
+
+def test_two_processes_give_the_same_bytes(checkpoint: Path, onnx_model: Path, tmp_path: Path) -> None:
+    target = tmp_path / "model.onnx"
+    subprocess.run(
+        [sys.executable, "-P", "-m", "ducat_serve", "export", checkpoint, "--onnx", "--out", target],
+        check=True,
+        cwd=tmp_path,
+    )
+    assert target.read_bytes() == onnx_model.read_bytes()
+
+
+def test_real_images_give_what_torch_gives(onnx_model: Path, checkpoint: Path) -> None:
+    """The whole test split through both, with the paper's rule computed on raw 2C logits."""
+    images = load_dataset("digits").test.images
+    raw = load(checkpoint, folded=False)
+    with torch.no_grad():
+        logits = raw(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float() / 255)
+    answer = Predictor(onnx_model, "cpu")(images)
+    expected = np.maximum(logits[:, :10].numpy(), logits[:, 10:].numpy())
+    np.testing.assert_allclose(answer.logits, expected, atol=1e-4)
+    np.testing.assert_allclose(answer.dummy_mass, dummy_mass(logits).numpy(), atol=1e-5)
+    assert (answer.label == recover(logits).numpy()).all()
+
+
+def untrained(tmp_path: Path, fold: str, channels: int = 3, size: tuple[int, int] = (16, 12)) -> Path:
+    """A checkpoint with random weights and random BatchNorm statistics."""
+    from ducat_serve.checkpoint import weights_digest, write_checkpoint
+    from ducat_serve.deployed import build_classifier, numpy_weights
+
+    spec = ModelSpec(
+        network="resnet-small",
+        num_classes=4,
+        labels=("a", "b", "c", "d"),
+        channels=channels,  # type: ignore[arg-type]
+        image_size=size,
+        normalisation=Normalisation(mean=(0.5,) * channels, std=(0.25,) * channels),
+        fold=fold,  # type: ignore[arg-type]
+        threat_model=ThreatModel(norm="linf", eps=8 / 255),
+        training={"recipe": {"dataset": "folder:none", "image_size": None, "seed": 0}, "data": "none"},
+        weights_digest="",
+    )
+    torch.manual_seed(0)
+    classifier = build_classifier(spec)
+    for module in classifier.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean, std=0.2)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+    tensors = numpy_weights(classifier)
+    path = tmp_path / f"{fold}.safetensors"
+    write_checkpoint(path, tensors, spec.model_copy(update={"weights_digest": weights_digest(tensors)}))
+    return path
+
+
+@pytest.mark.parametrize(("fold", "channels"), [("none", 3), ("max", 1), ("lse", 3)])
+def test_every_fold_and_channel_count(
+    tmp_path: Path, fold: str, channels: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = untrained(tmp_path, fold, channels)
+    assert run(["export", str(path), "--out", str(tmp_path / "m.onnx")]) == 0
+    assert "the parity check has no real images" in capsys.readouterr().err  # said, not silent
+    images = np.random.default_rng(0).integers(0, 256, (5, 16, 12, channels), dtype=np.uint8)
+    answer = Predictor(tmp_path / "m.onnx", "cpu")(images)
+    with torch.no_grad():
+        expected = load(path)(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float() / 255).numpy()
+    np.testing.assert_allclose(answer.logits, expected, atol=1e-4)
+    assert (answer.dummy_mass == 0).all() == (fold == "none")
+
+
+@pytest.mark.parametrize("what", ["logits", "label", "dummy_mass"])
+def test_the_gate_refuses_a_wrong_graph_and_leaves_no_file(
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Sabotage the exported graph, not the check."""
+    from export.graph import DeployGraph
+
+    original = DeployGraph.forward
+
+    def sabotaged(self: DeployGraph, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        logits, label, mass = original(self, images)
+        return (
+            logits + 0.01 if what == "logits" else logits,
+            (label + 1) % 10 if what == "label" else label,
+            mass + 0.01 if what == "dummy_mass" else mass,
+        )
+
+    monkeypatch.setattr(DeployGraph, "forward", sabotaged)
+    target = tmp_path / "model.onnx"
+    target.write_text("an older export")
+    assert run(["export", str(checkpoint), "--onnx", "--out", str(target)]) == 3
+    assert "Parity check failed" in capsys.readouterr().err
+    assert target.read_text() == "an older export"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_the_gate_sees_a_label_that_forgets_the_dummies(
+    checkpoint: Path, onnx_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference is the paper's rule on raw logits, not the same fold again."""
+    monkeypatch.setattr(parity, "recover", lambda logits: logits[:, :10].argmin(dim=1))
+    with pytest.raises(VerificationError, match="labels differ"):
+        parity.check_parity(onnx_model, load(checkpoint, folded=False))
+
+
+def test_gate_covers_what_it_says(checkpoint: Path, onnx_model: Path) -> None:
+    real = load_dataset("digits").val.images
+    report = parity.check_parity(onnx_model, load(checkpoint, folded=False), real)
+    assert report.real_images == sum(parity.BATCH_SIZES)
+    assert report.images == 6 * sum(parity.BATCH_SIZES)
+    assert report.labels_compared > report.images // 2
+
+
+def test_damaged_checkpoint_is_not_exported(checkpoint: Path, tmp_path: Path) -> None:
+    data = bytearray(checkpoint.read_bytes())
+    data[-100] ^= 1
+    (tmp_path / "m.safetensors").write_bytes(data)
+    assert run(["export", str(tmp_path / "m.safetensors"), "--onnx"]) == 3
+    assert not (tmp_path / "model.onnx").exists()

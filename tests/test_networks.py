@@ -1,0 +1,62 @@
+"""Networks: shapes, sizes, parameter counts, refusals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ducat_serve.errors import UsageError
+from ducat_serve.networks import NETWORKS, create_network
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_parameter_count_is_as_listed(name: str) -> None:
+    network = create_network(name, channels=3, image_size=(32, 32), outputs=10)
+    assert sum(p.numel() for p in network.parameters()) == NETWORKS[name].parameters
+
+
+@pytest.mark.parametrize("size", [(8, 8), (28, 28), (32, 48), (64, 64), (96, 96)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_any_size_and_channels(size: tuple[int, int], channels: int) -> None:
+    network = create_network("resnet-small", channels=channels, image_size=size, outputs=14).eval()
+    assert network(torch.rand(2, channels, *size)).shape == (2, 14)
+
+
+@pytest.mark.parametrize(("size", "stride"), [((32, 32), 1), ((64, 64), 2)])
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_stem_stride(name: str, size: tuple[int, int], stride: int) -> None:
+    network = create_network(name, channels=3, image_size=size, outputs=4)
+    assert network.get_submodule("conv1").stride == (stride, stride)  # type: ignore[union-attr]
+
+
+def test_resnet18_equals_torchvision_but_for_the_stem() -> None:
+    """The same weights in torchvision's network, stem replaced, give the same logits."""
+    from torchvision.models import resnet18
+
+    ours = create_network("resnet18", channels=3, image_size=(32, 32), outputs=10).eval()
+    theirs = resnet18(num_classes=10)
+    theirs.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    theirs.maxpool = torch.nn.Identity()
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(ours(images), theirs.eval()(images))
+
+
+def test_wide_resnet_has_28_layers_and_width_640() -> None:
+    network = create_network("wrn-28-10", channels=3, image_size=(32, 32), outputs=10)
+    convolutions = [
+        m for m in network.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3)
+    ]
+    assert len(convolutions) == 25  # and 3 shortcuts and the head: 28 in the authors' count
+    assert network.get_submodule("fc").in_features == 640
+
+
+@pytest.mark.parametrize("size", [(7, 7), (1, 1), (513, 513)])
+def test_refuses_sizes_it_cannot_take(size: tuple[int, int]) -> None:
+    with pytest.raises(UsageError, match=f"not {size[0]}x{size[1]}"):
+        create_network("resnet18", channels=3, image_size=size, outputs=10)
+
+
+def test_unknown_name_suggests_the_nearest() -> None:
+    with pytest.raises(UsageError, match="Did you mean 'resnet18'"):
+        create_network("resnet-18", channels=3, image_size=(32, 32), outputs=10)

@@ -1,0 +1,288 @@
+"""Training: exact resumption, interruption, divergence, and what a run folder holds."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ducat_serve.checkpoint import read_checkpoint, read_spec
+from ducat_serve.cli.main import run
+from ducat_serve.errors import DucatError
+from ducat_serve.output import Output
+from training.config import resolve
+from training.data import load_dataset
+from training.run_folder import METRICS, RunFolder
+from training.signals import StopSignal
+from training.trainer import Trainer
+
+# Small enough for seconds, with both phases: epochs 1 and 2 adversarial, 3 and 4 with dummies.
+TINY = {"epochs": 4, "ducat_start": 3, "attack_steps": 1, "batch_size": 256, "precision": "float32"}
+TINY_FLAGS = [a for k, v in TINY.items() for a in (f"--{k.replace('_', '-')}", str(v))]
+
+
+def trainer(folder: Path, **changes: object) -> Trainer:
+    config = resolve("digits", {**TINY, **changes})
+    run_folder = RunFolder(folder)
+    if not run_folder.config.exists():
+        run_folder.create(config, None)
+    return Trainer(config, load_dataset("digits"), run_folder, torch.device("cpu"), Output())
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    with StopSignal() as stop:
+        trainer(folder).run(stop)
+    return folder
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """metrics.csv without the columns that time."""
+    with (folder / "metrics.csv").open() as file:
+        return [
+            {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")}
+            for row in csv.DictReader(file)
+        ]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in ("model.safetensors", "last.safetensors", "pre_dummy.safetensors"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    assert rows(one) == rows(other)
+
+
+def test_run_folder_holds_what_it_should(uninterrupted: Path) -> None:
+    names = {p.name for p in uninterrupted.iterdir()}
+    assert names == {
+        "config.json", "last.pt", "metrics.csv", "model.safetensors", "last.safetensors", "pre_dummy.safetensors"
+    }  # fmt: skip
+    table = rows(uninterrupted)
+    assert [row["phase"] for row in table] == ["adversarial"] * 2 + ["dummy"] * 2
+    assert set(table[0]) == set(METRICS) - {"seconds", "images_per_second"}
+    assert all(float(row["loss"]) > 0 and 0 <= float(row["val_pgd_accuracy"]) <= 1 for row in table)
+    assert table[0]["val_legacy_accuracy"] == ""
+    assert table[3]["val_legacy_accuracy"] != ""
+    spec = read_spec(uninterrupted / "model.safetensors")
+    assert (spec.num_logits, spec.fold, spec.training["data"]) == (20, "max", "digits")
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(uninterrupted: Path, tmp_path: Path) -> None:
+    with StopSignal() as stop:
+        trainer(tmp_path / "again").run(stop)
+        trainer(tmp_path / "other", seed=1).run(stop)
+    assert_same_run(uninterrupted, tmp_path / "again")
+    same = read_checkpoint(uninterrupted / "last.safetensors")[0].weights_digest
+    assert same != read_checkpoint(tmp_path / "other" / "last.safetensors")[0].weights_digest
+
+
+@pytest.mark.parametrize("steps", [1, 7, 10, 13, 19])
+def test_stopped_at_any_step_and_resumed_is_the_same_run(
+    uninterrupted: Path, tmp_path: Path, steps: int
+) -> None:
+    """5 steps per epoch: inside an epoch, at its end, and across the start of the dummy phase."""
+    first = trainer(tmp_path / "run")
+    stop = StopSignal()
+    original, done = first._step, 0
+
+    def counted(*arguments: object) -> float:
+        nonlocal done
+        done += 1
+        if done == steps:
+            stop.received = signal.SIGTERM
+        return original(*arguments)  # type: ignore[arg-type]
+
+    first._step = counted  # type: ignore[method-assign]
+    with pytest.raises(DucatError, match="Interrupted") as caught:
+        first.run(stop)
+    assert caught.value.exit_code == 143
+    assert f"--resume {tmp_path / 'run'}" in str(caught.value)
+    second = trainer(tmp_path / "run")
+    second.resume()
+    second.run(StopSignal())
+    assert_same_run(uninterrupted, tmp_path / "run")
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-P", "-m", "ducat_serve", "train", *arguments]
+
+
+def wait_for_epoch(folder: Path, epoch: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if (folder / "metrics.csv").is_file() and len(rows(folder)) >= epoch:
+            return
+        assert process.poll() is None, "training ended too early"
+        time.sleep(0.02)
+    raise AssertionError("training did not reach the epoch")
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_kill_9_in_mid_epoch_then_resume(uninterrupted: Path, tmp_path: Path, epoch: int) -> None:
+    folder = tmp_path / "run"
+    process = subprocess.Popen(command("--dataset", "digits", *TINY_FLAGS, "--out", str(folder)))
+    wait_for_epoch(folder, epoch, process)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    subprocess.run(command("--resume", str(folder)), check=True)
+    assert_same_run(uninterrupted, folder)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_save_and_say_how_to_resume(tmp_path: Path, number: int, code: int) -> None:
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        command(
+            "--dataset",
+            "digits",
+            *TINY_FLAGS,
+            "--epochs",
+            "50",
+            "--ducat-start",
+            "50",
+            "--out",
+            str(folder),
+        ),
+        stderr=subprocess.PIPE,
+    )
+    wait_for_epoch(folder, 1, process)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert f"ducat train --resume {folder}" in stderr.decode()
+    assert (folder / "last.pt").is_file()
+
+
+def test_nan_stops_with_the_step_named_and_the_last_state_kept(tmp_path: Path) -> None:
+    subject = trainer(tmp_path / "run")
+    original, done = subject._step, 0
+
+    def poisoned(*arguments: object) -> float:
+        nonlocal done
+        done += 1
+        if done == 8:
+            with torch.no_grad():
+                next(subject.classifier.parameters()).fill_(float("nan"))
+        return original(*arguments)  # type: ignore[arg-type]
+
+    subject._step = poisoned  # type: ignore[method-assign]
+    with pytest.raises(DucatError, match=r"nan at epoch 2, step 2") as caught:
+        subject.run(StopSignal())
+    assert caught.value.exit_code == 1
+    fresh = trainer(tmp_path / "run")
+    fresh.resume()
+    assert fresh.state.epoch == 2
+    assert all(torch.isfinite(t).all() for t in fresh.state.weights.values())
+
+
+def test_full_disk_while_saving_keeps_the_old_state(
+    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = trainer(tmp_path / "run")
+    stop = StopSignal()
+    subject._train_epoch(stop)
+    subject._finish_epoch()
+    before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+    subject._train_epoch(stop)
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DucatError, match="No space left"):
+        subject._finish_epoch()
+    assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
+    monkeypatch.undo()
+    again = trainer(tmp_path / "run")
+    again.resume()
+    again.run(StopSignal())
+    assert_same_run(uninterrupted, tmp_path / "run")
+
+
+def test_damaged_state_is_an_error_and_nothing_else_changes(uninterrupted: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted, folder)
+    (folder / "last.pt").write_bytes((folder / "last.pt").read_bytes()[:1000])
+    assert run(["train", "--resume", str(folder)]) == 4
+    assert (folder / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
+
+
+def test_resume_refuses_another_configuration_and_shows_the_difference(
+    uninterrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", "--resume", str(uninterrupted), "--epochs", "9", "--network", "resnet18"]) == 2
+    stderr = capsys.readouterr().err
+    assert "--epochs is 4 in the run, 9 here" in stderr
+    assert "--network is resnet-small in the run, resnet18 here" in stderr
+
+
+def test_a_run_folder_is_not_overwritten(uninterrupted: Path) -> None:
+    before = (uninterrupted / "model.safetensors").read_bytes()
+    assert run(["train", "--dataset", "digits", *TINY_FLAGS, "--out", str(uninterrupted)]) == 2
+    assert (uninterrupted / "model.safetensors").read_bytes() == before
+
+
+def test_resume_of_nothing(tmp_path: Path) -> None:
+    assert run(["train", "--resume", str(tmp_path / "none")]) == 4
+
+
+@pytest.mark.parametrize("ducat", ["off", "folded"])
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_other_modes_and_norms_train(
+    tmp_path: Path, ducat: str, norm: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--epochs", "2", "--attack-steps", "1", "--batch-size", "256", "--ducat", ducat, "--norm", norm]
+    assert run(["train", "--dataset", "digits", *flags, "--out", str(tmp_path / "run"), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    spec = read_spec(Path(summary["model"]))
+    assert spec.fold == {"off": "none", "folded": "lse"}[ducat]
+    assert spec.num_logits == (10 if ducat == "off" else 20)
+    assert spec.threat_model.norm == norm
+
+
+def test_attack_gradients_never_touch_the_weights(tmp_path: Path) -> None:
+    """The update is what one backward pass through the loss alone gives."""
+    subject = trainer(tmp_path / "run")
+    order = subject.batches.order(1)
+    before = {k: v.clone() for k, v in subject.classifier.network.state_dict().items()}
+    subject.classifier.train()
+    gradients = {}
+    subject.optimizer.step = lambda *_: gradients.update(  # type: ignore[method-assign, assignment]
+        {name: p.grad.clone() for name, p in subject.classifier.named_parameters() if p.grad is not None}
+    )
+    subject._step(order, 1, 0)
+    captured: dict[str, torch.Tensor] = {}
+    original = subject.objective.__class__.loss
+
+    subject.classifier.network.load_state_dict(before)
+
+    def alone(objective: object, model: torch.nn.Module, *arguments: torch.Tensor) -> torch.Tensor:
+        loss = original(objective, model, *arguments)  # type: ignore[arg-type]
+        parameters = dict(model.named_parameters())
+        captured.update(
+            zip(
+                parameters,
+                torch.autograd.grad(loss, list(parameters.values()), retain_graph=True),
+                strict=True,
+            )
+        )
+        return loss
+
+    subject.objective.__class__.loss = alone  # type: ignore[method-assign, assignment]
+    try:
+        subject._step(order, 1, 0)
+    finally:
+        subject.objective.__class__.loss = original  # type: ignore[method-assign]
+    assert set(captured) == set(gradients)
+    for name, gradient in captured.items():
+        torch.testing.assert_close(gradients[name], gradient)
