@@ -5,6 +5,7 @@ Images are float32 [N, channels, H, W] in [0, 1]; eps and step sizes are in pixe
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -82,7 +83,7 @@ class Ball:
     def _inner_radius(self, images: Tensor) -> float:
         """A radius so much smaller than eps that rounding each pixel cannot leave the ball."""
         pixels = images[0].numel()
-        growth = {"linf": 1.0, "l2": pixels**0.5, "l1": float(pixels)}[self.norm]
+        growth = {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[self.norm]
         return max(0.0, self.eps * (1 - 1e-6) - growth * _PIXEL_ROUNDING)
 
 

@@ -6,8 +6,10 @@ coarse, then fine) and 3,072 pixel bytes, channel by channel.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import tarfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,13 +56,15 @@ def read_cifar(path: Path, layout: CifarFormat) -> Decoded:
 def _members(path: Path) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     try:
-        with tarfile.open(path, "r:gz") as archive:
+        with gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             for member in archive:
                 refuse_escape(member.name, path)
                 content = archive.extractfile(member) if member.isfile() else None
                 if content is not None:
                     files[Path(member.name).name] = content.read()
-    except (tarfile.TarError, OSError, EOFError) as error:
+            while stream.read(1 << 20):  # gzip's checksum comes after the end of the archive
+                pass
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"{path} is not a readable .tar.gz archive; it is truncated or corrupt ({error}).",
             f"delete {path} and run the command again to download it",

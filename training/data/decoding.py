@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -79,7 +80,7 @@ def _fill(folder: Path, tree: Tree, image_size: int | None, output: Output) -> N
     except OSError as error:
         raise cannot_write(folder, error) from error
     try:
-        size = (image_size, image_size) if image_size else _common_size(tree, listing.train[0][0])
+        size = (image_size, image_size) if image_size else _common_size(tree, listing.train)
         for split, files in splits.items():
             if files is None:
                 continue
@@ -100,14 +101,13 @@ def _fill(folder: Path, tree: Tree, image_size: int | None, output: Output) -> N
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _common_size(tree: Tree, first: str) -> tuple[int, int]:
-    try:
-        image = decode(tree.read(first))
-    except ImageError as error:
-        raise DataError(
-            f"{tree.source}: {first} does not decode: {error}.", "remove or replace it"
-        ) from error
-    return image.height, image.width
+def _common_size(tree: Tree, files: Files) -> tuple[int, int]:
+    """The size of the first image that decodes; `_decode_into` then names and counts those that do not."""
+    for name, _ in files:
+        with contextlib.suppress(ImageError):
+            image = decode(tree.read(name))
+            return image.height, image.width
+    raise DataError(f"{tree.source}: none of the {len(files)} images in train/ decodes.", "replace them")
 
 
 def _decode_into(
@@ -149,15 +149,15 @@ def _decode_into(
 
 
 def _map(folder: Path, digest: str) -> Decoded:
-    class_names: list[str] = json.loads((folder / "index.json").read_text())["class_names"]
-
-    def split(name: str) -> Split | None:
-        if not (folder / f"{name}.npy").is_file():
-            return None
+    def split(name: str) -> Split:
         images: NDArray[Any] = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         return Split(images, np.load(folder / f"{name}_labels.npy", allow_pickle=False))
 
-    train, test = split("train"), split("test")
-    if train is None or test is None:
-        raise DataError(f"The cache folder {folder} is incomplete.", f"delete {folder} and run again")
-    return Decoded(tuple(class_names), train, split("val"), test, digest)
+    try:
+        class_names: list[str] = json.loads((folder / "index.json").read_text())["class_names"]
+        val = split("val") if (folder / "val.npy").is_file() else None
+        return Decoded(tuple(class_names), split("train"), val, split("test"), digest)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"The cache folder {folder} is incomplete or corrupt ({error}).", f"delete {folder} and run again"
+        ) from error

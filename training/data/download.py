@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import http.client
 import os
 import urllib.error
 import urllib.request
@@ -47,7 +49,9 @@ def download(archive: Archive, folder: Path, output: Output) -> Path:
     output.say(f"Downloading {archive.url} ({archive.size:,} bytes) to {target}")
     try:
         _fetch(archive, part, output)
-    except (urllib.error.URLError, OSError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise cannot_write(part, error) from error
         reason = getattr(error, "reason", error)
         raise DataError(
             f"Cannot download {archive.url}: {reason}. What arrived is kept in {part}.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -36,7 +35,7 @@ def _root(tree: Tree) -> str:
     """Archives usually have one folder at the top: the prefix up to `train/`."""
     for name in tree.names():
         parts = PurePosixPath(name).parts
-        if "train" in parts[:2]:
+        if "train" in parts[:2] and parts[0] != "__MACOSX":
             prefix = parts[: parts.index("train")]
             return "/".join(prefix) + "/" if prefix else ""
     raise DataError(
@@ -85,16 +84,10 @@ def _by_class(tree: Tree, prefix: str) -> dict[str, list[str]]:
         files = members.setdefault(parts[0], [])
         if _is_image(name):
             files.append(name)
-    for folder in _empty_folders(tree, prefix):
-        members.setdefault(folder, [])
+    for folder in tree.folders(prefix):
+        if not folder.startswith((".", "__MACOSX")):
+            members.setdefault(folder, [])
     return members
-
-
-def _empty_folders(tree: Tree, prefix: str) -> Iterable[str]:
-    folder = tree.source / prefix
-    if not folder.is_dir():
-        return []
-    return [p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
 
 
 def _tiny_imagenet(tree: Tree, root: str) -> Listing:
@@ -117,11 +110,13 @@ def _tiny_imagenet(tree: Tree, root: str) -> Listing:
         train += [(name, index[wnid]) for name in files]
     test: Files = []
     for line in tree.read(f"{root}val/val_annotations.txt").decode().splitlines():
-        file, wnid = line.split("\t")[:2]
+        file, wnid = [*line.split("\t"), ""][:2]
         name = f"{root}val/images/{file}"
         if wnid not in index or name not in present:
             raise DataError(f"{tree.source}: val_annotations.txt names {file} of {wnid}, which is not there.")
         test.append((name, index[wnid]))
+    if not test:
+        raise DataError(f"{tree.source}: val/val_annotations.txt names no image.")
     return Listing(tuple(names.get(wnid, wnid) for wnid in wnids), train, None, test)
 
 
