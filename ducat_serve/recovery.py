@@ -84,3 +84,18 @@ def _split_logit(logits: Tensor, labels: Tensor) -> Tensor:
     original, dummy = split_pairs(logits)
     index = labels.unsqueeze(-1)
     return (dummy.gather(-1, index) - original.gather(-1, index)).squeeze(-1)
+
+
+def without_pair(logits: Tensor, labels: Tensor) -> Tensor:
+    """2C logits with the label's pair at minus infinity, [N, 2C]."""
+    own, dummy = labels.unsqueeze(-1), labels.unsqueeze(-1) + logits.shape[-1] // 2
+    return logits.scatter(-1, own, -torch.inf).scatter(-1, dummy, -torch.inf)
+
+
+def pair_weighted_logit(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """``w z_y + (1-w) z_{y+C}`` with ``w = softmax(T (z_y, z_{y+C}))_y``, no gradient through w, [N]."""
+    original, dummy = split_pairs(logits)
+    index = labels.unsqueeze(-1)
+    pair = torch.cat([original.gather(-1, index), dummy.gather(-1, index)], dim=-1)
+    weight = (temperature * pair.detach()).softmax(dim=-1)
+    return (weight * pair).sum(dim=-1)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import training.validation as validation
 from ducat_serve.checkpoint import read_checkpoint, read_spec
 from ducat_serve.cli.main import run
 from ducat_serve.errors import DucatError
@@ -111,6 +112,25 @@ def test_stopped_at_any_step_and_resumed_is_the_same_run(
     assert_same_run(uninterrupted, tmp_path / "run")
 
 
+def test_stopped_in_validation_and_resumed_is_the_same_run(
+    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The epoch's steps are done and saved; only its validation is repeated."""
+    first, stop = trainer(tmp_path / "run"), StopSignal()
+    original = validation.pgd
+    monkeypatch.setattr(
+        validation, "pgd", lambda *a, **k: setattr(stop, "received", signal.SIGINT) or original(*a, **k)
+    )
+    with pytest.raises(DucatError, match="Interrupted; saved at epoch 1, step 5") as caught:
+        first.run(stop)
+    assert caught.value.exit_code == 130
+    monkeypatch.undo()
+    second = trainer(tmp_path / "run")
+    second.resume()
+    second.run(StopSignal())
+    assert_same_run(uninterrupted, tmp_path / "run")
+
+
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", "ducat_serve", "train", *arguments]
 
@@ -189,7 +209,7 @@ def test_full_disk_while_saving_keeps_the_old_state(
     subject = trainer(tmp_path / "run")
     stop = StopSignal()
     subject._train_epoch(stop)
-    subject._finish_epoch()
+    subject._finish_epoch(StopSignal())
     before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
     subject._train_epoch(stop)
 
@@ -198,7 +218,7 @@ def test_full_disk_while_saving_keeps_the_old_state(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DucatError, match="No space left"):
-        subject._finish_epoch()
+        subject._finish_epoch(StopSignal())
     assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
     monkeypatch.undo()
     again = trainer(tmp_path / "run")

@@ -92,10 +92,7 @@ class Trainer:
         exact_float32()
         while self.state.epoch <= self.config.epochs:
             self._train_epoch(stop)
-            self._finish_epoch()
-            # A signal that came during validation finds the epoch already saved.
-            if stop.received is not None and self.state.epoch <= self.config.epochs:
-                raise self._interrupted(stop.received)
+            self._finish_epoch(stop)
         return self.summary()
 
     def summary(self) -> dict[str, Any]:
@@ -137,9 +134,7 @@ class Trainer:
                 state.losses.append(loss)
                 state.step += 1
                 advance(note=f"loss {loss:.3f}, {self._images_per_second():,.0f} images/s")
-                if stop.received is not None:
-                    self._save()
-                    raise self._interrupted(stop.received)
+                self._stop_if_asked(stop)
                 if time.monotonic() - saved > _SAVE_EVERY_SECONDS:
                     self._save()
                     saved = time.monotonic()
@@ -164,11 +159,17 @@ class Trainer:
         self.optimizer.step()
         return loss.item()
 
-    def _finish_epoch(self) -> None:
+    def _finish_epoch(self, stop: StopSignal) -> None:
         state, epoch = self.state, self.state.epoch
         # The paper chooses its checkpoint by the legacy accuracy, so a faithful `paper` does too.
         by_legacy = self.config.ducat == "paper" and self.config.is_dummy_phase(epoch)
-        result = validate(self.deployed, self.val, self.config, legacy=by_legacy)
+        result = validate(
+            self.deployed,
+            self.val,
+            self.config,
+            legacy=by_legacy,
+            between_batches=lambda: self._stop_if_asked(stop),
+        )
         if epoch == self.config.ducat_start:
             state.best = None  # a model without trained dummies is not what was asked for
         robust = result.legacy_accuracy if result.legacy_accuracy is not None else result.pgd_accuracy
@@ -226,6 +227,11 @@ class Trainer:
         self.state.weights = self.classifier.network.state_dict()
         self.state.optimizer = self.optimizer.state_dict()
         save_state(self.folder.state, self.state)
+
+    def _stop_if_asked(self, stop: StopSignal) -> None:
+        if stop.received is not None:
+            self._save()
+            raise self._interrupted(stop.received)
 
     def _interrupted(self, signal_number: int) -> InterruptedRun:
         place = f"epoch {self.state.epoch}, step {self.state.step}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from training.batches import DeviceSplit
 from training.config import TrainConfig
 from training.randomness import stream
 
-VALIDATION_BATCH = 256
+VALIDATION_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,25 @@ class ValidationResult:
     legacy_accuracy: float | None = None
 
 
-def validate(deployed: Deployed, val: DeviceSplit, config: TrainConfig, *, legacy: bool) -> ValidationResult:
+def validate(
+    deployed: Deployed,
+    val: DeviceSplit,
+    config: TrainConfig,
+    *,
+    legacy: bool,
+    between_batches: Callable[[], None],
+) -> ValidationResult:
     """Clean and PGD accuracy of the deployed function, and where the pair's mass sits.
 
     Args:
         legacy: also measure the legacy accuracy of a model with dummies.
+        between_batches: called before each batch; it may raise to stop.
     """
     counts: dict[str, float] = defaultdict(float)
     generator = stream(config.seed, "validation", device=val.labels.device)
     with frozen(deployed), torch.no_grad():
         for images, labels in val.in_order(VALIDATION_BATCH):
+            between_batches()
             adversarial = _attack(deployed, images, labels, config, generator)
             counts["clean_accuracy"] += (deployed(images).argmax(dim=1) == labels).sum().item()
             counts["pgd_accuracy"] += (deployed(adversarial).argmax(dim=1) == labels).sum().item()

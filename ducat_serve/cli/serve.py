@@ -50,6 +50,13 @@ from ducat_serve.output import Output
 @click.option(
     "--max-images", type=click.IntRange(min=1), default=100, show_default=True, help="Images of a request."
 )
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(min=64),
+    default=25_000_000,
+    show_default=True,
+    help="Pixels of an image before resizing.",
+)
 @device_option
 @common
 def command(
@@ -62,6 +69,7 @@ def command(
     deadline: float,
     max_body: int,
     max_images: int,
+    max_pixels: int,
     device: str,
     as_json: bool,
 ) -> None:
@@ -85,6 +93,7 @@ def command(
         "deadline": deadline,
         "max_body": max_body,
         "max_images": max_images,
+        "max_pixels": max_pixels,
     }
     environment = dict(os.environ)
     environment.update({f"DUCAT_SERVE_{k.upper()}": str(v) for k, v in settings.items() if v is not None})

@@ -53,8 +53,8 @@ class Ball:
             direction = direction / _norm(direction, 1)
         return self.project(images, images + radius * direction)
 
-    def ascend(self, images: Tensor, gradient: Tensor, step_size: float) -> Tensor:
-        """Move ``images`` by ``step_size`` (measured in this norm) along the steepest direction."""
+    def ascend(self, images: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
+        """Move ``images`` by ``step_size`` (in this norm; a number or [N, 1, 1, 1]) in the steepest direction."""
         if self.norm == "linf":
             return images + step_size * gradient.sign()
         if self.norm == "l2":
@@ -64,8 +64,8 @@ class Ball:
         # A pixel already at its bound cannot move further that way; spend the step where it counts.
         blocked = ((images >= 1) & (gradient > 0)) | ((images <= 0) & (gradient < 0))
         top = flat.abs().masked_fill(blocked.flatten(1), -1).topk(moved, dim=1).indices
-        step = torch.zeros_like(flat).scatter_(1, top, flat.gather(1, top).sign() * (step_size / moved))
-        return images + step.view_as(images)
+        step = torch.zeros_like(flat).scatter_(1, top, flat.gather(1, top).sign() / moved)
+        return images + step_size * step.view_as(images)
 
     def project(self, images: Tensor, candidates: Tensor) -> Tensor:
         """The nearest point of the ball around ``images`` (for l1 and l2: projected, then clamped to [0, 1])."""
