@@ -45,7 +45,8 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
                 f"the image has {image.width}x{image.height} pixels; the limit is {max_pixels}",
                 "image_too_large",
             )
-        if getattr(image, "is_animated", False):
+        # An MPO is a JPEG photo with a preview or depth map after it, as many phones write; frame 0 is the photo.
+        if getattr(image, "is_animated", False) and image.format != "MPO":
             raise ImageError("the image is animated; send a single frame")
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image))
@@ -77,8 +78,11 @@ def to_array(image: Image.Image, channels: int = 3) -> NDArray[np.uint8]:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
         # Pillow's own conversion clips 16-bit grey instead of scaling it.
-        grey = (np.asarray(image, dtype=np.int64).clip(0, 65535) + 128) // 257
-        image = Image.fromarray(grey.astype(np.uint8))
+        grey = np.asarray(image, dtype=np.int64).clip(0, 65535)
+        transparent = image.info.get("transparency")
+        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+        if transparent is not None:
+            image.putalpha(Image.fromarray(((grey != transparent) * 255).astype(np.uint8)))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

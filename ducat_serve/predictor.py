@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -105,11 +106,21 @@ class Predictor:
             self(np.zeros((size, *self.spec.image_size, self.spec.channels), dtype=np.uint8))
 
 
-def _create_session(model: bytes, device: Device, threads: int | None) -> tuple[Any, str | None]:
+def import_onnxruntime() -> Any:
+    """Import ONNX Runtime with its telemetry off. Raises DucatError where it is not installed.
+
+    Released wheels (1.29 and later) report usage to Microsoft unless this variable is set before the import.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
-        import onnxruntime as ort
+        import onnxruntime
     except ImportError as error:
         raise missing_extra("onnxruntime", "cpu") from error
+    return onnxruntime
+
+
+def _create_session(model: bytes, device: Device, threads: int | None) -> tuple[Any, str | None]:
+    ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3

@@ -25,12 +25,26 @@ class AttackResult(BaseModel):
     examples: int = Field(ge=0)
     accuracy: float = Field(ge=0, le=1)
     worst_case_accuracy: float = Field(ge=0, le=1)
+    seconds: float = Field(ge=0)
+
+
+class ClassResult(BaseModel):
+    """Accuracy on the images of one class."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    label: str
+    examples: int = Field(ge=0)
+    clean_accuracy: float = Field(ge=0, le=1)
+    worst_case_accuracy: float = Field(ge=0, le=1)
 
 
 class RobustnessReport(BaseModel):
     """Accuracy of the deployed function, clean and under attack, bound to one set of weights.
 
     ``worst_case_accuracy`` counts an image only if it is right on the clean image and under every attack.
+    ``legacy_2c_accuracy`` is the measure of arXiv 2410.12671: the attack sees the raw 2C logits and recovery
+    is applied afterwards. Non-adaptive, not a robustness claim; None for a model without dummies.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,6 +60,8 @@ class RobustnessReport(BaseModel):
     clean_accuracy: float = Field(ge=0, le=1)
     worst_case_accuracy: float = Field(ge=0, le=1)
     worst_case_interval: tuple[float, float]
+    legacy_2c_accuracy: float | None = Field(default=None, ge=0, le=1)
+    per_class: tuple[ClassResult, ...]
     attacks: tuple[AttackResult, ...]
     versions: dict[str, str]
 

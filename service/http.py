@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from numpy.typing import NDArray
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route, Router
 
 from ducat_serve.predictor import Predictions, Predictor
 from service import open_inference
@@ -32,6 +33,7 @@ from service.uploads import read_images
 
 log = logging.getLogger("ducat_serve.service")
 log.setLevel(logging.INFO)
+DECODING_THREADS = 2
 PAGE = Path(__file__).parent / "page" / "index.html"
 
 
@@ -43,6 +45,9 @@ class Model:
         self.name = settings.model.stem
         self.predictor: Predictor | None = None
         self.batcher: Batcher | None = None
+        self.requests = 0  # being read, decoded or predicted
+        # A decoded 25-megapixel image takes hundreds of megabytes for a moment: two at a time, no more.
+        self.decoding = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode")
 
     @property
     def is_ready(self) -> bool:
@@ -64,6 +69,7 @@ class Model:
         """Answer what is queued."""
         if self.batcher is not None:
             await self.batcher.close()
+        self.decoding.shutdown(wait=False)
 
     def get(self) -> Predictor:
         """The predictor. Raises Problem (503) before it is ready."""
@@ -71,18 +77,33 @@ class Model:
             raise Problem(503, "not_ready", "The model is still loading.", retry_after=1)
         return self.predictor
 
-    async def predict(self, images: NDArray[np.uint8]) -> Predictions:
-        """Predict through the batcher; its refusals become Problems."""
-        self.get()
-        assert self.batcher is not None
+    @contextlib.asynccontextmanager
+    async def admitted(self) -> AsyncIterator[Predictor]:
+        """Let a request in: refused at once where too many are, ended at the deadline, decoding included.
+
+        Raises Problem: 503 before the model is ready, 429 at the limit, 504 at the deadline.
+        """
+        predictor = self.get()
+        overloaded = Problem(429, "overloaded", "The server is at its limit; try again later.", retry_after=1)
+        if self.requests >= self.settings.max_queue:
+            raise overloaded
+        self.requests += 1
         try:
-            return await self.batcher.predict(images, self.settings.deadline)
+            async with asyncio.timeout(self.settings.deadline):
+                yield predictor
         except Overloaded as error:
-            message = "The server is at its limit; try again later."
-            raise Problem(429, "overloaded", message, retry_after=error.retry_after) from error
-        except DeadlineExceeded as error:
+            overloaded.retry_after = error.retry_after
+            raise overloaded from error
+        except (DeadlineExceeded, TimeoutError) as error:
             message = f"No prediction within {self.settings.deadline:g} s."
             raise Problem(504, "deadline_exceeded", message) from error
+        finally:
+            self.requests -= 1
+
+    async def predict(self, images: NDArray[np.uint8]) -> Predictions:
+        """Predict through the batcher, inside `admitted`."""
+        assert self.batcher is not None
+        return await self.batcher.predict(images, self.settings.deadline)
 
 
 def create_app(model: Model) -> Starlette:
@@ -90,9 +111,9 @@ def create_app(model: Model) -> Starlette:
     settings = model.settings
 
     async def predict(request: Request) -> Response:
-        predictor = model.get()
-        images = await read_images(request, predictor.spec, settings)
-        predictions = await model.predict(images)
+        async with model.admitted() as predictor:
+            images = await read_images(request, predictor.spec, settings, model.decoding)
+            predictions = await model.predict(images)
         return JSONResponse(
             {
                 "model": model_summary(model.name, predictor),
@@ -129,14 +150,13 @@ def create_app(model: Model) -> Starlette:
         return JSONResponse({"name": model.name, "ready": True})
 
     async def v2_infer(request: Request) -> Response:
-        predictor = named(request)
-        body = _json(await request.body())
-        images = open_inference.read_request(body, predictor.spec, settings.max_images)
-        predictions = await model.predict(images)
-        return JSONResponse(open_inference.write_response(model.name, body.get("id"), predictions))
-
-    async def nothing_here(request: Request) -> Response:
-        raise Problem(404, "not_found", f"There is nothing at {request.url.path}.")
+        named(request)
+        async with model.admitted() as predictor:
+            body = _json(await request.body())
+            images = open_inference.read_request(body, predictor.spec, settings.max_images)
+            request_id = open_inference.read_id(body)
+            predictions = await model.predict(images)
+        return JSONResponse(open_inference.write_response(model.name, request_id, predictions))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -146,21 +166,27 @@ def create_app(model: Model) -> Starlette:
         starting.cancel()
         await model.stop()
 
+    routes = [
+        Route("/", page),
+        Route("/v1/predict", predict, methods=["POST"]),
+        Route("/v1/model", describe),
+        Route("/v2", v2_server),
+        Route("/v2/health/live", v2_live),
+        Route("/v2/health/ready", v2_ready),
+        Route("/v2/models/{name}", v2_model),
+        Route("/v2/models/{name}/ready", v2_model_ready),
+        Route("/v2/models/{name}/infer", v2_infer, methods=["POST"]),
+    ]
     return Starlette(
-        routes=[
-            Route("/", page),
-            Route("/v1/predict", predict, methods=["POST"]),
-            Route("/v1/model", describe),
-            Route("/v2", v2_server),
-            Route("/v2/health/live", v2_live),
-            Route("/v2/health/ready", v2_ready),
-            Route("/v2/models/{name}", v2_model),
-            Route("/v2/models/{name}/ready", v2_model_ready),
-            Route("/v2/models/{name}/infer", v2_infer, methods=["POST"]),
-            Route("/{path:path}", nothing_here, methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]),
-        ],
+        # In a Mount, which matches every path: BentoML answers with its own pages what no route here matches.
+        routes=[Mount("/", app=Router(routes, redirect_slashes=False))],
         middleware=[Middleware(BodyLimit, max_body=settings.max_body)],
-        exception_handlers={Problem: _problem, HTTPException: _http_exception, Exception: _unexpected},
+        exception_handlers={
+            Problem: _problem,
+            HTTPException: _http_exception,
+            ClientDisconnect: _client_gone,
+            Exception: _unexpected,
+        },
         lifespan=lifespan,
     )
 
@@ -185,12 +211,23 @@ async def _problem(_: Request, error: Exception) -> Response:
     return error.response()
 
 
-async def _http_exception(_: Request, error: Exception) -> Response:
+async def _http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-    response = Problem(error.status_code, code, str(error.detail)).response()
+    where = request.url.path
+    code, message = {
+        404: ("not_found", f"There is nothing at {where}."),
+        405: ("method_not_allowed", f"{where} does not take {request.method}."),
+    }.get(error.status_code, ("http_error", str(error.detail)))
+    response = Problem(error.status_code, code, message).response()
     response.headers.update(error.headers or {})
     return response
+
+
+async def _client_gone(_: Request, __: Exception) -> Response:
+    # Nobody reads this; it keeps an upload that was given up from being logged as a failure of the server.
+    return Problem(
+        400, "client_disconnected", "The connection was closed before the request ended."
+    ).response()
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:

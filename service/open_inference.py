@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -44,22 +45,34 @@ def read_request(body: Any, spec: ModelSpec, max_images: int) -> NDArray[np.uint
     shape = tensor.get("shape")
     if tensor.get("name") != "images" or tensor.get("datatype") != "UINT8":
         raise Problem(400, "invalid_tensor", "The input tensor is named 'images' and has datatype UINT8.")
-    if not isinstance(shape, list) or not all(type(n) is int for n in shape) or shape[1:] != expected:
+    if (
+        not isinstance(shape, list)
+        or not all(type(n) is int and n > 0 for n in shape)
+        or shape[1:] != expected
+    ):
         raise Problem(400, "invalid_shape", f"The shape of 'images' is [N, {', '.join(map(str, expected))}].")
-    if not 1 <= shape[0] <= max_images:
-        raise Problem(413, "too_many_images", f"Send 1 to {max_images} images per request.")
-    try:
-        values = np.asarray(tensor.get("data"))
-    except ValueError as error:
-        raise Problem(400, "invalid_data", "'data' is ragged.") from error
-    if values.dtype.kind not in "iu" or values.size != np.prod(shape):
-        raise Problem(400, "invalid_data", f"'data' must hold {int(np.prod(shape))} integers.")
-    if values.min() < 0 or values.max() > 255:
+    if shape[0] > max_images:
+        raise Problem(413, "too_many_images", f"At most {max_images} images per request.")
+    # As objects, because NumPy would take true among integers for 1. Ragged rows stay lists and are refused.
+    data = np.asarray(tensor.get("data"), dtype=object)
+    values = data.ravel().tolist()
+    if data.shape not in (tuple(shape), (prod(shape),)) or set(map(type, values)) != {int}:
+        message = f"'data' must hold {prod(shape)} integers, flat or nested as 'shape' says."
+        raise Problem(400, "invalid_data", message)
+    if min(values) < 0 or max(values) > 255:
         raise Problem(400, "invalid_data", "Pixels are integers from 0 to 255.")
-    return values.astype(np.uint8).reshape(shape)
+    return np.array(values, dtype=np.uint8).reshape(shape)
 
 
-def write_response(name: str, request_id: Any, predictions: Predictions) -> dict[str, Any]:
+def read_id(body: dict[str, Any]) -> str | None:
+    """The request's own `id`, which the answer repeats. Raises Problem."""
+    request_id = body.get("id")
+    if request_id is None or (isinstance(request_id, str) and request_id.isprintable()):
+        return request_id
+    raise Problem(400, "invalid_id", "'id' is a string of printable characters.")
+
+
+def write_response(name: str, request_id: str | None, predictions: Predictions) -> dict[str, Any]:
     """Answer of `POST /v2/models/NAME/infer`."""
     answer: dict[str, Any] = {
         "model_name": name,
@@ -70,7 +83,7 @@ def write_response(name: str, request_id: Any, predictions: Predictions) -> dict
             _tensor("dummy_mass", "FP32", predictions.dummy_mass),
         ],
     }
-    return answer if request_id is None else {**answer, "id": str(request_id)}
+    return answer if request_id is None else {**answer, "id": request_id}
 
 
 def _tensor(name: str, datatype: str, array: NDArray[Any]) -> dict[str, Any]:

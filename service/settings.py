@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ducat_serve.errors import UsageError
 from ducat_serve.spec import first_problem
@@ -30,6 +30,14 @@ class Settings(BaseModel):
     max_images: int = Field(default=100, ge=1)  # per request
     max_pixels: int = Field(default=25_000_000, ge=64)  # per image, before resizing
     top_k: int = Field(default=5, ge=1)
+
+    @model_validator(mode="after")
+    def _every_request_can_be_served(self) -> Self:
+        if self.max_queue < self.max_images:
+            raise ValueError(
+                f"max_queue {self.max_queue} is less than the {self.max_images} images of one request"
+            )
+        return self
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:

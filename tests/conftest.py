@@ -8,6 +8,7 @@ from pathlib import Path
 # Before torch and NumPy start their thread pools: tests run in parallel on few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests that import onnxruntime themselves
 
 import pytest
 

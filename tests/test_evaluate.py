@@ -13,7 +13,7 @@ from torch import nn
 
 from ducat_serve.checkpoint import read_spec
 from ducat_serve.cli.main import run
-from ducat_serve.deployed import load
+from ducat_serve.deployed import Deployed, load
 from ducat_serve.errors import UsageError, VerificationError
 from ducat_serve.output import Output
 from ducat_serve.predictor import Predictor
@@ -22,16 +22,24 @@ from ducat_serve.spec import ThreatModel
 from training.batches import DeviceSplit
 from training.data import load_dataset
 from training.data.decoding import Split
-from training.evaluation.evaluate import PgdStage, Subject, evaluate
+from training.evaluation.evaluate import Subject, evaluate
 from training.evaluation.intervals import wilson
+from training.evaluation.stages import Stage, stage
 
 THREAT = ThreatModel(norm="linf", eps=0.1)
-SUBJECT = Subject("digest", "digits", "test", 10)
+SUBJECT = Subject("digest", "digits", "test", tuple("0123456789"))
 
 
-def measure(model: nn.Module, data: DeviceSplit, batch_size: int = 64) -> RobustnessReport:
+def measure(model: Deployed, data: DeviceSplit, batch_size: int = 64) -> RobustnessReport:
     return evaluate(
-        model, data, SUBJECT, THREAT, [PgdStage(3)], seed=0, batch_size=batch_size, output=Output()
+        model,
+        data,
+        SUBJECT,
+        THREAT,
+        [stage("pgd", model.fold, 10)],
+        seed=0,
+        batch_size=batch_size,
+        output=Output(),
     )
 
 
@@ -42,11 +50,11 @@ def test_split() -> DeviceSplit:
 
 def test_a_raw_2c_model_is_refused(checkpoint: Path, test_split: DeviceSplit) -> None:
     with pytest.raises(UsageError, match="10 logits, but this model returns 20"):
-        measure(load(checkpoint, folded=False), test_split)
+        measure(Deployed(load(checkpoint, folded=False).module, "none"), test_split)
 
 
 def test_clean_accuracy_is_what_counting_gives(checkpoint: Path, test_split: DeviceSplit) -> None:
-    model = load(checkpoint)
+    model = load(checkpoint).module
     with torch.no_grad():
         answers = model(test_split.images.float() / 255).argmax(dim=1)
     report = measure(model, test_split)
@@ -59,17 +67,23 @@ def test_clean_accuracy_is_what_counting_gives(checkpoint: Path, test_split: Dev
 
 
 def test_batch_size_does_not_change_clean_accuracy(checkpoint: Path, test_split: DeviceSplit) -> None:
-    accuracies = {measure(load(checkpoint), test_split, size).clean_accuracy for size in (7, 100, 1000)}
+    accuracies = {
+        measure(load(checkpoint).module, test_split, size).clean_accuracy for size in (7, 100, 1000)
+    }
     assert len(accuracies) == 1
 
 
 def test_a_model_in_train_mode_is_measured_in_eval_mode_and_left_in_train_mode(
     checkpoint: Path, test_split: DeviceSplit
 ) -> None:
-    model = load(checkpoint)
+    model = load(checkpoint).module
     expected = measure(model, test_split)
     model.train()
-    assert measure(model, test_split) == expected
+    again = measure(model, test_split)
+    assert (again.clean_accuracy, again.worst_case_accuracy) == (
+        expected.clean_accuracy,
+        expected.worst_case_accuracy,
+    )
     assert all(m.training for m in model.modules())
 
 
@@ -87,7 +101,16 @@ def evaluated(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     shutil.copytree(run_folder, folder)
     assert (
         run(
-            ["evaluate", str(folder), "--steps", "2", "--max-examples", "60", "--out", str(folder / "r.json")]
+            [
+                "evaluate",
+                str(folder),
+                "--attack",
+                "pgd",
+                "--max-examples",
+                "60",
+                "--out",
+                str(folder / "r.json"),
+            ]
         )
         == 0
     )
@@ -150,16 +173,11 @@ def test_onnx_is_sent_to_its_checkpoint(onnx_model: Path, capsys: pytest.Capture
 def test_worst_case_is_per_example() -> None:
     """Two stages that each fool a different half leave nobody."""
 
-    class Half:
-        name, settings = "half", {"of": 1}
+    def half(parity: int) -> Stage:
+        def attack(model, images, labels, ball, generator):  # type: ignore[no-untyped-def]
+            return torch.where((labels % 2 == parity).view(-1, 1, 1, 1), torch.zeros_like(images), images)
 
-        def __init__(self, parity: int) -> None:
-            self.parity = parity
-
-        def __call__(self, model, images, labels, ball, generator):  # type: ignore[no-untyped-def]
-            return torch.where(
-                (labels % 2 == self.parity).view(-1, 1, 1, 1), torch.zeros_like(images), images
-            )
+        return Stage("half", {"of": parity}, attack)
 
     class Bright(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -173,11 +191,11 @@ def test_worst_case_is_per_example() -> None:
     images = np.zeros((8, 8, 8, 3), np.uint8) + (labels + 1).astype(np.uint8)[:, None, None, None]
     data = DeviceSplit.of(Split(images, labels), torch.device("cpu"))
     report = evaluate(
-        Bright(),
+        Deployed(Bright(), "none"),
         data,
         SUBJECT,
         THREAT,
-        [Half(0), Half(1)],
+        [half(0), half(1)],
         seed=0,
         batch_size=3,
         output=Output(),  # type: ignore[list-item]

@@ -67,7 +67,7 @@ def environment(place: Path) -> dict[str, str]:
         "DUCAT_TRAIN_EPOCHS": "2",
         "DUCAT_TRAIN_ATTACK_STEPS": "1",
         "DUCAT_TRAIN_BATCH_SIZE": "16",
-        "DUCAT_EVALUATE_STEPS": "1",
+        "DUCAT_EVALUATE_ATTACK": "pgd",
         "DUCAT_DEMO_EPOCHS": "2",
     }
 

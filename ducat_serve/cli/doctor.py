@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -87,12 +88,11 @@ def _runtime_conflict() -> Check:
 
 def _accelerators() -> list[Check]:
     checks = []
-    try:
-        import onnxruntime
+    with contextlib.suppress(DucatError):
+        from ducat_serve.predictor import import_onnxruntime
 
-        checks.append(Check("ONNX Runtime providers", ", ".join(onnxruntime.get_available_providers())))
-    except ImportError:
-        pass
+        providers = import_onnxruntime().get_available_providers()
+        checks.append(Check("ONNX Runtime providers", ", ".join(providers)))
     try:
         import torch
 

@@ -20,7 +20,10 @@ from ducat_serve.output import Output
     "--norm", type=click.Choice(["linf", "l2", "l1"]), help="[default: the norm it was trained for]"
 )
 @click.option("--eps", type=PIXEL_SIZE, help="Radius in pixels, e.g. 8/255.  [default: as trained]")
-@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Steps of PGD.")
+@click.option(
+    "--suite", default="quick", show_default=True, help="quick (PGD, APGD, pair margin) or standard."
+)
+@click.option("--attack", "attacks", multiple=True, metavar="NAME", help="Instead of a suite; repeatable.")
 @click.option(
     "--max-examples", type=click.IntRange(min=1), help="Only the first N images of a seeded shuffle."
 )
@@ -38,7 +41,8 @@ def command(
     split: str,
     norm: str | None,
     eps: float | None,
-    steps: int,
+    suite: str,
+    attacks: tuple[str, ...],
     max_examples: int | None,
     batch_size: int,
     seed: int,
@@ -57,7 +61,8 @@ def command(
     \b
     Example:
       ducat evaluate runs/digits
-      ducat evaluate runs/digits --max-examples 500 --json
+      ducat evaluate runs/digits --suite standard --max-examples 500 --json
+      ducat evaluate runs/digits --attack apgd-ce --attack targeted
     """
     import torch
 
@@ -70,7 +75,9 @@ def command(
     from training.batches import DeviceSplit
     from training.data.decoding import Split
     from training.device import choose_device, exact_float32
-    from training.evaluation.evaluate import PgdStage, Subject, evaluate
+    from training.evaluation.evaluate import Subject, evaluate
+    from training.evaluation.stages import stage
+    from training.evaluation.stages import suite as build_suite
     from training.randomness import stream
 
     output = Output(as_json)
@@ -82,6 +89,11 @@ def command(
         )
     deployed = load(checkpoint)
     spec = deployed.spec
+    stages = (
+        [stage(name, spec.fold, spec.num_classes) for name in attacks]
+        if attacks
+        else build_suite(suite, spec.fold, spec.num_classes)
+    )
     if eps == 0:
         raise UsageError(
             "--eps 0 is no attack; the clean accuracy is printed in any case.", "give --eps 8/255"
@@ -107,26 +119,28 @@ def command(
         )
         chosen = Split(chosen.images[index], chosen.labels[index])
     report = evaluate(
-        deployed.to(torch_device),
+        deployed.module.to(torch_device),  # type: ignore[arg-type]
         DeviceSplit.of(chosen, torch_device),
-        Subject(spec.weights_digest, data.title, "val" if split == "val" else "test", spec.num_classes),
+        Subject(spec.weights_digest, data.title, "val" if split == "val" else "test", spec.labels),
         threat_model,
-        [PgdStage(steps)],
+        stages,
         seed=seed,
         batch_size=batch_size,
         output=output,
     )
     low, high = report.worst_case_interval
+    legacy_row = []
+    if report.legacy_2c_accuracy is not None:
+        label = "legacy 2C: non-adaptive, not a robustness claim"
+        legacy_row = [(label, f"{report.legacy_2c_accuracy:.1%}", "")]
     output.table(
         f"{data.title}, {report.examples} {split} images, {threat_model.norm} {format_size(threat_model.eps)}",
         ("accuracy of the deployed function", "%", "95 % interval"),
         [
             ("clean", f"{report.clean_accuracy:.1%}", ""),
-            *(
-                (f"under {a.name}-{a.settings['steps']}", f"{a.worst_case_accuracy:.1%}", "")
-                for a in report.attacks
-            ),
+            *((f"after {a.name}", f"{a.worst_case_accuracy:.1%}", "") for a in report.attacks),
             ("worst case", f"{report.worst_case_accuracy:.1%}", f"{low:.1%} to {high:.1%}"),
+            *legacy_row,
         ],
     )
     _, tensors = read_checkpoint(checkpoint)

@@ -3,41 +3,28 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ducat_serve import __version__
+from ducat_serve.deployed import Deployed
 from ducat_serve.errors import UsageError
 from ducat_serve.output import Output
-from ducat_serve.report import AttackResult, RobustnessReport
+from ducat_serve.recovery import recover
+from ducat_serve.report import AttackResult, ClassResult, RobustnessReport
 from ducat_serve.spec import ThreatModel
 from training.attacks.ball import Ball
 from training.attacks.frozen import frozen
-from training.attacks.pgd import pgd
 from training.batches import DeviceSplit
 from training.evaluation.intervals import wilson
+from training.evaluation.stages import Stage
+from training.evaluation.stages import stage as build_stage
 from training.randomness import stream
-
-
-@dataclass(frozen=True)
-class PgdStage:
-    """PGD on the cross entropy of the deployed logits; the step is a quarter of eps."""
-
-    steps: int = 20
-    name: str = "pgd"
-
-    @property
-    def settings(self) -> dict[str, int | float | str]:
-        return {"loss": "cross entropy of the deployed logits", "steps": self.steps, "step_over_eps": 0.25}
-
-    def __call__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, ball: Ball, generator: torch.Generator
-    ) -> Tensor:
-        return pgd(model, images, labels, ball, steps=self.steps, step_size=ball.eps / 4, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -47,15 +34,15 @@ class Subject:
     weights_digest: str
     dataset: str
     split: Literal["val", "test"]
-    num_classes: int
+    labels: tuple[str, ...]  # names of the C classes
 
 
 def evaluate(
-    model: nn.Module,
+    model: Deployed,
     data: DeviceSplit,
     subject: Subject,
     threat_model: ThreatModel,
-    stages: Sequence[PgdStage],
+    stages: Sequence[Stage],
     *,
     seed: int,
     batch_size: int,
@@ -66,36 +53,24 @@ def evaluate(
     Args:
         model: the deployed function, float images in [0, 1] to C logits; run in float32, eval mode.
         data: the images to measure on.
+        stages: attacks, in the order in which they run; only what is still right goes on to the next.
 
     Raises:
-        UsageError: the model's output does not have C columns (a raw 2C model, say).
+        UsageError: the model's output does not have C columns (a raw 2C model, say), or a label is not one of C.
     """
-    require_deployed(model, data, subject.num_classes)
+    require_deployed(model, data, subject)
     ball = Ball.of(threat_model)
     with frozen(model):
-        right = torch.cat([_correct(model, images, labels) for images, labels in data.in_order(batch_size)])
-        clean = right.float().mean().item()
-        results = []
-        for stage in stages:
-            attacked = right.nonzero().squeeze(1)
-            with output.progress(stage.name, len(attacked)) as advance:
-                for start in range(0, len(attacked), batch_size):
-                    index = attacked[start : start + batch_size]
-                    images, labels = data.images[index].float() / 255, data.labels[index]
-                    generator = stream(seed, stage.name, start, device=labels.device)
-                    adversarial = stage(model, images, labels, ball, generator)
-                    right[index] = _correct(model, adversarial, labels)
-                    advance(len(index))
-            left = int(right.sum())
-            results.append(
-                AttackResult(
-                    name=stage.name,
-                    settings=stage.settings,
-                    examples=len(attacked),
-                    accuracy=left / len(attacked) if len(attacked) else 0.0,
-                    worst_case_accuracy=left / len(data),
-                )
-            )
+        batches = data.in_order(batch_size)
+        clean = torch.cat([_correct(model, images, labels) for images, labels in batches])
+        right = clean.clone()
+        results = [
+            _run(stage, model, data, right, ball, seed=seed, batch_size=batch_size, output=output)
+            for stage in stages
+        ]
+        legacy = None
+        if model.fold != "none":
+            legacy = legacy_2c_accuracy(model, data, ball, seed=seed, batch_size=batch_size, output=output)
     survivors = int(right.sum())
     return RobustnessReport(
         weights_digest=subject.weights_digest,
@@ -105,9 +80,11 @@ def evaluate(
         norm=threat_model.norm,
         eps=threat_model.eps,
         seed=seed,
-        clean_accuracy=clean,
+        clean_accuracy=int(clean.sum()) / len(data),
         worst_case_accuracy=survivors / len(data),
         worst_case_interval=wilson(survivors, len(data)),
+        legacy_2c_accuracy=legacy,
+        per_class=_per_class(subject.labels, data.labels, clean, right),
         attacks=tuple(results),
         versions={
             "ducat-serve": __version__,
@@ -117,19 +94,99 @@ def evaluate(
     )
 
 
-def require_deployed(model: nn.Module, data: DeviceSplit, num_classes: int) -> None:
-    """Raise UsageError unless the model maps images to C logits."""
+def legacy_2c_accuracy(
+    model: Deployed, data: DeviceSplit, ball: Ball, *, seed: int, batch_size: int, output: Output
+) -> float:
+    """The paper's own measure: APGD-CE on raw 2C logits against y, then recovery. Not a robustness claim.
+
+    The attack takes a win of y's own dummy for a success and stops there; recovery reads it as correct.
+    """
+    unaware = Deployed(model.classifier, "none")
+    attack = build_stage("apgd-ce", "none", 2 * model(data.images[:1].float() / 255).shape[1]).attack
+    recovered = 0
+    with output.progress("legacy 2C (non-adaptive)", len(data)) as advance:
+        for start in range(0, len(data), batch_size):
+            images = data.images[start : start + batch_size].float() / 255
+            labels = data.labels[start : start + batch_size]
+            generator = stream(seed, "legacy", start, device=labels.device)
+            adversarial = attack(unaware, images, labels, ball, generator)
+            with torch.no_grad():
+                recovered += int((recover(model.classifier(adversarial)) == labels).sum())
+            advance(len(labels))
+    return recovered / len(data)
+
+
+def require_deployed(model: Deployed, data: DeviceSplit, subject: Subject) -> None:
+    """Raise UsageError unless the model maps images to C logits and every label is one of C."""
+    classes = len(subject.labels)
     with frozen(model), torch.no_grad():
         width = model(data.images[:1].float() / 255).shape[1]
-    if width != num_classes:
+    if width != classes:
         raise UsageError(
-            f"Only the deployed function may be evaluated: {num_classes} logits, but this model returns {width}. "
+            f"Only the deployed function may be evaluated: {classes} logits, but this model returns {width}. "
             "Attacks on raw 2C logits say nothing about what is deployed.",
             "load the model with ducat_serve.load(path), which folds the dummies",
         )
+    if not (int(data.labels.min()) >= 0 and int(data.labels.max()) < classes):
+        raise UsageError(f"Labels must be 0 to {classes - 1}, found {int(data.labels.max())}.")
+
+
+def _run(
+    stage: Stage,
+    model: Deployed,
+    data: DeviceSplit,
+    right: Tensor,
+    ball: Ball,
+    *,
+    seed: int,
+    batch_size: int,
+    output: Output,
+) -> AttackResult:
+    """Run one attack on what is still right, and mark in ``right`` what no longer is."""
+    attacked = right.nonzero().squeeze(1)
+    started = time.monotonic()
+    with output.progress(stage.name, len(attacked)) as advance:
+        for start in range(0, len(attacked), batch_size):
+            index = attacked[start : start + batch_size]
+            images, labels = data.images[index].float() / 255, data.labels[index]
+            generator = stream(seed, stage.name, start, device=labels.device)
+            adversarial = stage.attack(model, images, labels, ball, generator)
+            right[index] = _correct(model, adversarial, labels)
+            advance(len(index))
+    left, seconds = int(right.sum()), time.monotonic() - started
+    output.say(
+        f"{stage.name:<14} attacked {len(attacked):>5}, worst case now {left / len(data):.1%}  ({seconds:.0f} s)"
+    )
+    return AttackResult(
+        name=stage.name,
+        settings=stage.settings,
+        examples=len(attacked),
+        accuracy=left / len(attacked) if len(attacked) else 0.0,
+        worst_case_accuracy=left / len(data),
+        seconds=round(seconds, 2),
+    )
+
+
+def _per_class(
+    names: tuple[str, ...], labels: Tensor, clean: Tensor, right: Tensor
+) -> tuple[ClassResult, ...]:
+    results = []
+    for index, name in enumerate(names):
+        mine = labels == index
+        count = int(mine.sum())
+        results.append(
+            ClassResult(
+                label=name,
+                examples=count,
+                clean_accuracy=int(clean[mine].sum()) / max(count, 1),
+                worst_case_accuracy=int(right[mine].sum()) / max(count, 1),
+            )
+        )
+    return tuple(results)
 
 
 @torch.no_grad()
-def _correct(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def _correct(model: Deployed, images: Tensor, labels: Tensor) -> Tensor:
     logits: Tensor = model(images)
-    return logits.argmax(dim=1) == labels
+    # NaN logits decide nothing; they count as wrong, never as robust.
+    return (logits.argmax(dim=1) == labels) & ~logits.isnan().any(dim=1)

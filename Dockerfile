@@ -1,0 +1,67 @@
+# The serving image, for `docker build` with BuildKit (the default since Docker 23):
+#   docker build --tag ducat-serve .                                  CUDA, and the CPU where there is no GPU
+#   docker build --build-arg RUNTIME=cpu --tag ducat-serve:cpu .      CPU only, without the CUDA libraries
+# The model comes in when the container starts, or in a later image:
+#   docker run --gpus all -p 3000:3000 -v "$PWD/model.onnx:/models/model.onnx:ro" ducat-serve
+#   FROM ducat-serve
+#   COPY model.onnx /models/model.onnx
+
+# One base for both stages: a virtual environment works only with the interpreter that made it.
+FROM python:3.11-slim-bookworm AS base
+
+FROM base AS builder
+ARG RUNTIME=gpu
+RUN python -m venv /opt/venv
+# Dependencies come before the source, so that a change of the source does not fetch them again. Installing
+# the project without its packages brings exactly what the extras name; the empty project then goes.
+# pip only warns of an extra that does not exist, hence the look at RUNTIME.
+WORKDIR /build/dependencies
+COPY pyproject.toml constraints.txt ./
+RUN --mount=type=cache,target=/root/.cache/pip \
+    case "${RUNTIME}" in cpu | gpu) ;; *) echo "RUNTIME is cpu or gpu, not '${RUNTIME}'" >&2; exit 1 ;; esac \
+    && touch LICENSE README.md \
+    && /opt/venv/bin/pip install --constraint constraints.txt ".[serve,${RUNTIME}]" \
+    && /opt/venv/bin/pip uninstall --yes ducat-serve
+WORKDIR /build/source
+COPY pyproject.toml LICENSE README.md ./
+COPY ducat_serve ducat_serve
+COPY export export
+COPY service service
+COPY training training
+RUN --mount=type=cache,target=/root/.cache/pip \
+    /opt/venv/bin/pip wheel --no-deps --wheel-dir /build/wheel .
+
+FROM base
+# compute and utility: the host's CUDA driver and nvidia-smi, all that inference needs. CUDA itself and cuDNN are
+# wheels in the virtual environment. Both variables mean nothing where the NVIDIA runtime is not installed.
+# ORT_DISABLE_TELEMETRY: the released ONNX Runtime (1.29 and later) reports to Microsoft unless told not to.
+# BENTOML_CONTAINERIZED: when a worker dies the server ends, and the container's restart policy decides.
+# BENTOML_HOME: BentoML must be able to write there, also its metrics (it sets PROMETHEUS_MULTIPROC_DIR to a folder
+# of it). In /tmp that holds under any --user, and with --read-only --tmpfs /tmp.
+ENV PATH="/opt/venv/bin:${PATH}" \
+    PYTHONUNBUFFERED=1 \
+    ORT_DISABLE_TELEMETRY=1 \
+    BENTOML_DO_NOT_TRACK=True \
+    BENTOML_CONTAINERIZED=true \
+    BENTOML_HOME=/tmp/bentoml \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+RUN useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin ducat
+# The gigabytes of dependencies are a layer of their own below the project, so that a new version of the project
+# is a push and a pull of some hundred kilobytes.
+COPY --from=builder /opt/venv /opt/venv
+COPY --from=builder /build/wheel /build/wheel
+RUN /opt/venv/bin/pip install --no-cache-dir --no-deps /build/wheel/*.whl \
+    && /opt/venv/bin/pip check
+WORKDIR /models
+# As a number, so that Kubernetes can tell that it is not root (runAsNonRoot).
+USER 10001:10001
+EXPOSE 3000
+# 503 until the model is loaded and warm, which start-period allows for. No proxy: urllib would take the
+# container's HTTP_PROXY even for 127.0.0.1. -I: no module from the working directory.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
+    CMD ["python", "-I", "-c", "from urllib.request import ProxyHandler, build_opener; build_opener(ProxyHandler({})).open('http://127.0.0.1:3000/readyz', timeout=4)"]
+# `ducat serve` becomes BentoML by exec, so SIGTERM from `docker stop` reaches the server itself. --port is given
+# because for a Service named ducat-serve Kubernetes sets DUCAT_SERVE_PORT=tcp://..., which the option would read.
+ENTRYPOINT ["ducat"]
+CMD ["serve", "/models/model.onnx", "--host", "0.0.0.0", "--port", "3000"]

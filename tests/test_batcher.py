@@ -1,0 +1,248 @@
+"""The in-process batcher, around a fake inference that records its batches."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ducat_serve.predictor import Predictions
+from service.batcher import Batcher, DeadlineExceeded, Overloaded
+
+WAIT = 10.0  # seconds; reached only when a test fails
+BAD = 255
+
+
+class FakeInfer:
+    """Answers each image with its own pixel. While `gate` is clear, it blocks in its thread."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def __call__(self, images: NDArray[np.uint8]) -> Predictions:
+        pixels = images[:, 0, 0, 0]
+        self.batches.append(pixels.tolist())
+        assert self.gate.wait(2 * WAIT)
+        if BAD in pixels:
+            raise ValueError("a bad image")
+        return Predictions(
+            np.stack([pixels, pixels], axis=1).astype(np.float32),
+            pixels.astype(np.int64),
+            pixels.astype(np.float32) / 255,
+        )
+
+
+@pytest.fixture
+def infer() -> Iterator[FakeInfer]:
+    fake = FakeInfer()
+    yield fake
+    fake.gate.set()  # whatever failed, no thread stays blocked
+
+
+def images(*pixels: int) -> NDArray[np.uint8]:
+    return np.array(pixels, dtype=np.uint8).reshape(-1, 1, 1, 1)
+
+
+def run(
+    infer: FakeInfer,
+    scenario: Callable[[Batcher], Coroutine[Any, Any, None]],
+    max_batch: int = 8,
+    max_queue: int = 64,
+) -> None:
+    """Run a scenario with a batcher, and close the batcher."""
+
+    async def whole() -> None:
+        batcher = Batcher(infer, max_batch=max_batch, max_queue=max_queue)
+        try:
+            async with asyncio.timeout(WAIT):
+                await scenario(batcher)
+        finally:
+            infer.gate.set()
+            await batcher.close()
+
+    asyncio.run(whole())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+async def block(batcher: Batcher, infer: FakeInfer, pixel: int = 0) -> asyncio.Task[Predictions]:
+    """Start a request whose inference has begun and does not end before `infer.gate` is set."""
+    infer.gate.clear()
+    before = len(infer.batches)
+    task = asyncio.create_task(batcher.predict(images(pixel), WAIT))
+    await until(lambda: len(infer.batches) > before)
+    return task
+
+
+async def queued(batcher: Batcher, *requests: NDArray[np.uint8]) -> list[asyncio.Task[Predictions]]:
+    """Requests that wait behind a blocked inference, in this order."""
+    tasks = []
+    for request in requests:
+        rows = batcher.rows
+        tasks.append(asyncio.create_task(batcher.predict(request, WAIT)))
+        await until(lambda rows=rows, request=request: batcher.rows == rows + len(request))  # type: ignore[misc]
+    return tasks
+
+
+def test_every_request_gets_its_own_answer_in_order(infer: FakeInfer) -> None:
+    random = np.random.default_rng(0)
+    requests = [random.integers(0, BAD, (random.integers(1, 20), 1, 1, 1), np.uint8) for _ in range(200)]
+
+    async def scenario(batcher: Batcher) -> None:
+        answers = await asyncio.gather(*(batcher.predict(request, WAIT) for request in requests))
+        for request, answer in zip(requests, answers, strict=True):
+            pixels = request.ravel()
+            np.testing.assert_array_equal(answer.label, pixels)
+            np.testing.assert_array_equal(answer.logits, np.stack([pixels, pixels], axis=1))
+            np.testing.assert_allclose(answer.dummy_mass, pixels / np.float32(255))
+        assert batcher.rows == 0
+
+    run(infer, scenario, max_batch=8, max_queue=10_000)
+    assert max(map(len, infer.batches)) == 8
+    assert sum(map(len, infer.batches)) == sum(map(len, requests))
+
+
+def test_a_lone_request_is_inferred_at_once_and_waiting_ones_together(infer: FakeInfer) -> None:
+    async def scenario(batcher: Batcher) -> None:
+        first = await block(batcher, infer, 1)
+        assert infer.batches == [[1]]
+        others = await queued(batcher, images(2), images(3, 4), images(5))
+        infer.gate.set()
+        assert [(await task).label.tolist() for task in [first, *others]] == [[1], [2], [3, 4], [5]]
+
+    run(infer, scenario)
+    assert infer.batches == [[1], [2, 3, 4, 5]]
+
+
+def test_a_batch_takes_no_more_than_max_batch_rows(infer: FakeInfer) -> None:
+    async def scenario(batcher: Batcher) -> None:
+        first = await block(batcher, infer)
+        others = await queued(batcher, images(1, 2), images(3, 4), images(5))
+        infer.gate.set()
+        await asyncio.gather(first, *others)
+
+    run(infer, scenario, max_batch=3)
+    assert infer.batches == [[0], [1, 2], [3, 4, 5]]
+
+
+def test_a_large_request_is_split_and_joined(infer: FakeInfer) -> None:
+    async def scenario(batcher: Batcher) -> None:
+        answer = await batcher.predict(images(*range(10)), WAIT)
+        assert answer.label.tolist() == list(range(10))
+        assert answer.logits.shape == (10, 2)
+        assert answer.dummy_mass.shape == (10,)
+
+    run(infer, scenario, max_batch=4)
+    assert infer.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+def test_a_full_queue_refuses_before_any_work_and_recovers(infer: FakeInfer) -> None:
+    async def scenario(batcher: Batcher) -> None:
+        first = await block(batcher, infer)
+        others = await queued(batcher, images(1, 2, 3))
+        with pytest.raises(Overloaded) as caught:
+            await batcher.predict(images(99, 99), 0.01)
+        assert caught.value.retry_after > 0
+        assert batcher.rows == 4  # the refused request left nothing behind
+        others += await queued(batcher, images(4))  # one row still fits
+        infer.gate.set()
+        await asyncio.gather(first, *others)
+        assert batcher.rows == 0
+        answer = await batcher.predict(images(1, 2, 3, 4, 5), WAIT)
+        assert answer.label.tolist() == [1, 2, 3, 4, 5]
+
+    run(infer, scenario, max_queue=5)
+    assert all(99 not in batch for batch in infer.batches)
+
+
+def test_deadline_frees_the_place_in_the_queue(infer: FakeInfer) -> None:
+    async def scenario(batcher: Batcher) -> None:
+        first = await block(batcher, infer)
+        with pytest.raises(DeadlineExceeded):
+            await batcher.predict(images(99), 0.01)
+        assert batcher.rows == 1
+        infer.gate.set()
+        await first
+        assert batcher.rows == 0
+        assert (await batcher.predict(images(7), WAIT)).label.tolist() == [7]
+
+    run(infer, scenario)
+    assert infer.batches == [[0], [7]]
+
+
+def test_deadline_of_a_running_inference(infer: FakeInfer) -> None:
+    async def scenario(batcher: Batcher) -> None:
+        infer.gate.clear()
+        with pytest.raises(DeadlineExceeded):
+            await batcher.predict(images(1), 0.01)
+        assert batcher.rows == 0
+        infer.gate.set()
+        assert (await batcher.predict(images(7), WAIT)).label.tolist() == [7]
+
+    run(infer, scenario)
+
+
+def test_a_client_that_goes_away_frees_its_rows(infer: FakeInfer) -> None:
+    async def scenario(batcher: Batcher) -> None:
+        first = await block(batcher, infer)
+        gone, stays = await queued(batcher, images(*[99] * 10), images(7))
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        assert batcher.rows == 2  # at once, while the first inference still runs
+        infer.gate.set()
+        assert (await stays).label.tolist() == [7]
+        await first
+
+    run(infer, scenario)
+    assert infer.batches == [[0], [7]]
+
+
+def test_a_bad_image_fails_alone(infer: FakeInfer) -> None:
+    async def scenario(batcher: Batcher) -> None:
+        first = await block(batcher, infer)
+        good, bad, also_good = await queued(batcher, images(1), images(2, BAD), images(3))
+        infer.gate.set()
+        await first
+        assert (await good).label.tolist() == [1]
+        with pytest.raises(ValueError, match="a bad image"):
+            await bad
+        assert (await also_good).label.tolist() == [3]
+        assert batcher.rows == 0
+
+    run(infer, scenario)
+    assert infer.batches[1] == [1, 2, BAD, 3]  # they did share a batch
+
+
+def test_a_bad_image_in_the_first_part_of_a_split_request(infer: FakeInfer) -> None:
+    async def scenario(batcher: Batcher) -> None:
+        with pytest.raises(ValueError, match="a bad image"):
+            await batcher.predict(images(BAD, 1, 2, 3), WAIT)
+        await until(lambda: batcher.rows == 0)
+        assert (await batcher.predict(images(7), WAIT)).label.tolist() == [7]
+
+    run(infer, scenario, max_batch=2)
+
+
+def test_close_answers_what_is_queued(infer: FakeInfer) -> None:
+    async def scenario(batcher: Batcher) -> None:
+        first = await block(batcher, infer)
+        others = await queued(batcher, *(images(pixel) for pixel in range(1, 6)))
+        closing = asyncio.create_task(batcher.close())
+        await asyncio.sleep(0)
+        assert not closing.done()
+        infer.gate.set()
+        await closing
+        assert [task.result().label.tolist() for task in [first, *others]] == [[n] for n in range(6)]
+
+    run(infer, scenario, max_batch=2)

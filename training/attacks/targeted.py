@@ -1,0 +1,50 @@
+"""Targeted APGD at every likely wrong class, and at its dummy: a dummy win counts as its class when deployed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ducat_serve.deployed import Deployed
+from training.attacks.apgd import apgd
+from training.attacks.ball import Ball
+from training.attacks.frozen import frozen
+from training.attacks.losses import targeted_dlr
+
+MAX_TARGETS = 9  # as in AutoAttack: the classes that score best on the clean image
+
+
+def apgd_targeted(
+    model: Deployed, images: Tensor, labels: Tensor, ball: Ball, *, steps: int, generator: torch.Generator
+) -> Tensor:
+    """APGD with the targeted DLR loss at the best ``MAX_TARGETS`` other classes t, each as t and as t + C.
+
+    Returns the best images found, as `apgd` does; an example that is broken is not attacked again.
+    """
+    with frozen(model), torch.no_grad():
+        logits = model(images)
+    classes = logits.shape[1]
+    ranked = logits.scatter(1, labels.unsqueeze(1), -torch.inf).argsort(dim=1, descending=True)
+    offsets = (0,) if model.fold == "none" else (0, classes)
+    best = images.clone()
+    open_ = torch.arange(len(images), device=images.device)
+    for rank in range(min(MAX_TARGETS, classes - 1)):
+        for offset in offsets:
+            if len(open_) == 0:
+                return best
+            targets = ranked[open_, rank] + offset
+            found = apgd(
+                model,
+                images[open_],
+                labels[open_],
+                ball,
+                targeted_dlr(model.fold),
+                steps=steps,
+                generator=generator,
+                targets=targets,
+            )
+            with frozen(model), torch.no_grad():
+                wrong = model(found).argmax(dim=1) != labels[open_]
+            best[open_[wrong]] = found[wrong]
+            open_ = open_[~wrong]
+    return best
