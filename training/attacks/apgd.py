@@ -23,7 +23,8 @@ def checkpoints(steps: int) -> list[int]:
     places = [0.0, 0.22]
     while places[-1] < 1:
         places.append(places[-1] + max(places[-1] - places[-2] - 0.03, 0.06))
-    return [math.ceil(place * steps) for place in places[1:] if place <= 1]
+    # Rounded first: 0.57 * 100 is 57.000000000000004 in floating point.
+    return [math.ceil(round(place * steps, 9)) for place in places[1:] if place <= 1]
 
 
 @dataclass

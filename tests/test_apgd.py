@@ -1,0 +1,189 @@
+"""APGD, targeted APGD and Square: a closed-form oracle, the safe sink, and no side effects."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ducat_serve.deployed import Deployed
+from ducat_serve.errors import UsageError
+from ducat_serve.spec import Norm
+from training.attacks import losses
+from training.attacks.apgd import apgd, checkpoints
+from training.attacks.ball import Ball, distance
+from training.attacks.square import square
+from training.attacks.targeted import apgd_targeted
+from training.evaluation.stages import ATTACKS, stage, suite
+from training.randomness import stream
+
+
+def test_checkpoints_are_those_of_the_paper() -> None:
+    """Croce and Hein 2020, section 3.1: 0.22, 0.41, 0.57, 0.70, 0.80, 0.87, 0.93, 0.99 of the steps."""
+    assert checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]
+
+
+class Linear(nn.Module):
+    """C linear logits; the distance to the nearest boundary is known in closed form."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(classes, 27, generator=stream(3, "weights")))
+        self.norm = nn.BatchNorm1d(classes, affine=False)  # must stay in eval mode: the identity
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.norm((images.flatten(1) - 0.5) @ self.weight.T)
+        return logits
+
+
+def oracle(norm: Norm, count: int = 120) -> tuple[Deployed, torch.Tensor, torch.Tensor, torch.Tensor, float]:
+    """Images near grey (pixel bounds out of reach), their labels, exact distances and their median."""
+    model = Linear().eval()
+    images = 0.5 + 0.05 * torch.randn(count, 3, 3, 3, generator=stream(4, "images"))
+    with torch.no_grad():
+        logits = model(images)
+        labels = logits.argmax(dim=1)
+        gaps = logits.gather(1, labels.unsqueeze(1)) - logits
+        slopes = model.weight[labels].unsqueeze(1) - model.weight
+        dual = {"linf": 1.0, "l2": 2.0, "l1": float("inf")}[norm]
+        distances = gaps / torch.linalg.vector_norm(slopes, dual, dim=2)
+        distances.scatter_(1, labels.unsqueeze(1), torch.inf)
+    nearest = distances.amin(dim=1)
+    return Deployed(model, "none"), images, labels, nearest, nearest.median().item()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("name", ["pgd", "apgd-ce", "apgd-dlr", "pair-margin-1", "targeted"])
+def test_finds_every_image_nearer_than_eps_and_none_beyond(norm: Norm, name: str) -> None:
+    model, images, labels, nearest, eps = oracle(norm)
+    found = stage(name, "none", 5).attack(model, images, labels, Ball(norm, eps), stream(0, "t"))
+    wrong = model(found).argmax(dim=1) != labels
+    clear = (nearest - eps).abs() > 0.01 * eps  # on the sphere itself float32 decides
+    assert not wrong[clear & (nearest > eps)].any()
+    if name in ("targeted", "apgd-dlr", "pair-margin-1"):  # untargeted losses may follow a farther class
+        assert wrong[clear & (nearest < eps)].float().mean() > (0.999 if name == "targeted" else 0.9)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_standard_suite_together_finds_every_one(norm: Norm) -> None:
+    model, images, labels, nearest, eps = oracle(norm)
+    wrong = torch.zeros(len(images), dtype=torch.bool)
+    for each in suite("standard", "none", 5):
+        found = each.attack(model, images, labels, Ball(norm, eps), stream(0, each.name))
+        wrong |= model(found).argmax(dim=1) != labels
+    clear = (nearest - eps).abs() > 0.01 * eps
+    assert torch.equal(wrong[clear], (nearest < eps)[clear])
+
+
+class SafeSink(nn.Module):
+    """Two classes with dummies. Brighter images move mass from class 0 to its own dummy, and only beyond the
+    ball's middle, and slowly, to class 1: what a raw 2C attack finds first is harmless when deployed."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        level = images.mean(dim=(1, 2, 3))
+        # The sink wins on 2C logits as soon as the image darkens; class 1 wins the pair when it brightens enough.
+        own = 4 - 6 * (level - 0.5).abs() * (level < 0.5)
+        sink = 3.9 + 20 * (0.5 - level).clamp_min(0)
+        other = 4 + 10 * (level - 0.6)
+        return torch.stack([own, other, sink, torch.full_like(own, -9)], dim=1)
+
+
+def test_the_safe_sink_fools_the_raw_attack_and_not_ours() -> None:
+    images = torch.full((8, 3, 2, 2), 0.5)
+    labels = torch.zeros(8, dtype=torch.long)
+    ball, model = Ball("linf", 0.2), Deployed(SafeSink(), "max")  # type: ignore[arg-type]
+    assert (model(images).argmax(dim=1) == labels).all()
+    unaware = apgd(
+        Deployed(SafeSink(), "none"),  # type: ignore[arg-type]
+        images,
+        labels,
+        ball,
+        losses.cross_entropy("none"),
+        steps=50,
+        generator=stream(0, "t"),
+    )
+    raw = SafeSink()(unaware)
+    assert (raw.argmax(dim=1) != labels).all()  # the raw attack thinks it has won
+    fooled_by_raw = (model(unaware).argmax(dim=1) != labels).float().mean()
+    for name in ("apgd-ce", "pair-margin-1"):
+        found = stage(name, "max", 2).attack(model, images, labels, ball, stream(0, "t"))
+        assert (model(found).argmax(dim=1) != labels).all(), name
+    assert fooled_by_raw < 1
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("name", list(ATTACKS))
+def test_every_attack_stays_inside_and_leaves_the_model_alone(norm: Norm, name: str) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 10))
+    network.train()
+    model = Deployed(network, "max")  # type: ignore[arg-type]
+    statistics = network[1].running_mean.clone()
+    images, labels = torch.rand(5, 3, 5, 5), torch.arange(5)
+    eps = {"linf": 0.05, "l2": 0.3, "l1": 2.0}[norm]
+    if name == "square":
+        found = square(model, images, labels, Ball(norm, eps), queries=30, generator=stream(0, "t"))
+    else:
+        found = stage(name, "max", 5).attack(model, images, labels, Ball(norm, eps), stream(0, "t"))
+    assert (distance(images, found, norm) <= eps).all()
+    assert found.min() >= 0
+    assert found.max() <= 1
+    assert not found.requires_grad
+    assert all(p.grad is None and p.requires_grad for p in network.parameters())
+    if name != "square":  # it gets scores, not a model: its caller freezes
+        assert torch.equal(network[1].running_mean, statistics)
+        assert network.training
+
+
+def test_square_needs_no_gradient_and_finds_what_it_should() -> None:
+    model, images, labels, nearest, eps = oracle("linf")
+
+    def scores(candidates: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(model(candidates).detach().numpy().copy())  # no graph survives this
+
+    found = square(scores, images, labels, Ball("linf", eps), queries=500, generator=stream(0, "t"))
+    wrong = model(found).argmax(dim=1) != labels
+    assert not wrong[nearest > 1.01 * eps].any()
+    assert wrong[nearest < 0.7 * eps].all()
+
+
+def test_targeted_looks_at_dummies_too() -> None:
+    """Only the dummy of class 3 can win, so targets among the C originals alone find nothing."""
+
+    class OnlyDummy(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            level = images.mean(dim=(1, 2, 3))
+            raw = torch.zeros(len(images), 10)
+            raw[:, 0] = 1.0
+            raw[:, 3] = -5 + 0 * level
+            return raw + torch.nn.functional.one_hot(torch.tensor(8), 10) * (20 * (level - 0.55)).unsqueeze(1)
+
+    model = Deployed(OnlyDummy(), "max")  # type: ignore[arg-type]
+    images, labels = torch.full((3, 3, 2, 2), 0.5), torch.zeros(3, dtype=torch.long)
+    found = apgd_targeted(model, images, labels, Ball("linf", 0.2), steps=20, generator=stream(0, "t"))
+    assert (model(found).argmax(dim=1) == 3).all()
+
+
+def test_nan_logits_count_as_wrong() -> None:
+    class Broken(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.flatten(1)[:, :4] * torch.nan
+
+    model = Deployed(Broken(), "none")  # type: ignore[arg-type]
+    images = torch.rand(3, 3, 2, 2)
+    found = stage("apgd-ce", "none", 4).attack(
+        model, images, torch.zeros(3, dtype=torch.long), Ball("linf", 0.1), stream(0, "t")
+    )
+    assert found.isfinite().all()
+
+
+def test_suites_fit_the_model() -> None:
+    names = {fold: [s.name for s in suite("standard", fold, 10)] for fold in ("none", "max", "lse")}  # type: ignore[arg-type]
+    assert "apgd-lse" in names["max"]
+    assert "apgd-lse" not in names["lse"]  # there it is apgd-ce
+    assert [n for n in names["none"] if "margin" in n] == ["pair-margin-1"]
+    assert "needs 4 classes" in str(stage("apgd-dlr", "none", 3).settings["loss"])
+    with pytest.raises(UsageError, match="Did you mean 'standard'"):
+        suite("standart", "none", 10)
+    with pytest.raises(UsageError, match="Did you mean 'square'"):
+        stage("sqare", "none", 10)
