@@ -126,7 +126,7 @@ def test_flag_over_environment_over_file_over_default(
 ) -> None:
     config = tmp_path / "c.toml"
     config.write_text("[demo]\nepochs = 11\n")
-    assert seen_epochs([], monkeypatch) == 30
+    assert seen_epochs([], monkeypatch) == 40
     assert seen_epochs(["--config", str(config)], monkeypatch) == 11
     monkeypatch.setenv("DUCAT_DEMO_EPOCHS", "12")
     assert seen_epochs(["--config", str(config)], monkeypatch) == 12
