@@ -52,11 +52,13 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def cannot_write(path: Path, error: OSError) -> DucatError:
-    """Build the error for a file that could not be written; what was there before is still there."""
+def cannot_write(
+    path: Path, error: OSError, next_step: str = "free some space or choose another place with --out"
+) -> DucatError:
+    """Build the error for a file that could not be written; a file that was there before still is."""
     return DucatError(
-        f"Cannot write {path}: {error.strerror or error}. Nothing was changed.",
-        "free some space or choose another place with --out",
+        f"Cannot write {path}: {error.strerror or error}. A file that was there before is unchanged.",
+        next_step,
     )
 
 

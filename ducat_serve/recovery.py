@@ -29,7 +29,11 @@ def fold_logits(logits: Tensor, fold: Fold) -> Tensor:
     if fold == "none":
         return logits
     original, dummy = split_pairs(logits)
-    return torch.maximum(original, dummy) if fold == "max" else torch.logaddexp(original, dummy)
+    larger = torch.maximum(original, dummy)
+    if fold == "max":
+        return larger
+    # Not torch.logaddexp: it is exported as Log(Exp + Exp), which overflows beyond logits of 88.
+    return larger + F.softplus(-(original - dummy).abs())
 
 
 def recover(logits: Tensor) -> Tensor:
@@ -51,12 +55,6 @@ def dummy_share(logits: Tensor, labels: Tensor) -> Tensor:
 def folded_log_posterior(logits: Tensor) -> Tensor:
     """``log P_i`` with ``P_i = p_i + p_{i+C}``, [N, C]: the log-softmax of the lse-fold."""
     return fold_logits(logits, "lse").log_softmax(dim=-1)
-
-
-def two_hot(labels: Tensor, dummy_weight: float, num_classes: int) -> Tensor:
-    """``(1 - w) e_y + w e_{y+C}`` as float [N, 2C] (the paper's two-hot label)."""
-    original = F.one_hot(labels, 2 * num_classes) * (1 - dummy_weight)
-    return original + F.one_hot(labels + num_classes, 2 * num_classes) * dummy_weight
 
 
 def pair_cross_entropy(

@@ -52,6 +52,11 @@ def check_parity(onnx_file: Path, raw: LoadedModel, real: Images | None = None) 
     for name, images in _probes(raw, real):
         logits, labels, mass, margin = _torch_answer(raw, images)
         answer = predictor(images)
+        if not all(np.isfinite(part).all() for part in (logits, mass, answer.logits, answer.dummy_mass)):
+            raise VerificationError(
+                f"Parity check failed on {name} images: NaN or infinite outputs. No file was written.",
+                "train the model again; its weights are of no use",
+            )
         logit_difference = max(logit_difference, float(np.abs(answer.logits - logits).max()))
         mass_difference = max(mass_difference, float(np.abs(answer.dummy_mass - mass).max()))
         decided = margin > 2 * TOLERANCE

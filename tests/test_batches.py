@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from training.batches import DeviceSplit, TrainingBatches, augment, to_pixels
-from training.data.decoding import Split
+from training.data.cache import Split
 from training.randomness import stream
 
 

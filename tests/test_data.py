@@ -16,8 +16,8 @@ from PIL import Image
 
 from ducat_serve.errors import DataError, UsageError
 from training.data import Dataset, load_dataset
+from training.data.cache import Split
 from training.data.cifar import CIFAR10, CIFAR100, read_cifar
-from training.data.decoding import Split
 from training.data.splits import hold_out
 
 Pixels = NDArray[np.uint8]

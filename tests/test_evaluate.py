@@ -21,7 +21,7 @@ from ducat_serve.report import RobustnessReport
 from ducat_serve.spec import ThreatModel
 from training.batches import DeviceSplit
 from training.data import load_dataset
-from training.data.decoding import Split
+from training.data.cache import Split
 from training.evaluation.evaluate import Subject, evaluate
 from training.evaluation.intervals import wilson
 from training.evaluation.stages import Stage, stage

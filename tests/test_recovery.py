@@ -14,7 +14,6 @@ from ducat_serve.recovery import (
     folded_log_posterior,
     pair_cross_entropy,
     recover,
-    two_hot,
 )
 
 C = 5
@@ -31,7 +30,8 @@ def logits_and_labels(seed: int, scale: float = 5.0) -> tuple[torch.Tensor, torc
 def test_identity_of_the_paper_loss(dummy_weight: float, scale: float) -> None:
     """CE over 2C = -log P_y - a log(1 - d_y) - b log d_y, to 1e-10 in float64."""
     logits, labels = logits_and_labels(0, scale)
-    target = two_hot(labels, dummy_weight, C).double()
+    eye = torch.eye(2 * C, dtype=torch.float64)
+    target = (1 - dummy_weight) * eye[labels] + dummy_weight * eye[labels + C]  # the paper's two-hot label
     literal = -(target * logits.log_softmax(dim=1)).sum(dim=1)
     ours = pair_cross_entropy(logits, labels, dummy_weight, split_weight=1.0)
     torch.testing.assert_close(ours, literal, rtol=1e-10, atol=1e-10)
@@ -85,6 +85,15 @@ def test_folds_against_literal_formulas() -> None:
     assert fold_logits(logits, "none") is logits
 
 
+def test_lse_fold_of_huge_logits_and_its_gradient() -> None:
+    raw = torch.tensor([[500.0, -500.0, 1.0, -501.0]], requires_grad=True)
+    folded = fold_logits(raw, "lse")
+    assert torch.equal(folded, torch.tensor([[500.0, -500.0 + torch.log1p(torch.tensor(-1.0).exp())]]))
+    folded.sum().backward()
+    share = torch.sigmoid(torch.tensor(1.0))
+    torch.testing.assert_close(raw.grad, torch.tensor([[1.0, share, 0.0, 1 - share]]))
+
+
 def test_lse_fold_gives_the_folded_posterior_and_max_fold_does_not() -> None:
     logits, _ = logits_and_labels(4)
     p = logits.softmax(dim=1)
@@ -101,13 +110,6 @@ def test_dummy_mass_and_share() -> None:
     torch.testing.assert_close(dummy_mass(logits), p[:, C:].sum(dim=1))
     share = p[rows, labels + C] / (p[rows, labels] + p[rows, labels + C])
     torch.testing.assert_close(dummy_share(logits, labels), share)
-
-
-def test_two_hot_sums_to_one() -> None:
-    label = two_hot(torch.tensor([2]), 0.25, C)
-    assert label.sum() == 1
-    assert label[0, 2] == 0.75
-    assert label[0, 2 + C] == 0.25
 
 
 def test_odd_width_is_refused() -> None:

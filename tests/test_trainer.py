@@ -33,9 +33,10 @@ TINY_FLAGS = [a for k, v in TINY.items() for a in (f"--{k.replace('_', '-')}", s
 def trainer(folder: Path, **changes: object) -> Trainer:
     config = resolve("digits", {**TINY, **changes})
     run_folder = RunFolder(folder)
+    data = load_dataset("digits")
     if not run_folder.config.exists():
-        run_folder.create(config, None)
-    return Trainer(config, load_dataset("digits"), run_folder, torch.device("cpu"), Output())
+        run_folder.create(config, None, data.digest)
+    return Trainer(config, data, run_folder, torch.device("cpu"), Output())
 
 
 @pytest.fixture(scope="module")

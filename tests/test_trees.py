@@ -15,7 +15,8 @@ from PIL import Image
 from ducat_serve.errors import DataError, DucatError
 from ducat_serve.output import Output
 from training.data import decoding
-from training.data.decoding import Decoded, decode_tree
+from training.data.cache import Decoded
+from training.data.decoding import decode_tree
 from training.data.layouts import Listing, list_files
 from training.data.trees import open_tree
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.data.decoding import Split
+from training.data.cache import Split
 from training.randomness import stream
 
 

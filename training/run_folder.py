@@ -61,7 +61,7 @@ class RunFolder:
     def config(self) -> Path:
         return self.path / "config.json"
 
-    def create(self, config: TrainConfig, data_dir: Path | None) -> None:
+    def create(self, config: TrainConfig, data_dir: Path | None, data_digest: str) -> None:
         """Start a new run here. Raises UsageError where there is one already."""
         if self.config.exists():
             raise UsageError(
@@ -69,7 +69,11 @@ class RunFolder:
                 f"ducat train --resume {self.path}, or choose another --out",
             )
         # The data folder is where this machine keeps its data, not a part of what decides the weights.
-        document = {"config": config.model_dump(mode="json"), "data_dir": str(data_dir) if data_dir else None}
+        document = {
+            "config": config.model_dump(mode="json"),
+            "data_dir": str(data_dir) if data_dir else None,
+            "data_digest": data_digest,
+        }
         atomic.write_text(self.config, json.dumps(document, indent=2, sort_keys=True) + "\n")
 
     def read(self) -> tuple[TrainConfig, Path | None]:
@@ -84,6 +88,15 @@ class RunFolder:
         except ValidationError as error:
             raise DataError(f"{self.config} is damaged: {first_problem(error)}.") from error
         return config, Path(document["data_dir"]) if document.get("data_dir") else None
+
+    def require_data(self, digest: str) -> None:
+        """Raise DataError where ``digest`` is not that of the data which the run began with."""
+        stored = json.loads(self.config.read_text()).get("data_digest")
+        if stored != digest:
+            raise DataError(
+                f"The run in {self.path} began with other data (digest {str(stored)[:12]}, now {digest[:12]}).",
+                "give the --data-dir that it began with",
+            )
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Write metrics.csv anew, one row per finished epoch."""

@@ -75,12 +75,16 @@ class Trainer:
 
     def resume(self) -> None:
         """Take up the state that the run folder holds. Raises DataError where it does not fit."""
+        self.folder.require_data(self.dataset.digest)
+        if not self.folder.state.exists():
+            return  # killed before the first save: the run starts over, and comes out the same
         self.state = load_state(self.folder.state)
         try:
             self.classifier.network.load_state_dict(self.state.weights)
             self.optimizer.load_state_dict(self.state.optimizer)
         except (RuntimeError, ValueError, KeyError) as error:
             raise DataError(f"{self.folder.state} does not fit this run: {error}.") from error
+        self.folder.write_metrics(self.state.rows)
 
     def run(self, stop: StopSignal) -> dict[str, Any]:
         """Train to the last epoch; returns the summary of the run.
@@ -161,6 +165,7 @@ class Trainer:
 
     def _finish_epoch(self, stop: StopSignal) -> None:
         state, epoch = self.state, self.state.epoch
+        self._require_finite_weights()
         # The paper chooses its checkpoint by the legacy accuracy, so a faithful `paper` does too.
         by_legacy = self.config.ducat == "paper" and self.config.is_dummy_phase(epoch)
         result = validate(
@@ -223,7 +228,13 @@ class Trainer:
         spec = self.spec.model_copy(update={"weights_digest": weights_digest(tensors)})
         write_checkpoint(path, tensors, spec)
 
+    def _require_finite_weights(self) -> None:
+        """A finite loss may be followed by an update that is not; such weights are never saved."""
+        if not all(torch.isfinite(tensor).all() for tensor in self.classifier.network.state_dict().values()):
+            raise self._diverged("followed by weights that are not finite")
+
     def _save(self) -> None:
+        self._require_finite_weights()
         self.state.weights = self.classifier.network.state_dict()
         self.state.optimizer = self.optimizer.state_dict()
         save_state(self.folder.state, self.state)
@@ -239,10 +250,10 @@ class Trainer:
             signal_number, f"Interrupted; saved at {place}.", f"ducat train --resume {self.folder.path}"
         )
 
-    def _diverged(self, loss: float) -> DucatError:
+    def _diverged(self, loss: float | str) -> DucatError:
+        kept = "The last good state is kept in" if self.folder.state.exists() else "No state was saved yet in"
         return DucatError(
-            f"The loss is {loss} at epoch {self.state.epoch}, step {self.state.step}. The last good state is in "
-            f"{self.folder.path}.",
+            f"The loss is {loss} at epoch {self.state.epoch}, step {self.state.step}. {kept} {self.folder.path}.",
             "train again with a smaller --lr, or with --precision float32",
         )
 

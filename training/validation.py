@@ -14,6 +14,7 @@ from ducat_serve.recovery import dummy_share, recover
 from training.attacks.ball import Ball
 from training.attacks.frozen import frozen
 from training.attacks.pgd import pgd
+from training.attacks.search import right
 from training.batches import DeviceSplit
 from training.config import TrainConfig
 from training.randomness import stream
@@ -56,8 +57,8 @@ def validate(
         for images, labels in val.in_order(VALIDATION_BATCH):
             between_batches()
             adversarial = _attack(deployed, images, labels, config, generator)
-            counts["clean_accuracy"] += (deployed(images).argmax(dim=1) == labels).sum().item()
-            counts["pgd_accuracy"] += (deployed(adversarial).argmax(dim=1) == labels).sum().item()
+            counts["clean_accuracy"] += right(deployed(images), labels).sum().item()
+            counts["pgd_accuracy"] += right(deployed(adversarial), labels).sum().item()
             if deployed.fold != "none":
                 raw = deployed.classifier
                 counts["dummy_share_clean"] += dummy_share(raw(images), labels).sum().item()

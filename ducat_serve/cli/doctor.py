@@ -110,7 +110,7 @@ def _accelerators() -> list[Check]:
 
 def _cache() -> Check:
     try:
-        from training.data.decoding import cache_root
+        from training.data.cache import cache_root
     except ImportError:
         return Check("data cache", "not needed for serving")
     root = cache_root()

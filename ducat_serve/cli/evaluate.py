@@ -73,7 +73,7 @@ def command(
     from ducat_serve.pixels import format_size
     from ducat_serve.spec import ThreatModel
     from training.batches import DeviceSplit
-    from training.data.decoding import Split
+    from training.data.cache import Split
     from training.device import choose_device, exact_float32
     from training.evaluation.evaluate import Subject, evaluate
     from training.evaluation.stages import stage

@@ -99,9 +99,11 @@ def command(
         folder = RunFolder(resume)
         config, stored_data_dir = folder.read()
         data_dir = data_dir or stored_data_dir
+        if given["dataset"] is not None:
+            given["dataset"] = _absolute(given["dataset"])
         _refuse_changes(config.model_dump(), given, out, resume)
     else:
-        dataset_name = given.pop("dataset") or DEFAULT_DATASET
+        dataset_name = _absolute(given.pop("dataset") or DEFAULT_DATASET)
         if given["precision"] in (None, "auto"):
             given["precision"] = fastest_precision(torch_device)
         config = _resolve(resolve, dataset_name, given)
@@ -118,7 +120,7 @@ def command(
     if resume is not None:
         trainer.resume()
     else:
-        folder.create(config, data_dir.resolve() if data_dir else None)
+        folder.create(config, data_dir.resolve() if data_dir else None, dataset.digest)
     output.say(
         f"{dataset.title}: {len(dataset.train):,} train / {len(dataset.val):,} val images, "
         f"{len(dataset.class_names)} classes. {config.network}, ducat {config.ducat}, {config.threat_model}, "
@@ -149,6 +151,13 @@ def _resolve(resolve: Any, dataset_name: str, given: dict[str, Any]) -> Any:
     if given["network"] is not None and given["network"] not in NETWORKS:
         raise unknown_name("network", given["network"], NETWORKS)
     return resolve(dataset_name, given)
+
+
+def _absolute(dataset: str) -> str:
+    """`folder:PATH` with an absolute path, so that the run can be resumed from anywhere."""
+    if not dataset.startswith("folder:"):
+        return dataset
+    return f"folder:{Path(dataset.removeprefix('folder:')).expanduser().resolve()}"
 
 
 def _run_name(dataset: str, network: str, ducat: str) -> str:

@@ -30,10 +30,13 @@ def look(
         values = loss(raw, labels, targets)
     found = torch.autograd.grad(values.sum(), images)[0] if gradient else None
     with torch.no_grad():
-        # NaN logits decide nothing: they count as wrong, never as robust.
-        logits = fold_logits(raw, model.fold)
-        wrong = (logits.argmax(dim=1) != labels) | logits.isnan().any(dim=1)
+        wrong = ~right(fold_logits(raw, model.fold), labels)
     return Look(values.detach(), wrong, found)
+
+
+def right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether the decision is the label, bool [N]. NaN logits decide nothing: they are wrong, never robust."""
+    return (logits.argmax(dim=1) == labels) & ~logits.isnan().any(dim=1)
 
 
 class Best:

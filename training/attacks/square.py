@@ -15,7 +15,7 @@ from torch import Tensor
 
 from training.attacks.ball import Ball
 from training.attacks.losses import margin
-from training.attacks.search import Best, Look
+from training.attacks.search import Best, Look, right
 
 Scores = Callable[[Tensor], Tensor]  # float images [N, channels, H, W] to C logits [N, C]
 
@@ -53,8 +53,7 @@ def square(
 @torch.no_grad()
 def _score(scores: Scores, images: Tensor, labels: Tensor) -> Look:
     logits = scores(images)
-    wrong = (logits.argmax(dim=1) != labels) | logits.isnan().any(dim=1)
-    return Look(margin("none")(logits, labels, labels), wrong, None)
+    return Look(margin("none")(logits, labels, labels), ~right(logits, labels), None)
 
 
 def _propose(current: Tensor, origin: Tensor, ball: Ball, side: int, generator: torch.Generator) -> Tensor:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from ducat_serve.errors import DataError, UsageError, unknown_name
 from ducat_serve.output import Output
+from training.data.cache import Decoded, Split, cache_root
 from training.data.cifar import CIFAR10, CIFAR100, CifarFormat, read_cifar
-from training.data.decoding import Decoded, Split, cache_root, decode_tree
+from training.data.decoding import decode_tree
 from training.data.digits import read_digits
 from training.data.download import Archive, download
 from training.data.splits import hold_out

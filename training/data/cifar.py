@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ducat_serve.errors import DataError
-from training.data.decoding import Decoded, Split
+from training.data.cache import Decoded, cached, write_split
 from training.data.trees import refuse_escape
 
 _PIXELS = 3 * 32 * 32
@@ -39,18 +40,23 @@ CIFAR100 = CifarFormat(2, ("train.bin",), "test.bin", "fine_label_names.txt")
 
 
 def read_cifar(path: Path, layout: CifarFormat) -> Decoded:
-    """Read the binary archive. Raises DataError where it is truncated or of another layout."""
-    files = _members(path)
-    missing = [n for n in (*layout.train, layout.test, layout.names) if n not in files]
-    if missing:
-        raise DataError(f"{path} holds no {missing[0]}; it is not the binary version of CIFAR.")
-    class_names = tuple(files[layout.names].decode().split())
-    parts = [_records(files[name], layout, len(class_names), f"{path}: {name}") for name in layout.train]
-    train = Split(np.concatenate([p.images for p in parts]), np.concatenate([p.labels for p in parts]))
-    test = _records(files[layout.test], layout, len(class_names), f"{path}: {layout.test}")
+    """Read the binary archive, once. Raises DataError where it is truncated or of another layout."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Decoded(class_names, train, None, test, digest)
+
+    def decode_into(folder: Path) -> tuple[str, ...]:
+        files = _members(path)
+        missing = [n for n in (*layout.train, layout.test, layout.names) if n not in files]
+        if missing:
+            raise DataError(f"{path} holds no {missing[0]}; it is not the binary version of CIFAR.")
+        class_names = tuple(files[layout.names].decode().split())
+        for split, names in (("train", layout.train), ("test", (layout.test,))):
+            parts = [_records(files[name], layout, len(class_names), f"{path}: {name}") for name in names]
+            images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+            write_split(folder, split, images, labels)
+        return class_names
+
+    return cached(digest[:32], decode_into)
 
 
 def _members(path: Path) -> dict[str, bytes]:
@@ -72,7 +78,9 @@ def _members(path: Path) -> dict[str, bytes]:
     return files
 
 
-def _records(data: bytes, layout: CifarFormat, classes: int, source: str) -> Split:
+def _records(
+    data: bytes, layout: CifarFormat, classes: int, source: str
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     length = layout.label_bytes + _PIXELS
     if not data or len(data) % length:
         raise DataError(f"{source} is not a whole number of {length}-byte records.")
@@ -81,4 +89,4 @@ def _records(data: bytes, layout: CifarFormat, classes: int, source: str) -> Spl
     if labels.max() >= classes:
         raise DataError(f"{source} holds label {labels.max()} of {classes} classes.")
     images = records[:, layout.label_bytes :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return Split(np.ascontiguousarray(images), labels)
+    return np.ascontiguousarray(images), labels

@@ -17,6 +17,7 @@ from ducat_serve.output import Output
 
 _CHUNK = 1 << 18
 _TIMEOUT_SECONDS = 30
+_REMEDY = "free some space, or choose another folder with --data-dir"
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,13 @@ def download(archive: Archive, folder: Path, output: Output) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         part.touch()
     except OSError as error:
-        raise cannot_write(part, error) from error
+        raise cannot_write(part, error, _REMEDY) from error
     output.say(f"Downloading {archive.url} ({archive.size:,} bytes) to {target}")
     try:
         _fetch(archive, part, output)
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise cannot_write(part, error) from error
+            raise cannot_write(part, error, _REMEDY) from error
         reason = getattr(error, "reason", error)
         raise DataError(
             f"Cannot download {archive.url}: {reason}. What arrived is kept in {part}.",

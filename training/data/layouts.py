@@ -33,11 +33,12 @@ def list_files(tree: Tree) -> Listing:
 
 def _root(tree: Tree) -> str:
     """Archives usually have one folder at the top: the prefix up to `train/`."""
-    for name in tree.names():
-        parts = PurePosixPath(name).parts
-        if "train" in parts[:2] and parts[0] != "__MACOSX":
-            prefix = parts[: parts.index("train")]
-            return "/".join(prefix) + "/" if prefix else ""
+    tops = {name.split("/", 1)[0] for name in tree.names()} - {"__MACOSX"}
+    if "train" in tops:
+        return ""
+    for top in sorted(tops):
+        if any(name.startswith(f"{top}/train/") for name in tree.names()):
+            return f"{top}/"
     raise DataError(
         f"{tree.source} has no train/ folder.",
         "lay it out as train/<class>/*.png and val/<class>/*.png or test/<class>/*.png",

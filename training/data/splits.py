@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ducat_serve.errors import DataError
-from training.data.decoding import Split
+from training.data.cache import Split
 
 
 def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import threading
 import zipfile
@@ -51,6 +52,10 @@ class FolderTree:
         self.source = source
 
     def names(self) -> list[str]:
+        return self._names
+
+    @functools.cached_property
+    def _names(self) -> list[str]:
         return sorted(p.relative_to(self.source).as_posix() for p in self.source.rglob("*") if p.is_file())
 
     def folders(self, prefix: str) -> list[str]:

@@ -20,6 +20,7 @@ from ducat_serve.report import AttackResult, ClassResult, RobustnessReport
 from ducat_serve.spec import ThreatModel
 from training.attacks.ball import Ball
 from training.attacks.frozen import frozen
+from training.attacks.search import right as right_decision
 from training.batches import DeviceSplit
 from training.evaluation.intervals import wilson
 from training.evaluation.stages import Stage
@@ -187,6 +188,4 @@ def _per_class(
 
 @torch.no_grad()
 def _correct(model: Deployed, images: Tensor, labels: Tensor) -> Tensor:
-    logits: Tensor = model(images)
-    # NaN logits decide nothing; they count as wrong, never as robust.
-    return (logits.argmax(dim=1) == labels) & ~logits.isnan().any(dim=1)
+    return right_decision(model(images), labels)
