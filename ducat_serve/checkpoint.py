@@ -19,6 +19,12 @@ from ducat_serve.spec import METADATA_KEY, ModelSpec
 Tensors = Mapping[str, NDArray[Any]]
 
 
+def checkpoint_path(path: str | Path) -> Path:
+    """A run folder stands for the `model.safetensors` inside it."""
+    path = Path(path)
+    return path / "model.safetensors" if path.is_dir() else path
+
+
 def weights_digest(tensors: Tensors) -> str:
     """SHA-256 over the name, dtype, shape and bytes of every tensor, in the order of names."""
     digest = hashlib.sha256()

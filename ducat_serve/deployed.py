@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ducat_serve.checkpoint import read_checkpoint
+from ducat_serve.checkpoint import checkpoint_path, read_checkpoint
 from ducat_serve.errors import VerificationError
 from ducat_serve.networks import create_network
 from ducat_serve.recovery import fold_logits
@@ -84,12 +84,6 @@ def load(path: str | Path, *, folded: bool = True) -> LoadedModel:
     load_weights(classifier, tensors, str(path))
     module: nn.Module = Deployed(classifier, spec.fold) if folded else classifier
     return LoadedModel(module, spec).eval().requires_grad_(False)
-
-
-def checkpoint_path(path: str | Path) -> Path:
-    """A run folder stands for the `model.safetensors` inside it."""
-    path = Path(path)
-    return path / "model.safetensors" if path.is_dir() else path
 
 
 def build_classifier(spec: ModelSpec) -> Classifier:

@@ -9,7 +9,7 @@ def parse_size(text: str) -> float:
     """Read ``"8/255"`` or ``"0.03"`` as a float. Raises ValueError for anything else or a negative size."""
     try:
         value = float(Fraction(text.replace(" ", "")))
-    except (ValueError, ZeroDivisionError) as error:
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise ValueError(f"'{text}' is not a size like 8/255 or 0.03") from error
     if value < 0:
         raise ValueError(f"'{text}' is negative")

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from ducat_serve import atomic
-from ducat_serve.checkpoint import file_sha256
-from ducat_serve.deployed import checkpoint_path, load
+from ducat_serve.checkpoint import checkpoint_path, file_sha256
+from ducat_serve.deployed import load
 from ducat_serve.predictor import SOURCE_KEY
 from ducat_serve.sealed import seal
 from ducat_serve.spec import METADATA_KEY, ModelSpec

@@ -23,6 +23,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route, Router
 
 from ducat_serve.predictor import Predictions, Predictor
+from ducat_serve.spec import ModelSpec
 from service import open_inference
 from service.answers import model_details, model_summary
 from service.batcher import Batcher, DeadlineExceeded, Overloaded
@@ -152,9 +153,10 @@ def create_app(model: Model) -> Starlette:
     async def v2_infer(request: Request) -> Response:
         named(request)
         async with model.admitted() as predictor:
-            body = _json(await request.body())
-            images = open_inference.read_request(body, predictor.spec, settings.max_images)
-            request_id = open_inference.read_id(body)
+            body = await request.body()
+            request_id, images = await asyncio.get_running_loop().run_in_executor(
+                model.decoding, _read_v2, body, predictor.spec, settings.max_images
+            )
             predictions = await model.predict(images)
         return JSONResponse(open_inference.write_response(model.name, request_id, predictions))
 
@@ -189,6 +191,12 @@ def create_app(model: Model) -> Starlette:
         },
         lifespan=lifespan,
     )
+
+
+def _read_v2(body: bytes, spec: ModelSpec, max_images: int) -> tuple[str | None, NDArray[np.uint8]]:
+    document = _json(body)
+    images = open_inference.read_request(document, spec, max_images)
+    return open_inference.read_id(document), images
 
 
 def _json(body: bytes) -> Any:

@@ -36,7 +36,7 @@ def test_every_data_set_has_a_recipe() -> None:
 def test_shorter_runs_keep_the_proportions() -> None:
     config = resolve("cifar10", {"epochs": 13})
     assert config.ducat_start == 11
-    assert config.lr_milestones == (10, 10)
+    assert config.lr_milestones == (9, 10)
 
 
 @pytest.mark.parametrize(("norm", "eps", "step"), [("linf", 8, 2), ("l2", 128, 15), ("l1", 2000, 400)])

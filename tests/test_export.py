@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import export.parity as parity
-from ducat_serve.checkpoint import file_sha256, read_spec
+from ducat_serve.checkpoint import file_sha256, read_checkpoint, read_spec, weights_digest, write_checkpoint
 from ducat_serve.cli.main import run
 from ducat_serve.deployed import load
 from ducat_serve.errors import VerificationError
@@ -78,7 +78,6 @@ def test_real_images_give_what_torch_gives(onnx_model: Path, checkpoint: Path) -
 
 def untrained(tmp_path: Path, fold: str, channels: int = 3, size: tuple[int, int] = (16, 12)) -> Path:
     """A checkpoint with random weights and random BatchNorm statistics."""
-    from ducat_serve.checkpoint import weights_digest, write_checkpoint
     from ducat_serve.deployed import build_classifier, numpy_weights
 
     spec = ModelSpec(
@@ -120,7 +119,7 @@ def test_every_fold_and_channel_count(
     assert (answer.dummy_mass == 0).all() == (fold == "none")
 
 
-@pytest.mark.parametrize("what", ["logits", "label", "dummy_mass"])
+@pytest.mark.parametrize("what", ["logits", "label", "dummy_mass", "nan"])
 def test_the_gate_refuses_a_wrong_graph_and_leaves_no_file(
     checkpoint: Path,
     tmp_path: Path,
@@ -138,7 +137,7 @@ def test_the_gate_refuses_a_wrong_graph_and_leaves_no_file(
         return (
             logits + 0.01 if what == "logits" else logits,
             (label + 1) % 10 if what == "label" else label,
-            mass + 0.01 if what == "dummy_mass" else mass,
+            mass + {"dummy_mass": 0.01, "nan": torch.nan}.get(what, 0.0),
         )
 
     monkeypatch.setattr(DeployGraph, "forward", sabotaged)
@@ -148,6 +147,20 @@ def test_the_gate_refuses_a_wrong_graph_and_leaves_no_file(
     assert "Parity check failed" in capsys.readouterr().err
     assert target.read_text() == "an older export"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_lse_fold_of_huge_logits_is_exact_when_exported(tmp_path: Path) -> None:
+    """Log(Exp + Exp), as exporters write logaddexp, is infinite from 88 on."""
+    path = untrained(tmp_path, "lse")
+    spec, tensors = read_checkpoint(path)
+    tensors["fc.weight"] = 300 * tensors["fc.weight"]
+    write_checkpoint(path, tensors, spec.model_copy(update={"weights_digest": weights_digest(tensors)}))
+    images = np.random.default_rng(0).integers(0, 256, (5, 16, 12, 3), dtype=np.uint8)
+    with torch.no_grad():
+        expected = load(path)(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float() / 255).numpy()
+    assert np.abs(expected).max() > 100
+    assert run(["export", str(path), "--out", str(tmp_path / "m.onnx")]) == 0
+    np.testing.assert_allclose(Predictor(tmp_path / "m.onnx", "cpu")(images).logits, expected, rtol=1e-4)
 
 
 def test_the_gate_sees_a_label_that_forgets_the_dummies(

@@ -114,7 +114,7 @@ def test_every_block_runs(place: Path) -> None:
     prediction = answers[0]["predictions"][0]
     assert prediction["label"].startswith("word n")
     assert len(prediction["top_k"]) == 4
-    assert "under pgd" in answers[0]["model"]["robustness"]
+    assert "under pgd at" in answers[0]["model"]["robustness"]
 
 
 def test_make_targets() -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from ducat_serve.errors import DucatError
 from ducat_serve.output import Output
 from training.config import resolve
 from training.data import load_dataset
+from training.objectives.adversarial_training import AdversarialTraining
 from training.run_folder import METRICS, RunFolder
 from training.signals import StopSignal
 from training.trainer import Trainer
@@ -229,8 +232,6 @@ def test_full_disk_while_saving_keeps_the_old_state(
 
 
 def test_damaged_state_is_an_error_and_nothing_else_changes(uninterrupted: Path, tmp_path: Path) -> None:
-    import shutil
-
     folder = tmp_path / "run"
     shutil.copytree(uninterrupted, folder)
     (folder / "last.pt").write_bytes((folder / "last.pt").read_bytes()[:1000])
@@ -271,39 +272,63 @@ def test_other_modes_and_norms_train(
     assert spec.threat_model.norm == norm
 
 
-def test_attack_gradients_never_touch_the_weights(tmp_path: Path) -> None:
-    """The update is what one backward pass through the loss alone gives."""
+def test_attack_never_touches_weights_gradients_or_batchnorm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the loss is computed, the attack is over: nothing of the model may have changed since the step began."""
     subject = trainer(tmp_path / "run")
     order = subject.batches.order(1)
-    before = {k: v.clone() for k, v in subject.classifier.network.state_dict().items()}
     subject.classifier.train()
-    gradients = {}
-    subject.optimizer.step = lambda *_: gradients.update(  # type: ignore[method-assign, assignment]
-        {name: p.grad.clone() for name, p in subject.classifier.named_parameters() if p.grad is not None}
-    )
-    subject._step(order, 1, 0)
-    captured: dict[str, torch.Tensor] = {}
-    original = subject.objective.__class__.loss
+    subject._step(order, 1, 0)  # leaves gradients behind, which an attack through the weights would add to
+    state = {k: v.clone() for k, v in subject.classifier.network.state_dict().items()}
+    gradients = {k: p.grad.clone() for k, p in subject.classifier.named_parameters() if p.grad is not None}
+    original, seen = AdversarialTraining.loss, []
 
-    subject.classifier.network.load_state_dict(before)
+    def spy(objective: AdversarialTraining, model: torch.nn.Module, *arguments: Any) -> torch.Tensor:
+        assert all(m.training for m in model.modules())
+        assert all(p.requires_grad for p in model.parameters())
+        now = subject.classifier.network.state_dict()
+        assert all(torch.equal(now[name], tensor) for name, tensor in state.items())
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None
+            assert torch.equal(parameter.grad, gradients[name])
+        seen.append(True)
+        return original(objective, model, *arguments)
 
-    def alone(objective: object, model: torch.nn.Module, *arguments: torch.Tensor) -> torch.Tensor:
-        loss = original(objective, model, *arguments)  # type: ignore[arg-type]
-        parameters = dict(model.named_parameters())
-        captured.update(
-            zip(
-                parameters,
-                torch.autograd.grad(loss, list(parameters.values()), retain_graph=True),
-                strict=True,
-            )
-        )
+    monkeypatch.setattr(AdversarialTraining, "loss", spy)
+    subject._step(order, 1, 1)
+    assert seen
+
+
+def test_killed_in_the_first_epoch_starts_over(uninterrupted: Path, tmp_path: Path) -> None:
+    """config.json is there, last.pt is not: --resume does what the first try would have done."""
+    trainer(tmp_path / "run")
+    assert run(["train", "--resume", str(tmp_path / "run")]) == 0
+    assert_same_run(uninterrupted, tmp_path / "run")
+
+
+def test_resume_refuses_other_data(uninterrupted: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted, folder)
+    document = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**document, "data_digest": "0" * 64}))
+    assert run(["train", "--resume", str(folder)]) == 4
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    """The last update of an epoch goes wrong after a finite loss."""
+    subject = trainer(tmp_path / "run")
+    original, done = subject._step, 0
+
+    def poisoned(*arguments: Any) -> float:
+        nonlocal done
+        loss, done = original(*arguments), done + 1
+        if done == 5:
+            with torch.no_grad():
+                next(subject.classifier.parameters()).fill_(float("inf"))
         return loss
 
-    subject.objective.__class__.loss = alone  # type: ignore[method-assign, assignment]
-    try:
-        subject._step(order, 1, 0)
-    finally:
-        subject.objective.__class__.loss = original  # type: ignore[method-assign]
-    assert set(captured) == set(gradients)
-    for name, gradient in captured.items():
-        torch.testing.assert_close(gradients[name], gradient)
+    subject._step = poisoned  # type: ignore[method-assign]
+    with pytest.raises(DucatError, match=r"not finite at epoch 1, step 5\. No state was saved"):
+        subject.run(StopSignal())
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {"config.json"}

@@ -25,7 +25,7 @@ Precision = Literal["float32", "bfloat16"]
 
 
 class TrainConfig(BaseModel):
-    """Everything that decides the weights. Two runs with equal configs on one machine give equal weights."""
+    """Everything that decides the weights. Two runs with equal configs on one CPU give equal weights."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -96,7 +96,7 @@ def resolve(dataset: str, given: dict[str, Any]) -> TrainConfig:
     values.update(_threat_model(recipe, given))
     epochs = values["epochs"]
     # A shorter run than the recipe's has its drops at the same fractions.
-    values["lr_milestones"] = tuple(round(m * epochs / recipe["epochs"]) for m in recipe["lr_milestones"])
+    values["lr_milestones"] = _scaled(recipe["lr_milestones"], epochs / recipe["epochs"])
     # The paper: dummies from epoch 105 of 130.
     if values.setdefault("ducat", "paper") != "off":
         values.setdefault("ducat_start", int(epochs * 0.8) + 1)
@@ -108,6 +108,14 @@ def resolve(dataset: str, given: dict[str, Any]) -> TrainConfig:
         raise UsageError(
             f"Invalid training configuration: {first_problem(error)}.", "ducat train --help"
         ) from error
+
+
+def _scaled(milestones: list[int], factor: float) -> tuple[int, ...]:
+    """Milestones at the same fractions of another length, a whole epoch apart at least."""
+    scaled = [round(milestone * factor) for milestone in milestones]
+    for later in range(len(scaled) - 1, 0, -1):
+        scaled[later - 1] = max(0, min(scaled[later - 1], scaled[later] - 1))
+    return tuple(scaled)
 
 
 def _threat_model(recipe: dict[str, Any], given: dict[str, Any]) -> dict[str, float]:

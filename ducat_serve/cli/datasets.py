@@ -14,7 +14,7 @@ from ducat_serve.output import Output
 @click.command("datasets")
 @data_options
 @common
-def command(data_dir: Path | None, offline: bool, as_json: bool) -> None:
+def command(data_dir: Path | None, offline: bool, json: bool) -> None:
     """List the data sets that `ducat train --dataset` takes, and what is there already.
 
     \b
@@ -26,7 +26,7 @@ def command(data_dir: Path | None, offline: bool, as_json: bool) -> None:
         from training.data import DATASETS, default_data_dir, find_archive
     except ImportError as error:
         raise missing_extra(error.name or "torch", "train") from error
-    output = Output(as_json)
+    output = Output(json)
     folder = data_dir or default_data_dir()
     entries = []
     for info in DATASETS.values():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from json import loads
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ QUICK = ("--eps", "0.1", "--attack-steps", "5")
 )
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Keep the run folder here.")
 @common
-def command(epochs: int, out: Path | None, as_json: bool) -> None:
+def command(epochs: int, out: Path | None, json: bool) -> None:
     """Train on digits, evaluate, export, serve with BentoML, predict over HTTP, stop the server.
 
     \b
@@ -39,8 +40,10 @@ def command(epochs: int, out: Path | None, as_json: bool) -> None:
       ducat demo
       ducat demo --out runs/demo
     """
-    output = Output(as_json)
+    output = Output(json)
     started = time.monotonic()
+    # SIGTERM becomes an exception, so that the server is stopped and the temporary folder removed.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory() as temporary:
         folder = out or Path(temporary) / "demo"
         _ducat(output, "train", "--dataset", "digits", *QUICK, "--epochs", str(epochs), "--out", str(folder))
@@ -55,10 +58,12 @@ def command(epochs: int, out: Path | None, as_json: bool) -> None:
         rows,
     )
     seconds = time.monotonic() - started
+    attacks = ", ".join(attack["name"] for attack in report["attacks"])
     output.say(
         f"Test accuracy of the deployed function: {report['clean_accuracy']:.1%} clean, "
-        f"{report['worst_case_accuracy']:.1%} worst case under attack; {right} of {len(rows)} right over HTTP. Took {seconds:.0f} s."
+        f"{report['worst_case_accuracy']:.1%} in the worst case of {attacks} at eps {QUICK[1]}."
     )
+    output.say(f"{right} of {len(rows)} images right over HTTP. Took {seconds:.0f} s.")
     output.result(
         {
             "clean_accuracy": report["clean_accuracy"],
@@ -79,7 +84,7 @@ def _ducat(output: Output, *arguments: str) -> dict[str, Any]:
         raise DucatError(
             f"`ducat {' '.join(arguments)}` ended with exit code {process.returncode}.", "ducat doctor"
         )
-    document: dict[str, Any] = json.loads(process.stdout)
+    document: dict[str, Any] = loads(process.stdout)
     return document
 
 
@@ -98,7 +103,10 @@ def _server(output: Output, model: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
-        server.wait(timeout=30)
+        try:
+            server.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            server.kill()
         output.say("The server has stopped.")
 
 

@@ -27,14 +27,14 @@ class Check(NamedTuple):
 
 @click.command("doctor")
 @common
-def command(as_json: bool) -> None:
+def command(json: bool) -> None:
     """Check this machine and installation; exits 1 where something is broken.
 
     \b
     Example:
       ducat doctor
     """
-    output = Output(as_json)
+    output = Output(json)
     checks = [*_machine(), *_packages(), _runtime_conflict(), *_accelerators(), _cache()]
     output.table(
         "ducat doctor", ("", "check", "found"), (("ok" if c.ok else "FAIL", c.name, c.found) for c in checks)

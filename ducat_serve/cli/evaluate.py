@@ -23,7 +23,7 @@ from ducat_serve.output import Output
 @click.option(
     "--suite", default="quick", show_default=True, help="quick (PGD, APGD, pair margin) or standard."
 )
-@click.option("--attack", "attacks", multiple=True, metavar="NAME", help="Instead of a suite; repeatable.")
+@click.option("--attack", multiple=True, metavar="NAME", help="Instead of a suite; repeatable.")
 @click.option(
     "--max-examples", type=click.IntRange(min=1), help="Only the first N images of a seeded shuffle."
 )
@@ -42,7 +42,7 @@ def command(
     norm: str | None,
     eps: float | None,
     suite: str,
-    attacks: tuple[str, ...],
+    attack: tuple[str, ...],
     max_examples: int | None,
     batch_size: int,
     seed: int,
@@ -51,7 +51,7 @@ def command(
     data_dir: Path | None,
     offline: bool,
     device: str,
-    as_json: bool,
+    json: bool,
 ) -> None:
     """Measure clean and robust accuracy of MODEL (a model.safetensors or its run folder).
 
@@ -67,9 +67,9 @@ def command(
     import torch
 
     from ducat_serve.atomic import write_text
-    from ducat_serve.checkpoint import read_checkpoint, write_checkpoint
+    from ducat_serve.checkpoint import checkpoint_path, read_checkpoint, write_checkpoint
     from ducat_serve.cli.run_data import load_training_data
-    from ducat_serve.deployed import checkpoint_path, load
+    from ducat_serve.deployed import load
     from ducat_serve.pixels import format_size
     from ducat_serve.spec import ThreatModel
     from training.batches import DeviceSplit
@@ -80,7 +80,7 @@ def command(
     from training.evaluation.stages import suite as build_suite
     from training.randomness import stream
 
-    output = Output(as_json)
+    output = Output(json)
     checkpoint = checkpoint_path(model)
     if checkpoint.suffix == ".onnx":
         raise UsageError(
@@ -90,8 +90,8 @@ def command(
     deployed = load(checkpoint)
     spec = deployed.spec
     stages = (
-        [stage(name, spec.fold, spec.num_classes) for name in attacks]
-        if attacks
+        [stage(name, spec.fold, spec.num_classes) for name in attack]
+        if attack
         else build_suite(suite, spec.fold, spec.num_classes)
     )
     if eps == 0:
@@ -143,9 +143,14 @@ def command(
             *legacy_row,
         ],
     )
-    _, tensors = read_checkpoint(checkpoint)
-    write_checkpoint(checkpoint, tensors, spec.model_copy(update={"robustness": report}))
     if out is not None:
         write_text(out, report.model_dump_json(indent=2) + "\n")
+    old = spec.robustness
+    if old is not None and (len(old.attacks), old.examples) > (len(report.attacks), report.examples):
+        output.warn(
+            f"this report replaces one of more attacks or images: {old.summary()}. Measure again with --suite standard."
+        )
+    _, tensors = read_checkpoint(checkpoint)
+    write_checkpoint(checkpoint, tensors, spec.model_copy(update={"robustness": report}))
     output.say(f"Stored in {checkpoint}.\nNext: ducat export {checkpoint}")
     output.result(report.model_dump(mode="json"))

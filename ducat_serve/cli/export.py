@@ -21,9 +21,7 @@ REAL_IMAGES = 64
 
 @click.command("export")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "--onnx", "to_onnx", is_flag=True, default=True, help="Export to ONNX (the only format so far)."
-)
+@click.option("--onnx", is_flag=True, default=True, help="Export to ONNX (the only format so far).")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="File to write.  [default: model.onnx beside MODEL]"
 )
@@ -32,12 +30,12 @@ REAL_IMAGES = 64
 @common
 def command(
     model: Path,
-    to_onnx: bool,  # noqa: ARG001 (spelt out in commands, so that another format can be added)
+    onnx: bool,  # noqa: ARG001 (spelt out in commands, so that another format can be added)
     out: Path | None,
     dataset: str | None,
     data_dir: Path | None,
     offline: bool,  # noqa: ARG001 (export never downloads)
-    as_json: bool,
+    json: bool,
 ) -> None:
     """Export MODEL (a model.safetensors or its run folder) to ONNX with C outputs.
 
@@ -48,7 +46,7 @@ def command(
     Example:
       ducat export runs/digits/model.safetensors --onnx
     """
-    from ducat_serve.deployed import checkpoint_path
+    from ducat_serve.checkpoint import checkpoint_path
     from ducat_serve.errors import missing_extra
 
     try:
@@ -56,7 +54,7 @@ def command(
     except ImportError as error:
         raise missing_extra(error.name or "onnx", "export") from error
 
-    output = Output(as_json)
+    output = Output(json)
     checkpoint = checkpoint_path(model)
     target = out or checkpoint.with_name("model.onnx")
     spec, parity = export_onnx(checkpoint, target, _real_images(checkpoint, dataset, data_dir, output))

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ducat_serve.checkpoint import file_sha256, read_checkpoint
+from ducat_serve.checkpoint import checkpoint_path, file_sha256, read_checkpoint
 from ducat_serve.cli.options import common
 from ducat_serve.output import Output
 from ducat_serve.report import NOT_MEASURED
@@ -17,7 +17,7 @@ from ducat_serve.spec import ModelSpec
 @click.command("inspect")
 @click.argument("model", type=click.Path(path_type=Path))
 @common
-def command(model: Path, as_json: bool) -> None:
+def command(model: Path, json: bool) -> None:
     """Show what MODEL (.safetensors, .onnx or a run folder) says about itself, and check its digests.
 
     \b
@@ -25,8 +25,8 @@ def command(model: Path, as_json: bool) -> None:
       ducat inspect model.onnx
       ducat inspect runs/digits --json
     """
-    output = Output(as_json)
-    path = model / "model.safetensors" if model.is_dir() else model
+    output = Output(json)
+    path = checkpoint_path(model)
     spec, extra = _read(path)
     robustness = NOT_MEASURED if spec.robustness is None else spec.robustness.summary()
     recipe: Any = spec.training["recipe"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 import click
@@ -82,14 +83,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run `ducat ARGUMENTS` and return its exit code."""
     debug = "--debug" in arguments[:1] or os.environ.get("DUCAT_DEBUG", "") not in ("", "0")
-    as_json = "--json" in arguments
+    command = next((word for word in arguments if word in COMMANDS), "")
+    as_json = "--json" in arguments or os.environ.get(f"DUCAT_{command.upper()}_JSON", "") not in ("", "0")
     try:
         code = cli.main(args=list(arguments), prog_name="ducat", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except DucatError as error:
-        _report(error.cause, error.next_step, error.exit_code, as_json)
         if debug:
-            raise
+            traceback.print_exc()
+        _report(error.cause, error.next_step, error.exit_code, as_json)
         return error.exit_code
     except click.ClickException as error:
         command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "ducat"
@@ -100,7 +102,7 @@ def run(arguments: Sequence[str]) -> int:
         return 130
     except Exception as error:
         if debug:
-            raise
+            traceback.print_exc()
         _report(
             f"{type(error).__name__}: {error}",
             "run it again as `ducat --debug ...` and report it",

@@ -11,14 +11,14 @@ from ducat_serve.output import Output
 
 @click.command("networks")
 @common
-def command(as_json: bool) -> None:
+def command(json: bool) -> None:
     """List the networks that `ducat train --network` takes.
 
     \b
     Example:
       ducat networks
     """
-    output = Output(as_json)
+    output = Output(json)
     output.table(
         "Networks",
         ("name", "parameters", "what it is"),

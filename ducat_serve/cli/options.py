@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from ducat_serve.errors import DataError, UsageError, unknown_name
-from ducat_serve.pixels import format_size, parse_size
+from ducat_serve.pixels import parse_size
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -32,16 +32,9 @@ class PixelSize(click.ParamType[float]):
 PIXEL_SIZE = PixelSize()
 
 
-def size_default(value: float) -> str:
-    """How a size is shown in help texts."""
-    return format_size(value)
-
-
 def common(function: Function) -> Function:
     """Add `--json` and `--config`, which every command has."""
-    function = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")(
-        function
-    )
+    function = click.option("--json", is_flag=True, help="Print one JSON document on stdout.")(function)
     return click.option(
         "--config",
         type=click.Path(path_type=Path, dir_okay=False),

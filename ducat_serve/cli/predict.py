@@ -30,7 +30,7 @@ Infer = Callable[[NDArray[np.uint8]], Predictions]
 )
 @device_option
 @common
-def command(model: Path, images: tuple[Path, ...], top_k: int, device: str, as_json: bool) -> None:
+def command(model: Path, images: tuple[Path, ...], top_k: int, device: str, json: bool) -> None:
     """Predict IMAGES with MODEL: a model.onnx (torch is not needed) or a model.safetensors.
 
     \b
@@ -38,7 +38,7 @@ def command(model: Path, images: tuple[Path, ...], top_k: int, device: str, as_j
       ducat predict model.onnx photo.jpg
       ducat predict runs/digits/model.safetensors a.png b.png --json
     """
-    output = Output(as_json)
+    output = Output(json)
     spec, infer = _open(model, device, output)
     predictions: list[dict[str, Any]] = []
     for start in range(0, len(images), BATCH_SIZE):
@@ -56,28 +56,30 @@ def command(model: Path, images: tuple[Path, ...], top_k: int, device: str, as_j
 
 def _open(model: Path, device: str, output: Output) -> tuple[ModelSpec, Infer]:
     if model.suffix != ".onnx":
-        return _open_checkpoint(model)
+        return _open_checkpoint(model, device, output)
     predictor = Predictor(model, device=device)  # type: ignore[arg-type]
     if predictor.fallback_reason:
         output.say(f"Device: cpu ({predictor.fallback_reason})")
     return predictor.spec, predictor
 
 
-def _open_checkpoint(model: Path) -> tuple[ModelSpec, Infer]:
+def _open_checkpoint(model: Path, device: str, output: Output) -> tuple[ModelSpec, Infer]:
     try:
         import torch
 
         from ducat_serve.deployed import load
         from export.graph import DeployGraph
+        from training.device import choose_device
     except ImportError as error:
         raise missing_extra(error.name or "torch", "train") from error
     raw = load(model, folded=False)
-    graph = DeployGraph(raw.module, raw.spec.fold).eval()  # type: ignore[arg-type]
+    where = choose_device(device, output)
+    graph = DeployGraph(raw.module, raw.spec.fold).eval().to(where)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def infer(images: NDArray[np.uint8]) -> Predictions:
-        logits, label, mass = graph(torch.from_numpy(images))
-        return Predictions(logits.numpy(), label.numpy(), mass.numpy())
+        logits, label, mass = (part.cpu().numpy() for part in graph(torch.from_numpy(images).to(where)))
+        return Predictions(logits, label, mass)
 
     return raw.spec, infer
 

@@ -71,7 +71,7 @@ def command(
     max_images: int,
     max_pixels: int,
     device: str,
-    as_json: bool,
+    json: bool,
 ) -> None:
     """Serve MODEL (a model.onnx) over HTTP with BentoML, until SIGTERM or Ctrl-C.
 
@@ -80,10 +80,8 @@ def command(
       ducat serve model.onnx --port 3000
       curl -F image=@photo.jpg http://127.0.0.1:3000/v1/predict
     """
-    output = Output(as_json)
+    output = Output(json)
     path = (model / "model.onnx" if model.is_dir() else model).resolve()
-    _check(path, device)
-    _require_free(host, port)
     settings = {
         "model": path,
         "device": device,
@@ -95,8 +93,10 @@ def command(
         "max_images": max_images,
         "max_pixels": max_pixels,
     }
-    environment = dict(os.environ)
-    environment.update({f"DUCAT_SERVE_{k.upper()}": str(v) for k, v in settings.items() if v is not None})
+    variables = {f"DUCAT_SERVE_{k.upper()}": str(v) for k, v in settings.items() if v is not None}
+    _check(path, device, variables)
+    _require_free(host, port)
+    environment = {**os.environ, **variables}
     environment["BENTOML_DO_NOT_TRACK"] = "True"
     output.say(f"Serving {path.name} on http://{host}:{port} (page at /, POST /v1/predict); Ctrl-C stops it.")
     output.result({"model": str(path), "url": f"http://{host}:{port}"})
@@ -117,7 +117,7 @@ def server_arguments(host: str, port: int) -> list[str]:
             "--host", host, "--port", str(port)]  # fmt: skip
 
 
-def _check(path: Path, device: str) -> None:
+def _check(path: Path, device: str, variables: dict[str, str]) -> None:
     """Find out now, and with the right exit code, what would otherwise fail in a worker's log."""
     import importlib.util
 
@@ -125,6 +125,9 @@ def _check(path: Path, device: str) -> None:
 
     if importlib.util.find_spec("bentoml") is None:
         raise missing_extra("bentoml", "serve")
+    from service.settings import Settings
+
+    Settings.from_environment(variables)
     Predictor(path, device=device, threads=1)  # type: ignore[arg-type]
 
 

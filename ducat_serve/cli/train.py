@@ -72,7 +72,7 @@ def command(
     data_dir: Path | None,
     offline: bool,
     device: str,
-    as_json: bool,
+    json: bool,
     **given: Any,
 ) -> None:
     """Train a robust classifier and write a run folder with model.safetensors.
@@ -93,7 +93,7 @@ def command(
     from training.signals import StopSignal
     from training.trainer import Trainer
 
-    output = Output(as_json)
+    output = Output(json)
     torch_device = choose_device(device, output)
     if resume is not None:
         folder = RunFolder(resume)

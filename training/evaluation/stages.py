@@ -79,7 +79,7 @@ def _apgd(name: str, loss: Callable[[Fold], losses.Loss], what: str) -> Callable
 
 
 def _dlr(fold: Fold, num_classes: int) -> Stage:
-    if num_classes < 4:  # its denominator is the gap to the third logit: with fewer classes it is constant
+    if num_classes < 4:  # its denominator is the gap to the third logit, which means little among so few
         what = f"margin (DLR needs 4 classes, the model has {num_classes})"
         return _apgd("apgd-dlr", losses.margin, what)(fold, num_classes)
     return _apgd("apgd-dlr", losses.dlr, "DLR of the deployed logits")(fold, num_classes)
