@@ -79,7 +79,9 @@ def load(port: int, message: bytes, in_flight: int, requests: int) -> tuple[floa
 def server(model: Path, port: int, threads: int) -> Iterator[None]:
     arguments = ["serve", str(model), "--port", str(port), "--threads", str(threads)]
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "ducat_serve", *arguments], stderr=subprocess.DEVNULL
+        [sys.executable, "-P", "-m", "ducat_serve", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         for _ in range(600):
