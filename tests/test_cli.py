@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -227,3 +228,82 @@ def test_demo_does_the_whole_job(tmp_path: Path) -> None:
     assert {"model.safetensors", "model.onnx", "metrics.csv"} <= {
         p.name for p in (tmp_path / "run").iterdir()
     }
+
+
+def test_debug_keeps_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--debug", "inspect", "none.safetensors"]) == 4
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_json_may_come_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DUCAT_INSPECT_JSON", "1")
+    assert run(["inspect", "none.safetensors"]) == 4
+    assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == 4
+
+
+@pytest.mark.parametrize("source", ["environment", "file"])
+def test_options_have_their_flags_names_everywhere(
+    source: str,
+    run_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A wrong attack name must arrive, be it by DUCAT_EVALUATE_ATTACK or by `attack` in a config file."""
+    arguments = ["evaluate", str(run_folder)]
+    if source == "environment":
+        monkeypatch.setenv("DUCAT_EVALUATE_ATTACK", "sqare")
+    else:
+        (tmp_path / "c.toml").write_text('[evaluate]\nattack = ["sqare"]\nmax-examples = 5\n')
+        arguments += ["--config", str(tmp_path / "c.toml")]
+    assert run(arguments) == 2
+    assert "Did you mean 'square'" in capsys.readouterr().err
+
+
+def test_cuda_is_refused_for_a_checkpoint_too(run_folder: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    assert run(["predict", str(run_folder), str(tmp_path / "a.png"), "--device", "cuda"]) == 1
+
+
+def test_settings_that_cannot_work_are_a_usage_error(
+    onnx_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["serve", str(onnx_model), "--max-queue", "5"]) == 2
+    assert "max_queue 5 is less than the 100 images" in capsys.readouterr().err
+
+
+def test_a_run_on_a_relative_folder_goes_on_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 2)):
+        for label in ("cat", "train"):  # a class may be called like a split
+            folder = tmp_path / "here" / "pets" / split / label
+            folder.mkdir(parents=True)
+            for index in range(count):
+                Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(
+                    folder / f"{index}.png"
+                )
+    monkeypatch.chdir(tmp_path / "here")
+    small = ["--network", "resnet-small", "--epochs", "1", "--attack-steps", "1", "--batch-size", "4"]
+    assert run(["train", "--dataset", "folder:pets", *small, "--out", str(tmp_path / "run")]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert run(["train", "--resume", str(tmp_path / "run")]) == 0
+    assert run(["evaluate", str(tmp_path / "run"), "--attack", "pgd"]) == 0
+    assert str(tmp_path).encode() not in (tmp_path / "run" / "model.safetensors").read_bytes()
+
+
+def test_a_weaker_report_says_what_it_replaces(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    assert (
+        run(["evaluate", str(folder), "--max-examples", "20", "--attack", "pgd", "--attack", "pair-margin-1"])
+        == 0
+    )
+    assert "replaces" not in capsys.readouterr().err
+    assert run(["evaluate", str(folder), "--max-examples", "10", "--attack", "pgd"]) == 0
+    assert "replaces one of more attacks or images" in capsys.readouterr().err
