@@ -165,6 +165,26 @@ def test_bad_requests(
     assert (run_folder / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("bar", "code"),
+    [
+        ("clean=0.01,worst_case=0.0", 0),
+        ("worst_case=0.999", 3),
+        ("clean=1.0", 3),
+        ("clean=80", 2),
+        ("robust=0.5", 2),
+        ("clean", 2),
+    ],
+)
+def test_release_gate(evaluated: Path, bar: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """The lower end of the interval counts: even 60 right of 60 are not 100 %."""
+    flags = ["--attack", "pgd", "--max-examples", "60", "--bar", bar]
+    assert run(["evaluate", str(evaluated), *flags]) == code
+    if code == 3:
+        assert "Below the bar" in capsys.readouterr().err
+        assert read_spec(evaluated / "model.safetensors").robustness is not None  # measured all the same
+
+
 def test_onnx_is_sent_to_its_checkpoint(onnx_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["evaluate", str(onnx_model)]) == 2
     assert "need the checkpoint" in capsys.readouterr().err

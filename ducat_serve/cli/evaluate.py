@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ducat_serve.cli.options import PIXEL_SIZE, common, data_options, device_option
-from ducat_serve.errors import UsageError
+from ducat_serve.errors import UsageError, VerificationError
 from ducat_serve.output import Output
+from ducat_serve.report import RobustnessReport
+
+
+class Bar(click.ParamType[dict[str, float]]):
+    """`clean=0.80,worst_case=0.45`, either or both."""
+
+    name = "bar"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, float]:
+        if isinstance(value, dict):
+            return value
+        bar: dict[str, float] = {}
+        for part in str(value).split(","):
+            name, _, number = part.partition("=")
+            try:
+                bar[name.strip()] = float(number)
+            except ValueError:
+                self.fail(f"'{part}' is not NAME=FRACTION", param, ctx)
+        if not set(bar) <= {"clean", "worst_case"} or not all(0 <= b <= 1 for b in bar.values()):
+            self.fail(f"'{value}' is not like clean=0.80,worst_case=0.45", param, ctx)
+        return bar
 
 
 @click.command("evaluate")
@@ -29,6 +53,9 @@ from ducat_serve.output import Output
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=256, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--bar", type=Bar(), help="Exit 3 unless both hold, e.g. clean=0.80,worst_case=0.45: a release gate."
+)
 @click.option("--dataset", help="Another data set than it was trained on, or where folder:PATH is now.")
 @click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), help="Also write the report here, as JSON."
@@ -46,6 +73,7 @@ def command(
     max_examples: int | None,
     batch_size: int,
     seed: int,
+    bar: dict[str, float] | None,
     dataset: str | None,
     out: Path | None,
     data_dir: Path | None,
@@ -63,6 +91,7 @@ def command(
       ducat evaluate runs/digits
       ducat evaluate runs/digits --suite standard --max-examples 500 --json
       ducat evaluate runs/digits --attack apgd-ce --attack targeted
+      ducat evaluate runs/digits --suite standard --bar clean=0.80,worst_case=0.45
     """
     import torch
 
@@ -154,3 +183,20 @@ def command(
     write_checkpoint(checkpoint, tensors, spec.model_copy(update={"robustness": report}))
     output.say(f"Stored in {checkpoint}.\nNext: ducat export {checkpoint}")
     output.result(report.model_dump(mode="json"))
+    if bar is not None:
+        _require(report, bar)
+
+
+def _require(report: RobustnessReport, bar: dict[str, float]) -> None:
+    """Raise VerificationError where the lower end of a measured 95 % interval is below the bar."""
+    from training.evaluation.intervals import wilson
+
+    right = round(report.clean_accuracy * report.examples)
+    lower_ends = {"clean": wilson(right, report.examples)[0], "worst_case": report.worst_case_interval[0]}
+    missed = [
+        f"{name} is at least {lower_ends[name]:.1%} (95 % interval), the bar is {wanted:.1%}"
+        for name, wanted in bar.items()
+        if lower_ends[name] < wanted
+    ]
+    if missed:
+        raise VerificationError(f"Below the bar: {'; '.join(missed)}.", "measure on more images, or train on")
