@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch and NumPy start their thread pools: tests run in parallel on few cores.
@@ -11,8 +12,13 @@ os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests that import onnxruntime themselves
 
 import pytest
+from starlette.testclient import TestClient
 
 from ducat_serve.cli.main import run
+from ducat_serve.predictor import Predictor
+from service.http import Model, create_app
+from service.settings import Settings
+from tests.http_client import is_ready, until
 
 PROJECT = Path(__file__).parent.parent
 SHARED_DATA = PROJECT.parent / "shared" / "data"
@@ -61,3 +67,18 @@ def onnx_model(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     target = tmp_path_factory.mktemp("export") / "model.onnx"
     assert run(["export", str(run_folder), "--onnx", "--out", str(target)]) == 0
     return target
+
+
+@pytest.fixture(scope="module")
+def predictor(onnx_model: Path) -> Predictor:
+    """The exported model without the service."""
+    return Predictor(onnx_model)
+
+
+@pytest.fixture(scope="module")
+def client(onnx_model: Path) -> Iterator[TestClient]:
+    """The service with the real model, ready; no failure inside it reaches the test as an exception."""
+    model = Model(Settings(model=onnx_model))
+    with TestClient(create_app(model), raise_server_exceptions=False) as test_client:
+        until(lambda: is_ready(test_client))
+        yield test_client
