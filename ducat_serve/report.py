@@ -39,6 +39,21 @@ class ClassResult(BaseModel):
     worst_case_accuracy: float = Field(ge=0, le=1)
 
 
+class DummyMass(BaseModel):
+    """Dummy mass as a detector of adversarial images: a signal, not a defence.
+
+    Means over the images that were right when clean, as they are and after the last attack that ran on each.
+    ``auroc`` is the probability that an adversarial image has more dummy mass than a clean one; 0.5 tells
+    nothing. The attacks did not try to hide from this detector, so one that does will lower it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    clean_mean: float = Field(ge=0, le=1)
+    adversarial_mean: float = Field(ge=0, le=1)
+    auroc: float = Field(ge=0, le=1)
+
+
 class RobustnessReport(BaseModel):
     """Accuracy of the deployed function, clean and under attack, bound to one set of weights.
 
@@ -61,6 +76,7 @@ class RobustnessReport(BaseModel):
     worst_case_accuracy: float = Field(ge=0, le=1)
     worst_case_interval: tuple[float, float]
     legacy_2c_accuracy: float | None = Field(default=None, ge=0, le=1)
+    dummy_mass: DummyMass | None = None
     per_class: tuple[ClassResult, ...]
     attacks: tuple[AttackResult, ...]
     versions: dict[str, str]

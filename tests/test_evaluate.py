@@ -190,6 +190,53 @@ def test_onnx_is_sent_to_its_checkpoint(onnx_model: Path, capsys: pytest.Capture
     assert "need the checkpoint" in capsys.readouterr().err
 
 
+def test_dummy_mass_as_a_detector() -> None:
+    """Bright images have dummy mass, and the attack brightens every image: a perfect detector."""
+
+    class Sink(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            level = images.mean(dim=(1, 2, 3))
+            dummy = torch.stack([8 * level - 4, 8 * level - 4], dim=1)
+            raw = torch.cat([torch.zeros(len(images), 2), dummy], dim=1)
+            return raw + torch.tensor([1e-3, 0, 0, 0])
+
+    def brighten(model, images, labels, ball, generator):  # type: ignore[no-untyped-def]
+        return torch.where((labels == 0).view(-1, 1, 1, 1), torch.ones_like(images), images)
+
+    levels = np.array([10, 20, 30, 40], np.uint8)
+    images = np.zeros((4, 2, 2, 3), np.uint8) + levels[:, None, None, None]
+    data = DeviceSplit.of(Split(images, np.zeros(4, np.int64)), torch.device("cpu"))
+    subject = Subject("digest", "none", "test", ("a", "b"))
+    report = evaluate(
+        Deployed(Sink(), "max"),  # type: ignore[arg-type]
+        data,
+        subject,
+        THREAT,
+        [Stage("brighten", {}, brighten)],
+        seed=0,
+        batch_size=3,
+        output=Output(),
+    )
+    assert report.dummy_mass is not None
+    assert report.dummy_mass.auroc == 1.0
+    mean = np.mean(
+        [
+            2 * np.exp(8 * v / 255 - 4) / (2 * np.exp(8 * v / 255 - 4) + 1 + np.exp(1e-3))
+            for v in levels.astype(float)
+        ]
+    )
+    assert report.dummy_mass.clean_mean == pytest.approx(mean, rel=1e-4)
+    assert report.dummy_mass.adversarial_mean > 0.9
+
+
+def test_a_model_without_dummies_has_no_dummy_mass(tmp_path: Path) -> None:
+    model = Deployed(nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), "none")  # type: ignore[arg-type]
+    data = DeviceSplit.of(load_dataset("digits").val, torch.device("cpu"))
+    report = measure(model, data)
+    assert report.dummy_mass is None
+    assert report.legacy_2c_accuracy is None
+
+
 def test_worst_case_is_per_example() -> None:
     """Two stages that each fool a different half leave nobody."""
 

@@ -181,6 +181,12 @@ def command(
         )
     _, tensors = read_checkpoint(checkpoint)
     write_checkpoint(checkpoint, tensors, spec.model_copy(update={"robustness": report}))
+    if report.dummy_mass is not None:
+        mass = report.dummy_mass
+        output.say(
+            f"Dummy mass: {mass.clean_mean:.3f} clean, {mass.adversarial_mean:.3f} adversarial; AUROC {mass.auroc:.2f} "
+            "against attacks that did not try to hide it."
+        )
     output.say(f"Stored in {checkpoint}.\nNext: ducat export {checkpoint}")
     output.result(report.model_dump(mode="json"))
     if bar is not None:

@@ -22,6 +22,7 @@ from training.attacks.ball import Ball
 from training.attacks.frozen import frozen
 from training.attacks.search import right as right_decision
 from training.batches import DeviceSplit
+from training.evaluation.detector import Detector
 from training.evaluation.intervals import wilson
 from training.evaluation.stages import Stage
 from training.evaluation.stages import stage as build_stage
@@ -65,8 +66,9 @@ def evaluate(
         batches = data.in_order(batch_size)
         clean = torch.cat([_correct(model, images, labels) for images, labels in batches])
         right = clean.clone()
+        detector = Detector(model, data, batch_size)
         results = [
-            _run(stage, model, data, right, ball, seed=seed, batch_size=batch_size, output=output)
+            _run(stage, model, data, right, detector, ball, seed=seed, batch_size=batch_size, output=output)
             for stage in stages
         ]
         legacy = None
@@ -85,6 +87,7 @@ def evaluate(
         worst_case_accuracy=survivors / len(data),
         worst_case_interval=wilson(survivors, len(data)),
         legacy_2c_accuracy=legacy,
+        dummy_mass=detector.result(clean),
         per_class=_per_class(subject.labels, data.labels, clean, right),
         attacks=tuple(results),
         versions={
@@ -137,6 +140,7 @@ def _run(
     model: Deployed,
     data: DeviceSplit,
     right: Tensor,
+    detector: Detector,
     ball: Ball,
     *,
     seed: int,
@@ -153,6 +157,7 @@ def _run(
             generator = stream(seed, stage.name, start, device=labels.device)
             adversarial = stage.attack(model, images, labels, ball, generator)
             right[index] = _correct(model, adversarial, labels)
+            detector.saw(index, adversarial)
             advance(len(index))
     left, seconds = int(right.sum()), time.monotonic() - started
     output.say(
