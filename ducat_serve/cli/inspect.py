@@ -36,7 +36,7 @@ def command(model: Path, json: bool) -> None:
         ("network", f"{spec.network}, {spec.num_logits} logits"),
         (
             "classes",
-            f"{spec.num_classes}: {', '.join(spec.labels[:4])}{', ...' if spec.num_classes > 4 else ''}",
+            f"{spec.num_classes}: {'; '.join(spec.labels[:4])}{'; ...' if spec.num_classes > 4 else ''}",
         ),
         ("images", f"{spec.image_size[0]}x{spec.image_size[1]}, {spec.channels} channels"),
         ("fold", spec.fold),
