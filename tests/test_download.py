@@ -208,6 +208,7 @@ def test_no_server(site: Site, tmp_path: Path) -> None:
         archive = site.archive(url=f"http://127.0.0.1:{deaf.getsockname()[1]}/{NAME}")
         with pytest.raises(DataError, match=r"Cannot download .*refused"):
             fetch(archive, tmp_path)
+    assert list(tmp_path.iterdir()) == []  # an empty .part would help nobody
 
 
 def test_a_folder_that_cannot_be_written(site: Site, tmp_path: Path) -> None:

@@ -54,8 +54,11 @@ def download(archive: Archive, folder: Path, output: Output) -> Path:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise cannot_write(part, error, _REMEDY) from error
         reason = getattr(error, "reason", error)
+        kept = f" What arrived is kept in {part}." if part.stat().st_size else ""
+        if not kept:
+            part.unlink()
         raise DataError(
-            f"Cannot download {archive.url}: {reason}. What arrived is kept in {part}.",
+            f"Cannot download {archive.url}: {reason}.{kept}",
             f"run the command again to go on, or put {archive.filename} into {folder} yourself",
         ) from error
     _check(archive, part)
