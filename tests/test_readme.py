@@ -134,6 +134,6 @@ def test_make_targets() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for document in [PROJECT / "README.md", *PROJECT.glob("docs/*.md")]:
+    for document in [PROJECT / "README.md", *PROJECT.glob("docs/*.md"), *PROJECT.glob("results/*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
