@@ -178,10 +178,13 @@ def test_bad_requests(
 )
 def test_release_gate(evaluated: Path, bar: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     """The lower end of the interval counts: even 60 right of 60 are not 100 %."""
-    flags = ["--attack", "pgd", "--max-examples", "60", "--bar", bar]
+    flags = ["--attack", "pgd", "--max-examples", "60", "--bar", bar, "--json"]
     assert run(["evaluate", str(evaluated), *flags]) == code
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)  # one document, be it the report or the error
+    assert ("error" in document) == (code != 0)
     if code == 3:
-        assert "Below the bar" in capsys.readouterr().err
+        assert "Below the bar" in captured.err
         assert read_spec(evaluated / "model.safetensors").robustness is not None  # measured all the same
 
 

@@ -188,9 +188,9 @@ def command(
             "against attacks that did not try to hide it."
         )
     output.say(f"Stored in {checkpoint}.\nNext: ducat export {checkpoint}")
-    output.result(report.model_dump(mode="json"))
     if bar is not None:
-        _require(report, bar)
+        _require(report, bar)  # its error is then the one document on stdout; --out has the report
+    output.result(report.model_dump(mode="json"))
 
 
 def _require(report: RobustnessReport, bar: dict[str, float]) -> None:
