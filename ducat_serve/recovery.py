@@ -47,6 +47,12 @@ def dummy_mass(logits: Tensor) -> Tensor:
     return logits.softmax(dim=-1).chunk(2, dim=-1)[1].sum(dim=-1)
 
 
+def dummy_mass_log_odds(logits: Tensor) -> Tensor:
+    """``log(m / (1 - m))`` of the dummy mass m, [N]: the same order, but it does not saturate."""
+    original, dummy = split_pairs(logits)
+    return dummy.logsumexp(dim=-1) - original.logsumexp(dim=-1)
+
+
 def dummy_share(logits: Tensor, labels: Tensor) -> Tensor:
     """``d_y = p_{y+C} / P_y``: how much of the label's pair sits on the dummy, [N]."""
     return torch.sigmoid(_split_logit(logits, labels))

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ducat_serve.pixels import format_size
 
 NOT_MEASURED = "robustness not measured"
+MASKING = "gradient masking suspected"
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class AttackResult(BaseModel):
     """One attack: what it ran on, and the accuracy that is left after it and all before it.
 
     ``accuracy`` is over all ``examples`` that it attacked; ``worst_case_accuracy`` is the running worst
-    case over all evaluated images. Fractions in [0, 1].
+    case over all evaluated images. Fractions in [0, 1]. ``gradient_steps`` and ``forward_passes`` (those
+    without a gradient) are counted per image, as they were really made.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -23,8 +27,10 @@ class AttackResult(BaseModel):
     name: str
     settings: dict[str, int | float | str]
     examples: int = Field(ge=0)
-    accuracy: float = Field(ge=0, le=1)
-    worst_case_accuracy: float = Field(ge=0, le=1)
+    accuracy: Fraction
+    worst_case_accuracy: Fraction
+    gradient_steps: int = Field(default=0, ge=0)
+    forward_passes: int = Field(default=0, ge=0)
     seconds: float = Field(ge=0)
 
 
@@ -35,23 +41,55 @@ class ClassResult(BaseModel):
 
     label: str
     examples: int = Field(ge=0)
-    clean_accuracy: float = Field(ge=0, le=1)
-    worst_case_accuracy: float = Field(ge=0, le=1)
+    clean_accuracy: Fraction
+    worst_case_accuracy: Fraction
 
 
 class DummyMass(BaseModel):
     """Dummy mass as a detector of adversarial images: a signal, not a defence.
 
-    Means over the images that were right when clean, as they are and after the last attack that ran on each.
-    ``auroc`` is the probability that an adversarial image has more dummy mass than a clean one; 0.5 tells
-    nothing. The attacks did not try to hide from this detector, so one that does will lower it.
+    Means over the images that were right when clean, and over the images that the attacks made of them and
+    that fool the model. ``auroc`` is the probability that one of the latter has more dummy mass than one of
+    the former; 0.5 tells nothing. ``auroc_adaptive`` is the same where the attack also lowers dummy mass:
+    the number that counts.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    clean_mean: float = Field(ge=0, le=1)
-    adversarial_mean: float = Field(ge=0, le=1)
-    auroc: float = Field(ge=0, le=1)
+    clean_mean: Fraction
+    adversarial_mean: Fraction
+    auroc: Fraction
+    auroc_adaptive: Fraction | None = None
+
+
+class Rejection(BaseModel):
+    """Flagging images by a score instead of answering.
+
+    An image is flagged where its dummy mass is above, or its confidence below, ``threshold``: the value that
+    flags ``flagged_val`` of clean val images. ``correct_or_flagged`` is under an attack that counts only if
+    the answer is wrong AND unflagged.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    score: Literal["dummy_mass", "confidence"]
+    flagged_val: Fraction
+    threshold: Fraction
+    examples: int = Field(gt=0)
+    flagged_clean: Fraction
+    correct_or_flagged_clean: Fraction
+    correct_or_flagged: Fraction
+
+
+class SanityCheck(BaseModel):
+    """One sign of attacks that fail for a bad reason; a failed one says "gradient masking suspected"."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    expectation: str
+    passed: bool
+    figures: dict[str, float]
 
 
 class RobustnessReport(BaseModel):
@@ -60,11 +98,12 @@ class RobustnessReport(BaseModel):
     ``worst_case_accuracy`` counts an image only if it is right on the clean image and under every attack.
     ``legacy_2c_accuracy`` is the measure of arXiv 2410.12671: the attack sees the raw 2C logits and recovery
     is applied afterwards. Non-adaptive, not a robustness claim; None for a model without dummies.
+    ``artefact`` is what was attacked: the checkpoint in torch, or an exported file, by its scores alone.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    report_version: Literal[1] = 1
+    report_version: Literal[1, 2] = 2
     weights_digest: str
     dataset: str
     split: Literal["val", "test"]
@@ -72,19 +111,30 @@ class RobustnessReport(BaseModel):
     norm: str
     eps: float
     seed: int
-    clean_accuracy: float = Field(ge=0, le=1)
-    worst_case_accuracy: float = Field(ge=0, le=1)
-    worst_case_interval: tuple[float, float]
-    legacy_2c_accuracy: float | None = Field(default=None, ge=0, le=1)
+    clean_accuracy: Fraction
+    worst_case_accuracy: Fraction
+    worst_case_interval: tuple[Fraction, Fraction]
+    legacy_2c_accuracy: Fraction | None = None
+    legacy_attacks: tuple[str, ...] = ()
     dummy_mass: DummyMass | None = None
     per_class: tuple[ClassResult, ...]
     attacks: tuple[AttackResult, ...]
+    sanity: tuple[SanityCheck, ...] = ()
+    rejection: tuple[Rejection, ...] = ()
+    artefact: Literal["checkpoint", "onnx"] = "checkpoint"
+    seconds: float = Field(default=0, ge=0)
     versions: dict[str, str]
+
+    @property
+    def failed_checks(self) -> tuple[SanityCheck, ...]:
+        """Sanity checks that failed."""
+        return tuple(check for check in self.sanity if not check.passed)
 
     def summary(self) -> str:
         """One line for people."""
         attacks = ", ".join(attack.name for attack in self.attacks)
+        doubt = f"; {MASKING}" if self.failed_checks else ""
         return (
             f"{self.clean_accuracy:.1%} clean, {self.worst_case_accuracy:.1%} under {attacks} "
-            f"at {self.norm} {format_size(self.eps)} ({self.examples} {self.split} images of {self.dataset})"
+            f"at {self.norm} {format_size(self.eps)} ({self.examples} {self.split} images of {self.dataset}){doubt}"
         )

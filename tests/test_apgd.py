@@ -12,11 +12,15 @@ from ducat_serve.spec import Norm
 from training.attacks import losses
 from training.attacks.apgd import apgd, checkpoints
 from training.attacks.ball import Ball, distance
-from training.attacks.search import right
+from training.attacks.criteria import misclassified, misclassified_unflagged, right
 from training.attacks.square import square
 from training.attacks.targeted import apgd_targeted
-from training.evaluation.stages import ATTACKS, stage, suite
+from training.attacks.transfer import transfer
+from training.evaluation.stages import ATTACKS, SUITES, Target, stage, suite
+from training.evaluation.suspicion import scores
 from training.randomness import stream
+
+WRONG = misclassified("none")
 
 
 def test_checkpoints_are_those_of_the_paper() -> None:
@@ -67,10 +71,33 @@ def oracle(
     return Deployed(model, "none"), images, labels, nearest, nearest.median().item()  # type: ignore[arg-type]
 
 
+def run(
+    name: str,
+    model: Deployed,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    ball: Ball,
+    classes: int,
+    surrogate: Deployed | None = None,
+) -> torch.Tensor:
+    attack = stage(name, Target(model.fold, classes, surrogate)).attack
+    return attack(model, images, labels, ball, misclassified(model.fold), generator=stream(0, "t"))
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize(
     "name",
-    ["pgd", "apgd-ce", "apgd-dlr", "apgd-lse", "pair-margin-0", "pair-margin-1", "pair-margin-4", "targeted"],
+    [
+        "pgd",
+        "apgd-ce",
+        "apgd-dlr",
+        "apgd-lse",
+        "pair-margin-0",
+        "pair-margin-1",
+        "pair-margin-4",
+        "targeted",
+        "square-warm",
+    ],
 )
 def test_finds_every_image_nearer_than_eps_and_none_beyond(norm: Norm, name: str) -> None:
     """Two classes for untargeted losses: among more they may follow one that is not the nearest."""
@@ -82,7 +109,7 @@ def test_finds_every_image_nearer_than_eps_and_none_beyond(norm: Norm, name: str
         "pair-margin-4",
     ):  # for models with dummies: here ones that never win
         model = Deployed(WithIdleDummies(model.classifier), "max")  # type: ignore[arg-type]
-    found = stage(name, model.fold, classes).attack(model, images, labels, Ball(norm, eps), stream(0, "t"))
+    found = run(name, model, images, labels, Ball(norm, eps), classes)
     wrong = model(found).argmax(dim=1) != labels
     clear = (nearest - eps).abs() > 0.01 * eps  # on the sphere itself float32 decides
     assert torch.equal(wrong[clear], (nearest < eps)[clear])
@@ -92,8 +119,8 @@ def test_finds_every_image_nearer_than_eps_and_none_beyond(norm: Norm, name: str
 def test_the_standard_suite_together_finds_every_one(norm: Norm) -> None:
     model, images, labels, nearest, eps = oracle(norm)
     wrong = torch.zeros(len(images), dtype=torch.bool)
-    for each in suite("standard", "none", 5):
-        found = each.attack(model, images, labels, Ball(norm, eps), stream(0, each.name))
+    for each in suite("standard", Target("none", 5)):
+        found = run(each.name, model, images, labels, Ball(norm, eps), 5)
         wrong |= model(found).argmax(dim=1) != labels
     clear = (nearest - eps).abs() > 0.01 * eps
     assert torch.equal(wrong[clear], (nearest < eps)[clear])
@@ -122,7 +149,8 @@ def test_the_safe_sink_fools_the_raw_attack_and_not_ours() -> None:
         images,
         labels,
         ball,
-        losses.cross_entropy("none"),
+        WRONG,
+        loss=losses.cross_entropy("none"),
         steps=50,
         generator=stream(0, "t"),
     )
@@ -130,13 +158,13 @@ def test_the_safe_sink_fools_the_raw_attack_and_not_ours() -> None:
     assert (raw.argmax(dim=1) != labels).all()  # the raw attack thinks it has won
     fooled_by_raw = (model(unaware).argmax(dim=1) != labels).float().mean()
     for name in ("apgd-ce", "pair-margin-1"):
-        found = stage(name, "max", 2).attack(model, images, labels, ball, stream(0, "t"))
+        found = run(name, model, images, labels, ball, 2)
         assert (model(found).argmax(dim=1) != labels).all(), name
     assert fooled_by_raw < 1
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-@pytest.mark.parametrize("name", list(ATTACKS))
+@pytest.mark.parametrize("name", [*ATTACKS, "hiding dummy_mass", "hiding confidence"])
 def test_every_attack_stays_inside_and_leaves_the_model_alone(norm: Norm, name: str) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 10))
@@ -145,27 +173,38 @@ def test_every_attack_stays_inside_and_leaves_the_model_alone(norm: Norm, name: 
     statistics = network[1].running_mean.clone()
     images, labels = torch.rand(5, 3, 5, 5), torch.arange(5)
     eps = {"linf": 0.05, "l2": 0.3, "l1": 2.0}[norm]
-    if name == "square":
-        found = square(model, images, labels, Ball(norm, eps), queries=30, generator=stream(0, "t"))
+    if name.startswith("hiding"):
+        score = next(score for score in scores("max") if name == f"hiding {score.name}")
+        found = score.hiding(
+            model, images, labels, Ball(norm, eps), misclassified("max"), generator=stream(0, "t")
+        )
     else:
-        found = stage(name, "max", 5).attack(model, images, labels, Ball(norm, eps), stream(0, "t"))
+        found = run(name, model, images, labels, Ball(norm, eps), 5, surrogate=model)
     assert (distance(images, found, norm) <= eps).all()
     assert found.min() >= 0
     assert found.max() <= 1
     assert not found.requires_grad
     assert all(p.grad is None and p.requires_grad for p in network.parameters())
-    if name != "square":  # it gets scores, not a model: its caller freezes
-        assert torch.equal(network[1].running_mean, statistics)
-        assert network.training
+    assert torch.equal(network[1].running_mean, statistics)
+    assert network.training
 
 
 def test_square_needs_no_gradient_and_finds_what_it_should() -> None:
     model, images, labels, nearest, eps = oracle("linf")
 
-    def scores(candidates: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(model(candidates).detach().numpy().copy())  # no graph survives this
+    class ScoresOnly(nn.Module):
+        def forward(self, candidates: torch.Tensor) -> torch.Tensor:
+            return torch.from_numpy(model(candidates).detach().numpy().copy())  # no graph survives this
 
-    found = square(scores, images, labels, Ball("linf", eps), queries=500, generator=stream(0, "t"))
+    found = square(
+        Deployed(ScoresOnly(), "none"),  # type: ignore[arg-type]
+        images,
+        labels,
+        Ball("linf", eps),
+        WRONG,
+        queries=500,
+        generator=stream(0, "t"),
+    )
     wrong = model(found).argmax(dim=1) != labels
     assert not wrong[nearest > 1.01 * eps].any()
     assert wrong[nearest < 0.7 * eps].all()
@@ -184,7 +223,9 @@ def test_targeted_looks_at_dummies_too() -> None:
 
     model = Deployed(OnlyDummy(), "max")  # type: ignore[arg-type]
     images, labels = torch.full((3, 3, 2, 2), 0.5), torch.zeros(3, dtype=torch.long)
-    found = apgd_targeted(model, images, labels, Ball("linf", 0.2), steps=20, generator=stream(0, "t"))
+    found = apgd_targeted(
+        model, images, labels, Ball("linf", 0.2), misclassified("max"), steps=20, generator=stream(0, "t")
+    )
     assert (model(found).argmax(dim=1) == 3).all()
 
 
@@ -194,12 +235,97 @@ def test_nan_logits_count_as_wrong() -> None:
 
 
 def test_suites_fit_the_model() -> None:
-    names = {fold: [s.name for s in suite("standard", fold, 10)] for fold in ("none", "max", "lse")}  # type: ignore[arg-type]
+    names = {fold: [s.name for s in suite("standard", Target(fold, 10))] for fold in ("none", "max", "lse")}  # type: ignore[arg-type]
     assert "apgd-lse" in names["max"]
     assert "apgd-lse" not in names["lse"]  # there it is apgd-ce
     assert [n for n in names["none"] if "margin" in n] == ["pair-margin-1"]
-    assert "needs 4 classes" in str(stage("apgd-dlr", "none", 3).settings["loss"])
+    assert "transfer" not in names["max"]  # there is no surrogate
+    surrogate = Deployed(nn.Identity(), "max")  # type: ignore[arg-type]
+    assert "transfer" in [s.name for s in suite("standard", Target("max", 10, surrogate))]
+    assert set(SUITES["quick"]) < set(SUITES["standard"]) < set(SUITES["full"]) == set(ATTACKS)
+    assert "needs 4 classes" in str(stage("apgd-dlr", Target("none", 3)).settings["loss"])
     with pytest.raises(UsageError, match="Did you mean 'standard'"):
-        suite("standart", "none", 10)
+        suite("standart", Target("none", 10))
     with pytest.raises(UsageError, match="Did you mean 'square'"):
-        stage("sqare", "none", 10)
+        stage("sqare", Target("none", 10))
+    with pytest.raises(UsageError, match="needs pre_dummy"):
+        stage("transfer", Target("max", 10))
+
+
+def test_transfer_shows_what_it_found_on_the_surrogate() -> None:
+    """The target returns no useful gradient at all; the surrogate has the same boundaries."""
+    model, images, labels, nearest, eps = oracle("linf", classes=2)
+
+    class Rounded(nn.Module):
+        def forward(self, candidates: torch.Tensor) -> torch.Tensor:
+            return (model(candidates) * 1000).round() / 1000
+
+    target = Deployed(Rounded(), "none")  # type: ignore[arg-type]
+    ball = Ball("linf", eps)
+    blind = run("apgd-ce", target, images, labels, ball, 2)
+    found = transfer(target, images, labels, ball, WRONG, surrogate=model, steps=50, generator=stream(0, "t"))
+    clear = (nearest - eps).abs() > 0.01 * eps
+    assert torch.equal((target(found).argmax(dim=1) != labels)[clear], (nearest < eps)[clear])
+    assert (target(blind).argmax(dim=1) != labels).sum() < (nearest < eps).sum() / 2
+
+
+def test_a_start_is_where_the_attack_begins() -> None:
+    """Wrong only in a far corner of the ball that no gradient points to."""
+
+    class Island(nn.Module):
+        def forward(self, candidates: torch.Tensor) -> torch.Tensor:
+            inside = (candidates.flatten(1) > 0.69).all(dim=1).float()
+            return torch.stack([1 - 2 * inside, torch.zeros_like(inside)], dim=1) + 0 * candidates.sum()
+
+    model = Deployed(Island(), "none")  # type: ignore[arg-type]
+    images, labels = torch.full((2, 3, 2, 2), 0.5), torch.zeros(2, dtype=torch.long)
+    ball, corner = Ball("linf", 0.2), torch.full((2, 3, 2, 2), 0.6999)
+    for start, expected in ((None, False), (corner, True)):
+        by_apgd = apgd(
+            model,
+            images,
+            labels,
+            ball,
+            WRONG,
+            loss=losses.margin("none"),
+            steps=3,
+            generator=stream(0, "t"),
+            start=start,
+        )
+        by_square = square(
+            model, images, labels, ball, WRONG, queries=3, generator=stream(1, "t"), start=start
+        )
+        for found in (by_apgd, by_square):
+            assert (model(found).argmax(dim=1) != labels).all() == expected
+
+
+def test_keep_going_reaches_a_higher_loss_than_stopping_at_success() -> None:
+    model, images, labels, _, eps = oracle("linf", classes=2)
+    loss = losses.margin("none")
+
+    def best_loss(keep_going: bool) -> torch.Tensor:
+        found = apgd(
+            model,
+            images,
+            labels,
+            Ball("linf", 2 * eps),
+            WRONG,
+            loss=loss,
+            steps=20,
+            generator=stream(0, "t"),
+            keep_going=keep_going,
+        )
+        return loss(model(found), labels, labels)
+
+    slope = model.classifier.weight[1] - model.classifier.weight[0]  # type: ignore[union-attr, operator]
+    highest = loss(model(images), labels, labels) + 2 * eps * slope.abs().sum()
+    torch.testing.assert_close(best_loss(True), highest, rtol=1e-3, atol=1e-3)
+    assert (best_loss(False) < highest - 0.1).any()
+
+
+def test_an_unflagged_criterion_needs_both() -> None:
+    raw = torch.tensor([[1.0, 0.0, 5.0], [1.0, 0.0, -5.0], [0.0, 1.0, 5.0], [0.0, 1.0, -5.0]])
+    labels = torch.tensor([0, 0, 0, 0])
+    criterion = misclassified_unflagged("none", lambda r: r[:, 2], threshold=0.0)
+    decided = torch.stack([raw[:, 0], raw[:, 1], raw[:, 2]], dim=1)
+    assert criterion(decided, labels).tolist() == [False, False, False, True]

@@ -8,13 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from ducat_serve.deployed import Deployed
 from ducat_serve.spec import Norm
 from training.attacks.ball import Ball, distance
+from training.attacks.criteria import misclassified
 from training.attacks.frozen import frozen
 from training.attacks.pgd import ascend_loss, pgd
 from training.randomness import stream
 
 NORMS: list[Norm] = ["linf", "l2", "l1"]
+WRONG = misclassified("none")
+
+
+def plain(network: nn.Module) -> Deployed:
+    return Deployed(network, "none")  # type: ignore[arg-type]
 
 
 @settings(max_examples=60, deadline=None)
@@ -28,6 +35,27 @@ def test_projection_stays_inside_ball_and_pixels(norm: Norm, eps: float, seed: i
         assert (distance(images, candidates, norm) <= eps).all()
         assert candidates.min() >= 0
         assert candidates.max() <= 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(NORMS), st.integers(1, 40), st.integers(0, 1000), st.floats(0, 50))
+def test_eight_bit_projection_gives_eight_bit_images_inside(
+    norm: Norm, levels: int, seed: int, scale: float
+) -> None:
+    """Counted in whole grey levels, where nothing rounds."""
+    generator = torch.Generator().manual_seed(seed)
+    grey = torch.randint(256, (4, 3, 5, 5), generator=generator)
+    images = grey.float() / 255
+    far = images + scale * torch.randn(4, 3, 5, 5, generator=generator)
+    shown = Ball(norm, levels / 255, eight_bit=True).project(images, far) * 255
+    assert (shown - shown.round()).abs().max() < 1e-3
+    delta = (shown.round().long() - grey).double().flatten(1)
+    order = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}[norm]
+    assert (torch.linalg.vector_norm(delta, order, dim=1) <= levels + 1e-9).all()
+    assert shown.round().min() >= 0
+    assert shown.round().max() <= 255
+    if norm == "linf" and scale > 5:  # the budget is used: rounding must not cost a grey level
+        assert delta.abs().max() == levels
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -89,7 +117,14 @@ def test_pgd_finds_exactly_what_the_closed_form_says(norm: Norm, dual: float) ->
     margins = scores.abs() / torch.linalg.vector_norm(model.weight.detach(), dual)
     eps = margins.median().item()
     attacked = pgd(
-        model, images, labels, Ball(norm, eps), steps=40, step_size=eps / 4, generator=stream(0, "t")
+        plain(model),
+        images,
+        labels,
+        Ball(norm, eps),
+        WRONG,
+        steps=40,
+        step_size=eps / 4,
+        generator=stream(0, "t"),
     )
     with torch.no_grad():
         found = model(attacked).argmax(dim=1) != labels
@@ -120,7 +155,9 @@ def test_best_iterate_is_returned_not_the_last() -> None:
         step_size=0.02,
         generator=generator,
     )
-    best = pgd(model, images, labels, Ball("linf", 0.2), steps=20, step_size=0.02, generator=generator)
+    best = pgd(
+        plain(model), images, labels, Ball("linf", 0.2), WRONG, steps=20, step_size=0.02, generator=generator
+    )
     assert (model(last).argmax(dim=1) == labels).all()
     assert (model(best).argmax(dim=1) != labels).all()
 
@@ -130,7 +167,14 @@ def test_an_image_that_is_wrong_already_stays_wrong() -> None:
     images = 0.5 + 0.05 * torch.randn(20, 3, 3, 3)
     wrong_labels = (model(images)[:, 0] > 0).long().detach()
     attacked = pgd(
-        model, images, wrong_labels, Ball("linf", 0.3), steps=5, step_size=0.1, generator=stream(0, "t")
+        plain(model),
+        images,
+        wrong_labels,
+        Ball("linf", 0.3),
+        WRONG,
+        steps=5,
+        step_size=0.1,
+        generator=stream(0, "t"),
     )
     assert (model(attacked).argmax(dim=1) != wrong_labels).all()
 
@@ -146,10 +190,11 @@ def test_model_is_left_as_it_was() -> None:
     modes = [m.training for m in model.modules()]
     statistics = model[2].running_mean.clone()
     pgd(
-        model,
+        plain(model),
         torch.rand(6, 3, 5, 5),
         torch.zeros(6, dtype=torch.long),
         Ball("linf", 0.1),
+        WRONG,
         steps=3,
         step_size=0.05,
         generator=stream(0, "t"),
@@ -176,7 +221,14 @@ def test_the_same_seed_gives_the_same_attack() -> None:
 
     def attack(seed: int) -> torch.Tensor:
         return pgd(
-            model, images, labels, Ball("l2", 0.02), steps=2, step_size=0.01, generator=stream(seed, "t")
+            plain(model),
+            images,
+            labels,
+            Ball("l2", 0.02),
+            WRONG,
+            steps=2,
+            step_size=0.01,
+            generator=stream(seed, "t"),
         )
 
     assert torch.equal(attack(0), attack(0))

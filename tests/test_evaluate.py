@@ -22,9 +22,9 @@ from ducat_serve.spec import ThreatModel
 from training.batches import DeviceSplit
 from training.data import load_dataset
 from training.data.cache import Split
-from training.evaluation.evaluate import Subject, evaluate
+from training.evaluation.evaluate import Plan, Subject, evaluate
 from training.evaluation.intervals import wilson
-from training.evaluation.stages import Stage, stage
+from training.evaluation.stages import Stage, Target, stage
 
 THREAT = ThreatModel(norm="linf", eps=0.1)
 SUBJECT = Subject("digest", "digits", "test", tuple("0123456789"))
@@ -36,7 +36,7 @@ def measure(model: Deployed, data: DeviceSplit, batch_size: int = 64) -> Robustn
         data,
         SUBJECT,
         THREAT,
-        [stage("pgd", model.fold, 10)],
+        Plan((stage("pgd", Target(model.fold, 10)),), sanity=False),
         seed=0,
         batch_size=batch_size,
         output=Output(),
@@ -50,7 +50,7 @@ def test_split() -> DeviceSplit:
 
 def test_a_raw_2c_model_is_refused(checkpoint: Path, test_split: DeviceSplit) -> None:
     with pytest.raises(UsageError, match="10 logits, but this model returns 20"):
-        measure(Deployed(load(checkpoint, folded=False).module, "none"), test_split)
+        measure(Deployed(load(checkpoint, folded=False).module, "none").eval(), test_split)
 
 
 def test_clean_accuracy_is_what_counting_gives(checkpoint: Path, test_split: DeviceSplit) -> None:
@@ -73,18 +73,47 @@ def test_batch_size_does_not_change_clean_accuracy(checkpoint: Path, test_split:
     assert len(accuracies) == 1
 
 
-def test_a_model_in_train_mode_is_measured_in_eval_mode_and_left_in_train_mode(
-    checkpoint: Path, test_split: DeviceSplit
+def test_a_model_in_train_mode_is_refused(checkpoint: Path, test_split: DeviceSplit) -> None:
+    """One module is enough; and the attacks themselves leave modes alone (see test_attacks)."""
+    model = load(checkpoint).module
+    next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d)).train()
+    with pytest.raises(UsageError, match="train mode"):
+        measure(model, test_split)
+
+
+@pytest.mark.parametrize(
+    ("threat", "word"),
+    [
+        (ThreatModel(norm="linf", eps=8), "larger than any difference"),
+        (ThreatModel(norm="l2", eps=14), "larger than any difference"),  # sqrt(192) = 13.86
+    ],
+)
+def test_an_eps_that_is_not_in_pixels(
+    checkpoint: Path, test_split: DeviceSplit, threat: ThreatModel, word: str
 ) -> None:
     model = load(checkpoint).module
-    expected = measure(model, test_split)
-    model.train()
-    again = measure(model, test_split)
-    assert (again.clean_accuracy, again.worst_case_accuracy) == (
-        expected.clean_accuracy,
-        expected.worst_case_accuracy,
-    )
-    assert all(m.training for m in model.modules())
+    with pytest.raises(UsageError, match=word):
+        evaluate(model, test_split, SUBJECT, threat, Plan(()), seed=0, batch_size=9, output=Output())
+
+
+def test_labels_images_and_answers_that_cannot_be(checkpoint: Path, test_split: DeviceSplit) -> None:
+    model = load(checkpoint).module
+    images, labels = test_split.images, test_split.labels
+    with pytest.raises(UsageError, match="Labels must be 0 to 9, found 10"):
+        measure(model, DeviceSplit(images, labels + 1))
+    with pytest.raises(UsageError, match="9 images for 10 classes"):
+        measure(model, DeviceSplit(images[:9], labels[:9]))
+    with pytest.raises(UsageError, match="uint8"):
+        DeviceSplit(images.float() / 100, labels)  # would reach beyond 1
+    with pytest.raises(UsageError, match="359 images and 358 labels"):
+        DeviceSplit(images, labels[1:])
+
+    class Broken(nn.Module):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return torch.full((len(pixels), 20), torch.nan)
+
+    with pytest.raises(VerificationError, match="NaN to 359 clean images"):
+        measure(Deployed(Broken(), "max").eval(), test_split)  # type: ignore[arg-type]
 
 
 def test_wilson_interval_against_published_values() -> None:
@@ -152,6 +181,11 @@ def test_inspect_shows_it_or_says_not_measured(
         (["--eps", "-1/255"], 2, "negative"),
         (["--norm", "l2"], 2, "needs --eps"),
         (["--norm", "linff"], 2, "linff"),
+        (["--eps", "8"], 2, "larger than any difference"),
+        (["--max-examples", "9"], 2, "9 images for 10 classes"),
+        (["--suite", "standart"], 2, "Did you mean 'standard'"),
+        (["--attack", "pdg"], 2, "Did you mean 'pgd'"),
+        (["--checkpoint", "model.safetensors"], 2, "is for a .onnx"),
         (["--dataset", "digitz"], 2, "Did you mean 'digits'"),
         (["--dataset", "folder:/nowhere"], 4, "no folder"),
     ],
@@ -188,52 +222,8 @@ def test_release_gate(evaluated: Path, bar: str, code: int, capsys: pytest.Captu
         assert read_spec(evaluated / "model.safetensors").robustness is not None  # measured all the same
 
 
-def test_onnx_is_sent_to_its_checkpoint(onnx_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["evaluate", str(onnx_model)]) == 2
-    assert "need the checkpoint" in capsys.readouterr().err
-
-
-def test_dummy_mass_as_a_detector() -> None:
-    """Bright images have dummy mass, and the attack brightens every image: a perfect detector."""
-
-    class Sink(nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            level = images.mean(dim=(1, 2, 3))
-            dummy = torch.stack([8 * level - 4, 8 * level - 4], dim=1)
-            raw = torch.cat([torch.zeros(len(images), 2), dummy], dim=1)
-            return raw + torch.tensor([1e-3, 0, 0, 0])
-
-    def brighten(model, images, labels, ball, generator):  # type: ignore[no-untyped-def]
-        return torch.where((labels == 0).view(-1, 1, 1, 1), torch.ones_like(images), images)
-
-    levels = np.array([10, 20, 30, 40], np.uint8)
-    images = np.zeros((4, 2, 2, 3), np.uint8) + levels[:, None, None, None]
-    data = DeviceSplit.of(Split(images, np.zeros(4, np.int64)), torch.device("cpu"))
-    subject = Subject("digest", "none", "test", ("a", "b"))
-    report = evaluate(
-        Deployed(Sink(), "max"),  # type: ignore[arg-type]
-        data,
-        subject,
-        THREAT,
-        [Stage("brighten", {}, brighten)],
-        seed=0,
-        batch_size=3,
-        output=Output(),
-    )
-    assert report.dummy_mass is not None
-    assert report.dummy_mass.auroc == 1.0
-    mean = np.mean(
-        [
-            2 * np.exp(8 * v / 255 - 4) / (2 * np.exp(8 * v / 255 - 4) + 1 + np.exp(1e-3))
-            for v in levels.astype(float)
-        ]
-    )
-    assert report.dummy_mass.clean_mean == pytest.approx(mean, rel=1e-4)
-    assert report.dummy_mass.adversarial_mean > 0.9
-
-
 def test_a_model_without_dummies_has_no_dummy_mass(tmp_path: Path) -> None:
-    model = Deployed(nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), "none")  # type: ignore[arg-type]
+    model = Deployed(nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), "none").eval()  # type: ignore[arg-type]
     data = DeviceSplit.of(load_dataset("digits").val, torch.device("cpu"))
     report = measure(model, data)
     assert report.dummy_mass is None
@@ -244,7 +234,7 @@ def test_worst_case_is_per_example() -> None:
     """Two stages that each fool a different half leave nobody."""
 
     def half(parity: int) -> Stage:
-        def attack(model, images, labels, ball, generator):  # type: ignore[no-untyped-def]
+        def attack(model, images, labels, ball, criterion, *, generator):  # type: ignore[no-untyped-def]
             return torch.where((labels % 2 == parity).view(-1, 1, 1, 1), torch.zeros_like(images), images)
 
         return Stage("half", {"of": parity}, attack)
@@ -257,19 +247,19 @@ def test_worst_case_is_per_example() -> None:
                 + (level < 0).float().view(-1, 1) * torch.eye(10)[9] * 5
             )
 
-    labels = np.arange(8) % 4
-    images = np.zeros((8, 8, 8, 3), np.uint8) + (labels + 1).astype(np.uint8)[:, None, None, None]
+    labels = np.arange(12) % 4
+    images = np.zeros((12, 8, 8, 3), np.uint8) + (labels + 1).astype(np.uint8)[:, None, None, None]
     data = DeviceSplit.of(Split(images, labels), torch.device("cpu"))
     report = evaluate(
-        Deployed(Bright(), "none"),
+        Deployed(Bright(), "none").eval(),  # type: ignore[arg-type]
         data,
         SUBJECT,
         THREAT,
-        [half(0), half(1)],
+        Plan((half(0), half(1)), sanity=False),
         seed=0,
         batch_size=3,
-        output=Output(),  # type: ignore[list-item]
+        output=Output(),
     )
     assert report.clean_accuracy == 1
     assert [a.worst_case_accuracy for a in report.attacks] == [0.5, 0.0]
-    assert [a.examples for a in report.attacks] == [8, 4]
+    assert [a.examples for a in report.attacks] == [12, 6]

@@ -10,16 +10,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ducat_serve.errors import UsageError
 from training.data.cache import Split
 from training.randomness import stream
 
 
 @dataclass(frozen=True)
 class DeviceSplit:
-    """Images uint8 [N, channels, H, W] and labels int64 [N] on the device."""
+    """Images uint8 [N, channels, H, W] and labels int64 [N] on the device. Raises UsageError for others."""
 
     images: Tensor
     labels: Tensor
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            raise UsageError(
+                f"Images must be uint8 [N, channels, H, W], not {self.images.dtype} {list(self.images.shape)}."
+            )
+        if len(self.images) != len(self.labels):
+            raise UsageError(f"{len(self.images)} images and {len(self.labels)} labels.")
 
     @classmethod
     def of(cls, split: Split, device: torch.device) -> DeviceSplit:

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ducat_serve.deployed import Deployed
 from ducat_serve.recovery import dummy_share, recover
 from training.attacks.ball import Ball
+from training.attacks.criteria import misclassified, right
 from training.attacks.frozen import frozen
 from training.attacks.pgd import pgd
-from training.attacks.search import right
 from training.batches import DeviceSplit
 from training.config import TrainConfig
 from training.randomness import stream
@@ -64,19 +64,20 @@ def validate(
                 counts["dummy_share_clean"] += dummy_share(raw(images), labels).sum().item()
                 counts["dummy_share_adversarial"] += dummy_share(raw(adversarial), labels).sum().item()
                 if legacy:
-                    unaware = _attack(raw, images, labels, config, generator)
+                    unaware = _attack(Deployed(raw, "none"), images, labels, config, generator)
                     counts["legacy_accuracy"] += (recover(raw(unaware)) == labels).sum().item()
     return ValidationResult(**{name: count / len(val) for name, count in counts.items()})
 
 
 def _attack(
-    model: nn.Module, images: Tensor, labels: Tensor, config: TrainConfig, generator: torch.Generator
+    model: Deployed, images: Tensor, labels: Tensor, config: TrainConfig, generator: torch.Generator
 ) -> Tensor:
     return pgd(
         model,
         images,
         labels,
         Ball(config.norm, config.eps),
+        misclassified(model.fold),
         steps=config.attack_steps,
         step_size=config.step_size,
         generator=generator,

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ducat_serve.cli.options import PIXEL_SIZE, common, data_options, device_option
-from ducat_serve.errors import UsageError, VerificationError
+from ducat_serve.cli.report_table import show_report
+from ducat_serve.errors import InterruptedRun, UsageError, VerificationError
 from ducat_serve.output import Output
 from ducat_serve.report import RobustnessReport
+from ducat_serve.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from ducat_serve.predictor import Device
+    from ducat_serve.spec import ThreatModel
+    from training.data import Dataset
+    from training.data.cache import Split
+
+UNFINISHED = "evaluation.partial.safetensors"
 
 
 class Bar(click.ParamType[dict[str, float]]):
@@ -45,16 +56,32 @@ class Bar(click.ParamType[dict[str, float]]):
 )
 @click.option("--eps", type=PIXEL_SIZE, help="Radius in pixels, e.g. 8/255.  [default: as trained]")
 @click.option(
-    "--suite", default="quick", show_default=True, help="quick (PGD, APGD, pair margin) or standard."
+    "--suite",
+    default="quick",
+    show_default=True,
+    help="quick (PGD, APGD, pair margin), standard (all our attacks, and whether images can be flagged) or full "
+    "(also AutoAttack and Square).",
 )
 @click.option("--attack", multiple=True, metavar="NAME", help="Instead of a suite; repeatable.")
 @click.option(
     "--max-examples", type=click.IntRange(min=1), help="Only the first N images of a seeded shuffle."
 )
-@click.option("--batch-size", type=click.IntRange(min=1), default=256, show_default=True)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Halved when memory runs out.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--resume", is_flag=True, help="Go on after the last attack of an interrupted evaluation.")
 @click.option(
     "--bar", type=Bar(), help="Exit 3 unless both hold, e.g. clean=0.80,worst_case=0.45: a release gate."
+)
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="For a .onnx MODEL: the checkpoint it came from.  [default: model.safetensors beside it]",
 )
 @click.option("--dataset", help="Another data set than it was trained on, or where folder:PATH is now.")
 @click.option(
@@ -73,18 +100,23 @@ def command(
     max_examples: int | None,
     batch_size: int,
     seed: int,
+    resume: bool,
     bar: dict[str, float] | None,
+    checkpoint: Path | None,
     dataset: str | None,
     out: Path | None,
     data_dir: Path | None,
     offline: bool,
-    device: str,
+    device: Device,
     json: bool,
 ) -> None:
-    """Measure clean and robust accuracy of MODEL (a model.safetensors or its run folder).
+    """Measure clean and robust accuracy of MODEL (a model.safetensors, its run folder, or a model.onnx).
 
     The attack is run on the deployed function, the one that is exported and served: it knows the fold and
     the dummies. The report is stored in the checkpoint and follows it into the exported model.
+
+    A .onnx file has no gradients: it is attacked by its scores and by images made on its checkpoint. That
+    report is printed, and the one inside the file stays.
 
     \b
     Example:
@@ -92,105 +124,128 @@ def command(
       ducat evaluate runs/digits --suite standard --max-examples 500 --json
       ducat evaluate runs/digits --attack apgd-ce --attack targeted
       ducat evaluate runs/digits --suite standard --bar clean=0.80,worst_case=0.45
+      ducat evaluate runs/digits/model.onnx
     """
-    import torch
-
     from ducat_serve.atomic import write_text
     from ducat_serve.checkpoint import checkpoint_path, read_checkpoint, write_checkpoint
     from ducat_serve.cli.run_data import load_training_data
-    from ducat_serve.deployed import load
-    from ducat_serve.pixels import format_size
-    from ducat_serve.spec import ThreatModel
     from training.batches import DeviceSplit
-    from training.data.cache import Split
+    from training.data.cache import content_digest
     from training.device import choose_device, exact_float32
-    from training.evaluation.evaluate import Subject, evaluate
-    from training.evaluation.stages import stage
-    from training.evaluation.stages import suite as build_suite
-    from training.randomness import stream
+    from training.evaluation.evaluate import evaluate
+    from training.evaluation.prepare import prepare
+    from training.evaluation.unfinished import Unfinished
 
     output = Output(json)
-    checkpoint = checkpoint_path(model)
-    if checkpoint.suffix == ".onnx":
-        raise UsageError(
-            "Gradient attacks need the checkpoint, not the exported model.",
-            f"ducat evaluate {checkpoint.parent}",
-        )
-    deployed = load(checkpoint)
-    spec = deployed.spec
-    stages = (
-        [stage(name, spec.fold, spec.num_classes) for name in attack]
-        if attack
-        else build_suite(suite, spec.fold, spec.num_classes)
+    path = checkpoint_path(model)
+    is_onnx = path.suffix == ".onnx"
+    if checkpoint is not None and not is_onnx:
+        raise UsageError("--checkpoint is for a .onnx MODEL.", f"ducat evaluate {checkpoint}")
+    torch_device = choose_device("cpu" if is_onnx else device, output)
+    exact_float32()
+    prepared = prepare(
+        path,
+        checkpoint,
+        suite=suite,
+        attacks=attack,
+        device=torch_device,
+        runtime=device,
+        output=output,
     )
+    spec = prepared.spec
+    threat_model = _threat_model(spec, norm, eps)
+    data = load_training_data(path, spec, dataset=dataset, data_dir=data_dir, offline=offline, output=output)
+    chosen = _choose(data, spec, split, max_examples, seed)
+    subject = prepared.subject(data.title, "val" if split == "val" else "test")
+    unfinished = Unfinished(
+        path.with_name(UNFINISHED),
+        request={
+            "weights": spec.weights_digest,
+            "artefact": subject.artefact,
+            "data": f"{data.title} {split} {content_digest(data.class_names, [chosen])}",
+            "threat model": str(threat_model),
+            "attacks": [[stage.name, stage.settings] for stage in prepared.plan.stages],
+            "seed": seed,
+        },
+    )
+    if unfinished.exists() and not resume:
+        output.warn("an interrupted evaluation is dropped; --resume would have gone on with it.")
+        unfinished.remove()
+    try:
+        report = evaluate(
+            prepared.model,
+            DeviceSplit.of(chosen, torch_device),
+            subject,
+            threat_model,
+            prepared.with_val(DeviceSplit.of(data.val, torch_device)),
+            seed=seed,
+            batch_size=batch_size,
+            output=output,
+            unfinished=unfinished,
+            resume=resume,
+        )
+    except KeyboardInterrupt:
+        raise InterruptedRun(
+            signal.SIGINT,
+            "interrupted; what the finished attacks found is kept.",
+            f"ducat evaluate {model} --resume (and the same options)",
+        ) from None
+    show_report(report, spec, output)
+    if out is not None:
+        write_text(out, report.model_dump_json(indent=2) + "\n")
+    if is_onnx:
+        inside = "none" if spec.robustness is None else spec.robustness.summary()
+        output.say(f"The report inside {path} stays: {inside}.")
+    else:
+        _warn_of_loss(spec, report, output)
+        _, tensors = read_checkpoint(path)
+        write_checkpoint(path, tensors, spec.model_copy(update={"robustness": report}))
+        output.say(f"Stored in {path}.\nNext: ducat export {path}")
+    unfinished.remove()
+    if bar is not None:
+        _require(report, bar)  # its error is then the one document on stdout; --out has the report
+    output.result(report.model_dump(mode="json"))
+
+
+def _threat_model(spec: ModelSpec, norm: str | None, eps: float | None) -> ThreatModel:
+    from ducat_serve.spec import ThreatModel
+
     if eps == 0:
         raise UsageError(
             "--eps 0 is no attack; the clean accuracy is printed in any case.", "give --eps 8/255"
         )
     if eps is None and norm not in (None, spec.threat_model.norm):
         raise UsageError(f"--norm {norm} needs --eps: the model was trained for {spec.threat_model}.")
-    threat_model = ThreatModel.model_validate(
+    return ThreatModel.model_validate(
         {"norm": norm or spec.threat_model.norm, "eps": spec.threat_model.eps if eps is None else eps}
     )
-    torch_device = choose_device(device, output)
-    exact_float32()
-    data = load_training_data(
-        checkpoint, spec, dataset=dataset, data_dir=data_dir, offline=offline, output=output
-    )
+
+
+def _choose(data: Dataset, spec: ModelSpec, split: str, max_examples: int | None, seed: int) -> Split:
+    """The images to measure on. Raises UsageError where the data set has other classes than the model."""
+    import torch
+
+    from training.data.cache import Split
+    from training.randomness import stream
+
     if data.class_names != spec.labels:
         raise UsageError(
             f"{data.title} has other classes than the model ({len(data.class_names)} and {spec.num_classes})."
         )
     chosen: Split = getattr(data, split)
-    if max_examples is not None and max_examples < len(chosen):
-        index = (
-            torch.randperm(len(chosen), generator=stream(seed, "subset"))[:max_examples].sort().values.numpy()
-        )
-        chosen = Split(chosen.images[index], chosen.labels[index])
-    report = evaluate(
-        deployed.module.to(torch_device),  # type: ignore[arg-type]
-        DeviceSplit.of(chosen, torch_device),
-        Subject(spec.weights_digest, data.title, "val" if split == "val" else "test", spec.labels),
-        threat_model,
-        stages,
-        seed=seed,
-        batch_size=batch_size,
-        output=output,
-    )
-    low, high = report.worst_case_interval
-    legacy_row = []
-    if report.legacy_2c_accuracy is not None:
-        label = "legacy 2C: non-adaptive, not a robustness claim"
-        legacy_row = [(label, f"{report.legacy_2c_accuracy:.1%}", "")]
-    output.table(
-        f"{data.title}, {report.examples} {split} images, {threat_model.norm} {format_size(threat_model.eps)}",
-        ("accuracy of the deployed function", "%", "95 % interval"),
-        [
-            ("clean", f"{report.clean_accuracy:.1%}", ""),
-            *((f"after {a.name}", f"{a.worst_case_accuracy:.1%}", "") for a in report.attacks),
-            ("worst case", f"{report.worst_case_accuracy:.1%}", f"{low:.1%} to {high:.1%}"),
-            *legacy_row,
-        ],
-    )
-    if out is not None:
-        write_text(out, report.model_dump_json(indent=2) + "\n")
+    if max_examples is None or max_examples >= len(chosen):
+        return chosen
+    order = torch.randperm(len(chosen), generator=stream(seed, "subset"))[:max_examples]
+    index = order.sort().values.numpy()
+    return Split(chosen.images[index], chosen.labels[index])
+
+
+def _warn_of_loss(spec: ModelSpec, report: RobustnessReport, output: Output) -> None:
     old = spec.robustness
     if old is not None and (len(old.attacks), old.examples) > (len(report.attacks), report.examples):
         output.warn(
             f"this report replaces one of more attacks or images: {old.summary()}. Measure again with --suite standard."
         )
-    _, tensors = read_checkpoint(checkpoint)
-    write_checkpoint(checkpoint, tensors, spec.model_copy(update={"robustness": report}))
-    if report.dummy_mass is not None:
-        mass = report.dummy_mass
-        output.say(
-            f"Dummy mass: {mass.clean_mean:.3f} clean, {mass.adversarial_mean:.3f} adversarial; AUROC {mass.auroc:.2f} "
-            "against attacks that did not try to hide it."
-        )
-    output.say(f"Stored in {checkpoint}.\nNext: ducat export {checkpoint}")
-    if bar is not None:
-        _require(report, bar)  # its error is then the one document on stdout; --out has the report
-    output.result(report.model_dump(mode="json"))
 
 
 def _require(report: RobustnessReport, bar: dict[str, float]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ducat_serve.deployed import Deployed
 from training.attacks.ball import Ball
+from training.attacks.criteria import Criterion
 from training.attacks.frozen import frozen
 from training.attacks.losses import Loss
 from training.attacks.search import Best, Look, look
@@ -77,37 +78,43 @@ def apgd(
     images: Tensor,
     labels: Tensor,
     ball: Ball,
-    loss: Loss,
+    criterion: Criterion,
     *,
+    loss: Loss,
     steps: int,
     generator: torch.Generator,
     targets: Tensor | None = None,
+    start: Tensor | None = None,
+    keep_going: bool = False,
 ) -> Tensor:
-    """Maximise ``loss`` in the ball; an example is done as soon as the deployed decision is wrong.
+    """Maximise ``loss`` in the ball; an example is done as soon as it meets the criterion.
 
     Args:
         images: float32 [N, channels, H, W] in [0, 1]; labels int64 [N].
         loss: on raw logits; see `losses`.
         targets: int64 [N], for a targeted loss.
+        start: where to begin, in the ball; a random point of it unless given.
+        keep_going: use every step, for the highest loss among successes.
 
-    Returns the best images found: wrong ones where there are any, else those of the highest loss.
+    Returns the best images found: successes where there are any, else those of the highest loss.
     """
     targets = labels if targets is None else targets
     with frozen(model):
-        start = ball.random_start(images, generator)
-        seen = look(model, start, labels, targets, loss)
+        start = ball.random_start(images, generator) if start is None else start
+        seen = look(model, start, labels, targets, loss, criterion)
         best = Best(images)
         everything = torch.arange(len(images), device=images.device)
         best.offer(everything, start, seen)
         walk = _start(everything, start, seen, ball)
         since = 0
         for step in range(1, steps + 1):
-            walk.keep(~best.wrong[walk.index])
+            if not keep_going:
+                walk.keep(~best.success[walk.index])
             if len(walk.index) == 0:
                 break
             origin = images[walk.index]
             ahead = _step(walk, origin, ball, first=step == 1)
-            seen = look(model, ahead, labels[walk.index], targets[walk.index], loss)
+            seen = look(model, ahead, labels[walk.index], targets[walk.index], loss, criterion)
             best.offer(walk.index, ahead, seen)
             walk.arrive(ahead, seen)
             since += 1
@@ -130,7 +137,7 @@ def _start(index: Tensor, images: Tensor, seen: Look, ball: Ball) -> _Walk:
         best_loss=seen.loss.clone(),
         last_loss=seen.loss.clone(),
         increases=torch.zeros_like(seen.loss),
-        halved=torch.ones_like(seen.wrong),  # the first checkpoint has no earlier one to be stuck since
+        halved=torch.ones_like(seen.success),  # the first checkpoint has no earlier one to be stuck since
         loss_at_checkpoint=seen.loss.clone(),
     )
 

@@ -20,12 +20,22 @@ _L1_SPARSITY = 0.01
 _PIXEL_ROUNDING = 2.0**-24
 
 
+def largest_eps(norm: Norm, pixels: int) -> float:
+    """The radius around any image that holds every other image of ``pixels`` values in [0, 1]."""
+    return {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[norm]
+
+
 @dataclass(frozen=True)
 class Ball:
-    """All images within ``eps`` of an image in ``norm``, and inside [0, 1]."""
+    """All images within ``eps`` of an image in ``norm``, and inside [0, 1].
+
+    ``eight_bit`` leaves only those whose every value is a multiple of 1/255 (as the image's own must be): what
+    can be sent to an exported model.
+    """
 
     norm: Norm
     eps: float
+    eight_bit: bool = False
 
     @classmethod
     def of(cls, threat_model: ThreatModel) -> Ball:
@@ -69,6 +79,15 @@ class Ball:
 
     def project(self, images: Tensor, candidates: Tensor) -> Tensor:
         """The nearest point of the ball around ``images`` (for l1 and l2: projected, then clamped to [0, 1])."""
+        inside = self._project(images, candidates)
+        if not self.eight_bit:
+            return inside
+        # Towards the original image, so that the result stays inside; 8/255 less rounding is still 8 levels.
+        rounding = 1e-4 if self.norm == "linf" else 0.0
+        delta = (inside - images) * 255
+        return images + (delta + rounding * delta.sign()).trunc() / 255
+
+    def _project(self, images: Tensor, candidates: Tensor) -> Tensor:
         eps = self._inner_radius(images)
         if self.norm == "linf":
             return candidates.clamp(min=images - eps, max=images + eps).clamp(0, 1)

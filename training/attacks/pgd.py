@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
+from ducat_serve.deployed import Deployed
 from training.attacks.ball import Ball
+from training.attacks.criteria import Criterion
 from training.attacks.frozen import frozen
+from training.attacks.losses import cross_entropy
+from training.attacks.search import Best, look
 
 LossFunction = Callable[[Tensor], Tensor]
 
@@ -41,49 +44,38 @@ def ascend_loss(
 
 
 def pgd(
-    model: nn.Module,
+    model: Deployed,
     images: Tensor,
     labels: Tensor,
     ball: Ball,
+    criterion: Criterion,
     *,
     steps: int,
     step_size: float,
     generator: torch.Generator,
 ) -> Tensor:
-    """The evaluation attack: cross entropy of the deployed logits, best iterate by the deployed decision.
-
-    An iterate that the model gets wrong wins over any it gets right; among the others the highest loss
-    wins. The model must return C logits: it is the deployed function that is attacked and judged.
+    """The evaluation attack: cross entropy of the deployed logits; stops for an image once it succeeds.
 
     Args:
-        model: images [N, channels, H, W] in [0, 1] to C logits.
-        labels: int64 [N].
+        images: float32 [N, channels, H, W] in [0, 1]; labels int64 [N].
+        step_size: in pixels.
 
-    Returns the best images found, the clean ones where nothing is better.
+    Returns the best images found; the clean ones where nothing is better.
     """
+    loss = cross_entropy(model.fold)
     with frozen(model):
-        best, best_score = images.clone(), torch.full((len(images),), -torch.inf, device=images.device)
-
-        def keep_better(candidates: Tensor, logits: Tensor, loss: Tensor) -> None:
-            nonlocal best, best_score
-            # Success outranks any loss: cross entropy is finite, so add infinity where the model is wrong.
-            score = torch.where(logits.argmax(dim=1) == labels, loss, torch.inf)
-            better = score > best_score
-            best = torch.where(better.view(-1, 1, 1, 1), candidates, best)
-            best_score = torch.where(better, score, best_score)
-
-        with torch.no_grad():
-            logits = model(images)
-            keep_better(images, logits, F.cross_entropy(logits, labels, reduction="none"))
-        adversarial = ball.random_start(images, generator)
+        best = Best(images)
+        index = torch.arange(len(images), device=images.device)
+        best.offer(index, images, look(model, images, labels, labels, loss, criterion, gradient=False))
+        current = ball.random_start(images, generator)
         for step in range(steps + 1):
-            adversarial.requires_grad_(True)
-            with torch.enable_grad():
-                logits = model(adversarial)
-                loss = F.cross_entropy(logits, labels, reduction="none")
-                gradient = torch.autograd.grad(loss.sum(), adversarial)[0] if step < steps else None
-            adversarial = adversarial.detach()
-            keep_better(adversarial, logits.detach(), loss.detach())
-            if gradient is not None:
-                adversarial = ball.project(images, ball.ascend(adversarial, gradient, step_size))
-        return best
+            keep = ~best.success[index]
+            index, current = index[keep], current[keep]
+            if len(index) == 0:
+                break
+            mine = labels[index]
+            seen = look(model, current, mine, mine, loss, criterion, gradient=step < steps)
+            best.offer(index, current, seen)
+            if seen.gradient is not None:
+                current = ball.project(images[index], ball.ascend(current, seen.gradient, step_size))
+        return best.images

@@ -1,59 +1,87 @@
-"""What all gradient attacks share: one forward pass gives loss, gradient and the deployed decision."""
+"""What all attacks share: one forward pass gives loss, gradient and success; the best image is kept."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ducat_serve.deployed import Deployed
-from ducat_serve.recovery import fold_logits
+from training.attacks.ball import Ball
+from training.attacks.criteria import Criterion
 from training.attacks.losses import Loss
+
+
+class Attack(Protocol):
+    """Looks for images in the ball that meet the criterion.
+
+    Args:
+        model: the deployed function. Its weights get no gradient, and modes are as before when this returns.
+        images: float32 [N, channels, H, W] in [0, 1]; labels int64 [N].
+        ball: where to look; everything returned is inside, and inside [0, 1].
+        criterion: what counts as success.
+        generator: all randomness comes from it.
+
+    Returns the best image of each search by the criterion, never its last.
+    """
+
+    def __call__(
+        self,
+        model: Deployed,
+        images: Tensor,
+        labels: Tensor,
+        ball: Ball,
+        criterion: Criterion,
+        *,
+        generator: torch.Generator,
+    ) -> Tensor: ...
 
 
 class Look(NamedTuple):
     """One evaluation of the model at some images."""
 
     loss: Tensor  # [N]
-    wrong: Tensor  # bool [N]: the deployed decision is not the label
+    success: Tensor  # bool [N]
     gradient: Tensor | None  # like the images; None where it was not asked for
 
 
 def look(
-    model: Deployed, images: Tensor, labels: Tensor, targets: Tensor, loss: Loss, *, gradient: bool = True
+    model: Deployed,
+    images: Tensor,
+    labels: Tensor,
+    targets: Tensor,
+    loss: Loss,
+    criterion: Criterion,
+    *,
+    gradient: bool = True,
 ) -> Look:
-    """Evaluate ``loss`` on raw logits and the decision on folded ones, with the gradient if asked for."""
+    """Evaluate loss and criterion on raw logits, with the gradient if asked for."""
     images = images.detach().requires_grad_(gradient)
     with torch.set_grad_enabled(gradient):
         raw = model.classifier(images)
         values = loss(raw, labels, targets)
-    found = torch.autograd.grad(values.sum(), images)[0] if gradient else None
-    with torch.no_grad():
-        wrong = ~right(fold_logits(raw, model.fold), labels)
-    return Look(values.detach(), wrong, found)
-
-
-def right(logits: Tensor, labels: Tensor) -> Tensor:
-    """Whether the decision is the label, bool [N]. NaN logits decide nothing: they are wrong, never robust."""
-    return (logits.argmax(dim=1) == labels) & ~logits.isnan().any(dim=1)
+        total = values.sum()
+    # contiguous: a gradient may come as an expanded tensor, which cannot be written to row by row
+    found = torch.autograd.grad(total, images)[0].contiguous() if gradient else None
+    return Look(values.detach(), criterion(raw.detach(), labels), found)
 
 
 class Best:
-    """The best image found for each example: wrong ones before right ones, then the higher loss."""
+    """The best image found for each example: successes before failures, then the higher loss."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = images.clone()
         self.loss = torch.full((len(images),), -torch.inf, device=images.device)
-        self.wrong = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        self.success = torch.zeros(len(images), dtype=torch.bool, device=images.device)
 
     def offer(self, index: Tensor, candidates: Tensor, seen: Look) -> None:
         """Take those of ``candidates`` (for the examples ``index``) that are better than what is there."""
         loss = seen.loss.nan_to_num(nan=-torch.inf)
-        better = (seen.wrong & ~self.wrong[index]) | (
-            (seen.wrong == self.wrong[index]) & (loss > self.loss[index])
+        better = (seen.success & ~self.success[index]) | (
+            (seen.success == self.success[index]) & (loss > self.loss[index])
         )
         chosen = index[better]
         self.images[chosen] = candidates[better].detach()
         self.loss[chosen] = loss[better]
-        self.wrong[chosen] = seen.wrong[better]
+        self.success[chosen] = seen.success[better]

@@ -8,6 +8,7 @@ from torch import Tensor
 from ducat_serve.deployed import Deployed
 from training.attacks.apgd import apgd
 from training.attacks.ball import Ball
+from training.attacks.criteria import Criterion
 from training.attacks.frozen import frozen
 from training.attacks.losses import targeted_dlr
 
@@ -15,11 +16,18 @@ MAX_TARGETS = 9  # as in AutoAttack: the classes that score best on the clean im
 
 
 def apgd_targeted(
-    model: Deployed, images: Tensor, labels: Tensor, ball: Ball, *, steps: int, generator: torch.Generator
+    model: Deployed,
+    images: Tensor,
+    labels: Tensor,
+    ball: Ball,
+    criterion: Criterion,
+    *,
+    steps: int,
+    generator: torch.Generator,
 ) -> Tensor:
     """APGD with the targeted DLR loss at the best ``MAX_TARGETS`` other classes t, each as t and as t + C.
 
-    Returns the best images found, as `apgd` does; an example that is broken is not attacked again.
+    Returns the best images found, as `apgd` does; an example that succeeds is not attacked again.
     """
     with frozen(model), torch.no_grad():
         logits = model(images)
@@ -32,19 +40,17 @@ def apgd_targeted(
         for offset in offsets:
             if len(open_) == 0:
                 return best
-            targets = ranked[open_, rank] + offset
-            found = apgd(
+            best[open_] = found = apgd(
                 model,
                 images[open_],
                 labels[open_],
                 ball,
-                targeted_dlr(model.fold),
+                criterion,
+                loss=targeted_dlr(model.fold),
                 steps=steps,
                 generator=generator,
-                targets=targets,
+                targets=ranked[open_, rank] + offset,
             )
             with frozen(model), torch.no_grad():
-                wrong = model(found).argmax(dim=1) != labels[open_]
-            best[open_[wrong]] = found[wrong]
-            open_ = open_[~wrong]
+                open_ = open_[~criterion(model.classifier(found), labels[open_])]
     return best

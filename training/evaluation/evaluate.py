@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -13,20 +13,23 @@ from torch import Tensor
 
 from ducat_serve import __version__
 from ducat_serve.deployed import Deployed
-from ducat_serve.errors import UsageError
+from ducat_serve.errors import UsageError, VerificationError
 from ducat_serve.output import Output
-from ducat_serve.recovery import recover
 from ducat_serve.report import AttackResult, ClassResult, RobustnessReport
 from ducat_serve.spec import ThreatModel
-from training.attacks.ball import Ball
+from training.attacks.ball import Ball, largest_eps
+from training.attacks.criteria import misclassified
 from training.attacks.frozen import frozen
-from training.attacks.search import right as right_decision
-from training.batches import DeviceSplit
-from training.evaluation.detector import Detector
+from training.batches import DeviceSplit, to_pixels
+from training.evaluation.effort import Batches, counted
+from training.evaluation.examples import Examples
 from training.evaluation.intervals import wilson
+from training.evaluation.legacy import legacy_2c_accuracy
+from training.evaluation.rejection import rejection
+from training.evaluation.runner import Runner
+from training.evaluation.sanity import check_sanity
 from training.evaluation.stages import Stage
-from training.evaluation.stages import stage as build_stage
-from training.randomness import stream
+from training.evaluation.unfinished import Unfinished
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,27 @@ class Subject:
     dataset: str
     split: Literal["val", "test"]
     labels: tuple[str, ...]  # names of the C classes
+    artefact: Literal["checkpoint", "onnx"] = "checkpoint"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run, beside the clean images.
+
+    Args:
+        stages: attacks, in the order in which they run; only what is still right goes on to the next.
+        legacy_attacks: names of those that measure the legacy accuracy of a model with dummies.
+        sanity: whether the sanity checks run; they need gradients.
+        surrogate: the model's own pre-dummy weights, for the sanity check on transfer.
+        val: clean images for the thresholds of the rejection study; None leaves out all that an attack on
+            dummy mass or confidence would tell.
+    """
+
+    stages: tuple[Stage, ...]
+    legacy_attacks: tuple[str, ...] = ("apgd-ce",)
+    sanity: bool = True
+    surrogate: Deployed | None = None
+    val: DeviceSplit | None = field(default=None, repr=False)
 
 
 def evaluate(
@@ -44,52 +68,74 @@ def evaluate(
     data: DeviceSplit,
     subject: Subject,
     threat_model: ThreatModel,
-    stages: Sequence[Stage],
+    plan: Plan,
     *,
     seed: int,
     batch_size: int,
     output: Output,
+    unfinished: Unfinished | None = None,
+    resume: bool = False,
 ) -> RobustnessReport:
     """Accuracy per example: right on the clean image AND under every attack that was run.
 
     Args:
-        model: the deployed function, float images in [0, 1] to C logits; run in float32, eval mode.
+        model: the deployed function, float images in [0, 1] to C logits, in eval mode; run in float32.
         data: the images to measure on.
-        stages: attacks, in the order in which they run; only what is still right goes on to the next.
+        batch_size: halved whenever memory runs out.
+        unfinished: where to keep what is known after every attack.
+        resume: go on from there if there is something.
 
     Raises:
-        UsageError: the model's output does not have C columns (a raw 2C model, say), or a label is not one of C.
+        UsageError: the model's output does not have C columns (a raw 2C model, say) or it is in train mode; a
+            label is not one of C, or there are fewer images than classes; eps is larger than any image; or
+            the interrupted evaluation was another one.
+        VerificationError: the model answers NaN to clean images.
     """
-    require_deployed(model, data, subject)
-    ball = Ball.of(threat_model)
+    require_measurable(model, data, subject, threat_model)
+    started = time.monotonic()
+    ball = Ball(threat_model.norm, threat_model.eps, eight_bit=subject.artefact == "onnx")
+    runner = Runner(model, data, ball, seed, Batches(batch_size, output), output)
     with frozen(model):
-        batches = data.in_order(batch_size)
-        clean = torch.cat([_correct(model, images, labels) for images, labels in batches])
-        right = clean.clone()
-        detector = Detector(model, data, batch_size)
-        results = [
-            _run(stage, model, data, right, detector, ball, seed=seed, batch_size=batch_size, output=output)
-            for stage in stages
-        ]
-        legacy = None
-        if model.fold != "none":
-            legacy = legacy_2c_accuracy(model, data, ball, seed=seed, batch_size=batch_size, output=output)
-    survivors = int(right.sum())
+        examples = Examples.of(runner)
+        if examples.undecided:
+            raise VerificationError(
+                f"The model answers NaN to {examples.undecided} clean images; nothing was measured.",
+                "train it again, or load other weights",
+            )
+        results: list[AttackResult] = []
+        if unfinished is not None and resume and unfinished.exists():
+            results = unfinished.restore(examples)
+            output.say(f"Resumed after {', '.join(result.name for result in results)}.")
+        for stage in plan.stages[len(results) :]:
+            results.append(_run(runner, stage, examples))
+            if unfinished is not None:
+                unfinished.save(examples, results)
+        with_dummies = model.fold != "none"
+        legacy = legacy_2c_accuracy(runner, plan.legacy_attacks) if with_dummies else None
+        mass = examples.dummy_mass(runner, adaptive=plan.val is not None)
+        rejections = () if plan.val is None else rejection(runner, examples, plan.val)
+        sanity = check_sanity(runner, examples, plan.surrogate) if plan.sanity else ()
+    survivors = int(examples.right.sum())
     return RobustnessReport(
         weights_digest=subject.weights_digest,
         dataset=subject.dataset,
         split=subject.split,
+        artefact=subject.artefact,
         examples=len(data),
         norm=threat_model.norm,
         eps=threat_model.eps,
         seed=seed,
-        clean_accuracy=int(clean.sum()) / len(data),
+        clean_accuracy=int(examples.clean.sum()) / len(data),
         worst_case_accuracy=survivors / len(data),
         worst_case_interval=wilson(survivors, len(data)),
         legacy_2c_accuracy=legacy,
-        dummy_mass=detector.result(clean),
-        per_class=_per_class(subject.labels, data.labels, clean, right),
+        legacy_attacks=plan.legacy_attacks if with_dummies else (),
+        dummy_mass=mass,
+        rejection=rejections,
+        sanity=sanity,
+        per_class=_per_class(subject.labels, data.labels, examples.clean, examples.right),
         attacks=tuple(results),
+        seconds=round(time.monotonic() - started, 2),
         versions={
             "ducat-serve": __version__,
             "torch": torch.__version__,
@@ -98,77 +144,55 @@ def evaluate(
     )
 
 
-def legacy_2c_accuracy(
-    model: Deployed, data: DeviceSplit, ball: Ball, *, seed: int, batch_size: int, output: Output
-) -> float:
-    """The paper's own measure: APGD-CE on raw 2C logits against y, then recovery. Not a robustness claim.
-
-    The attack takes a win of y's own dummy for a success and stops there; recovery reads it as correct.
-    """
-    unaware = Deployed(model.classifier, "none")
-    attack = build_stage("apgd-ce", "none", 2 * model(data.images[:1].float() / 255).shape[1]).attack
-    recovered = 0
-    with output.progress("legacy 2C (non-adaptive)", len(data)) as advance:
-        for start in range(0, len(data), batch_size):
-            images = data.images[start : start + batch_size].float() / 255
-            labels = data.labels[start : start + batch_size]
-            generator = stream(seed, "legacy", start, device=labels.device)
-            adversarial = attack(unaware, images, labels, ball, generator)
-            with torch.no_grad():
-                recovered += int((recover(model.classifier(adversarial)) == labels).sum())
-            advance(len(labels))
-    return recovered / len(data)
-
-
-def require_deployed(model: Deployed, data: DeviceSplit, subject: Subject) -> None:
-    """Raise UsageError unless the model maps images to C logits and every label is one of C."""
+def require_measurable(
+    model: Deployed, data: DeviceSplit, subject: Subject, threat_model: ThreatModel
+) -> None:
+    """Raise UsageError for what `evaluate` must refuse."""
     classes = len(subject.labels)
-    with frozen(model), torch.no_grad():
-        width = model(data.images[:1].float() / 255).shape[1]
-    if width != classes:
+    if any(module.training for module in model.modules()):
+        raise UsageError("The model is in train mode; what is deployed is in eval mode.", "call model.eval()")
+    with torch.no_grad():
+        logits = model(to_pixels(data.images[:1]))
+    if logits.shape[1] != classes:
         raise UsageError(
-            f"Only the deployed function may be evaluated: {classes} logits, but this model returns {width}. "
+            f"Only the deployed function may be evaluated: {classes} logits, but this model returns {logits.shape[1]}. "
             "Attacks on raw 2C logits say nothing about what is deployed.",
             "load the model with ducat_serve.load(path), which folds the dummies",
         )
     if not (int(data.labels.min()) >= 0 and int(data.labels.max()) < classes):
-        raise UsageError(f"Labels must be 0 to {classes - 1}, found {int(data.labels.max())}.")
+        outside = data.labels[(data.labels < 0) | (data.labels >= classes)][0]
+        raise UsageError(f"Labels must be 0 to {classes - 1}, found {int(outside)}.")
+    if len(data) < classes:
+        raise UsageError(
+            f"{len(data)} images for {classes} classes say too little.", f"take at least {classes} images"
+        )
+    largest = largest_eps(threat_model.norm, math.prod(data.images.shape[1:]))
+    if threat_model.eps > largest:
+        raise UsageError(
+            f"eps {threat_model.eps:g} in {threat_model.norm} is larger than any difference of two images "
+            f"({largest:g}); it is in pixels of [0, 1].",
+            "write 8/255 for eight grey levels",
+        )
 
 
-def _run(
-    stage: Stage,
-    model: Deployed,
-    data: DeviceSplit,
-    right: Tensor,
-    detector: Detector,
-    ball: Ball,
-    *,
-    seed: int,
-    batch_size: int,
-    output: Output,
-) -> AttackResult:
-    """Run one attack on what is still right, and mark in ``right`` what no longer is."""
-    attacked = right.nonzero().squeeze(1)
+def _run(runner: Runner, stage: Stage, examples: Examples) -> AttackResult:
+    """Run one attack on what is still right, and mark what no longer is."""
+    index = examples.right.nonzero().squeeze(1)
     started = time.monotonic()
-    with output.progress(stage.name, len(attacked)) as advance:
-        for start in range(0, len(attacked), batch_size):
-            index = attacked[start : start + batch_size]
-            images, labels = data.images[index].float() / 255, data.labels[index]
-            generator = stream(seed, stage.name, start, device=labels.device)
-            adversarial = stage.attack(model, images, labels, ball, generator)
-            right[index] = _correct(model, adversarial, labels)
-            detector.saw(index, adversarial)
-            advance(len(index))
-    left, seconds = int(right.sum()), time.monotonic() - started
-    output.say(
-        f"{stage.name:<14} attacked {len(attacked):>5}, worst case now {left / len(data):.1%}  ({seconds:.0f} s)"
+    with counted(runner.model.classifier) as effort:
+        runner.attack(stage.name, stage.attack, index, misclassified(runner.model.fold), examples.saw)
+    left, seconds, total = int(examples.right.sum()), time.monotonic() - started, len(runner.data)
+    runner.output.say(
+        f"{stage.name:<14} attacked {len(index):>5}, worst case now {left / total:.1%}  ({seconds:.0f} s)"
     )
     return AttackResult(
         name=stage.name,
         settings=stage.settings,
-        examples=len(attacked),
-        accuracy=left / len(attacked) if len(attacked) else 0.0,
-        worst_case_accuracy=left / len(data),
+        examples=len(index),
+        accuracy=left / len(index) if len(index) else 0.0,
+        worst_case_accuracy=left / total,
+        gradient_steps=effort.gradient_steps,
+        forward_passes=effort.forward_passes,
         seconds=round(seconds, 2),
     )
 
@@ -189,8 +213,3 @@ def _per_class(
             )
         )
     return tuple(results)
-
-
-@torch.no_grad()
-def _correct(model: Deployed, images: Tensor, labels: Tensor) -> Tensor:
-    return right_decision(model(images), labels)

@@ -1,37 +1,34 @@
 """The attacks of an evaluation by name, and the suites made of them: cheap ones first.
 
-Every stage attacks and is judged on the deployed function. What knows the dummies: `apgd-lse`, `pair-margin-*`
-and `targeted`; a model without dummies has one margin stage in their place.
+Every stage attacks and is judged on the deployed function. What knows the dummies: `apgd-lse`, `pair-margin-*`,
+`targeted` and `square-warm`; a model without dummies has one margin stage in place of three.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ducat_serve.deployed import Deployed
-from ducat_serve.errors import unknown_name
+from ducat_serve.errors import UsageError, unknown_name
 from ducat_serve.spec import Fold
 from training.attacks import losses
 from training.attacks.apgd import apgd
 from training.attacks.ball import Ball
+from training.attacks.criteria import Criterion
+from training.attacks.diversified import diversified_square
 from training.attacks.pgd import pgd
+from training.attacks.reference import autoattack
+from training.attacks.search import Attack
 from training.attacks.square import square
 from training.attacks.targeted import apgd_targeted
+from training.attacks.transfer import transfer
 
 Settings = dict[str, int | float | str]
-
-
-class Attack(Protocol):
-    """Looks for images in the ball that the deployed function gets wrong."""
-
-    def __call__(
-        self, model: Deployed, images: Tensor, labels: Tensor, ball: Ball, generator: torch.Generator
-    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -43,49 +40,64 @@ class Stage:
     attack: Attack
 
 
-def suite(name: str, fold: Fold, num_classes: int) -> list[Stage]:
+@dataclass(frozen=True)
+class Target:
+    """What the stages need to know of the model that they are made for."""
+
+    fold: Fold
+    num_classes: int
+    surrogate: Deployed | None = None  # the model's own pre-dummy weights, or the checkpoint of an export
+
+
+def suite(name: str, target: Target) -> list[Stage]:
     """The stages of a suite for a model. Raises UsageError for an unknown name."""
     if name not in SUITES:
         raise unknown_name("suite", name, SUITES)
-    return [stage(attack, fold, num_classes) for attack in SUITES[name] if _applies(attack, fold)]
+    return [stage(attack, target) for attack in SUITES[name] if _applies(attack, target)]
 
 
-def stage(name: str, fold: Fold, num_classes: int) -> Stage:
-    """One stage by name. Raises UsageError for an unknown name."""
+def stage(name: str, target: Target) -> Stage:
+    """One stage by name. Raises UsageError for an unknown name, or `transfer` without a surrogate."""
     if name not in ATTACKS:
         raise unknown_name("attack", name, ATTACKS)
-    return ATTACKS[name](fold, num_classes)
+    return ATTACKS[name](target)
 
 
-def _pgd(_fold: Fold, _classes: int, steps: int = 20) -> Stage:
+def _pgd(_target: Target) -> Stage:
     def attack(
-        model: Deployed, images: Tensor, labels: Tensor, ball: Ball, generator: torch.Generator
+        model: Deployed,
+        images: Tensor,
+        labels: Tensor,
+        ball: Ball,
+        criterion: Criterion,
+        *,
+        generator: torch.Generator,
     ) -> Tensor:
-        return pgd(model, images, labels, ball, steps=steps, step_size=ball.eps / 4, generator=generator)
+        size = ball.eps / 4
+        return pgd(model, images, labels, ball, criterion, steps=20, step_size=size, generator=generator)
 
-    return Stage("pgd", {"loss": "cross entropy of the deployed logits", "steps": steps}, attack)
+    return Stage("pgd", {"loss": "cross entropy of the deployed logits", "steps": 20}, attack)
 
 
-def _apgd(name: str, loss: Callable[[Fold], losses.Loss], what: str) -> Callable[[Fold, int], Stage]:
-    def build(fold: Fold, _classes: int, steps: int = 100) -> Stage:
-        def attack(
-            model: Deployed, images: Tensor, labels: Tensor, ball: Ball, generator: torch.Generator
-        ) -> Tensor:
-            return apgd(model, images, labels, ball, loss(fold), steps=steps, generator=generator)
-
-        return Stage(name, {"loss": what, "steps": steps}, attack)
+def _apgd(
+    name: str, loss: Callable[[Fold], losses.Loss], what: str, steps: int = 100
+) -> Callable[[Target], Stage]:
+    def build(target: Target) -> Stage:
+        return Stage(name, {"loss": what, "steps": steps}, partial(apgd, loss=loss(target.fold), steps=steps))
 
     return build
 
 
-def _dlr(fold: Fold, num_classes: int) -> Stage:
-    if num_classes < 4:  # its denominator is the gap to the third logit, which means little among so few
-        what = f"margin (DLR needs 4 classes, the model has {num_classes})"
-        return _apgd("apgd-dlr", losses.margin, what)(fold, num_classes)
-    return _apgd("apgd-dlr", losses.dlr, "DLR of the deployed logits")(fold, num_classes)
+def _dlr(target: Target) -> Stage:
+    if (
+        target.num_classes < 4
+    ):  # its denominator is the gap to the third logit, which means little among so few
+        what = f"margin (DLR needs 4 classes, the model has {target.num_classes})"
+        return _apgd("apgd-dlr", losses.margin, what)(target)
+    return _apgd("apgd-dlr", losses.dlr, "DLR of the deployed logits")(target)
 
 
-def _pair_margin(temperature: float) -> Callable[[Fold, int], Stage]:
+def _pair_margin(temperature: float) -> Callable[[Target], Stage]:
     return _apgd(
         f"pair-margin-{temperature:g}",
         lambda fold: losses.pair_margin(fold, temperature),
@@ -93,31 +105,39 @@ def _pair_margin(temperature: float) -> Callable[[Fold, int], Stage]:
     )
 
 
-def _targeted(fold: Fold, num_classes: int, steps: int = 100) -> Stage:
-    if num_classes < 4:
-        return _apgd("targeted", losses.margin, f"margin (targeted DLR needs 4 classes, not {num_classes})")(
-            fold, num_classes
+def _targeted(target: Target, steps: int = 50) -> Stage:
+    if target.num_classes < 4:
+        what = f"margin (targeted DLR needs 4 classes, not {target.num_classes})"
+        return _apgd("targeted", losses.margin, what)(target)
+    where = "t" if target.fold == "none" else "t and t + C"
+    settings: Settings = {"loss": f"targeted DLR at {where}", "steps": steps}
+    return Stage("targeted", settings, partial(apgd_targeted, steps=steps))
+
+
+def _transfer(target: Target, steps: int = 100) -> Stage:
+    if target.surrogate is None:
+        raise UsageError(
+            "The transfer attack needs pre_dummy.safetensors beside the model, and there is none.",
+            "choose other attacks, or evaluate the run folder of a model with dummies",
         )
-
-    def attack(
-        model: Deployed, images: Tensor, labels: Tensor, ball: Ball, generator: torch.Generator
-    ) -> Tensor:
-        return apgd_targeted(model, images, labels, ball, steps=steps, generator=generator)
-
-    where = "t" if fold == "none" else "t and t + C"
-    return Stage("targeted", {"loss": f"targeted DLR at {where}", "steps": steps}, attack)
+    settings: Settings = {"loss": "cross entropy and margin of the surrogate", "steps": steps}
+    return Stage("transfer", settings, partial(transfer, surrogate=target.surrogate, steps=steps))
 
 
-def _square(_fold: Fold, _classes: int, queries: int = 1000) -> Stage:
-    def attack(
-        model: Deployed, images: Tensor, labels: Tensor, ball: Ball, generator: torch.Generator
-    ) -> Tensor:
-        return square(model, images, labels, ball, queries=queries, generator=generator)
-
-    return Stage("square", {"loss": "margin, scores only", "queries": queries}, attack)
+def _square_warm(_target: Target) -> Stage:
+    settings: Settings = {"restarts": 9, "steps": 25, "queries": 1000}
+    return Stage("square-warm", settings, partial(diversified_square, restarts=9, steps=25, queries=1000))
 
 
-ATTACKS: dict[str, Callable[[Fold, int], Stage]] = {
+def _square(_target: Target) -> Stage:
+    return Stage("square", {"loss": "margin, scores only", "queries": 1000}, partial(square, queries=1000))
+
+
+def _autoattack(_target: Target) -> Stage:
+    return Stage("autoattack", {"version": "standard", "implementation": "pyautoattack"}, autoattack)
+
+
+ATTACKS: dict[str, Callable[[Target], Stage]] = {
     "pgd": _pgd,
     "apgd-ce": _apgd("apgd-ce", losses.cross_entropy, "cross entropy of the deployed logits"),
     "apgd-dlr": _dlr,
@@ -126,29 +146,41 @@ ATTACKS: dict[str, Callable[[Fold, int], Stage]] = {
     "pair-margin-1": _pair_margin(1),
     "pair-margin-4": _pair_margin(4),
     "targeted": _targeted,
+    "square-warm": _square_warm,
+    "transfer": _transfer,
+    "autoattack": _autoattack,
     "square": _square,
 }
 
+_STANDARD = (
+    "pgd",
+    "apgd-ce",
+    "apgd-dlr",
+    "apgd-lse",
+    "pair-margin-0",
+    "pair-margin-1",
+    "pair-margin-4",
+    "targeted",
+    "transfer",
+    "square-warm",
+)
+
 SUITES: dict[str, tuple[str, ...]] = {
     "quick": ("pgd", "apgd-ce", "pair-margin-1"),
-    "standard": (
-        "pgd",
-        "apgd-ce",
-        "apgd-dlr",
-        "apgd-lse",
-        "pair-margin-0",
-        "pair-margin-1",
-        "pair-margin-4",
-        "targeted",
-        "square",
-    ),
+    "standard": _STANDARD,
+    "full": (*_STANDARD, "autoattack", "square"),
 }
+
+# What needs no gradient of the model itself: all that an exported file can be attacked with
+BLACK_BOX = ("transfer", "square")
 
 _NEED_DUMMIES = {"apgd-lse", "pair-margin-0", "pair-margin-4"}
 
 
-def _applies(name: str, fold: Fold) -> bool:
+def _applies(name: str, target: Target) -> bool:
     """apgd-lse equals apgd-ce for an lse-fold, and without dummies all pair margins are one and the same."""
-    if fold == "none":
+    if name == "transfer":
+        return target.surrogate is not None
+    if target.fold == "none":
         return name not in _NEED_DUMMIES
-    return not (name == "apgd-lse" and fold == "lse")
+    return not (name == "apgd-lse" and target.fold == "lse")

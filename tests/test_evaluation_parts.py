@@ -1,0 +1,335 @@
+"""Resuming, shrinking batches, counting, and the studies beside the worst case."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ducat_serve.cli.main import run
+from ducat_serve.deployed import Deployed, load
+from ducat_serve.errors import DataError, UsageError
+from ducat_serve.output import Output
+from ducat_serve.report import RobustnessReport
+from ducat_serve.spec import ThreatModel
+from training.attacks.ball import Ball
+from training.batches import DeviceSplit
+from training.data import load_dataset
+from training.data.cache import Split
+from training.evaluation import evaluate as evaluate_module
+from training.evaluation.effort import Batches, counted
+from training.evaluation.evaluate import Plan, Subject, evaluate
+from training.evaluation.legacy import legacy_2c_accuracy
+from training.evaluation.runner import Runner
+from training.evaluation.stages import Stage, Target, stage
+from training.evaluation.unfinished import Unfinished
+
+THREAT = ThreatModel(norm="linf", eps=0.1)
+
+
+@pytest.fixture(scope="module")
+def few(run_folder: Path) -> DeviceSplit:
+    del run_folder  # only so that the data set is decoded
+    test = load_dataset("digits").test
+    return DeviceSplit.of(Split(test.images[:80], test.labels[:80]), torch.device("cpu"))
+
+
+def measure(
+    model: Deployed, data: DeviceSplit, plan: Plan, *, threat: ThreatModel = THREAT, **more: object
+) -> RobustnessReport:
+    with torch.no_grad():
+        width = model(data.images[:1].float() / 255).shape[1]
+    subject = Subject("digest", "test", "test", tuple(str(i) for i in range(width)))
+    more = {"seed": 0, "batch_size": 32, "output": Output(), **more}
+    return evaluate(model, data, subject, threat, plan, **more)  # type: ignore[arg-type]
+
+
+# --- resuming -------------------------------------------------------------------------------------------------
+
+
+def stages_for(model: Deployed, *names: str) -> tuple[Stage, ...]:
+    return tuple(stage(name, Target(model.fold, 10)) for name in names)
+
+
+def test_a_resumed_evaluation_repeats_no_attack_and_gives_the_same_report(
+    checkpoint: Path, few: DeviceSplit, tmp_path: Path
+) -> None:
+    model = load(checkpoint).module
+    assert isinstance(model, Deployed)
+    pgd, ce, square = stages_for(model, "pgd", "apgd-ce", "square")
+    whole = measure(model, few, Plan((pgd, ce, square)))
+
+    def interrupt(*_args: object, **_kwargs: object) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    def forbidden(*_args: object, **_kwargs: object) -> torch.Tensor:
+        raise AssertionError("this attack was finished before")
+
+    unfinished = Unfinished(tmp_path / "partial.safetensors", {"seed": 0})
+    with pytest.raises(KeyboardInterrupt):
+        measure(
+            model, few, Plan((pgd, ce, Stage("square", square.settings, interrupt))), unfinished=unfinished
+        )
+    done = Plan((Stage("pgd", pgd.settings, forbidden), Stage("apgd-ce", ce.settings, forbidden), square))
+    resumed = measure(model, few, done, unfinished=unfinished, resume=True)
+
+    def without_seconds(report: RobustnessReport) -> dict[str, object]:
+        body = report.model_dump()
+        body.pop("seconds")
+        for attack in body["attacks"]:
+            attack.pop("seconds")
+        return body
+
+    assert without_seconds(resumed) == without_seconds(whole)
+
+
+def test_what_cannot_be_resumed_is_left_alone(checkpoint: Path, few: DeviceSplit, tmp_path: Path) -> None:
+    model = load(checkpoint).module
+    path = tmp_path / "partial.safetensors"
+    plan = Plan(stages_for(model, "pgd"))  # type: ignore[arg-type]
+    measure(model, few, plan, unfinished=Unfinished(path, {"seed": 0, "eps": 1}))  # type: ignore[arg-type]
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match="eps, seed changed"):
+        measure(model, few, plan, unfinished=Unfinished(path, {"seed": 1, "eps": 2}), resume=True)  # type: ignore[arg-type]
+    assert path.read_bytes() == before
+    for damaged in (before[:50], b"not a file of ours at all", b""):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match="damaged"):
+            measure(model, few, plan, unfinished=Unfinished(path, {"seed": 0, "eps": 1}), resume=True)  # type: ignore[arg-type]
+
+
+def test_interrupt_and_resume_on_the_command_line(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first attack is kept; the second is where Ctrl-C comes; the checkpoint is not touched by either."""
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    command = ["evaluate", str(folder), "--attack", "pgd", "--attack", "apgd-ce", "--max-examples", "40"]
+    before = (folder / "model.safetensors").read_bytes()
+    real = evaluate_module._run
+    seen: list[str] = []
+
+    def stops(runner, each, examples):  # type: ignore[no-untyped-def]
+        seen.append(each.name)
+        if seen == ["pgd", "apgd-ce"]:
+            raise KeyboardInterrupt
+        return real(runner, each, examples)
+
+    monkeypatch.setattr(evaluate_module, "_run", stops)
+    assert run(command) == 130
+    assert "--resume" in capsys.readouterr().err
+    assert (folder / "evaluation.partial.safetensors").is_file()
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert run([*command, "--seed", "5", "--resume"]) == 2
+    assert "data, seed changed" in capsys.readouterr().err
+    assert run([*command, "--resume"]) == 0
+    assert seen == ["pgd", "apgd-ce", "apgd-ce"]
+    assert not (folder / "evaluation.partial.safetensors").exists()
+
+
+# --- memory and effort ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["cuda", "cpu"])
+def test_out_of_memory_halves_the_batch_and_misses_nobody(how: str) -> None:
+    seen: list[int] = []
+    tried: list[int] = []
+
+    def work(_start: int, batch: torch.Tensor) -> None:
+        tried.append(len(batch))
+        if len(batch) > 6:
+            if how == "cuda":
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            torch.empty(1 << 62, dtype=torch.uint8)  # the CPU allocator's own error
+        seen.extend(batch.tolist())
+
+    batches = Batches(16, Output())
+    batches.over(torch.arange(40), work)
+    assert seen == list(range(40))
+    assert tried[:3] == [16, 8, 4]
+    assert batches.size == 4
+
+
+def test_other_errors_and_a_single_image_that_does_not_fit_are_raised() -> None:
+    def fails(_start: int, batch: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError(f"{len(batch)} images")
+
+    with pytest.raises(torch.OutOfMemoryError, match="1 images"):
+        Batches(8, Output()).over(torch.arange(8), fails)
+
+    def wrong(_start: int, _batch: torch.Tensor) -> None:
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        Batches(8, Output()).over(torch.arange(8), wrong)
+
+
+def test_effort_is_what_was_really_asked() -> None:
+    """A model that is never fooled: PGD of 20 steps is 20 gradients, and 2 looks without one, per image."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    with torch.no_grad():
+        network[1].bias.copy_(torch.tensor([1e3, 0.0, 0.0]))
+    model = Deployed(network, "none").eval()  # type: ignore[arg-type]
+    data = DeviceSplit(torch.full((5, 3, 2, 2), 128, dtype=torch.uint8), torch.zeros(5, dtype=torch.long))
+    report = measure(
+        model, data, Plan((stage("pgd", Target("none", 3)), stage("square", Target("none", 3))), sanity=False)
+    )
+    pgd, square = report.attacks
+    # the images that came without a gradient: the clean look, the last look, and the evaluator's own
+    assert (pgd.gradient_steps, pgd.forward_passes) == (5 * 20, 5 * 3)
+    assert (square.gradient_steps, square.forward_passes) == (0, 5 * 1001)
+    with counted(model.classifier) as effort:
+        model(torch.rand(4, 3, 2, 2))
+    assert effort.forward_passes == 4
+    model(torch.rand(4, 3, 2, 2))
+    assert effort.forward_passes == 4  # the hook is gone
+
+
+# --- sanity checks --------------------------------------------------------------------------------------------
+
+
+class Steps(nn.Module):
+    """A linear classifier behind a staircase: no gradient anywhere, and easy to fool all the same."""
+
+    def __init__(self, masked: bool) -> None:
+        super().__init__()
+        self.masked = masked
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        level = images.mean(dim=(1, 2, 3))
+        if self.masked:
+            level = (level * 1000).round() / 1000 + 0 * level
+        return torch.stack([level - 0.45, 0.45 - level], dim=1)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_masked_gradients_are_called_out(masked: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    grey = torch.full((40, 3, 4, 4), 128, dtype=torch.uint8)
+    data = DeviceSplit(grey, torch.zeros(40, dtype=torch.long))
+    model = Deployed(Steps(masked), "none").eval()  # type: ignore[arg-type]
+    report = measure(model, data, Plan((stage("pgd", Target("none", 2)),)))
+    failed = {check.name for check in report.failed_checks}
+    assert ("gradient masking suspected" in report.summary()) == masked
+    assert ("scores are weaker than gradients" in failed) == masked
+    assert ("a large eps leaves nothing" in failed) == masked
+    assert len(report.sanity) == 4  # no surrogate, no check of transfer
+    if not masked:
+        assert failed == set()
+
+
+def test_transfer_that_beats_white_box_is_called_out() -> None:
+    grey = torch.full((40, 3, 4, 4), 128, dtype=torch.uint8)
+    data = DeviceSplit(grey, torch.zeros(40, dtype=torch.long))
+    surrogate = Deployed(Steps(False), "none").eval()  # type: ignore[arg-type]
+    model = Deployed(Steps(True), "none").eval()  # type: ignore[arg-type]
+    report = measure(model, data, Plan((stage("pgd", Target("none", 2)),), surrogate=surrogate))
+    check = next(c for c in report.sanity if c.name == "transfer is weaker than white-box")
+    assert not check.passed
+    assert check.figures["transfer"] == 0
+
+
+# --- dummy mass and rejection ---------------------------------------------------------------------------------
+
+
+class TwoRoads(nn.Module):
+    """Wrong as soon as the image is bright enough. The red channel alone raises dummy mass.
+
+    An attack that does not care brightens all channels and gives itself away; one that does leaves red alone.
+    """
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        red, green = images[:, 0].mean(dim=(1, 2)), images[:, 1].mean(dim=(1, 2))
+        right = 0.06 - (green - 0.5) - 2 * (red - 0.5)
+        dummy = -4 + 60 * (red - 0.5)
+        zero = torch.zeros_like(red)
+        return torch.stack([right, zero, zero - 9, dummy], dim=1)
+
+
+def two_roads(count: int) -> tuple[Deployed, DeviceSplit]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.full((count, 3, 2, 2), 128, dtype=torch.uint8)
+    images[:, 0] += torch.randint(-3, 4, (count, 1, 1), generator=generator).to(torch.uint8)
+    model = Deployed(TwoRoads(), "max").eval()  # type: ignore[arg-type]
+    return model, DeviceSplit(images, torch.zeros(count, dtype=torch.long))
+
+
+def test_dummy_mass_detects_only_those_who_do_not_hide() -> None:
+    model, data = two_roads(60)
+
+    def brighten(model, images, labels, ball, criterion, *, generator):  # type: ignore[no-untyped-def]
+        return images + 0.09
+
+    plan = Plan((Stage("brighten", {}, brighten),), sanity=False, val=data)
+    report = measure(model, data, plan)
+    mass = report.dummy_mass
+    assert report.clean_accuracy == 1
+    assert report.worst_case_accuracy == 0
+    assert mass is not None
+    assert mass.auroc == 1.0
+    assert mass.auroc_adaptive is not None
+    assert mass.auroc_adaptive < 0.5
+    clean_red = data.images[:, 0, 0, 0].double() / 255
+    dummies = np.exp(-9) + np.exp(-4 + 60 * (clean_red.numpy() - 0.5))
+    right = np.exp(0.06 - (128 / 255 - 0.5) - 2 * (clean_red.numpy() - 0.5))
+    assert mass.clean_mean == pytest.approx((dummies / (dummies + 1 + right)).mean(), rel=1e-4)
+
+    by = {(r.score, r.flagged_val): r for r in report.rejection}
+    assert set(by) == {(s, f) for s in ("dummy_mass", "confidence") for f in (0.01, 0.05, 0.10)}
+    for result in report.rejection:
+        assert result.flagged_clean <= result.flagged_val + 1e-9  # val and test are the same images here
+        assert result.correct_or_flagged_clean == 1.0
+    assert by["dummy_mass", 0.05].correct_or_flagged < 0.2  # the detector that looked perfect
+
+
+def test_flagging_keeps_what_an_attack_cannot_hide() -> None:
+    """Dummy mass rises with the same brightness that fools the model: every fooling image is flagged."""
+
+    class OneRoad(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            level = images.mean(dim=(1, 2, 3))
+            zero = torch.zeros_like(level)
+            return torch.stack([0.06 - (level - 0.5), zero, zero - 9, -4 + 60 * (level - 0.5)], 1)
+
+    _, data = two_roads(60)
+    model = Deployed(OneRoad(), "max").eval()  # type: ignore[arg-type]
+    plan = Plan((stage("pgd", Target("max", 2)),), sanity=False, val=data)
+    report = measure(model, data, plan)
+    assert report.worst_case_accuracy == 0
+    by = {(r.score, r.flagged_val): r for r in report.rejection}
+    assert by["dummy_mass", 0.10].correct_or_flagged == 1.0
+
+
+# --- the legacy measure ---------------------------------------------------------------------------------------
+
+
+def test_legacy_stops_at_the_labels_own_dummy() -> None:
+    """Darker: the own dummy wins, which recovery forgives. Brighter: really wrong. Raw gradients point to dark."""
+
+    class Sink(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            level = images.mean(dim=(1, 2, 3)) - 0.5
+            own = torch.full_like(level, 2.0)
+            return torch.stack([own, 1.9 + 1.1 * level, 1.9 - 40 * level, -9 + 0 * level], dim=1)
+
+    grey = torch.full((30, 3, 2, 2), 128, dtype=torch.uint8)
+    data = DeviceSplit(grey, torch.zeros(30, dtype=torch.long))
+    model = Deployed(Sink(), "max").eval()  # type: ignore[arg-type]
+    runner = Runner(model, data, Ball("linf", 0.1), 0, Batches(16, Output()), Output())
+    report = measure(model, data, Plan((stage("pair-margin-1", Target("max", 2)),), sanity=False))
+    assert report.worst_case_accuracy == 0
+    assert report.legacy_2c_accuracy == 1.0
+    assert legacy_2c_accuracy(runner, ("apgd-ce", "targeted", "square")) == 1.0
+
+
+def test_without_dummies_legacy_is_the_plain_accuracy_under_attack() -> None:
+    grey = torch.full((30, 3, 4, 4), 128, dtype=torch.uint8)
+    data = DeviceSplit(grey, torch.zeros(30, dtype=torch.long))
+    model = Deployed(Steps(False), "none").eval()  # type: ignore[arg-type]
+    near = Runner(model, data, Ball("linf", 0.1), 0, Batches(16, Output()), Output())
+    far = Runner(model, data, Ball("linf", 0.01), 0, Batches(16, Output()), Output())
+    assert legacy_2c_accuracy(near, ("apgd-ce",)) == 0.0
+    assert legacy_2c_accuracy(far, ("apgd-ce",)) == 1.0

@@ -1,0 +1,40 @@
+"""What counts as success: an object apart from the attack, so that one attack serves several questions.
+
+A criterion maps raw logits float [N, 2C] (or [N, C] for a model without dummies) and labels int64 [N] to bool [N].
+It looks through the fold, so a win of the label's own dummy is no success against the deployed function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ducat_serve.recovery import fold_logits
+from ducat_serve.spec import Fold
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+Suspicion = Callable[[Tensor], Tensor]  # raw logits [N, 2C] to [N]; higher is more suspicious
+
+
+def right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether the decision on C logits is the label, bool [N]. NaN decides nothing: wrong, never robust."""
+    return (logits.argmax(dim=1) == labels) & ~logits.isnan().any(dim=1)
+
+
+def misclassified(fold: Fold) -> Criterion:
+    """The deployed decision is not the label."""
+
+    def success(raw: Tensor, labels: Tensor) -> Tensor:
+        return ~right(fold_logits(raw, fold), labels)
+
+    return success
+
+
+def misclassified_unflagged(fold: Fold, suspicion: Suspicion, threshold: float) -> Criterion:
+    """The deployed decision is not the label, and ``suspicion`` is not above the threshold either."""
+
+    def success(raw: Tensor, labels: Tensor) -> Tensor:
+        return ~right(fold_logits(raw, fold), labels) & ~(suspicion(raw) > threshold)
+
+    return success

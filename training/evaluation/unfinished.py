@@ -1,0 +1,76 @@
+"""An interrupted evaluation on disk: kept after every attack, so that `--resume` goes on with the next one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor
+
+from ducat_serve import atomic
+from ducat_serve.errors import DataError, UsageError
+from ducat_serve.report import AttackResult
+from training.evaluation.examples import Examples
+
+_KEY = "ducat_evaluation"
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """The file of an evaluation that has not ended, and what that evaluation was asked to do.
+
+    ``request`` holds everything that decides the result: a resumed evaluation must have been asked the same.
+    """
+
+    path: Path
+    request: dict[str, Any]
+
+    def save(self, examples: Examples, results: list[AttackResult]) -> None:
+        """Write down what is known after an attack, atomically."""
+        document = {"request": self.request, "results": [result.model_dump() for result in results]}
+        metadata = {_KEY: json.dumps(document, sort_keys=True)}
+        atomic.write_bytes(self.path, serialise(_tensors(examples), metadata=metadata))
+
+    def restore(self, examples: Examples) -> list[AttackResult]:
+        """Put ``examples`` where the interrupted evaluation was; returns the results of its attacks.
+
+        Raises:
+            DataError: the file is damaged. UsageError: it belongs to another request; it is left alone.
+        """
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                document = json.loads((file.metadata() or {})[_KEY])
+                stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, KeyError, ValueError, OSError) as error:
+            raise DataError(
+                f"{self.path} is not an interrupted evaluation, or it is damaged.",
+                "run it again without --resume",
+            ) from error
+        wanted = json.loads(json.dumps(self.request))
+        if document["request"] != wanted:
+            changed = sorted(k for k in wanted if document["request"].get(k) != wanted[k])
+            raise UsageError(
+                f"The interrupted evaluation was another one: {', '.join(changed)} changed.",
+                "give the same options, or run it without --resume to start again",
+            )
+        for name, tensor in _tensors(examples).items():
+            tensor.copy_(stored[name].to(tensor.device))
+        return [AttackResult.model_validate(result) for result in document["results"]]
+
+    def exists(self) -> bool:
+        """Whether there is something to resume."""
+        return self.path.is_file()
+
+    def remove(self) -> None:
+        """The evaluation has ended."""
+        self.path.unlink(missing_ok=True)
+
+
+def _tensors(examples: Examples) -> dict[str, Tensor]:
+    """What changes while attacks run; the clean images are looked at again."""
+    fooling = {f"fooling.{name}": values for name, values in examples.fooling_suspicion.items()}
+    return {"right": examples.right, **fooling}
