@@ -10,6 +10,7 @@ import click
 from ducat_serve.cli.options import common, data_options
 from ducat_serve.errors import DucatError
 from ducat_serve.output import Output
+from ducat_serve.report import NOT_MEASURED
 from ducat_serve.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -40,16 +41,18 @@ def command(
     """Export MODEL (a model.safetensors or its run folder) to ONNX with C outputs.
 
     The fold from 2C to C logits is inside the graph. The file is compared with torch before it is kept;
-    where they differ the command exits with code 3 and leaves no file.
+    where they differ the command exits with code 3 and leaves no file. A model card (.md) goes beside it.
 
     \b
     Example:
       ducat export runs/digits/model.safetensors --onnx
     """
+    from ducat_serve.atomic import write_text
     from ducat_serve.checkpoint import checkpoint_path
     from ducat_serve.errors import missing_extra
 
     try:
+        from export.model_card import model_card
         from export.onnx_writer import export_onnx
     except ImportError as error:
         raise missing_extra(error.name or "onnx", "export") from error
@@ -58,7 +61,10 @@ def command(
     checkpoint = checkpoint_path(model)
     target = out or checkpoint.with_name("model.onnx")
     spec, parity = export_onnx(checkpoint, target, _real_images(checkpoint, dataset, data_dir, output))
+    card = target.with_suffix(".md")
+    write_text(card, model_card(spec, target.name))
     output.say(f"{target}: {target.stat().st_size:,} bytes, {spec.num_classes} classes, fold {spec.fold}.")
+    output.say(f"{card}: the model card" + (f" ({NOT_MEASURED})." if spec.robustness is None else "."))
     output.say(
         f"Parity with torch on {parity.images} images ({parity.real_images} real): "
         f"logits within {parity.max_logit_difference:.1e}, labels equal.\nNext: ducat serve {target}"
@@ -66,6 +72,7 @@ def command(
     output.result(
         {
             "model": str(target),
+            "model_card": str(card),
             "bytes": target.stat().st_size,
             "classes": spec.num_classes,
             "parity": {

@@ -17,6 +17,7 @@ from ducat_serve.errors import DucatError
 COMMANDS = {
     "train": "Train a robust classifier and write a run folder.",
     "evaluate": "Measure clean and robust accuracy of the deployed function.",
+    "compare": "Compare the measured robustness of models, with a plot.",
     "export": "Export a checkpoint to ONNX, checked against torch.",
     "predict": "Predict image files with a .onnx or .safetensors model.",
     "serve": "Serve a .onnx model over HTTP.",

@@ -1,0 +1,117 @@
+"""`ducat compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ducat_serve.cli.options import common
+from ducat_serve.output import Output
+from ducat_serve.report import MASKING, NOT_MEASURED
+
+if TYPE_CHECKING:
+    from ducat_serve.comparison import Candidate
+    from ducat_serve.spec import ModelSpec
+
+
+@click.command("compare")
+@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("compare"),
+    show_default=True,
+    help="The plot is written to OUT.png and OUT.svg.",
+)
+@common
+def command(models: tuple[Path, ...], out: Path, json: bool) -> None:
+    """Compare the measured robustness of MODELS (.safetensors, .onnx or run folders).
+
+    Nothing is measured anew: the reports are those that the files carry. Run `ducat evaluate` with the same
+    options on each of them before.
+
+    \b
+    Example:
+      ducat compare runs/off runs/paper runs/folded --out results/digits
+    """
+    from ducat_serve.comparison import differences, pareto_front, to_json
+    from ducat_serve.errors import missing_extra
+
+    output = Output(json)
+    candidates = _read(models)
+    front = pareto_front(candidates)
+    output.table(
+        "Measured on the deployed function",
+        ("model", "clean", "worst case, 95 %", "legacy*", "weights", "file", ""),
+        [_row(candidate, candidate in front) for candidate in candidates],
+    )
+    for candidate in candidates:
+        if candidate.report is None:
+            output.warn(f"{candidate.name}: {NOT_MEASURED}; run `ducat evaluate {candidate.path}`.")
+    if any(candidate.report and candidate.report.legacy_2c_accuracy for candidate in candidates):
+        output.say("* legacy 2C: non-adaptive, not a robustness claim.")
+    if any(candidate.report and candidate.report.failed_checks for candidate in candidates):
+        output.warn(f"masked?: {MASKING}; `ducat evaluate` says by which check.")
+    for what in differences(candidates):
+        output.warn(f"not comparable: the models were not measured with the same {what}.")
+    files: list[Path] = []
+    if any(candidate.report is not None for candidate in candidates):
+        try:
+            from training.evaluation.plot import plot_comparison
+        except ImportError as error:
+            raise missing_extra(error.name or "matplotlib", "train") from error
+        files = plot_comparison(candidates, out)
+        output.say(f"Plot: {', '.join(str(file) for file in files)}")
+    else:
+        output.warn("nothing to compare, so there is no plot.")
+    output.result({"models": to_json(candidates), "plots": [str(file) for file in files]})
+
+
+def _read(models: tuple[Path, ...]) -> list[Candidate]:
+    from ducat_serve.checkpoint import checkpoint_path, read_checkpoint
+    from ducat_serve.comparison import Candidate
+    from ducat_serve.predictor import Predictor
+
+    candidates = []
+    for name, given in zip(_names(models), models, strict=True):
+        path = checkpoint_path(given)
+        is_onnx = path.suffix == ".onnx"
+        spec = Predictor(path, device="cpu", threads=1).spec if is_onnx else read_checkpoint(path)[0]
+        candidates.append(Candidate(name, path, spec, _parameters(spec), path.stat().st_size))
+    return candidates
+
+
+def _parameters(spec: ModelSpec) -> int:
+    import torch
+
+    from ducat_serve.deployed import build_classifier
+
+    with torch.device("meta"):  # shapes only
+        return sum(parameter.numel() for parameter in build_classifier(spec).parameters())
+
+
+def _names(models: tuple[Path, ...]) -> list[str]:
+    """The run folder's name, or the whole path where that would not tell models apart."""
+    short = [path.resolve().name if path.is_dir() else path.resolve().parent.name for path in models]
+    return [str(path) if short.count(name) > 1 else name for path, name in zip(models, short, strict=True)]
+
+
+def _row(candidate: Candidate, is_best: bool) -> tuple[str, ...]:
+    report = candidate.report
+    size = (f"{candidate.parameters / 1e6:.2f} M", f"{candidate.bytes / 1e6:.1f} MB")
+    if report is None:
+        return (candidate.name, "?", "?", "", *size, "")
+    low, high = report.worst_case_interval
+    legacy = "" if report.legacy_2c_accuracy is None else f"{report.legacy_2c_accuracy:.1%}"
+    remarks = ["Pareto"] if is_best else []
+    remarks += ["masked?"] if report.failed_checks else []
+    return (
+        candidate.name,
+        f"{report.clean_accuracy:.1%}",
+        f"{report.worst_case_accuracy:.1%} ({100 * low:.1f}-{100 * high:.1f})",
+        legacy,
+        *size,
+        ", ".join(remarks),
+    )

@@ -1,0 +1,85 @@
+"""Models side by side: what each of them measured, and which are not beaten on both counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ducat_serve.report import RobustnessReport
+from ducat_serve.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One model of a comparison."""
+
+    name: str
+    path: Path
+    spec: ModelSpec
+    parameters: int
+    bytes: int
+
+    @property
+    def report(self) -> RobustnessReport | None:
+        return self.spec.robustness
+
+
+def pareto_front(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The measured models that no other beats in one of clean and worst-case accuracy without losing the other."""
+    measured = [c for c in candidates if c.report is not None]
+    return [c for c in measured if not any(_beats(other, c) for other in measured)]
+
+
+def differences(candidates: Sequence[Candidate]) -> list[str]:
+    """What was not the same when the models were measured, so that their numbers cannot be compared."""
+    reports = [c.report for c in candidates if c.report is not None]
+    if not reports:
+        return []
+    conditions: dict[str, set[Any]] = {
+        "data": {(r.dataset, r.split) for r in reports},
+        "number of images": {r.examples for r in reports},
+        "threat model": {(r.norm, r.eps) for r in reports},
+        "seed (which images)": {r.seed for r in reports},
+        "thoroughness": {_thoroughness(r) for r in reports},
+    }
+    return [name for name, values in conditions.items() if len(values) > 1]
+
+
+def to_json(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
+    """One entry per model; accuracies are null where robustness was not measured."""
+    front = {id(c) for c in pareto_front(candidates)}
+    return [
+        {
+            "name": c.name,
+            "file": str(c.path),
+            "clean_accuracy": c.report.clean_accuracy if c.report else None,
+            "worst_case_accuracy": c.report.worst_case_accuracy if c.report else None,
+            "worst_case_interval": list(c.report.worst_case_interval) if c.report else None,
+            "legacy_2c_accuracy": c.report.legacy_2c_accuracy if c.report else None,
+            "gradient_masking_suspected": bool(c.report.failed_checks) if c.report else None,
+            "pareto": id(c) in front,
+            "parameters": c.parameters,
+            "bytes": c.bytes,
+            "weights_digest": c.spec.weights_digest,
+        }
+        for c in candidates
+    ]
+
+
+def _thoroughness(report: RobustnessReport) -> str:
+    """Suites differ by model (one without dummies has fewer stages), so only what both could have run counts."""
+    names = {attack.name for attack in report.attacks}
+    return ", ".join(name for name in ("targeted", "square-warm", "autoattack") if name in names)
+
+
+def _beats(other: Candidate, mine: Candidate) -> bool:
+    a, b = other.report, mine.report
+    assert a is not None
+    assert b is not None
+    pairs = (
+        (a.clean_accuracy, b.clean_accuracy),
+        (a.worst_case_accuracy, b.worst_case_accuracy),
+    )
+    return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)

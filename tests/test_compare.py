@@ -1,0 +1,163 @@
+"""`ducat compare` and the model card: what was measured, side by side and in words."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from ducat_serve.checkpoint import read_checkpoint, read_spec, write_checkpoint
+from ducat_serve.cli.main import run
+from ducat_serve.comparison import Candidate, differences, pareto_front
+from ducat_serve.deployed import load
+from ducat_serve.report import RobustnessReport, SanityCheck
+from ducat_serve.spec import ModelSpec
+from export.model_card import model_card
+from training.evaluation.plot import plot_comparison
+
+
+def report(spec: ModelSpec, clean: float, worst: float, **more: Any) -> RobustnessReport:
+    values = {
+        "weights_digest": spec.weights_digest,
+        "dataset": "digits",
+        "split": "test",
+        "examples": 100,
+        "norm": "linf",
+        "eps": 0.1,
+        "seed": 0,
+        "clean_accuracy": clean,
+        "worst_case_accuracy": worst,
+        "worst_case_interval": (max(0.0, worst - 0.05), min(1.0, worst + 0.05)),
+        "per_class": (),
+        "attacks": (),
+        "versions": {},
+        **more,
+    }
+    return RobustnessReport.model_validate(values)
+
+
+def candidate(spec: ModelSpec, name: str, clean: float, worst: float, **more: Any) -> Candidate:
+    measured = spec.model_copy(update={"robustness": report(spec, clean, worst, **more)})
+    return Candidate(name, Path(name), measured, 1000, 4000)
+
+
+@pytest.fixture(scope="module")
+def spec(checkpoint: Path) -> ModelSpec:
+    return read_spec(checkpoint)
+
+
+def test_the_pareto_front_is_what_nobody_beats(spec: ModelSpec) -> None:
+    accuracies = {
+        "a": (0.9, 0.3),
+        "b": (0.8, 0.5),
+        "c": (0.8, 0.4),
+        "d": (0.7, 0.5),
+        "e": (0.6, 0.6),
+        "f": (0.6, 0.6),
+    }
+    candidates = [candidate(spec, name, *pair) for name, pair in accuracies.items()]
+    unmeasured = Candidate("g", Path("g"), spec.model_copy(update={"robustness": None}), 1, 1)
+    assert [c.name for c in pareto_front([*candidates, unmeasured])] == ["a", "b", "e", "f"]
+
+
+def test_what_was_measured_differently_is_named(spec: ModelSpec) -> None:
+    a = candidate(spec, "a", 0.9, 0.3)
+    assert differences([a, candidate(spec, "b", 0.8, 0.4)]) == []
+    other = candidate(spec, "c", 0.8, 0.4, examples=50, eps=0.2, dataset="cifar10", seed=1)
+    assert differences([a, other]) == ["data", "number of images", "threat model", "seed (which images)"]
+
+
+def test_the_plot_is_two_pictures_with_the_same_bytes_every_time(spec: ModelSpec, tmp_path: Path) -> None:
+    candidates = [
+        candidate(spec, "one", 0.9, 0.3, legacy_2c_accuracy=0.8),
+        candidate(spec, "two", 0.8, 0.5),
+    ]
+    first = [path.read_bytes() for path in plot_comparison(candidates, tmp_path / "a.b")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.b.png", "a.b.svg"]
+    assert first == [path.read_bytes() for path in plot_comparison(candidates, tmp_path / "again")]
+    with Image.open(tmp_path / "a.b.png") as picture:
+        assert picture.size == (1120, 800)
+        colours = picture.convert("RGB").getcolors(1 << 20)
+    assert colours is not None
+    assert {(0x1B, 0x6C, 0xA8), (0xC8, 0x55, 0x3D)} <= {colour for _, colour in colours}
+    assert b"<svg" in first[1]
+    with pytest.raises(ValueError, match="no model"):
+        plot_comparison([], tmp_path / "none")
+
+
+@pytest.fixture(scope="module")
+def measured(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder whose checkpoint carries a report, and its export."""
+    folder = tmp_path_factory.mktemp("measured") / "run"
+    shutil.copytree(run_folder, folder)
+    found, tensors = read_checkpoint(folder / "model.safetensors")
+    doubt = SanityCheck(name="n", expectation="noise is weaker", passed=False, figures={"noise": 0.1})
+    claims = report(found, 0.62, 0.17, legacy_2c_accuracy=0.2, sanity=(doubt,))
+    write_checkpoint(folder / "model.safetensors", tensors, found.model_copy(update={"robustness": claims}))
+    assert run(["export", str(folder)]) == 0
+    return folder
+
+
+def test_compare_on_the_command_line(
+    measured: Path, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = [str(measured), str(measured / "model.onnx"), str(run_folder)]
+    capsys.readouterr()
+    assert run(["compare", *models, "--out", str(tmp_path / "plot"), "--json"]) == 0
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    first, exported, unmeasured = document["models"]
+    assert (first["clean_accuracy"], first["worst_case_accuracy"]) == (0.62, 0.17)
+    assert first["parameters"] == sum(p.numel() for p in load(measured).parameters())
+    assert first["bytes"] == (measured / "model.safetensors").stat().st_size
+    assert exported["parameters"] == first["parameters"]
+    assert exported["worst_case_accuracy"] == 0.17
+    assert first["gradient_masking_suspected"] is True
+    assert unmeasured["worst_case_accuracy"] is None
+    assert document["plots"] == [str(tmp_path / "plot.png"), str(tmp_path / "plot.svg")]
+    assert all(Path(file).is_file() for file in document["plots"])
+    assert "robustness not measured; run `ducat evaluate" in captured.err
+    assert "not a robustness claim" in captured.err
+    assert "gradient masking suspected" in captured.err
+
+
+def test_compare_of_what_was_not_measured_or_is_not_there(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["compare", str(run_folder), "--out", str(tmp_path / "plot")]) == 0
+    assert "there is no plot" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert run(["compare", str(run_folder), str(tmp_path / "nowhere.safetensors")]) == 4
+    assert run(["compare"]) == 2
+
+
+def test_the_model_card_says_what_was_measured(measured: Path) -> None:
+    card = (measured / "model.md").read_text()
+    for words in (
+        "| clean | 62.0% |",
+        "**17.0%**",
+        "non-adaptive, not a robustness claim | 20.0% |",
+        "**Gradient masking suspected**: noise is weaker",
+        "linf 0.1 on 100 test images of digits",
+        "shorter side resized",
+        "DUCAT as published",
+    ):
+        assert words in card
+    assert str(measured.parent) not in card
+
+
+def test_the_model_card_says_where_nothing_was_measured(spec: ModelSpec) -> None:
+    assert "**Robustness not measured.**" in model_card(
+        spec.model_copy(update={"robustness": None}), "model.onnx"
+    )
+
+
+def test_inspect_and_the_service_pass_on_a_failed_check(
+    measured: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["inspect", str(measured / "model.onnx")]) == 0
+    assert "gradient masking suspected" in capsys.readouterr().err

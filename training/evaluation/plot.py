@@ -1,0 +1,104 @@
+"""Clean against worst-case accuracy of several models, as PNG and SVG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from ducat_serve import atomic
+from ducat_serve.comparison import Candidate, pareto_front
+from ducat_serve.pixels import format_size
+from training.evaluation.intervals import wilson
+
+_COLOURS = ("#1b6ca8", "#c8553d", "#4f7942", "#7b4b94", "#b8860b", "#2a9d8f", "#8d6e63", "#5c6770")
+
+
+def plot_comparison(candidates: Sequence[Candidate], stem: Path) -> list[Path]:
+    """Draw the models that were measured, with 95 % intervals and the Pareto front; the same bytes every time.
+
+    Returns the files written: ``stem`` with .png and .svg. Raises ValueError if no model was measured.
+    """
+    measured = [c for c in candidates if c.report is not None]
+    if not measured:
+        raise ValueError("no model was measured")
+    with mpl.rc_context({"svg.hashsalt": "ducat", "font.size": 10, "svg.fonttype": "path"}):
+        figure = Figure(figsize=(7, 5), layout="constrained")
+        axes = figure.add_subplot()
+        for number, candidate in enumerate(measured):
+            _point(axes, candidate, _COLOURS[number % len(_COLOURS)])
+        report = measured[0].report
+        assert report is not None
+        axes.set_xlabel("clean accuracy (%)")
+        axes.set_ylabel("worst-case accuracy of the deployed function (%)")
+        axes.set_title(
+            f"{report.dataset}, {report.norm} {format_size(report.eps)}, {report.examples} {report.split} images",
+            loc="left",
+        )
+        axes.grid(alpha=0.3)
+        axes.margins(0.15)
+        _front(axes, measured)
+        axes.legend(loc="best", frameon=False)
+        return [_save(figure, stem, "png"), _save(figure, stem, "svg")]
+
+
+def _point(axes, candidate: Candidate, colour: str) -> None:  # type: ignore[no-untyped-def]
+    report = candidate.report
+    assert report is not None
+    clean = wilson(round(report.clean_accuracy * report.examples), report.examples)
+    worst = report.worst_case_interval
+    x, y = 100 * report.clean_accuracy, 100 * report.worst_case_accuracy
+    axes.errorbar(
+        [x],
+        [y],
+        xerr=[[x - 100 * clean[0]], [100 * clean[1] - x]],
+        yerr=[[y - 100 * worst[0]], [100 * worst[1] - y]],
+        fmt="o",
+        color=colour,
+        capsize=3,
+        label=candidate.name,
+    )
+    if report.legacy_2c_accuracy is not None:
+        axes.plot([x], [100 * report.legacy_2c_accuracy], "x", color=colour, alpha=0.6)
+        axes.annotate(
+            "legacy 2C (not a claim)",
+            (x, 100 * report.legacy_2c_accuracy),
+            textcoords="offset points",
+            xytext=(6, -3),
+            fontsize=8,
+            color=colour,
+        )
+
+
+def _front(axes, measured: Sequence[Candidate]) -> None:  # type: ignore[no-untyped-def]
+    points = sorted(
+        (c.report.clean_accuracy, c.report.worst_case_accuracy)
+        for c in pareto_front(measured)
+        if c.report is not None
+    )
+    left, bottom = axes.get_xlim()[0], axes.get_ylim()[0]
+    axes.step(
+        [left, *(100 * x for x, _ in points), 100 * points[-1][0]],
+        [100 * points[0][1], *(100 * y for _, y in points), bottom],
+        where="pre",
+        linestyle="--",
+        color="#888888",
+        linewidth=1,
+        zorder=0,
+        label="Pareto front",
+        scalex=False,
+        scaley=False,
+    )
+
+
+def _save(figure: Figure, stem: Path, kind: str) -> Path:
+    target = stem.with_name(f"{stem.name}.{kind}")
+    buffer = io.BytesIO()
+    # Without dates and versions, so that the same reports give the same file.
+    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+    figure.savefig(buffer, format=kind, dpi=160, metadata=metadata)
+    atomic.write_bytes(target, buffer.getvalue())
+    return target
