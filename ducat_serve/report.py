@@ -11,6 +11,7 @@ from ducat_serve.pixels import format_size
 NOT_MEASURED = "robustness not measured"
 MASKING = "gradient masking suspected"
 
+Precision = Literal["float32", "float16"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -98,7 +99,8 @@ class RobustnessReport(BaseModel):
     ``worst_case_accuracy`` counts an image only if it is right on the clean image and under every attack.
     ``legacy_2c_accuracy`` is the measure of arXiv 2410.12671: the attack sees the raw 2C logits and recovery
     is applied afterwards. Non-adaptive, not a robustness claim; None for a model without dummies.
-    ``artefact`` is what was attacked: the checkpoint in torch, or an exported file, by its scores alone.
+    ``artefact`` is what was attacked: the checkpoint in torch, or an exported file, by its scores alone. A report
+    holds for one ``precision``: the same weights in another one are another function.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -122,6 +124,7 @@ class RobustnessReport(BaseModel):
     sanity: tuple[SanityCheck, ...] = ()
     rejection: tuple[Rejection, ...] = ()
     artefact: Literal["checkpoint", "onnx"] = "checkpoint"
+    precision: Precision = "float32"
     seconds: float = Field(default=0, ge=0)
     versions: dict[str, str]
 
@@ -133,6 +136,7 @@ class RobustnessReport(BaseModel):
     def summary(self) -> str:
         """One line for people."""
         attacks = ", ".join(attack.name for attack in self.attacks)
+        attacks += " (scores only)" if self.artefact == "onnx" else ""
         doubt = f"; {MASKING}" if self.failed_checks else ""
         return (
             f"{self.clean_accuracy:.1%} clean, {self.worst_case_accuracy:.1%} under {attacks} "

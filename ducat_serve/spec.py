@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from ducat_serve.errors import VerificationError
 from ducat_serve.pixels import format_size
-from ducat_serve.report import RobustnessReport
+from ducat_serve.report import Precision, RobustnessReport
 
 SCHEMA_VERSION = 1
 METADATA_KEY = "ducat"
@@ -48,7 +48,8 @@ class ModelSpec(BaseModel):
     """What a classifier is, how it was trained, and what was measured on it.
 
     ``fold`` names the map from 2C logits to C; ``"none"`` means that the network has C logits and no
-    dummies. ``weights_digest`` is the SHA-256 over names, shapes, types and bytes of all tensors.
+    dummies. ``precision`` is that of the network's arithmetic; head and fold are float32 in any case.
+    ``weights_digest`` is the SHA-256 over names, shapes, types and bytes of all tensors.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -63,6 +64,7 @@ class ModelSpec(BaseModel):
     fold: Fold
     threat_model: ThreatModel
     training: dict[str, JsonValue]
+    precision: Precision = "float32"
     robustness: RobustnessReport | None = None
     weights_digest: str
 
@@ -79,6 +81,8 @@ class ModelSpec(BaseModel):
             raise ValueError("normalisation does not have one value per channel")
         if self.robustness is not None and self.robustness.weights_digest != self.weights_digest:
             raise ValueError("the robustness report was measured on other weights")
+        if self.robustness is not None and self.robustness.precision != self.precision:
+            raise ValueError("the robustness report was measured in another precision")
         return self
 
     def to_json(self) -> str:

@@ -2,12 +2,50 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
 from ducat_serve.deployed import Classifier
 from ducat_serve.recovery import dummy_mass, fold_logits
+from ducat_serve.report import Precision
 from ducat_serve.spec import Fold
+
+
+class _Float32Head(nn.Module):
+    """The last layer in float32: in half precision logits tie, and ties decide differently before the fold."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.head(features.float())
+        return logits
+
+
+class _HalfBody(nn.Module):
+    """A network in float16 up to its head."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        head = copy.deepcopy(network.fc)
+        self.network = copy.deepcopy(network).half()
+        self.network.fc = _Float32Head(head)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images.half())
+        return logits
+
+
+def in_precision(classifier: Classifier, precision: Precision) -> Classifier:
+    """The classifier with its network's body in ``precision``; the original is left as it is."""
+    if precision == "float32":
+        return classifier
+    changed = copy.deepcopy(classifier)
+    changed.network = _HalfBody(changed.network)
+    return changed
 
 
 class DeployGraph(nn.Module):

@@ -18,7 +18,7 @@ _METHOD = {
 
 def model_card(spec: ModelSpec, name: str) -> str:
     """The card of the model file ``name``. No dates and no paths: the same spec gives the same text."""
-    recipe: Any = spec.training["recipe"]
+    recipe: Any = spec.training.get("recipe", {})
     height, width = spec.image_size
     sections = [
         f"# {name}",
@@ -27,9 +27,9 @@ def model_card(spec: ModelSpec, name: str) -> str:
         "## Robustness",
         *_robustness(spec),
         "## Training",
-        f"- Method: {_METHOD[recipe['ducat']]}\n- Data: {spec.training['data']}\n"
+        f"- Method: {_METHOD.get(recipe.get('ducat'), 'not recorded')}\n- Data: {spec.training.get('data')}\n"
         f"- Threat model in training: {spec.threat_model}\n"
-        f"- {recipe['epochs']} epochs, batch {recipe['batch_size']}, seed {recipe['seed']}",
+        f"- {recipe.get('epochs')} epochs, batch {recipe.get('batch_size')}, seed {recipe.get('seed')}",
         "## Use",
         f"- Input `images`: uint8 [batch, {height}, {width}, {spec.channels}]. {RESIZE_POLICY}\n"
         f"- Outputs: `logits` float32 [batch, {spec.num_classes}], `label` int64 [batch], "

@@ -16,9 +16,10 @@ from ducat_serve import atomic
 from ducat_serve.checkpoint import checkpoint_path, file_sha256
 from ducat_serve.deployed import load
 from ducat_serve.predictor import SOURCE_KEY
-from ducat_serve.sealed import seal
+from ducat_serve.report import Precision, RobustnessReport
+from ducat_serve.sealed import SEAL_KEY, read_sealed, seal
 from ducat_serve.spec import METADATA_KEY, ModelSpec
-from export.graph import DeployGraph
+from export.graph import DeployGraph, in_precision
 from export.parity import ParityReport, check_parity
 
 OPSET = 18
@@ -27,13 +28,18 @@ OUTPUTS = ("logits", "label", "dummy_mass")
 
 
 def export_onnx(
-    checkpoint: Path, target: Path, real: NDArray[np.uint8] | None = None
+    checkpoint: Path,
+    target: Path,
+    real: NDArray[np.uint8] | None = None,
+    precision: Precision = "float32",
 ) -> tuple[ModelSpec, ParityReport]:
     """Export a checkpoint, check the result against torch, and only then put it at ``target``.
 
     Args:
         checkpoint: `model.safetensors`, or the run folder that holds it.
         target: where `model.onnx` goes; it is replaced atomically, and only after the parity gate.
+        precision: of the network up to its head. In another one than float32 it is another function, so the
+            robustness report is dropped: it is measured again, not inherited.
         real: images of the model's data set for the gate, uint8 [N, H, W, channels].
 
     Returns the spec and what the gate measured.
@@ -45,12 +51,33 @@ def export_onnx(
     checkpoint = checkpoint_path(checkpoint)
     raw = load(checkpoint, folded=False)
     spec = raw.spec
-    graph = DeployGraph(raw.module, spec.fold).eval()  # type: ignore[arg-type]
+    if precision != spec.precision:
+        spec = spec.model_copy(update={"precision": precision, "robustness": None})
+    graph = DeployGraph(in_precision(raw.module, precision), spec.fold).eval()  # type: ignore[arg-type]
     model = seal(_serialise(graph, spec, file_sha256(checkpoint)))
     with atomic.replacing(target) as temporary:
         temporary.write_bytes(model)
         parity = check_parity(temporary, raw, real)
     return spec, parity
+
+
+def store_report(target: Path, report: RobustnessReport) -> None:
+    """Put a report that was measured on an exported file into that file, and seal it again.
+
+    Raises:
+        DataError, VerificationError: as `read_sealed` does, or the report belongs to other weights.
+    """
+    model = onnx.load_from_string(read_sealed(target))
+    kept = [entry for entry in model.metadata_props if entry.key != SEAL_KEY]
+    for entry in kept:
+        if entry.key == METADATA_KEY:
+            spec = ModelSpec.from_json(entry.value, str(target)).model_copy(update={"robustness": report})
+            entry.value = ModelSpec.from_json(spec.to_json(), str(target)).to_json()
+    entries = [(entry.key, entry.value) for entry in kept]
+    del model.metadata_props[:]
+    for key, value in entries:
+        model.metadata_props.add(key=key, value=value)
+    atomic.write_bytes(target, seal(model.SerializeToString(deterministic=True)))
 
 
 def _serialise(graph: DeployGraph, spec: ModelSpec, source_sha256: str) -> bytes:

@@ -206,6 +206,29 @@ def test_model_is_left_as_it_was() -> None:
     assert model[4].weight.requires_grad
 
 
+def test_weights_need_no_gradient_while_attacked() -> None:
+    """Their activations would be kept for nothing."""
+    needed: list[bool] = []
+
+    class Watching(nn.Linear):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            needed.append(self.weight.requires_grad)
+            return super().forward(images.flatten(1))
+
+    pgd(
+        plain(Watching(27, 3)),
+        torch.rand(2, 3, 3, 3),
+        torch.zeros(2, dtype=torch.long),
+        Ball("linf", 0.1),
+        WRONG,
+        steps=2,
+        step_size=0.05,
+        generator=stream(0, "t"),
+    )
+    assert needed
+    assert not any(needed)
+
+
 def test_modes_are_restored_after_an_error() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3))
     with pytest.raises(ZeroDivisionError), frozen(model):

@@ -10,7 +10,7 @@ import click
 
 from ducat_serve.cli.options import PIXEL_SIZE, common, data_options, device_option
 from ducat_serve.cli.report_table import show_report
-from ducat_serve.errors import InterruptedRun, UsageError, VerificationError
+from ducat_serve.errors import InterruptedRun, UsageError, VerificationError, missing_extra
 from ducat_serve.output import Output
 from ducat_serve.report import RobustnessReport
 from ducat_serve.spec import ModelSpec
@@ -115,8 +115,8 @@ def command(
     The attack is run on the deployed function, the one that is exported and served: it knows the fold and
     the dummies. The report is stored in the checkpoint and follows it into the exported model.
 
-    A .onnx file has no gradients: it is attacked by its scores and by images made on its checkpoint. That
-    report is printed, and the one inside the file stays.
+    A .onnx file has no gradients: it is attacked by its scores and by images made on its checkpoint. The
+    white-box report that it got from there stays; in another precision it has none, and this one is stored.
 
     \b
     Example:
@@ -193,18 +193,28 @@ def command(
     show_report(report, spec, output)
     if out is not None:
         write_text(out, report.model_dump_json(indent=2) + "\n")
-    if is_onnx:
-        inside = "none" if spec.robustness is None else spec.robustness.summary()
-        output.say(f"The report inside {path} stays: {inside}.")
-    else:
+    if not is_onnx:
         _warn_of_loss(spec, report, output)
         _, tensors = read_checkpoint(path)
         write_checkpoint(path, tensors, spec.model_copy(update={"robustness": report}))
         output.say(f"Stored in {path}.\nNext: ducat export {path}")
+    elif spec.robustness is None or spec.robustness.artefact == "onnx":
+        _store_in_export(path, report)
+        output.say(f"Stored in {path}: attacks by scores are all that can be said of it.")
+    else:
+        output.say(f"The white-box report inside {path} stays: {spec.robustness.summary()}.")
     unfinished.remove()
     if bar is not None:
         _require(report, bar)  # its error is then the one document on stdout; --out has the report
     output.result(report.model_dump(mode="json"))
+
+
+def _store_in_export(path: Path, report: RobustnessReport) -> None:
+    try:
+        from export.onnx_writer import store_report
+    except ImportError as error:
+        raise missing_extra(error.name or "onnx", "export") from error
+    store_report(path, report)
 
 
 def _threat_model(spec: ModelSpec, norm: str | None, eps: float | None) -> ThreatModel:

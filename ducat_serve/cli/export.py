@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ducat_serve.report import Precision
+
 REAL_IMAGES = 64
 
 
@@ -24,13 +26,23 @@ REAL_IMAGES = 64
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--onnx", is_flag=True, default=True, help="Export to ONNX (the only format so far).")
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="File to write.  [default: model.onnx beside MODEL]"
+    "--precision",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Of the network up to its head. float16 drops the robustness report: measure it again.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="File to write.  [default: model.onnx or model-float16.onnx beside MODEL]",
 )
 @click.option("--dataset", help="Where the real images of the parity check are.  [default: as trained]")
 @data_options
 @common
 def command(
     model: Path,
+    precision: Precision,
     onnx: bool,  # noqa: ARG001 (spelt out in commands, so that another format can be added)
     out: Path | None,
     dataset: str | None,
@@ -59,11 +71,16 @@ def command(
 
     output = Output(json)
     checkpoint = checkpoint_path(model)
-    target = out or checkpoint.with_name("model.onnx")
-    spec, parity = export_onnx(checkpoint, target, _real_images(checkpoint, dataset, data_dir, output))
+    target = out or checkpoint.with_name(
+        "model.onnx" if precision == "float32" else f"model-{precision}.onnx"
+    )
+    real = _real_images(checkpoint, dataset, data_dir, output)
+    spec, parity = export_onnx(checkpoint, target, real, precision)
     card = target.with_suffix(".md")
     write_text(card, model_card(spec, target.name))
-    output.say(f"{target}: {target.stat().st_size:,} bytes, {spec.num_classes} classes, fold {spec.fold}.")
+    output.say(
+        f"{target}: {target.stat().st_size:,} bytes, {spec.num_classes} classes, fold {spec.fold}, {precision}."
+    )
     output.say(f"{card}: the model card" + (f" ({NOT_MEASURED})." if spec.robustness is None else "."))
     output.say(
         f"Parity with torch on {parity.images} images ({parity.real_images} real): "

@@ -40,6 +40,7 @@ def command(model: Path, json: bool) -> None:
         ),
         ("images", f"{spec.image_size[0]}x{spec.image_size[1]}, {spec.channels} channels"),
         ("fold", spec.fold),
+        ("precision", spec.precision),
         ("threat model", spec.threat_model),
         ("trained on", spec.training["data"]),
         ("recipe", f"ducat {recipe['ducat']}, {recipe['epochs']} epochs, seed {recipe['seed']}"),

@@ -15,7 +15,7 @@ from ducat_serve import __version__
 from ducat_serve.deployed import Deployed
 from ducat_serve.errors import UsageError, VerificationError
 from ducat_serve.output import Output
-from ducat_serve.report import AttackResult, ClassResult, RobustnessReport
+from ducat_serve.report import AttackResult, ClassResult, Precision, RobustnessReport
 from ducat_serve.spec import ThreatModel
 from training.attacks.ball import Ball, largest_eps
 from training.attacks.criteria import misclassified
@@ -41,6 +41,7 @@ class Subject:
     split: Literal["val", "test"]
     labels: tuple[str, ...]  # names of the C classes
     artefact: Literal["checkpoint", "onnx"] = "checkpoint"
+    precision: Precision = "float32"
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ def evaluate(
         dataset=subject.dataset,
         split=subject.split,
         artefact=subject.artefact,
+        precision=subject.precision,
         examples=len(data),
         norm=threat_model.norm,
         eps=threat_model.eps,

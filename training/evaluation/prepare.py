@@ -38,7 +38,8 @@ class Prepared:
 
     def subject(self, dataset: str, split: Literal["val", "test"]) -> Subject:
         """What is measured."""
-        return Subject(self.spec.weights_digest, dataset, split, self.spec.labels, self.artefact)
+        spec = self.spec
+        return Subject(spec.weights_digest, dataset, split, spec.labels, self.artefact, spec.precision)
 
     def with_val(self, val: DeviceSplit) -> Plan:
         """The plan, with the val images that its studies need."""

@@ -1,0 +1,133 @@
+"""Our standard suite and the reference AutoAttack on one model, one after the other in one run.
+
+    python benchmarks/attacks.py runs/off --max-examples 500
+    python benchmarks/attacks.py runs/paper --max-examples 500 --raw
+
+Both attack the deployed function, in float32, on the same images, in batches of the same size. `--raw` runs AutoAttack
+on raw 2C logits as well, with the paper's recovery applied to what it found: the measure that does not know the
+pairs. Counts of gradient steps and forward passes per image do not depend on how busy the machine is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ducat_serve.checkpoint import checkpoint_path
+from ducat_serve.cli.run_data import load_training_data
+from ducat_serve.deployed import Deployed, load
+from ducat_serve.output import Output
+from ducat_serve.recovery import recover
+from training.attacks.ball import Ball, distance
+from training.attacks.criteria import misclassified, right
+from training.attacks.reference import autoattack
+from training.batches import DeviceSplit, to_pixels
+from training.device import exact_float32
+from training.evaluation.effort import Effort, counted
+from training.evaluation.intervals import wilson
+from training.evaluation.stages import Target, suite
+from training.randomness import stream
+
+
+def ours(model: Deployed, images: Tensor, labels: Tensor, ball: Ball, batch: int) -> Tensor:
+    """Accuracy per image under the standard suite."""
+    classes = model(images[:1]).shape[1]
+    left = right(model(images), labels)
+    for stage in suite("standard", Target(model.fold, classes)):
+        for index in left.nonzero().squeeze(1).split(batch):
+            found = stage.attack(
+                model,
+                images[index],
+                labels[index],
+                ball,
+                misclassified(model.fold),
+                generator=stream(0, stage.name, int(index[0])),
+            )
+            assert (distance(images[index], found, ball.norm) <= ball.eps).all()
+            left[index] = right(model(found), labels[index])
+    return left
+
+
+def reference(model: Deployed, images: Tensor, labels: Tensor, ball: Ball, batch: int) -> Tensor:
+    """What AutoAttack standard leaves: its images."""
+    found = images.clone()
+    for start in range(0, len(images), batch):
+        part = slice(start, start + batch)
+        found[part] = autoattack(
+            model, images[part], labels[part], ball, misclassified("none"), generator=stream(0, "reference")
+        )
+    return found
+
+
+def show(name: str, accuracy: Tensor, seconds: float, effort: Effort) -> None:
+    count, survivors = len(accuracy), int(accuracy.sum())
+    low, high = wilson(survivors, count)
+    print(
+        f"{name:<34} {survivors / count:7.2%}  ({low:.1%} to {high:.1%})  {seconds:7.1f} s  "
+        f"{count / seconds:7.2f} images/s  {effort.gradient_steps / count:6.0f} gradients/image  "
+        f"{effort.forward_passes / count:6.0f} forwards/image",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--max-examples", type=int, default=500)
+    parser.add_argument("--batch-size", type=int, default=250)
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--raw", action="store_true", help="also AutoAttack on raw 2C logits with recovery")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    exact_float32()
+
+    path = checkpoint_path(arguments.model)
+    loaded = load(path)
+    model, spec = loaded.module, loaded.spec
+    assert isinstance(model, Deployed)
+    data = load_training_data(
+        path, spec, dataset=None, data_dir=arguments.data_dir, offline=True, output=Output()
+    )
+    order = torch.randperm(len(data.test), generator=stream(0, "subset"))[: arguments.max_examples]
+    split = DeviceSplit.of(data.test, torch.device("cpu"))
+    index = order.sort().values
+    images, labels = to_pixels(split.images[index]).contiguous(), split.labels[index]
+    ball, batch = Ball.of(spec.threat_model), arguments.batch_size
+    print(
+        f"{data.title}, {len(images)} test images, {spec.threat_model}, {spec.network}, fold {spec.fold}, "
+        f"{torch.get_num_threads()} threads, clean {right(model(images), labels).double().mean():.2%}"
+    )
+
+    started = time.monotonic()
+    with counted(model.classifier) as effort:
+        accuracy = ours(model, images, labels, ball, batch)
+    our_seconds = time.monotonic() - started
+    show("ours, standard suite", accuracy, our_seconds, effort)
+
+    started = time.monotonic()
+    with counted(model.classifier) as effort:
+        found = reference(model, images, labels, ball, batch)
+        accuracy = right(model(found), labels)
+    seconds = time.monotonic() - started
+    show("pyautoattack, standard", accuracy, seconds, effort)
+    print(f"ours is {seconds / our_seconds:.2f} times as fast")
+
+    if arguments.raw and model.fold != "none":
+        raw = Deployed(model.classifier, "none").eval()
+        started = time.monotonic()
+        with counted(model.classifier) as effort:
+            accuracy = recover(raw(reference(raw, images, labels, ball, batch))) == labels
+        show("pyautoattack on raw 2C + recovery", accuracy, time.monotonic() - started, effort)
+
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        main()
