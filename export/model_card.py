@@ -10,7 +10,7 @@ from ducat_serve.report import MASKING, NOT_MEASURED, RobustnessReport
 from ducat_serve.spec import ModelSpec
 
 _METHOD = {
-    "off": "PGD adversarial training, no dummy classes",
+    "off": "no dummy classes",
     "paper": "DUCAT as published (arXiv 2410.12671): 2C logits, deployed through the max-fold",
     "folded": "DUCAT, folded: inner attack and loss on folded posteriors, deployed through the lse-fold",
 }
@@ -27,7 +27,8 @@ def model_card(spec: ModelSpec, name: str) -> str:
         "## Robustness",
         *_robustness(spec),
         "## Training",
-        f"- Method: {_METHOD.get(recipe.get('ducat'), 'not recorded')}\n- Data: {spec.training.get('data')}\n"
+        f"- Method: {recipe.get('method', 'pgd-at')}, {_METHOD.get(recipe.get('ducat'), 'not recorded')}\n"
+        f"- Data: {spec.training.get('data')}\n"
         f"- Threat model in training: {spec.threat_model}\n"
         f"- {recipe.get('epochs')} epochs, batch {recipe.get('batch_size')}, seed {recipe.get('seed')}",
         "## Use",

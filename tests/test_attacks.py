@@ -151,9 +151,9 @@ def test_best_iterate_is_returned_not_the_last() -> None:
         lambda x: nn.functional.cross_entropy(model(x), labels, reduction="none"),
         images,
         Ball("linf", 0.2),
+        start=Ball("linf", 0.2).random_start(images, generator),
         steps=20,
         step_size=0.02,
-        generator=generator,
     )
     best = pgd(
         plain(model), images, labels, Ball("linf", 0.2), WRONG, steps=20, step_size=0.02, generator=generator

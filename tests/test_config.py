@@ -90,3 +90,10 @@ def test_what_is_not_a_size(text: str) -> None:
 )
 def test_sizes_are_written_as_the_field_does(value: float, text: str) -> None:
     assert format_size(value) == text
+
+
+def test_beta_belongs_to_trades_and_mart() -> None:
+    assert resolve("digits", {"method": "trades", "beta": 3.0}).beta == 3.0
+    assert resolve("digits", {"method": "mart"}).beta == 6.0
+    with pytest.raises(UsageError, match="--beta needs --method trades or mart"):
+        resolve("digits", {"method": "consistency", "beta": 3.0})

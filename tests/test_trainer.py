@@ -23,7 +23,7 @@ from ducat_serve.errors import DucatError
 from ducat_serve.output import Output
 from training.config import resolve
 from training.data import load_dataset
-from training.objectives.adversarial_training import AdversarialTraining
+from training.objectives import AdversarialTraining
 from training.run_folder import METRICS, RunFolder
 from training.signals import StopSignal
 from training.trainer import Trainer
@@ -114,6 +114,32 @@ def test_stopped_at_any_step_and_resumed_is_the_same_run(
     second.resume()
     second.run(StopSignal())
     assert_same_run(uninterrupted, tmp_path / "run")
+
+
+@pytest.mark.parametrize("method", ["trades", "mart", "consistency"])
+def test_every_method_learns_and_resumes_exactly(tmp_path: Path, method: str) -> None:
+    changes = {"method": method, "ducat": "folded", "epochs": 3, "ducat_start": 3}
+    whole = trainer(tmp_path / "whole", **changes)
+    summary = whole.run(StopSignal())
+    assert summary["best_val_clean_accuracy"] > 0.2  # chance is 0.1
+    first, stop = trainer(tmp_path / "run", **changes), StopSignal()
+    original, done = first._step, 0
+
+    def counted(*arguments: object) -> float:
+        nonlocal done
+        done += 1
+        if done == 12:  # in the dummy phase
+            stop.received = signal.SIGTERM
+        return original(*arguments)  # type: ignore[arg-type]
+
+    first._step = counted  # type: ignore[method-assign]
+    with pytest.raises(DucatError, match="Interrupted"):
+        first.run(stop)
+    second = trainer(tmp_path / "run", **changes)
+    second.resume()
+    second.run(StopSignal())
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert read_spec(tmp_path / "run" / "model.safetensors").training["recipe"]["method"] == method  # type: ignore[index, call-overload]
 
 
 def test_stopped_in_validation_and_resumed_is_the_same_run(

@@ -65,13 +65,17 @@ class TrainingBatches:
         generator = stream(self.seed, "order", epoch)
         return torch.randperm(len(self.split), generator=generator).to(self.split.labels.device)
 
-    def batch(self, order: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-        """Float images [B, channels, H, W] in [0, 1] and labels [B] of one step."""
+    def batch(self, order: Tensor, epoch: int, step: int, views: int = 1) -> tuple[Tensor, Tensor]:
+        """Float images [views * B, channels, H, W] in [0, 1] and labels of one step.
+
+        Each view is augmented on its own: all first views come first, then all second ones.
+        """
         index = order[step * self.batch_size : (step + 1) * self.batch_size]
         device = self.split.images.device
         generator = stream(self.seed, "augment", epoch, step, device=device)
-        images = augment(self.split.images[index], self.crop_padding, self.flip, generator)
-        return to_pixels(images), self.split.labels[index]
+        images, labels = self.split.images[index], self.split.labels[index]
+        augmented = [augment(images, self.crop_padding, self.flip, generator) for _ in range(views)]
+        return to_pixels(torch.cat(augmented)), labels.repeat(views)
 
 
 def to_pixels(images: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ducat_serve.errors import UsageError
 from ducat_serve.pixels import parse_size
 from ducat_serve.spec import Norm, ThreatModel, first_problem
-from training.objectives.adversarial_training import Ducat
+from training.objectives.ducat import Mode
 
 # eps and step size of the paper's three threat models (arXiv 2410.12671, section 5), in pixels.
 NORM_DEFAULTS: dict[Norm, tuple[float, float]] = {
@@ -20,6 +20,7 @@ NORM_DEFAULTS: dict[Norm, tuple[float, float]] = {
     "l1": (2000 / 255, 400 / 255),
 }
 FOLDED_SPLIT_WEIGHT = 0.1
+BETA = 6.0
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -32,7 +33,11 @@ class TrainConfig(BaseModel):
     dataset: str
     image_size: int | None = None
     network: str
-    ducat: Ducat = "paper"
+    method: Literal["pgd-at", "trades", "mart", "consistency"] = "pgd-at"
+    beta: float = Field(
+        default=BETA, ge=0, allow_inf_nan=False
+    )  # weight of the regulariser of TRADES and MART
+    ducat: Mode = "paper"
     ducat_start: int | None = None  # first epoch of the dummy phase, counted from 1; None when ducat is off
     split_weight: float = Field(default=1.0, ge=0, le=1)
     norm: Norm
@@ -61,6 +66,8 @@ class TrainConfig(BaseModel):
             raise ValueError("--ducat-start needs --ducat paper or folded")
         if self.ducat != "off" and not 1 <= (self.ducat_start or 0) <= self.epochs:
             raise ValueError(f"--ducat-start {self.ducat_start} is outside of epochs 1 to {self.epochs}")
+        if self.method not in ("trades", "mart") and self.beta != BETA:
+            raise ValueError(f"--beta needs --method trades or mart, not {self.method}")
         if self.ducat != "folded" and self.split_weight != 1:
             raise ValueError("--split-weight needs --ducat folded (the paper's loss has weight 1)")
         return self

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +14,6 @@ from ducat_serve.checkpoint import weights_digest, write_checkpoint
 from ducat_serve.deployed import Deployed, build_classifier, numpy_weights
 from ducat_serve.errors import DataError, DucatError, InterruptedRun, UsageError
 from ducat_serve.output import Output
-from ducat_serve.spec import ModelSpec, Normalisation
 from training.attacks.ball import Ball
 from training.attacks.frozen import frozen
 from training.attacks.pgd import ascend_loss
@@ -23,7 +21,10 @@ from training.batches import DeviceSplit, TrainingBatches
 from training.config import TrainConfig
 from training.data import Dataset
 from training.device import exact_float32
-from training.objectives.adversarial_training import FOLDS, AdversarialTraining
+from training.initial_spec import initial_spec
+from training.objectives import create_objective
+from training.objectives.ducat import Ducat
+from training.objectives.objective import in_float
 from training.randomness import stream
 from training.run_folder import RunFolder
 from training.signals import StopSignal
@@ -63,7 +64,8 @@ class Trainer:
         torch.manual_seed(config.seed)  # weight initialisation only; all else draws from `stream`
         self.classifier = build_classifier(self.spec).to(device)
         self.deployed = Deployed(self.classifier, self.spec.fold)
-        self.objective = AdversarialTraining(config.ducat, config.split_weight)
+        ducat = Ducat(config.ducat, config.split_weight)
+        self.objective = create_objective(config.method, ducat, config.beta)
         self.ball = Ball(config.norm, config.eps)
         self.optimizer = torch.optim.SGD(
             self.classifier.parameters(),
@@ -144,24 +146,32 @@ class Trainer:
                     saved = time.monotonic()
 
     def _step(self, order: Tensor, epoch: int, step: int) -> float:
-        images, labels = self.batches.batch(order, epoch, step)
+        images, labels = self.batches.batch(order, epoch, step, self.objective.views)
         dummy_phase = self.config.is_dummy_phase(epoch)
         bf16 = self.config.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            with frozen(self.classifier):
-                adversarial = ascend_loss(
-                    lambda x: self.objective.attack_loss(self.classifier(x).float(), labels, dummy_phase),
-                    images,
-                    self.ball,
-                    steps=self.config.attack_steps,
-                    step_size=self.config.step_size,
-                    generator=stream(self.config.seed, "attack", epoch, step, device=self.device),
-                )
+            adversarial = self._craft(images, labels, epoch, step, dummy_phase)
             loss = self.objective.loss(self.classifier, images, adversarial, labels, dummy_phase)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return loss.item()
+
+    def _craft(self, images: Tensor, labels: Tensor, epoch: int, step: int, dummy_phase: bool) -> Tensor:
+        """The inner attack, in eval mode and without weight gradients."""
+        generator = stream(self.config.seed, "attack", epoch, step, device=self.device)
+        with frozen(self.classifier):
+            reference = self.objective.reference(self.classifier, images)
+            return ascend_loss(
+                lambda x: self.objective.attack_loss(
+                    in_float(self.classifier(x)), labels, reference, dummy_phase
+                ),
+                images,
+                self.ball,
+                start=self.objective.start(images, self.ball, generator),
+                steps=self.config.attack_steps,
+                step_size=self.config.step_size,
+            )
 
     def _finish_epoch(self, stop: StopSignal) -> None:
         state, epoch = self.state, self.state.epoch
@@ -258,42 +268,5 @@ class Trainer:
         )
 
 
-def initial_spec(config: TrainConfig, dataset: Dataset) -> ModelSpec:
-    """The ModelSpec of a run before it has weights; holds no path of this machine."""
-    images = dataset.train.images
-    mean, std = _pixel_statistics(images)
-    recipe = {**config.model_dump(mode="json"), "dataset": dataset_reference(config.dataset)}
-    return ModelSpec(
-        network=config.network,
-        num_classes=len(dataset.class_names),
-        labels=dataset.class_names,
-        channels=images.shape[3],
-        image_size=(images.shape[1], images.shape[2]),
-        normalisation=Normalisation(mean=mean, std=std),
-        fold=FOLDS[config.ducat],
-        threat_model=config.threat_model,
-        training={"recipe": recipe, "data": dataset.title, "data_digest": dataset.digest},
-        weights_digest="",
-    )
-
-
 def _rounded(value: float | None) -> float | str:
     return "" if value is None else round(value, 6)
-
-
-def dataset_reference(name: str) -> str:
-    """A data set's name without the path that `folder:PATH` has."""
-    return f"folder:{Path(name.removeprefix('folder:')).name}" if name.startswith("folder:") else name
-
-
-def _pixel_statistics(images: np.ndarray[Any, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of pixels in [0, 1], to 4 decimals; exact over all images."""
-    means, stds = [], []
-    for channel in range(images.shape[3]):
-        counts = np.bincount(images[..., channel].reshape(-1), minlength=256)
-        values = np.arange(256) / 255
-        mean = float((counts * values).sum() / counts.sum())
-        variance = float((counts * (values - mean) ** 2).sum() / counts.sum())
-        means.append(round(mean, 4))
-        stds.append(round(max(variance, 1e-8) ** 0.5, 4))
-    return tuple(means), tuple(stds)

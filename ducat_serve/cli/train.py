@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ducat_serve.cli.options import PIXEL_SIZE, common, data_options, device_option
 from ducat_serve.errors import UsageError
 from ducat_serve.output import Output
+
+if TYPE_CHECKING:
+    from training.config import TrainConfig
 
 DEFAULT_DATASET = "digits"
 ROBUSTNESS_LOSS = 0.02  # accuracy on val; less is noise
@@ -19,9 +22,17 @@ ROBUSTNESS_LOSS = 0.02  # accuracy on val; less is noise
 @click.option("--dataset", help="digits, cifar10, cifar100, tiny-imagenet or folder:PATH.  [default: digits]")
 @click.option("--network", help="See `ducat networks`.  [default: the recipe's; resnet18]")
 @click.option(
+    "--method",
+    type=click.Choice(["pgd-at", "trades", "mart", "consistency"]),
+    help="What DUCAT is plugged into.  [default: pgd-at]",
+)
+@click.option(
+    "--beta", type=click.FloatRange(min=0), help="Weight of the regulariser of trades and mart.  [default: 6]"
+)
+@click.option(
     "--ducat",
     type=click.Choice(["off", "paper", "folded"]),
-    help="off: plain PGD-AT, C logits. paper: as published, deployed through the max-fold. folded: attacks and "
+    help="off: the plain method, C logits. paper: as published, deployed through the max-fold. folded: attacks and "
     "trains folded posteriors, deployed through the lse-fold.  [default: paper]",
 )
 @click.option(
@@ -84,6 +95,7 @@ def command(
     Example:
       ducat train --dataset tiny-imagenet --network resnet-small --epochs 30
       ducat train --dataset cifar10 --ducat folded --eps 8/255 --out runs/folded
+      ducat train --dataset cifar10 --method trades --ducat off
       ducat train --resume runs/folded
     """
     from training.config import resolve
@@ -107,7 +119,7 @@ def command(
         if given["precision"] in (None, "auto"):
             given["precision"] = fastest_precision(torch_device)
         config = _resolve(resolve, dataset_name, given)
-        folder = RunFolder(out or Path("runs") / _run_name(dataset_name, config.network, config.ducat))
+        folder = RunFolder(out or Path("runs") / _run_name(dataset_name, config))
     dataset = load_dataset(
         config.dataset,
         data_dir=data_dir,
@@ -123,7 +135,8 @@ def command(
         folder.create(config, data_dir.resolve() if data_dir else None, dataset.digest)
     output.say(
         f"{dataset.title}: {len(dataset.train):,} train / {len(dataset.val):,} val images, "
-        f"{len(dataset.class_names)} classes. {config.network}, ducat {config.ducat}, {config.threat_model}, "
+        f"{len(dataset.class_names)} classes. {config.network}, {config.method}, "
+        f"ducat {config.ducat}, {config.threat_model}, "
         f"{config.precision} on {torch_device.type}. Run folder: {folder.path}"
     )
     with StopSignal() as stop:
@@ -160,8 +173,9 @@ def _absolute(dataset: str) -> str:
     return f"folder:{Path(dataset.removeprefix('folder:')).expanduser().resolve()}"
 
 
-def _run_name(dataset: str, network: str, ducat: str) -> str:
-    return f"{Path(dataset.removeprefix('folder:')).name}-{network}-{ducat}"
+def _run_name(dataset: str, config: TrainConfig) -> str:
+    method = "" if config.method == "pgd-at" else f"-{config.method}"
+    return f"{Path(dataset.removeprefix('folder:')).name}-{config.network}{method}-{config.ducat}"
 
 
 def _refuse_changes(stored: dict[str, Any], given: dict[str, Any], out: Path | None, resume: Path) -> None:

@@ -22,19 +22,20 @@ def ascend_loss(
     images: Tensor,
     ball: Ball,
     *,
+    start: Tensor,
     steps: int,
     step_size: float,
-    generator: torch.Generator,
 ) -> Tensor:
-    """The training attack: random start, ``steps`` steps up ``loss``, the last iterate.
+    """The training attack: ``steps`` steps up ``loss`` from ``start``, the last iterate.
 
     Args:
         loss: images [N, ...] to a loss per image [N].
         images: float [N, channels, H, W] in [0, 1].
+        start: where to begin, in the ball.
 
     Returns images in the ball and in [0, 1]; no graph is kept.
     """
-    adversarial = ball.random_start(images, generator)
+    adversarial = start.detach()
     for _ in range(steps):
         adversarial.requires_grad_(True)
         with torch.enable_grad():

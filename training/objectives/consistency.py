@@ -1,0 +1,46 @@
+"""Consistency-AT (Tack et al. 2022, arXiv 2103.04623, eq. 7): two augmented views, attacked alike, should agree.
+
+PGD adversarial training on both views plus the Jensen-Shannon divergence of the two attacked posteriors, sharpened
+by a temperature of 0.5. Weight 1, as the paper of DUCAT uses it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training.objectives.objective import Objective, forward_both, in_float
+
+_TEMPERATURE = 0.5
+
+
+class Consistency(Objective):
+    """Consistency-AT with any mode of DUCAT. A batch holds all first views, then all second ones."""
+
+    views: ClassVar[int] = 2
+
+    def loss(
+        self, model: nn.Module, images: Tensor, adversarial: Tensor, labels: Tensor, dummy_phase: bool
+    ) -> Tensor:
+        if dummy_phase and self.ducat.mode != "off":
+            clean, attacked = forward_both(model, images, adversarial)
+            classification = self.ducat.with_dummies(clean, attacked, labels)
+        else:
+            attacked = in_float(model(adversarial))
+            classification = self.ducat.cross_entropy(attacked, labels, dummy_phase=False).mean()
+        return classification + self._disagreement(attacked, dummy_phase).mean()
+
+    def _disagreement(self, attacked: Tensor, dummy_phase: bool) -> Tensor:
+        # Sharpening a posterior: dividing its log by the temperature, and normalising again.
+        sharp = (self.ducat.log_posterior(attacked, dummy_phase) / _TEMPERATURE).log_softmax(dim=1)
+        first, second = sharp.chunk(2)
+        mean = torch.logaddexp(first, second) - math.log(2)
+
+        def divergence(p: Tensor) -> Tensor:
+            return F.kl_div(mean, p, reduction="none", log_target=True).sum(dim=1)
+
+        return (divergence(first) + divergence(second)) / 2
