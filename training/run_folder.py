@@ -1,4 +1,4 @@
-"""The files of a run: config.json, last.pt, metrics.csv and three checkpoints.
+"""The files of a run: config.json, last.pt, metrics.csv, curves.png and three checkpoints.
 
 `model.safetensors` is the best on val, `last.safetensors` the newest epoch, `pre_dummy.safetensors` the last
 one before the dummy phase.
@@ -6,13 +6,16 @@ one before the dummy phase.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from ducat_serve import atomic
@@ -58,8 +61,52 @@ class RunFolder:
         return self.path / "last.pt"
 
     @property
+    def curves(self) -> Path:
+        return self.path / "curves.png"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.csv"
+
+    @property
     def config(self) -> Path:
         return self.path / "config.json"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder; it is free again when this process ends, however it does.
+
+        Raises:
+            UsageError: another process trains here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock", blocking=False)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise UsageError(
+                f"Another process is training in {self.path}.",
+                "wait for it, stop it, or choose another --out",
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def is_locked(self) -> bool:
+        """Whether a process trains here now."""
+        try:
+            with self.locked():
+                return False
+        except UsageError:
+            return True
+
+    def read_metrics(self) -> list[dict[str, str]]:
+        """The rows of metrics.csv; none where no epoch was finished."""
+        if not self.metrics.is_file():
+            return []
+        with self.metrics.open(newline="") as file:
+            return list(csv.DictReader(file))
 
     def create(self, config: TrainConfig, data_dir: Path | None, data_digest: str) -> None:
         """Start a new run here. Raises UsageError where there is one already."""
@@ -104,4 +151,4 @@ class RunFolder:
         writer = csv.DictWriter(buffer, METRICS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        atomic.write_text(self.path / "metrics.csv", buffer.getvalue())
+        atomic.write_text(self.metrics, buffer.getvalue())

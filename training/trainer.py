@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from pathlib import Path
@@ -33,6 +34,7 @@ from training.validation import ValidationResult, validate
 
 # Long epochs are saved on the way as well; a state costs a second or two at most.
 _SAVE_EVERY_SECONDS = 600
+OVERFITTING_EPOCHS = 5
 
 
 class Trainer:
@@ -201,6 +203,11 @@ class Trainer:
         self._save()
         self.folder.write_metrics(state.rows)
         self._say(row)
+        if is_overfitting([r["val_pgd_accuracy"] for r in state.rows]):
+            self.output.warn(
+                f"robust overfitting: PGD val accuracy fell for {OVERFITTING_EPOCHS} epochs; "
+                f"{self.folder.model.name} keeps epoch {state.best[2]}."
+            )
 
     def _row(self, result: ValidationResult) -> dict[str, Any]:
         state = self.state
@@ -266,6 +273,17 @@ class Trainer:
             f"The loss is {loss} at epoch {self.state.epoch}, step {self.state.step}. {kept} {self.folder.path}.",
             "train again with a smaller --lr, or with --precision float32",
         )
+
+
+def is_overfitting(accuracies: list[float]) -> bool:
+    """Whether robust accuracy has just fallen for the ``OVERFITTING_EPOCHS``-th epoch in a row."""
+    falls = [later < earlier for earlier, later in itertools.pairwise(accuracies)]
+    recent = falls[-OVERFITTING_EPOCHS - 1 :]
+    return (
+        len(recent) >= OVERFITTING_EPOCHS
+        and all(recent[-OVERFITTING_EPOCHS:])
+        and (len(recent) == OVERFITTING_EPOCHS or not recent[0])
+    )
 
 
 def _rounded(value: float | None) -> float | str:

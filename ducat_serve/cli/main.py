@@ -16,6 +16,7 @@ from ducat_serve.errors import DucatError
 # Name -> short help; the command itself is `command` in ducat_serve/cli/<name>.py.
 COMMANDS = {
     "train": "Train a robust classifier and write a run folder.",
+    "runs": "List training runs: state, epoch, accuracies.",
     "evaluate": "Measure clean and robust accuracy of the deployed function.",
     "compare": "Compare the measured robustness of models, with a plot.",
     "export": "Export a checkpoint to ONNX, checked against torch.",

@@ -12,7 +12,10 @@ from ducat_serve.errors import UsageError
 from ducat_serve.output import Output
 
 if TYPE_CHECKING:
+    import torch
+
     from training.config import TrainConfig
+    from training.run_folder import RunFolder
 
 DEFAULT_DATASET = "digits"
 ROBUSTNESS_LOSS = 0.02  # accuracy on val; less is noise
@@ -99,11 +102,8 @@ def command(
       ducat train --resume runs/folded
     """
     from training.config import resolve
-    from training.data import load_dataset
     from training.device import choose_device, fastest_precision
     from training.run_folder import RunFolder
-    from training.signals import StopSignal
-    from training.trainer import Trainer
 
     output = Output(json)
     torch_device = choose_device(device, output)
@@ -120,27 +120,7 @@ def command(
             given["precision"] = fastest_precision(torch_device)
         config = _resolve(resolve, dataset_name, given)
         folder = RunFolder(out or Path("runs") / _run_name(dataset_name, config))
-    dataset = load_dataset(
-        config.dataset,
-        data_dir=data_dir,
-        offline=offline,
-        image_size=config.image_size,
-        seed=config.seed,
-        output=output,
-    )
-    trainer = Trainer(config, dataset, folder, torch_device, output)
-    if resume is not None:
-        trainer.resume()
-    else:
-        folder.create(config, data_dir.resolve() if data_dir else None, dataset.digest)
-    output.say(
-        f"{dataset.title}: {len(dataset.train):,} train / {len(dataset.val):,} val images, "
-        f"{len(dataset.class_names)} classes. {config.network}, {config.method}, "
-        f"ducat {config.ducat}, {config.threat_model}, "
-        f"{config.precision} on {torch_device.type}. Run folder: {folder.path}"
-    )
-    with StopSignal() as stop:
-        summary = trainer.run(stop)
+    summary = _train(config, folder, torch_device, data_dir, offline, output, resumed=resume is not None)
     before = summary["pre_dummy_val_pgd_accuracy"]
     if before is not None and summary["best_val_pgd_accuracy"] < before - ROBUSTNESS_LOSS:
         output.warn(
@@ -150,8 +130,49 @@ def command(
         )
     accuracies = f"{summary['best_val_clean_accuracy']:.1%} clean, {summary['best_val_pgd_accuracy']:.1%} PGD"
     output.say(f"Best on val (epoch {summary['best_epoch']}): {accuracies} -> {folder.model}")
-    output.say(f"Next: ducat evaluate {folder.path}")
+    output.say(f"Curves: {folder.curves}\nNext: ducat evaluate {folder.path}")
     output.result(summary)
+
+
+def _train(
+    config: TrainConfig,
+    folder: RunFolder,
+    device: torch.device,
+    data_dir: Path | None,
+    offline: bool,
+    output: Output,
+    *,
+    resumed: bool,
+) -> dict[str, Any]:
+    from training.curves import draw_curves
+    from training.data import load_dataset
+    from training.signals import StopSignal
+    from training.trainer import Trainer
+
+    dataset = load_dataset(
+        config.dataset,
+        data_dir=data_dir,
+        offline=offline,
+        image_size=config.image_size,
+        seed=config.seed,
+        output=output,
+    )
+    trainer = Trainer(config, dataset, folder, device, output)
+    with folder.locked():  # not before the data is there: a failed start leaves no folder
+        if resumed:
+            trainer.resume()
+        else:
+            folder.create(config, data_dir.resolve() if data_dir else None, dataset.digest)
+        output.say(
+            f"{dataset.title}: {len(dataset.train):,} train / {len(dataset.val):,} val images, "
+            f"{len(dataset.class_names)} classes. {config.network}, {config.method}, "
+            f"ducat {config.ducat}, {config.threat_model}, "
+            f"{config.precision} on {device.type}. Run folder: {folder.path}"
+        )
+        with StopSignal() as stop:
+            summary = trainer.run(stop)
+        draw_curves(trainer.state.rows, config, folder.curves)
+    return summary
 
 
 def _resolve(resolve: Any, dataset_name: str, given: dict[str, Any]) -> Any:

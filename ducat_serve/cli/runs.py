@@ -1,0 +1,92 @@
+"""`ducat runs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ducat_serve.cli.options import common
+from ducat_serve.errors import DucatError, missing_extra
+from ducat_serve.output import Output
+from ducat_serve.report import NOT_MEASURED
+
+
+@click.command("runs")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"))
+@common
+def command(folder: Path, json: bool) -> None:
+    """List the training runs in FOLDER (runs/ by default): state, epoch, accuracies.
+
+    \b
+    Example:
+      ducat runs
+      ducat runs ~/experiments --json
+    """
+    output = Output(json)
+    runs = [_describe(path.parent) for path in sorted(folder.glob("*/config.json"))]
+    if not runs:
+        output.warn(f"there is no run in {folder}. Next: ducat train --out {folder}/NAME")
+    else:
+        output.table(
+            f"Runs in {folder}",
+            ("run", "state", "epoch", "method", "val clean", "val PGD", "worst"),
+            [
+                (
+                    run["name"],
+                    run["state"],
+                    f"{run['epoch']}/{run['epochs']}",
+                    run["method"],
+                    _percent(run["best_val_clean_accuracy"]),
+                    _percent(run["best_val_pgd_accuracy"]),
+                    _percent(run["worst_case_accuracy"]),
+                )
+                for run in runs
+            ],
+        )
+    output.result({"runs": runs})
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    try:
+        from training.run_folder import RunFolder
+    except ImportError as error:
+        raise missing_extra(error.name or "torch", "train") from error
+    from ducat_serve.checkpoint import read_spec
+
+    folder = RunFolder(path)
+    try:
+        config, _ = folder.read()
+        spec = read_spec(folder.model) if folder.model.is_file() else None
+    except DucatError as error:
+        return {**_UNKNOWN, "name": path.name, "state": f"damaged: {error.cause}"}
+    rows = folder.read_metrics()
+    best = max(rows, key=lambda row: float(row["val_pgd_accuracy"]), default=None)
+    done = len(rows) == config.epochs
+    return {
+        "name": path.name,
+        "state": "training" if folder.is_locked() else "finished" if done else "stopped",
+        "epoch": len(rows),
+        "epochs": config.epochs,
+        "method": f"{config.method}, {config.ducat}",
+        "best_val_clean_accuracy": float(best["val_clean_accuracy"]) if best else None,
+        "best_val_pgd_accuracy": float(best["val_pgd_accuracy"]) if best else None,
+        "worst_case_accuracy": spec.robustness.worst_case_accuracy if spec and spec.robustness else None,
+        "robustness": spec.robustness.summary() if spec and spec.robustness else NOT_MEASURED,
+    }
+
+
+_UNKNOWN: dict[str, Any] = {
+    "epoch": 0,
+    "epochs": 0,
+    "method": "",
+    "best_val_clean_accuracy": None,
+    "best_val_pgd_accuracy": None,
+    "worst_case_accuracy": None,
+    "robustness": NOT_MEASURED,
+}
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"

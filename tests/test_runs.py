@@ -1,0 +1,104 @@
+"""What a person watches: the list of runs, the curves, the warning of robust overfitting; and one process per run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ducat_serve.cli.main import run
+from training.config import resolve
+from training.curves import draw_curves
+from training.run_folder import RunFolder
+from training.trainer import is_overfitting
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "expected"),
+    [
+        ([0.5, 0.4, 0.3, 0.2, 0.1], False),  # four falls
+        ([0.5, 0.4, 0.3, 0.2, 0.1, 0.05], True),
+        ([0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05], False),  # it was said an epoch ago
+        ([0.1, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1], True),
+        ([0.6, 0.5, 0.4, 0.4, 0.3, 0.2], False),
+        ([], False),
+    ],
+)
+def test_robust_overfitting_is_called_out_once(accuracies: list[float], expected: bool) -> None:
+    assert is_overfitting(accuracies) == expected
+
+
+def test_a_folder_holds_one_process(run_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    with RunFolder(folder).locked():
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        other = subprocess.run(
+            [sys.executable, "-m", "ducat_serve", "train", "--resume", str(folder)],
+            capture_output=True,
+            text=True,
+        )
+        assert other.returncode == 2
+        assert "Another process is training" in other.stderr
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+        assert RunFolder(folder).is_locked()
+    assert not RunFolder(folder).is_locked()
+    with pytest.raises(ZeroDivisionError), RunFolder(folder).locked():
+        raise ZeroDivisionError
+    with RunFolder(folder).locked():  # free again after an error
+        pass
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from training.run_folder import RunFolder\n"
+        f"with RunFolder(Path({str(tmp_path)!r})).locked(): os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    with RunFolder(tmp_path).locked():
+        pass
+
+
+def test_runs_are_listed(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("finished", "stopped", "damaged"):
+        shutil.copytree(run_folder, tmp_path / name)
+    stopped = (tmp_path / "stopped" / "metrics.csv").read_text().splitlines()
+    (tmp_path / "stopped" / "metrics.csv").write_text("\n".join(stopped[:3]) + "\n")
+    (tmp_path / "damaged" / "config.json").write_text("{")
+    (tmp_path / "something else").mkdir()
+    capsys.readouterr()
+    with RunFolder(tmp_path / "stopped").locked():
+        assert run(["runs", str(tmp_path), "--json"]) == 0
+        states = {r["name"]: r["state"] for r in json.loads(capsys.readouterr().out)["runs"]}
+        assert states["stopped"] == "training"
+    assert run(["runs", str(tmp_path), "--json"]) == 0
+    captured = capsys.readouterr()
+    listed = {r["name"]: r for r in json.loads(captured.out)["runs"]}
+    assert set(listed) == {"finished", "stopped", "damaged"}
+    assert (listed["finished"]["state"], listed["finished"]["epoch"]) == ("finished", 4)
+    assert (listed["stopped"]["state"], listed["stopped"]["epoch"]) == ("stopped", 2)
+    assert listed["damaged"]["state"].startswith("damaged")
+    assert listed["finished"]["robustness"] == "robustness not measured"
+    assert listed["finished"]["method"] == "pgd-at, paper"
+    assert "finished" in captured.err
+    assert run(["runs", str(tmp_path / "something else")]) == 0
+    assert "there is no run" in capsys.readouterr().err
+
+
+def test_a_finished_run_has_its_curves(run_folder: Path, tmp_path: Path) -> None:
+    with Image.open(run_folder / "curves.png") as picture:
+        assert picture.size == (980, 1008)  # three panels
+        colours = picture.convert("RGB").getcolors(1 << 20)
+    assert colours is not None
+    assert {(0x1B, 0x6C, 0xA8), (0xC8, 0x55, 0x3D)} <= {colour for _, colour in colours}  # clean and PGD
+    rows = RunFolder(run_folder).read_metrics()
+    for ducat, panels in (("off", 2), ("folded", 3)):
+        config = resolve("digits", {"ducat": ducat, "epochs": 4})
+        draw_curves(rows, config, tmp_path / "curves.png")
+        with Image.open(tmp_path / "curves.png") as picture:
+            assert picture.size == (980, 336 * panels)
