@@ -102,3 +102,23 @@ def test_a_finished_run_has_its_curves(run_folder: Path, tmp_path: Path) -> None
         draw_curves(rows, config, tmp_path / "curves.png")
         with Image.open(tmp_path / "curves.png") as picture:
             assert picture.size == (980, 336 * panels)
+
+
+def test_a_dry_run_estimates_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["--dataset", "digits", "--epochs", "10", "--attack-steps", "2", "--precision", "float32"]
+    assert run(["train", *flags, "--ducat", "paper", "--dry-run", "--json"]) == 0
+    captured = capsys.readouterr()
+    cost = json.loads(captured.out)
+    assert list(tmp_path.iterdir()) == []
+    assert "nothing was written" in captured.err
+    assert cost["parameters"] == 702_756
+    assert cost["steps_per_epoch"] == 1293 // 64
+    assert set(cost["seconds_per_epoch"]) == {"adversarial", "dummy"}
+    steps, validation = cost["seconds_per_step"], cost["seconds_of_validation"]
+    whole = 20 * (8 * steps["adversarial"] + 2 * steps["dummy"]) + 10 * validation
+    assert cost["estimated_seconds"] == pytest.approx(whole, rel=0.1, abs=1)
+    assert run(["train", *flags, "--ducat", "off", "--dry-run", "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["seconds_per_epoch"]) == {"adversarial"}

@@ -96,7 +96,7 @@ def test_stopped_at_any_step_and_resumed_is_the_same_run(
     """5 steps per epoch: inside an epoch, at its end, and across the start of the dummy phase."""
     first = trainer(tmp_path / "run")
     stop = StopSignal()
-    original, done = first._step, 0
+    original, done = first.train_step, 0
 
     def counted(*arguments: object) -> float:
         nonlocal done
@@ -105,7 +105,7 @@ def test_stopped_at_any_step_and_resumed_is_the_same_run(
             stop.received = signal.SIGTERM
         return original(*arguments)  # type: ignore[arg-type]
 
-    first._step = counted  # type: ignore[method-assign]
+    first.train_step = counted  # type: ignore[method-assign]
     with pytest.raises(DucatError, match="Interrupted") as caught:
         first.run(stop)
     assert caught.value.exit_code == 143
@@ -123,7 +123,7 @@ def test_every_method_learns_and_resumes_exactly(tmp_path: Path, method: str) ->
     summary = whole.run(StopSignal())
     assert summary["best_val_clean_accuracy"] > 0.2  # chance is 0.1
     first, stop = trainer(tmp_path / "run", **changes), StopSignal()
-    original, done = first._step, 0
+    original, done = first.train_step, 0
 
     def counted(*arguments: object) -> float:
         nonlocal done
@@ -132,7 +132,7 @@ def test_every_method_learns_and_resumes_exactly(tmp_path: Path, method: str) ->
             stop.received = signal.SIGTERM
         return original(*arguments)  # type: ignore[arg-type]
 
-    first._step = counted  # type: ignore[method-assign]
+    first.train_step = counted  # type: ignore[method-assign]
     with pytest.raises(DucatError, match="Interrupted"):
         first.run(stop)
     second = trainer(tmp_path / "run", **changes)
@@ -213,7 +213,7 @@ def test_signals_save_and_say_how_to_resume(tmp_path: Path, number: int, code: i
 
 def test_nan_stops_with_the_step_named_and_the_last_state_kept(tmp_path: Path) -> None:
     subject = trainer(tmp_path / "run")
-    original, done = subject._step, 0
+    original, done = subject.train_step, 0
 
     def poisoned(*arguments: object) -> float:
         nonlocal done
@@ -223,7 +223,7 @@ def test_nan_stops_with_the_step_named_and_the_last_state_kept(tmp_path: Path) -
                 next(subject.classifier.parameters()).fill_(float("nan"))
         return original(*arguments)  # type: ignore[arg-type]
 
-    subject._step = poisoned  # type: ignore[method-assign]
+    subject.train_step = poisoned  # type: ignore[method-assign]
     with pytest.raises(DucatError, match=r"nan at epoch 2, step 2") as caught:
         subject.run(StopSignal())
     assert caught.value.exit_code == 1
@@ -305,7 +305,9 @@ def test_attack_never_touches_weights_gradients_or_batchnorm(
     subject = trainer(tmp_path / "run")
     order = subject.batches.order(1)
     subject.classifier.train()
-    subject._step(order, 1, 0)  # leaves gradients behind, which an attack through the weights would add to
+    subject.train_step(
+        order, 1, 0
+    )  # leaves gradients behind, which an attack through the weights would add to
     state = {k: v.clone() for k, v in subject.classifier.network.state_dict().items()}
     gradients = {k: p.grad.clone() for k, p in subject.classifier.named_parameters() if p.grad is not None}
     original, seen = AdversarialTraining.loss, []
@@ -322,7 +324,7 @@ def test_attack_never_touches_weights_gradients_or_batchnorm(
         return original(objective, model, *arguments)
 
     monkeypatch.setattr(AdversarialTraining, "loss", spy)
-    subject._step(order, 1, 1)
+    subject.train_step(order, 1, 1)
     assert seen
 
 
@@ -344,7 +346,7 @@ def test_resume_refuses_other_data(uninterrupted: Path, tmp_path: Path) -> None:
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     """The last update of an epoch goes wrong after a finite loss."""
     subject = trainer(tmp_path / "run")
-    original, done = subject._step, 0
+    original, done = subject.train_step, 0
 
     def poisoned(*arguments: Any) -> float:
         nonlocal done
@@ -354,7 +356,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
                 next(subject.classifier.parameters()).fill_(float("inf"))
         return loss
 
-    subject._step = poisoned  # type: ignore[method-assign]
+    subject.train_step = poisoned  # type: ignore[method-assign]
     with pytest.raises(DucatError, match=r"not finite at epoch 1, step 5\. No state was saved"):
         subject.run(StopSignal())
     assert {p.name for p in (tmp_path / "run").iterdir()} == {"config.json"}

@@ -135,7 +135,7 @@ class Trainer:
             advance(state.step)
             while state.step < self.batches.steps:
                 started = time.monotonic()
-                loss = self._step(order, epoch, state.step)
+                loss = self.train_step(order, epoch, state.step)
                 state.seconds += time.monotonic() - started
                 if not math.isfinite(loss):
                     raise self._diverged(loss)
@@ -147,7 +147,8 @@ class Trainer:
                     self._save()
                     saved = time.monotonic()
 
-    def _step(self, order: Tensor, epoch: int, step: int) -> float:
+    def train_step(self, order: Tensor, epoch: int, step: int) -> float:
+        """Craft, update; returns the loss. ``order`` is that of the epoch."""
         images, labels = self.batches.batch(order, epoch, step, self.objective.views)
         dummy_phase = self.config.is_dummy_phase(epoch)
         bf16 = self.config.precision == "bfloat16"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from training.config import TrainConfig
+    from training.data import Dataset
     from training.run_folder import RunFolder
 
 DEFAULT_DATASET = "digits"
@@ -77,10 +79,16 @@ ROBUSTNESS_LOSS = 0.02  # accuracy on val; less is noise
 @click.option(
     "--resume", type=click.Path(path_type=Path, file_okay=False), help="Go on with the run in this folder."
 )
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Run a few steps of each phase, print memory, speed and an estimate of the whole run; write nothing.",
+)
 @data_options
 @device_option
 @common
 def command(
+    dry_run: bool,
     out: Path | None,
     resume: Path | None,
     data_dir: Path | None,
@@ -120,6 +128,9 @@ def command(
             given["precision"] = fastest_precision(torch_device)
         config = _resolve(resolve, dataset_name, given)
         folder = RunFolder(out or Path("runs") / _run_name(dataset_name, config))
+    if dry_run:
+        _estimate(config, folder, torch_device, data_dir, offline, output)
+        return
     summary = _train(config, folder, torch_device, data_dir, offline, output, resumed=resume is not None)
     before = summary["pre_dummy_val_pgd_accuracy"]
     if before is not None and summary["best_val_pgd_accuracy"] < before - ROBUSTNESS_LOSS:
@@ -134,6 +145,47 @@ def command(
     output.result(summary)
 
 
+def _estimate(
+    config: TrainConfig,
+    folder: RunFolder,
+    device: torch.device,
+    data_dir: Path | None,
+    offline: bool,
+    output: Output,
+) -> None:
+    from training.dry_run import dry_run
+    from training.trainer import Trainer
+
+    dataset = _load(config, data_dir, offline, output)
+    cost = dry_run(Trainer(config, dataset, folder, device, output))
+    per_epoch = ", ".join(f"{value:,.1f} s ({phase})" for phase, value in cost["seconds_per_epoch"].items())
+    output.table(
+        f"{dataset.title}, {config.network}, {config.method}, ducat {config.ducat}: nothing was written",
+        ("", ""),
+        [
+            ("parameters", f"{cost['parameters']:,}"),
+            ("peak memory", f"{cost['peak_memory_bytes'] / 1e9:.2f} GB"),
+            ("steps per epoch", f"{cost['steps_per_epoch']:,}"),
+            ("one epoch, with validation", per_epoch),
+            (f"all {config.epochs} epochs", str(timedelta(seconds=round(cost["estimated_seconds"])))),
+        ],
+    )
+    output.result(cost)
+
+
+def _load(config: TrainConfig, data_dir: Path | None, offline: bool, output: Output) -> Dataset:
+    from training.data import load_dataset
+
+    return load_dataset(
+        config.dataset,
+        data_dir=data_dir,
+        offline=offline,
+        image_size=config.image_size,
+        seed=config.seed,
+        output=output,
+    )
+
+
 def _train(
     config: TrainConfig,
     folder: RunFolder,
@@ -145,18 +197,10 @@ def _train(
     resumed: bool,
 ) -> dict[str, Any]:
     from training.curves import draw_curves
-    from training.data import load_dataset
     from training.signals import StopSignal
     from training.trainer import Trainer
 
-    dataset = load_dataset(
-        config.dataset,
-        data_dir=data_dir,
-        offline=offline,
-        image_size=config.image_size,
-        seed=config.seed,
-        output=output,
-    )
+    dataset = _load(config, data_dir, offline, output)
     trainer = Trainer(config, dataset, folder, device, output)
     with folder.locked():  # not before the data is there: a failed start leaves no folder
         if resumed:

@@ -1,0 +1,68 @@
+"""What a run would cost: one step of each phase, timed, and nothing written."""
+
+from __future__ import annotations
+
+import resource
+import time
+from typing import Any
+
+import torch
+
+from training.batches import DeviceSplit
+from training.trainer import Trainer
+from training.validation import VALIDATION_BATCH, validate
+
+_WARM_UP = 1
+_TIMED = 2
+
+
+def dry_run(trainer: Trainer) -> dict[str, Any]:
+    """Run a few steps of each phase on the real data, and part of a validation.
+
+    Returns parameters, peak memory in bytes, seconds per step and epoch of each phase, seconds of validation, and an
+    estimate of the whole run in seconds. The trainer is of no further use: its weights have moved.
+    """
+    config = trainer.config
+    phases = {"adversarial": 1}
+    if config.ducat_start is not None:
+        phases = {"adversarial": 1, "dummy": config.ducat_start} if config.ducat_start > 1 else {"dummy": 1}
+    epochs = {"dummy": 0 if config.ducat_start is None else config.epochs - config.ducat_start + 1}
+    epochs["adversarial"] = config.epochs - epochs["dummy"]
+    seconds = {name: _seconds_per_step(trainer, epoch) for name, epoch in phases.items()}
+    validation = _seconds_of_validation(trainer)
+    steps = trainer.batches.steps
+    whole = sum(epochs[name] * steps * value for name, value in seconds.items()) + config.epochs * validation
+    return {
+        "parameters": sum(parameter.numel() for parameter in trainer.classifier.parameters()),
+        "peak_memory_bytes": _peak_memory(trainer.device),
+        "steps_per_epoch": steps,
+        "seconds_per_step": {name: round(value, 4) for name, value in seconds.items()},
+        "seconds_per_epoch": {name: round(value * steps + validation, 1) for name, value in seconds.items()},
+        "seconds_of_validation": round(validation, 1),
+        "estimated_seconds": round(whole, 1),
+    }
+
+
+def _seconds_per_step(trainer: Trainer, epoch: int) -> float:
+    trainer.classifier.train()
+    order = trainer.batches.order(epoch)
+    started = time.monotonic()
+    for step in range(_WARM_UP + _TIMED):
+        if step == _WARM_UP:
+            started = time.monotonic()
+        trainer.train_step(order, epoch, step % trainer.batches.steps)
+    return (time.monotonic() - started) / _TIMED
+
+
+def _seconds_of_validation(trainer: Trainer) -> float:
+    count = min(VALIDATION_BATCH, len(trainer.val))
+    part = DeviceSplit(trainer.val.images[:count], trainer.val.labels[:count])
+    started = time.monotonic()
+    validate(trainer.deployed, part, trainer.config, legacy=False, between_batches=lambda: None)
+    return (time.monotonic() - started) * len(trainer.val) / count
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
