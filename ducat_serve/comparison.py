@@ -42,7 +42,10 @@ def differences(candidates: Sequence[Candidate]) -> list[str]:
         "number of images": {r.examples for r in reports},
         "threat model": {(r.norm, r.eps) for r in reports},
         "seed (which images)": {r.seed for r in reports},
-        "thoroughness": {_thoroughness(r) for r in reports},
+        "knowledge (white-box or scores only)": {r.artefact for r in reports},
+        "precision": {r.precision for r in reports},
+        "attacks": {_attacks(r) for r in reports},
+        "legacy attacks": {r.legacy_attacks for r in reports if r.legacy_2c_accuracy is not None},
     }
     return [name for name, values in conditions.items() if len(values) > 1]
 
@@ -68,10 +71,10 @@ def to_json(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
     ]
 
 
-def _thoroughness(report: RobustnessReport) -> str:
-    """Suites differ by model (one without dummies has fewer stages), so only what both could have run counts."""
-    names = {attack.name for attack in report.attacks}
-    return ", ".join(name for name in ("targeted", "square-warm", "autoattack") if name in names)
+def _attacks(report: RobustnessReport) -> frozenset[str]:
+    """Suites leave out what does not apply to a model, so only what every model could be given counts."""
+    depends_on_model = {"apgd-lse", "pair-margin-0", "pair-margin-4", "transfer"}
+    return frozenset(attack.name for attack in report.attacks) - depends_on_model
 
 
 def _beats(other: Candidate, mine: Candidate) -> bool:

@@ -36,14 +36,14 @@ class AttackResult(BaseModel):
 
 
 class ClassResult(BaseModel):
-    """Accuracy on the images of one class."""
+    """Accuracy on the images of one class; None where there was none."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     label: str
     examples: int = Field(ge=0)
-    clean_accuracy: Fraction
-    worst_case_accuracy: Fraction
+    clean_accuracy: Fraction | None
+    worst_case_accuracy: Fraction | None
 
 
 class DummyMass(BaseModel):

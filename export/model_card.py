@@ -25,7 +25,7 @@ def model_card(spec: ModelSpec, name: str) -> str:
         f"Image classifier: {spec.network}, {spec.num_classes} classes, {height}x{width} pixels, "
         f"{'greyscale' if spec.channels == 1 else 'RGB'}.",
         "## Robustness",
-        *_robustness(spec),
+        *_robustness(spec, name),
         "## Training",
         f"- Method: {recipe.get('method', 'pgd-at')}, {_METHOD.get(recipe.get('ducat'), 'not recorded')}\n"
         f"- Data: {spec.training.get('data')}\n"
@@ -45,15 +45,18 @@ def model_card(spec: ModelSpec, name: str) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _robustness(spec: ModelSpec) -> list[str]:
+def _robustness(spec: ModelSpec, name: str) -> list[str]:
     report = spec.robustness
     if report is None:
-        return [f"**{NOT_MEASURED.capitalize()}.** Measure it with `ducat evaluate`, and export again."]
+        how = (
+            "Measure its checkpoint with `ducat evaluate`, and export again."
+            if spec.precision == "float32"
+            else f"`ducat evaluate {name}` measures it, by its scores."
+        )
+        return [f"**{NOT_MEASURED.capitalize()}.** {how}"]
     return [
-        f"Measured on the deployed function by attacks that know the weights"
-        f"{'' if spec.fold == 'none' else ', the fold and the dummies'}: {report.norm} "
-        f"{format_size(report.eps)} on {report.examples} {report.split} images of {report.dataset}, "
-        f"seed {report.seed}.",
+        f"{_knowledge(spec, report)} {report.norm} {format_size(report.eps)} on {report.examples} {report.split} "
+        f"images of {report.dataset}, seed {report.seed}.",
         _accuracies(report),
         *(
             f"**{MASKING.capitalize()}**: {check.expectation}, which did not hold."
@@ -61,6 +64,16 @@ def _robustness(spec: ModelSpec) -> list[str]:
         ),
         *_detection(report),
     ]
+
+
+def _knowledge(spec: ModelSpec, report: RobustnessReport) -> str:
+    """How much the attacks knew, as their names say."""
+    if report.artefact == "onnx":
+        return "Measured on this file by attacks that see its scores only:"
+    adaptive = {"apgd-lse", "pair-margin-0", "pair-margin-1", "pair-margin-4", "targeted", "square-warm"}
+    names = {attack.name for attack in report.attacks}
+    knows = ", the fold and the dummies" if spec.fold != "none" and names & adaptive else ""
+    return f"Measured on the deployed function by attacks that know the weights{knows}:"
 
 
 def _accuracies(report: RobustnessReport) -> str:

@@ -61,23 +61,25 @@ def export_onnx(
     return spec, parity
 
 
-def store_report(target: Path, report: RobustnessReport) -> None:
-    """Put a report that was measured on an exported file into that file, and seal it again.
+def store_report(target: Path, report: RobustnessReport) -> ModelSpec:
+    """Put a report that was measured on an exported file into that file, and seal it again; returns its spec.
 
     Raises:
         DataError, VerificationError: as `read_sealed` does, or the report belongs to other weights.
     """
     model = onnx.load_from_string(read_sealed(target))
-    kept = [entry for entry in model.metadata_props if entry.key != SEAL_KEY]
-    for entry in kept:
-        if entry.key == METADATA_KEY:
-            spec = ModelSpec.from_json(entry.value, str(target)).model_copy(update={"robustness": report})
-            entry.value = ModelSpec.from_json(spec.to_json(), str(target)).to_json()
-    entries = [(entry.key, entry.value) for entry in kept]
+    entries = {entry.key: entry.value for entry in model.metadata_props if entry.key != SEAL_KEY}
+    measured = ModelSpec.from_json(entries[METADATA_KEY], str(target)).model_copy(
+        update={"robustness": report}
+    )
+    # Read back, so that a report of other weights or another precision is refused.
+    spec = ModelSpec.from_json(measured.to_json(), str(target))
+    entries[METADATA_KEY] = spec.to_json()
     del model.metadata_props[:]
-    for key, value in entries:
+    for key, value in entries.items():
         model.metadata_props.add(key=key, value=value)
     atomic.write_bytes(target, seal(model.SerializeToString(deterministic=True)))
+    return spec
 
 
 def _serialise(graph: DeployGraph, spec: ModelSpec, source_sha256: str) -> bytes:

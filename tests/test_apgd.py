@@ -224,9 +224,35 @@ def test_targeted_looks_at_dummies_too() -> None:
     model = Deployed(OnlyDummy(), "max")  # type: ignore[arg-type]
     images, labels = torch.full((3, 3, 2, 2), 0.5), torch.zeros(3, dtype=torch.long)
     found = apgd_targeted(
-        model, images, labels, Ball("linf", 0.2), misclassified("max"), steps=20, generator=stream(0, "t")
+        model,
+        images,
+        labels,
+        Ball("linf", 0.2),
+        misclassified("max"),
+        loss=losses.targeted_dlr("max"),
+        steps=20,
+        generator=stream(0, "t"),
     )
     assert (model(found).argmax(dim=1) == 3).all()
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_targeted_looks_at_dummies_below_four_classes_too(classes: int) -> None:
+    """The dummy of class 1 wins in the dark, nothing else anywhere; untargeted margins climb towards the light."""
+
+    class DarkDummy(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            level = images.mean(dim=(1, 2, 3)) - 0.5
+            raw = torch.full((len(images), 2 * classes), -9.0) + 0 * level.unsqueeze(1)
+            raw[:, 0] = 1.0
+            raw[:, 1] = 0.5 + level  # never reaches 1 within the ball
+            raw[:, classes + 1] = -20 * (level + 0.1)
+            return raw
+
+    model = Deployed(DarkDummy(), "max")  # type: ignore[arg-type]
+    images, labels = torch.full((3, 3, 2, 2), 0.5), torch.zeros(3, dtype=torch.long)
+    found = run("targeted", model, images, labels, Ball("linf", 0.2), classes)
+    assert (model(found).argmax(dim=1) == 1).all()
 
 
 def test_nan_logits_count_as_wrong() -> None:
@@ -248,6 +274,9 @@ def test_suites_fit_the_model() -> None:
         suite("standart", Target("none", 10))
     with pytest.raises(UsageError, match="Did you mean 'square'"):
         stage("sqare", Target("none", 10))
+    assert "fewer than 4 classes" in str(stage("autoattack", Target("none", 3)).settings["version"])
+    with pytest.raises(UsageError, match="has no dummies"):
+        stage("apgd-lse", Target("none", 10))
     with pytest.raises(UsageError, match="needs pre_dummy"):
         stage("transfer", Target("max", 10))
 

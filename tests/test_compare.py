@@ -68,6 +68,16 @@ def test_what_was_measured_differently_is_named(spec: ModelSpec) -> None:
     a = candidate(spec, "a", 0.9, 0.3)
     assert differences([a, candidate(spec, "b", 0.8, 0.4)]) == []
     other = candidate(spec, "c", 0.8, 0.4, examples=50, eps=0.2, dataset="cifar10", seed=1)
+    scores = candidate(
+        spec, "d", 0.8, 0.4, artefact="onnx", legacy_attacks=("apgd-ce",), legacy_2c_accuracy=0.5
+    )
+    assert differences([a, scores]) == ["knowledge (white-box or scores only)"]
+    run_by = {"settings": {}, "examples": 9, "accuracy": 0.5, "worst_case_accuracy": 0.5, "seconds": 1}
+    more = candidate(spec, "e", 0.8, 0.4, attacks=[{"name": n, **run_by} for n in ("apgd-lse", "transfer")])
+    assert differences([a, more]) == []  # what a model cannot be given makes no difference
+    assert differences([a, candidate(spec, "f", 0.8, 0.4, attacks=[{"name": "square", **run_by}])]) == [
+        "attacks"
+    ]
     assert differences([a, other]) == ["data", "number of images", "threat model", "seed (which images)"]
 
 
@@ -100,6 +110,14 @@ def measured(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     write_checkpoint(folder / "model.safetensors", tensors, found.model_copy(update={"robustness": claims}))
     assert run(["export", str(folder)]) == 0
     return folder
+
+
+@pytest.mark.parametrize("worst", [0.0, 1.0])
+def test_accuracies_of_none_and_all_can_be_drawn(spec: ModelSpec, worst: float, tmp_path: Path) -> None:
+    interval = (0.0, 0.04) if worst == 0 else (0.96, 1.0)
+    for examples in (13, 25, 100, 500, 1000):
+        extreme = candidate(spec, "x", worst, worst, examples=examples, worst_case_interval=interval)
+        assert plot_comparison([extreme], tmp_path / "x")
 
 
 def test_compare_on_the_command_line(

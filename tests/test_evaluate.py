@@ -120,6 +120,9 @@ def test_wilson_interval_against_published_values() -> None:
     """Newcombe 1998, table I: 81/263 and 0/20 (Wilson, no continuity correction)."""
     assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
     assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    for count in range(1, 200):  # exact at the ends: a plot draws distances to them
+        assert wilson(0, count)[0] == 0.0
+        assert wilson(count, count)[1] == 1.0
     with pytest.raises(ValueError, match="at least one"):
         wilson(0, 0)
 

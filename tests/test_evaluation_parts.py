@@ -16,7 +16,8 @@ from ducat_serve.errors import DataError, UsageError
 from ducat_serve.output import Output
 from ducat_serve.report import RobustnessReport
 from ducat_serve.spec import ThreatModel
-from training.attacks.ball import Ball
+from training.attacks.ball import Ball, distance
+from training.attacks.criteria import misclassified
 from training.batches import DeviceSplit
 from training.data import load_dataset
 from training.data.cache import Split
@@ -27,6 +28,7 @@ from training.evaluation.legacy import legacy_2c_accuracy
 from training.evaluation.runner import Runner
 from training.evaluation.stages import Stage, Target, stage
 from training.evaluation.unfinished import Unfinished
+from training.randomness import stream
 
 THREAT = ThreatModel(norm="linf", eps=0.1)
 
@@ -122,13 +124,13 @@ def test_interrupt_and_resume_on_the_command_line(
     monkeypatch.setattr(evaluate_module, "_run", stops)
     assert run(command) == 130
     assert "--resume" in capsys.readouterr().err
-    assert (folder / "evaluation.partial.safetensors").is_file()
+    assert (folder / "model.safetensors.evaluation.partial").is_file()
     assert (folder / "model.safetensors").read_bytes() == before
     assert run([*command, "--seed", "5", "--resume"]) == 2
     assert "data, seed changed" in capsys.readouterr().err
     assert run([*command, "--resume"]) == 0
     assert seen == ["pgd", "apgd-ce", "apgd-ce"]
-    assert not (folder / "evaluation.partial.safetensors").exists()
+    assert not (folder / "model.safetensors.evaluation.partial").exists()
 
 
 # --- memory and effort ----------------------------------------------------------------------------------------
@@ -219,6 +221,23 @@ def test_masked_gradients_are_called_out(masked: bool, capsys: pytest.CaptureFix
     assert len(report.sanity) == 4  # no surrogate, no check of transfer
     if not masked:
         assert failed == set()
+
+
+def test_few_images_say_nothing_about_masking() -> None:
+    grey = torch.full((19, 3, 4, 4), 128, dtype=torch.uint8)
+    data = DeviceSplit(grey, torch.zeros(19, dtype=torch.long))
+    model = Deployed(Steps(True), "none").eval()  # type: ignore[arg-type]
+    assert measure(model, data, Plan((stage("pgd", Target("none", 2)),))).sanity == ()
+
+
+def test_one_image_of_slack_is_one_image() -> None:
+    """1 - 49 / 50 is more than 1 / 50 in floating point."""
+    from training.evaluation.sanity import _compare
+
+    weak = torch.zeros(50, dtype=torch.bool)
+    for extra, passed in ((0, True), (1, True), (2, False)):
+        strong = torch.arange(50) < extra
+        assert _compare("n", "e", ("strong", strong), ("weak", weak)).passed is passed
 
 
 def test_transfer_that_beats_white_box_is_called_out() -> None:
@@ -333,3 +352,81 @@ def test_without_dummies_legacy_is_the_plain_accuracy_under_attack() -> None:
     far = Runner(model, data, Ball("linf", 0.01), 0, Batches(16, Output()), Output())
     assert legacy_2c_accuracy(near, ("apgd-ce",)) == 0.0
     assert legacy_2c_accuracy(far, ("apgd-ce",)) == 1.0
+
+
+# --- models that misbehave ------------------------------------------------------------------------------------
+
+
+def test_nan_answers_to_adversarial_images_count_as_wrong_and_lose_no_report() -> None:
+    class Fragile(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            level = images.mean(dim=(1, 2, 3))
+            raw = torch.stack([0.6 - level, level - 0.6, level - 9, level - 9], dim=1)
+            return torch.where((level > 0.51).unsqueeze(1), torch.nan, raw)
+
+    data = DeviceSplit(torch.full((24, 3, 2, 2), 128, dtype=torch.uint8), torch.zeros(24, dtype=torch.long))
+    model = Deployed(Fragile(), "max").eval()  # type: ignore[arg-type]
+    report = measure(model, data, Plan((stage("square", Target("max", 2)),), val=data))
+    assert report.worst_case_accuracy == 0
+    assert report.dummy_mass is None  # nothing that can be counted
+    assert all(0 <= r.correct_or_flagged <= 1 for r in report.rejection)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_nan_gradients_do_not_push_an_image_out_of_the_ball(norm: str) -> None:
+    """sqrt has an infinite slope at 0, and inf - inf is NaN; the logits themselves are finite."""
+
+    class Rooted(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            level = images.mean(dim=(1, 2, 3))
+            kink = (images - images.detach()).abs().flatten(1).sum(dim=1).sqrt() * 0
+            return torch.stack([1 + level + kink, level], dim=1)
+
+    images = torch.full((5, 3, 2, 2), 0.5)
+    model = Deployed(Rooted(), "none").eval()  # type: ignore[arg-type]
+    for name in ("pgd", "apgd-ce", "square-warm"):
+        found = stage(name, Target("none", 2)).attack(
+            model,
+            images,
+            torch.zeros(5, dtype=torch.long),
+            Ball(norm, 0.1),  # type: ignore[arg-type]
+            misclassified("none"),
+            generator=stream(0, "t"),
+        )
+        assert found.isfinite().all()
+        assert (model(found).argmax(dim=1) == 0).all()  # never really wrong, so never counted as such
+
+
+def test_l2_steps_keep_their_length_where_the_loss_is_saturated() -> None:
+    """Confident models have cross entropies whose gradients are tiny; squares of them vanish in float32."""
+    for scale in (1.0, 1e-13, 1e-25, 1e-37):
+        gradient = scale * torch.randn(3, 3, 4, 4, generator=stream(0, "g"))
+        grey = torch.full((3, 3, 4, 4), 0.5)
+        moved = Ball("l2", 1.0).ascend(grey, gradient, 0.1)
+        torch.testing.assert_close(distance(grey, moved, "l2"), torch.full((3,), 0.1), rtol=1e-4, atol=1e-5)
+    still = Ball("l2", 1.0).ascend(torch.full((3, 3, 4, 4), 0.5), torch.zeros(3, 3, 4, 4), 0.1)
+    assert torch.equal(still, torch.full((3, 3, 4, 4), 0.5))
+
+
+def test_onnx_runtime_out_of_memory_is_recognised() -> None:
+    """Its exceptions are no RuntimeErrors; the text is what its arena says."""
+
+    class Fail(Exception):
+        pass
+
+    tried: list[int] = []
+
+    def work(_start: int, batch: torch.Tensor) -> None:
+        tried.append(len(batch))
+        if len(batch) > 2:
+            raise Fail("bfc_arena.cc: Failed to allocate memory for requested buffer of size 1")
+
+    Batches(8, Output()).over(torch.arange(4), work)
+    assert tried == [4, 2, 2]
+
+
+def test_a_class_without_images_has_no_accuracy() -> None:
+    model = Deployed(Steps(False), "none").eval()  # type: ignore[arg-type]
+    data = DeviceSplit(torch.full((4, 3, 2, 2), 128, dtype=torch.uint8), torch.zeros(4, dtype=torch.long))
+    report = measure(model, data, Plan((stage("pgd", Target("none", 2)),)))
+    assert [c.clean_accuracy for c in report.per_class] == [1.0, None]

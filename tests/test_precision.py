@@ -54,7 +54,7 @@ def test_the_report_is_dropped_and_measured_again(folder: Path, capsys: pytest.C
     before = Predictor(half, "cpu")
     assert before.spec.precision == "float16"
     assert before.spec.robustness is None
-    assert "not measured" in (folder / "model-float16.md").read_text()
+    assert "`ducat evaluate model-float16.onnx` measures it" in (folder / "model-float16.md").read_text()
     capsys.readouterr()
     assert run(["inspect", str(half)]) == 0
     assert "robustness not measured" in capsys.readouterr().err
@@ -67,6 +67,7 @@ def test_the_report_is_dropped_and_measured_again(folder: Path, capsys: pytest.C
     assert report.model_dump(mode="json") == printed
     assert (report.precision, report.artefact) == ("float16", "onnx")
     assert "scores only" in report.summary()
+    assert "see its scores only" in (folder / "model-float16.md").read_text()  # the card was written again
     assert after.source_sha256 == before.source_sha256
     images = load_dataset("digits").test.images[:8]
     assert np.array_equal(after(images).logits, before(images).logits)

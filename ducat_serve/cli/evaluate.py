@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ducat_serve import __version__
 from ducat_serve.cli.options import PIXEL_SIZE, common, data_options, device_option
 from ducat_serve.cli.report_table import show_report
 from ducat_serve.errors import InterruptedRun, UsageError, VerificationError, missing_extra
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from training.data import Dataset
     from training.data.cache import Split
 
-UNFINISHED = "evaluation.partial.safetensors"
+UNFINISHED = ".evaluation.partial"  # after the name of the model file
 
 
 class Bar(click.ParamType[dict[str, float]]):
@@ -154,20 +156,28 @@ def command(
     )
     spec = prepared.spec
     threat_model = _threat_model(spec, norm, eps)
+    store_report = _export_writer() if is_onnx and _has_no_white_box_report(spec) else None
+    if out is not None and not out.parent.is_dir():
+        raise UsageError(f"--out: there is no folder {out.parent}.")
     data = load_training_data(path, spec, dataset=dataset, data_dir=data_dir, offline=offline, output=output)
     chosen = _choose(data, spec, split, max_examples, seed)
     subject = prepared.subject(data.title, "val" if split == "val" else "test")
     unfinished = Unfinished(
-        path.with_name(UNFINISHED),
+        path.with_name(path.name + UNFINISHED),
         request={
+            "version": __version__,
             "weights": spec.weights_digest,
-            "artefact": subject.artefact,
+            "artefact": f"{subject.artefact} {subject.precision}",
+            "surrogate": prepared.surrogate_digest,
+            "batch size": batch_size,
             "data": f"{data.title} {split} {content_digest(data.class_names, [chosen])}",
             "threat model": str(threat_model),
             "attacks": [[stage.name, stage.settings] for stage in prepared.plan.stages],
             "seed": seed,
         },
     )
+    if resume and not unfinished.exists():
+        output.warn("there is nothing to resume; starting from the beginning.")
     if unfinished.exists() and not resume:
         output.warn("an interrupted evaluation is dropped; --resume would have gone on with it.")
         unfinished.remove()
@@ -191,30 +201,44 @@ def command(
             f"ducat evaluate {model} --resume (and the same options)",
         ) from None
     show_report(report, spec, output)
-    if out is not None:
-        write_text(out, report.model_dump_json(indent=2) + "\n")
     if not is_onnx:
-        _warn_of_loss(spec, report, output)
+        _warn_of_loss(spec.robustness, report, output)
         _, tensors = read_checkpoint(path)
         write_checkpoint(path, tensors, spec.model_copy(update={"robustness": report}))
         output.say(f"Stored in {path}.\nNext: ducat export {path}")
-    elif spec.robustness is None or spec.robustness.artefact == "onnx":
-        _store_in_export(path, report)
+    elif store_report is not None:
+        store_report(path, report)
         output.say(f"Stored in {path}: attacks by scores are all that can be said of it.")
-    else:
+    elif spec.robustness is not None:
         output.say(f"The white-box report inside {path} stays: {spec.robustness.summary()}.")
     unfinished.remove()
+    if out is not None:
+        write_text(out, report.model_dump_json(indent=2) + "\n")
     if bar is not None:
         _require(report, bar)  # its error is then the one document on stdout; --out has the report
     output.result(report.model_dump(mode="json"))
 
 
-def _store_in_export(path: Path, report: RobustnessReport) -> None:
+def _has_no_white_box_report(spec: ModelSpec) -> bool:
+    return spec.robustness is None or spec.robustness.artefact == "onnx"
+
+
+def _export_writer() -> Callable[[Path, RobustnessReport], None]:
+    """What stores a report in an exported file. Asked for before hours of attack, not after."""
     try:
+        from export.model_card import model_card
         from export.onnx_writer import store_report
     except ImportError as error:
         raise missing_extra(error.name or "onnx", "export") from error
-    store_report(path, report)
+    from ducat_serve.atomic import write_text
+
+    def store(path: Path, report: RobustnessReport) -> None:
+        spec = store_report(path, report)
+        card = path.with_suffix(".md")
+        if card.is_file():
+            write_text(card, model_card(spec, path.name))
+
+    return store
 
 
 def _threat_model(spec: ModelSpec, norm: str | None, eps: float | None) -> ThreatModel:
@@ -250,11 +274,20 @@ def _choose(data: Dataset, spec: ModelSpec, split: str, max_examples: int | None
     return Split(chosen.images[index], chosen.labels[index])
 
 
-def _warn_of_loss(spec: ModelSpec, report: RobustnessReport, output: Output) -> None:
-    old = spec.robustness
-    if old is not None and (len(old.attacks), old.examples) > (len(report.attacks), report.examples):
+def _warn_of_loss(old: RobustnessReport | None, new: RobustnessReport, output: Output) -> None:
+    """Say so where the report that is replaced told more, or something else."""
+    if old is None:
+        return
+    losses = {
+        "fewer attacks": len(new.attacks) < len(old.attacks),
+        "fewer images": new.examples < old.examples,
+        "another threat model": (new.norm, new.eps) != (old.norm, old.eps),
+        "other data": (new.dataset, new.split) != (old.dataset, old.split),
+    }
+    found = [what for what, true in losses.items() if true]
+    if found:
         output.warn(
-            f"this report replaces one of more attacks or images: {old.summary()}. Measure again with --suite standard."
+            f"this report ({', '.join(found)}) replaces: {old.summary()}. Measure again with --suite standard."
         )
 
 

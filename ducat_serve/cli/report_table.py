@@ -55,6 +55,8 @@ def show_report(report: RobustnessReport, spec: ModelSpec, output: Output) -> No
     for check in report.failed_checks:
         figures = ", ".join(f"{name} {value:.3g}" for name, value in check.figures.items())
         output.warn(f"{MASKING}: {check.expectation}, but here: {figures}.")
+    if report.artefact == "checkpoint" and not report.sanity:
+        output.say("No sanity checks: too few images are right to say anything.")
     if report.sanity and not report.failed_checks:
         output.say(f"All {len(report.sanity)} sanity checks passed (no sign of gradient masking).")
     if spec.threat_model.norm != report.norm or spec.threat_model.eps != report.eps:

@@ -18,6 +18,7 @@ from ducat_serve.spec import Norm, ThreatModel
 _L1_SPARSITY = 0.01
 # Largest rounding error of one float32 pixel in [0, 1].
 _PIXEL_ROUNDING = 2.0**-24
+_TINY = torch.finfo(torch.float32).tiny
 
 
 def largest_eps(norm: Norm, pixels: int) -> float:
@@ -68,7 +69,9 @@ class Ball:
         if self.norm == "linf":
             return images + step_size * gradient.sign()
         if self.norm == "l2":
-            return images + step_size * gradient / _norm(gradient, 2).clamp_min(1e-12)
+            # Largest value first: a saturated loss has gradients so small that their squares vanish.
+            scaled = gradient / gradient.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(_TINY)
+            return images + step_size * scaled / _norm(scaled, 2).clamp_min(_TINY)
         flat = gradient.flatten(1)
         moved = max(1, round(_L1_SPARSITY * flat.shape[1]))
         # A pixel already at its bound cannot move further that way; spend the step where it counts.
@@ -96,6 +99,8 @@ class Ball:
             delta = delta * (eps / _norm(delta, 2).clamp_min(1e-12)).clamp_max(1)
         else:
             delta = _project_l1(delta, eps)
+            # Far points lose digits in the sums of the projection; this takes back what they gain.
+            delta = delta * (eps / _norm(delta, 1).clamp_min(_TINY)).clamp_max(1)
         # Clamping only moves pixels towards the original ones, so the result stays inside the ball.
         return (images + delta).clamp(0, 1)
 

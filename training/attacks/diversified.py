@@ -16,7 +16,7 @@ from training.attacks.ball import Ball
 from training.attacks.criteria import Criterion
 from training.attacks.frozen import frozen
 from training.attacks.losses import margin, pair_margin
-from training.attacks.search import Best, look
+from training.attacks.search import Best, look, usable
 from training.attacks.square import square
 
 _DIVERSIFYING_STEPS = 2  # of size eps; the paper's setting for white-box attacks
@@ -85,5 +85,5 @@ def _diversified(model: Deployed, images: Tensor, ball: Ball, generator: torch.G
             if direction is None:
                 direction = torch.rand(raw.shape, generator=generator, device=raw.device) * 2 - 1
             (gradient,) = torch.autograd.grad((direction * raw).sum(), current)
-        current = ball.project(images, ball.ascend(current.detach(), gradient, ball.eps))
+        current = ball.project(images, ball.ascend(current.detach(), usable(gradient), ball.eps))
     return current

@@ -72,6 +72,15 @@ def pair_margin(fold: Fold, temperature: float) -> Loss:
     return loss
 
 
+def targeted_margin(fold: Fold) -> Loss:
+    """One raw logit, of a class t or its dummy t + C, minus the own folded one: for fewer than 4 classes."""
+
+    def loss(raw: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+        return _pick(raw, targets) - _pick(fold_logits(raw, fold), labels)
+
+    return loss
+
+
 def targeted_dlr(fold: Fold) -> Loss:
     """Targeted DLR (Croce and Hein 2020, equation 6) towards one raw logit: a class t or its dummy t + C."""
 

@@ -16,7 +16,7 @@ from training.attacks.ball import Ball
 from training.attacks.criteria import Criterion
 from training.attacks.frozen import frozen
 from training.attacks.losses import Loss, margin
-from training.attacks.search import Best, Look
+from training.attacks.search import Best, Look, usable
 
 
 def orthogonal_pgd(
@@ -48,8 +48,8 @@ def orthogonal_pgd(
             with torch.enable_grad():
                 raw = model.classifier(current)
                 margins, harm = wrong(raw, labels, labels), harmless(raw, labels, labels)
-                to_wrong = torch.autograd.grad(margins.sum(), current, retain_graph=True)[0]
-                to_harmless = torch.autograd.grad(harm.sum(), current)[0]
+                to_wrong = usable(torch.autograd.grad(margins.sum(), current, retain_graph=True)[0])
+                to_harmless = usable(torch.autograd.grad(harm.sum(), current)[0])
             found = current.detach()
             best.offer(index, found, Look(harm.detach(), criterion(raw.detach(), labels), None))
             is_wrong = (margins.detach() > 0).view(-1, 1, 1, 1)

@@ -62,9 +62,13 @@ def look(
         raw = model.classifier(images)
         values = loss(raw, labels, targets)
         total = values.sum()
-    # contiguous: a gradient may come as an expanded tensor, which cannot be written to row by row
-    found = torch.autograd.grad(total, images)[0].contiguous() if gradient else None
+    found = usable(torch.autograd.grad(total, images)[0]) if gradient else None
     return Look(values.detach(), criterion(raw.detach(), labels), found)
+
+
+def usable(gradient: Tensor) -> Tensor:
+    """NaN and infinity, with which an image would leave the ball, as 0; and rows that can be written to."""
+    return gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).contiguous()
 
 
 class Best:

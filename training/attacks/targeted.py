@@ -10,7 +10,7 @@ from training.attacks.apgd import apgd
 from training.attacks.ball import Ball
 from training.attacks.criteria import Criterion
 from training.attacks.frozen import frozen
-from training.attacks.losses import targeted_dlr
+from training.attacks.losses import Loss
 
 MAX_TARGETS = 9  # as in AutoAttack: the classes that score best on the clean image
 
@@ -22,12 +22,14 @@ def apgd_targeted(
     ball: Ball,
     criterion: Criterion,
     *,
+    loss: Loss,
     steps: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """APGD with the targeted DLR loss at the best ``MAX_TARGETS`` other classes t, each as t and as t + C.
+    """APGD with a targeted loss at the best ``MAX_TARGETS`` other classes t, each as t and as t + C.
 
-    Returns the best images found, as `apgd` does; an example that succeeds is not attacked again.
+    Returns a success for every example that has one, else what the last target led to; an example that succeeds
+    is not attacked again.
     """
     with frozen(model), torch.no_grad():
         logits = model(images)
@@ -46,7 +48,7 @@ def apgd_targeted(
                 labels[open_],
                 ball,
                 criterion,
-                loss=targeted_dlr(model.fold),
+                loss=loss,
                 steps=steps,
                 generator=generator,
                 targets=ranked[open_, rank] + offset,

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from ducat_serve.output import Output
 
+# What torch's CPU allocator, cuBLAS, cuDNN and ONNX Runtime say when there is no memory.
+_SIGNS = ("DefaultCPUAllocator", "ALLOC_FAILED", "Failed to allocate memory", "BFCArena", "std::bad_alloc")
+
 
 @dataclass
 class Batches:
@@ -26,14 +29,14 @@ class Batches:
         ``work`` is called again, with fewer examples, after it ran out of memory, so it records results last.
 
         Raises:
-            torch.OutOfMemoryError, RuntimeError: not even one example fits.
+            torch.OutOfMemoryError or what the runtime raises: not even one example fits.
         """
         start = 0
         while start < len(index):
             batch = index[start : start + self.size]
             try:
                 work(start, batch)
-            except RuntimeError as error:  # torch.OutOfMemoryError is one
+            except Exception as error:  # ONNX Runtime's are no RuntimeErrors
                 if not _out_of_memory(error) or self.size == 1:
                     raise
                 self._halve(len(batch))
@@ -47,8 +50,10 @@ class Batches:
         self.output.warn(f"out of memory with {tried} images at once; going on with --batch-size {self.size}")
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+def _out_of_memory(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(sign in str(error) for sign in _SIGNS)
 
 
 @dataclass

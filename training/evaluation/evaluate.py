@@ -107,6 +107,7 @@ def evaluate(
         if unfinished is not None and resume and unfinished.exists():
             results = unfinished.restore(examples)
             output.say(f"Resumed after {', '.join(result.name for result in results)}.")
+        earlier = sum(result.seconds for result in results)
         for stage in plan.stages[len(results) :]:
             results.append(_run(runner, stage, examples))
             if unfinished is not None:
@@ -137,7 +138,7 @@ def evaluate(
         sanity=sanity,
         per_class=_per_class(subject.labels, data.labels, examples.clean, examples.right),
         attacks=tuple(results),
-        seconds=round(time.monotonic() - started, 2),
+        seconds=round(earlier + time.monotonic() - started, 2),
         versions={
             "ducat-serve": __version__,
             "torch": torch.__version__,
@@ -210,8 +211,8 @@ def _per_class(
             ClassResult(
                 label=name,
                 examples=count,
-                clean_accuracy=int(clean[mine].sum()) / max(count, 1),
-                worst_case_accuracy=int(right[mine].sum()) / max(count, 1),
+                clean_accuracy=int(clean[mine].sum()) / count if count else None,
+                worst_case_accuracy=int(right[mine].sum()) / count if count else None,
             )
         )
     return tuple(results)

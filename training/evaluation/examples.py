@@ -63,18 +63,22 @@ class Examples:
 
         ``adaptive`` also runs an attack that lowers dummy mass, on at most ``ADAPTIVE_EXAMPLES`` of them.
         """
-        fooled = self.clean & ~self.right
-        if self.model.fold == "none" or not fooled.any():
+        if self.model.fold == "none":
             return None
-        clean = self.clean_suspicion["dummy_mass"][self.clean]
         fooling = self.fooling_suspicion["dummy_mass"]
+        # An image that makes the model answer NaN fools it, but has no dummy mass to speak of.
+        fooled = self.clean & ~self.right & fooling.isfinite()
+        clean = self.clean_suspicion["dummy_mass"][self.clean]
+        auroc = _auroc(clean, fooling[fooled])
+        if auroc is None:
+            return None
         auroc_adaptive = None
         if adaptive:
             auroc_adaptive = _auroc(clean, self._hidden(runner, fooled))
         return DummyMass(
             clean_mean=clean.sigmoid().mean().item(),
             adversarial_mean=fooling[fooled].sigmoid().mean().item(),
-            auroc=_auroc(clean, fooling[fooled]),
+            auroc=auroc,
             auroc_adaptive=auroc_adaptive,
         )
 
@@ -94,6 +98,9 @@ class Examples:
         return lowest[index]
 
 
-def _auroc(clean: Tensor, adversarial: Tensor) -> float:
+def _auroc(clean: Tensor, adversarial: Tensor) -> float | None:
+    clean, adversarial = clean[clean.isfinite()], adversarial[adversarial.isfinite()]
+    if len(clean) == 0 or len(adversarial) == 0:
+        return None
     truth = torch.cat([torch.zeros_like(clean), torch.ones_like(adversarial)])
     return float(roc_auc_score(truth.cpu().numpy(), torch.cat([clean, adversarial]).cpu().numpy()))

@@ -10,7 +10,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from ducat_serve import atomic
-from ducat_serve.comparison import Candidate, pareto_front
+from ducat_serve.comparison import Candidate, differences, pareto_front
 from ducat_serve.pixels import format_size
 from training.evaluation.intervals import wilson
 
@@ -34,10 +34,8 @@ def plot_comparison(candidates: Sequence[Candidate], stem: Path) -> list[Path]:
         assert report is not None
         axes.set_xlabel("clean accuracy (%)")
         axes.set_ylabel("worst-case accuracy of the deployed function (%)")
-        axes.set_title(
-            f"{report.dataset}, {report.norm} {format_size(report.eps)}, {report.examples} {report.split} images",
-            loc="left",
-        )
+        title = f"{report.dataset}, {report.norm} {format_size(report.eps)}, {report.examples} {report.split} images"
+        axes.set_title("measured under different conditions" if differences(measured) else title, loc="left")
         axes.grid(alpha=0.3)
         axes.margins(0.15)
         _front(axes, measured)

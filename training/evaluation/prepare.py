@@ -21,8 +21,7 @@ from training.evaluation.stages import BLACK_BOX, SUITES, Stage, Target, stage
 from training.evaluation.stages import suite as build_suite
 from training.run_folder import RunFolder
 
-# The same attacks as on the deployed function, so that what differs is only what they know. (The paper used
-# AutoAttack, whose further parts change little: results/reference.md.)
+# The same attacks as on the deployed function, so that what differs is only what they know.
 _LEGACY = ("apgd-ce", "apgd-dlr", "targeted", "square-warm")
 
 
@@ -34,6 +33,7 @@ class Prepared:
     model: Deployed
     plan: Plan
     artefact: Literal["checkpoint", "onnx"]
+    surrogate_digest: str | None  # of the weights that `transfer` uses
     studies: bool  # whether detection and rejection are studied
 
     def subject(self, dataset: str, split: Literal["val", "test"]) -> Subject:
@@ -71,7 +71,7 @@ def prepare(
         return _exported(path, checkpoint, suite, attacks, runtime, output)
     loaded = load(path)
     spec = loaded.spec
-    surrogate = _pre_dummy(path, spec, device, output)
+    surrogate, digest = _pre_dummy(path, spec, device, output)
     target = Target(spec.fold, spec.num_classes, surrogate)
     stages = _stages(suite, attacks, target)
     thorough = not attacks and suite != "quick"
@@ -82,29 +82,31 @@ def prepare(
     )
     model = loaded.module.to(device)
     assert isinstance(model, Deployed)
-    return Prepared(spec, model, plan, "checkpoint", studies=thorough)
+    return Prepared(spec, model, plan, "checkpoint", digest, studies=thorough)
 
 
 def _stages(name: str, attacks: tuple[str, ...], target: Target) -> list[Stage]:
     return [stage(attack, target) for attack in attacks] if attacks else build_suite(name, target)
 
 
-def _pre_dummy(path: Path, spec: ModelSpec, device: torch.device, output: Output) -> Deployed | None:
-    """The model's own weights from before the dummy phase, if they are beside it."""
+def _pre_dummy(
+    path: Path, spec: ModelSpec, device: torch.device, output: Output
+) -> tuple[Deployed | None, str | None]:
+    """The model's own weights from before the dummy phase and their digest, if they are beside it."""
     file = RunFolder(path.parent).pre_dummy
     if spec.fold == "none" or not file.is_file() or file == path:
-        return None
+        return None, None
     try:
         before = load(file)
     except DucatError as error:
         output.warn(f"no transfer attack: {error.cause}")
-        return None
+        return None, None
     if (before.spec.labels, before.spec.image_size) != (spec.labels, spec.image_size):
         output.warn(f"no transfer attack: {file} belongs to another model.")
-        return None
+        return None, None
     module = before.module.to(device)
     assert isinstance(module, Deployed)
-    return module
+    return module, before.spec.weights_digest
 
 
 def _exported(
@@ -123,7 +125,8 @@ def _exported(
     target = Target("none", predictor.spec.num_classes, surrogate)
     names = attacks or tuple(name for name in BLACK_BOX if surrogate is not None or name != "transfer")
     plan = Plan(stages=tuple(stage(name, target) for name in names), sanity=False)
-    return Prepared(predictor.spec, exported(predictor), plan, "onnx", studies=False)
+    digest = predictor.spec.weights_digest if surrogate is not None else None
+    return Prepared(predictor.spec, exported(predictor), plan, "onnx", digest, studies=False)
 
 
 def _source(path: Path, checkpoint: Path | None, spec: ModelSpec, output: Output) -> Deployed | None:

@@ -60,6 +60,8 @@ def stage(name: str, target: Target) -> Stage:
     """One stage by name. Raises UsageError for an unknown name, or `transfer` without a surrogate."""
     if name not in ATTACKS:
         raise unknown_name("attack", name, ATTACKS)
+    if name == "apgd-lse" and target.fold == "none":
+        raise UsageError("apgd-lse attacks the fold, and this model has no dummies.", "choose apgd-ce")
     return ATTACKS[name](target)
 
 
@@ -106,12 +108,13 @@ def _pair_margin(temperature: float) -> Callable[[Target], Stage]:
 
 
 def _targeted(target: Target, steps: int = 50) -> Stage:
-    if target.num_classes < 4:
-        what = f"margin (targeted DLR needs 4 classes, not {target.num_classes})"
-        return _apgd("targeted", losses.margin, what)(target)
     where = "t" if target.fold == "none" else "t and t + C"
-    settings: Settings = {"loss": f"targeted DLR at {where}", "steps": steps}
-    return Stage("targeted", settings, partial(apgd_targeted, steps=steps))
+    if target.num_classes < 4:
+        what = f"targeted margin at {where} (DLR needs 4 classes, the model has {target.num_classes})"
+        loss = losses.targeted_margin(target.fold)
+    else:
+        what, loss = f"targeted DLR at {where}", losses.targeted_dlr(target.fold)
+    return Stage("targeted", {"loss": what, "steps": steps}, partial(apgd_targeted, loss=loss, steps=steps))
 
 
 def _transfer(target: Target, steps: int = 100) -> Stage:
@@ -133,8 +136,9 @@ def _square(_target: Target) -> Stage:
     return Stage("square", {"loss": "margin, scores only", "queries": 1000}, partial(square, queries=1000))
 
 
-def _autoattack(_target: Target) -> Stage:
-    return Stage("autoattack", {"version": "standard", "implementation": "pyautoattack"}, autoattack)
+def _autoattack(target: Target) -> Stage:
+    version = "standard" if target.num_classes >= 4 else "apgd-ce, fab, square (fewer than 4 classes)"
+    return Stage("autoattack", {"version": version, "implementation": "pyautoattack"}, autoattack)
 
 
 ATTACKS: dict[str, Callable[[Target], Stage]] = {
