@@ -10,12 +10,13 @@ from ducat_serve.deployed import Deployed
 from ducat_serve.errors import UsageError
 from ducat_serve.spec import Norm
 from training.attacks import losses
-from training.attacks.apgd import apgd, checkpoints
+from training.attacks.apgd import apgd
 from training.attacks.ball import Ball, distance
 from training.attacks.criteria import misclassified, misclassified_unflagged, right
 from training.attacks.square import square
 from training.attacks.targeted import apgd_targeted
 from training.attacks.transfer import transfer
+from training.attacks.walk import dense_checkpoints
 from training.evaluation.stages import ATTACKS, SUITES, Target, stage, suite
 from training.evaluation.suspicion import scores
 from training.randomness import stream
@@ -25,7 +26,7 @@ WRONG = misclassified("none")
 
 def test_checkpoints_are_those_of_the_paper() -> None:
     """Croce and Hein 2020, section 3.1: 0.22, 0.41, 0.57, 0.70, 0.80, 0.87, 0.93, 0.99 of the steps."""
-    assert checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert dense_checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]
 
 
 class Linear(nn.Module):
@@ -113,6 +114,31 @@ def test_finds_every_image_nearer_than_eps_and_none_beyond(norm: Norm, name: str
     wrong = model(found).argmax(dim=1) != labels
     clear = (nearest - eps).abs() > 0.01 * eps  # on the sphere itself float32 decides
     assert torch.equal(wrong[clear], (nearest < eps)[clear])
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-dlr", "pair-margin-1", "targeted"])
+def test_l1_finds_every_image_that_spending_greedily_can_fool(name: str) -> None:
+    """A linear margin in the l1 ball and the pixel box falls fastest on the largest weights, each up to its bound."""
+    generator = stream(5, "images")
+    model = Linear(2).eval()
+    images = torch.rand(150, 3, 3, 3, generator=generator)
+    with torch.no_grad():
+        logits = model(images)
+        labels = logits.argmax(dim=1)
+        slope = (model.weight[1 - labels] - model.weight[labels]).double()
+        gap = (logits.max(dim=1).values - logits.min(dim=1).values).double()
+    pixels = images.flatten(1).double()
+    room = torch.where(slope > 0, 1 - pixels, pixels)
+    order = slope.abs().argsort(dim=1, descending=True)
+    eps = 0.6
+    spent = room.gather(1, order).cumsum(dim=1).clamp_max(eps)
+    spent = spent.diff(dim=1, prepend=torch.zeros(150, 1, dtype=torch.float64))
+    reachable = (slope.abs().gather(1, order) * spent).sum(dim=1) - gap
+    found = run(name, Deployed(model, "none"), images, labels, Ball("l1", eps), 2)  # type: ignore[arg-type]
+    wrong = model(found).argmax(dim=1) != labels
+    clear = reachable.abs() > 0.03 * gap
+    assert 30 < wrong.sum() < 120
+    assert torch.equal(wrong[clear], (reachable > 0)[clear])
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

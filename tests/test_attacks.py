@@ -84,6 +84,28 @@ def test_l1_projection_is_the_nearest_point() -> None:
         torch.testing.assert_close(row, nearest, rtol=1e-4, atol=1e-5)
 
 
+def test_l1_projection_onto_ball_and_box_is_the_nearest_point() -> None:
+    """Against Dykstra's alternating projections in float64, near the bounds of the pixels."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(6, 1, 4, 4, generator=generator, dtype=torch.float64).round(decimals=1)
+    wanted = images + 0.4 * torch.randn(6, 1, 4, 4, generator=generator, dtype=torch.float64)
+    eps = 1.5
+    projected = Ball("l1", eps).project(images, wanted)
+    for image, point, result in zip(images, wanted, projected, strict=True):
+        x, p, q = (point - image).clone(), torch.zeros_like(point), torch.zeros_like(point)
+        for _ in range(3000):
+            y = (x + p + image).clamp(0, 1) - image
+            p = x + p - y
+            low, high = 0.0, 10.0
+            for _ in range(60):  # onto the l1 ball
+                middle = (low + high) / 2
+                total = ((y + q).abs() - middle).clamp_min(0).sum()
+                low, high = (middle, high) if total > eps else (low, middle)
+            x = (y + q).sign() * ((y + q).abs() - high).clamp_min(0)
+            q = y + q - x
+        torch.testing.assert_close(result - image, x, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_step_has_the_asked_length(norm: Norm) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -18,6 +18,7 @@ from ducat_serve.spec import Norm, ThreatModel
 _L1_SPARSITY = 0.01
 # Largest rounding error of one float32 pixel in [0, 1].
 _PIXEL_ROUNDING = 2.0**-24
+_BISECTIONS = 40
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -64,20 +65,31 @@ class Ball:
             direction = direction / _norm(direction, 1)
         return self.project(images, images + radius * direction)
 
-    def ascend(self, images: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
-        """Move ``images`` by ``step_size`` (in this norm; a number or [N, 1, 1, 1]) in the steepest direction."""
+    def ascend(
+        self,
+        images: Tensor,
+        gradient: Tensor,
+        step_size: float | Tensor,
+        sparsity: float | Tensor = _L1_SPARSITY,
+    ) -> Tensor:
+        """Move ``images`` by ``step_size`` (in this norm; a number or [N, 1, 1, 1]) in the steepest direction.
+
+        ``sparsity`` (a number or [N]) is the share of pixels that an l1 step moves.
+        """
         if self.norm == "linf":
             return images + step_size * gradient.sign()
         if self.norm == "l2":
             # Largest value first: a saturated loss has gradients so small that their squares vanish.
             scaled = gradient / gradient.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(_TINY)
             return images + step_size * scaled / _norm(scaled, 2).clamp_min(_TINY)
-        flat = gradient.flatten(1)
-        moved = max(1, round(_L1_SPARSITY * flat.shape[1]))
         # A pixel already at its bound cannot move further that way; spend the step where it counts.
         blocked = ((images >= 1) & (gradient > 0)) | ((images <= 0) & (gradient < 0))
-        top = flat.abs().masked_fill(blocked.flatten(1), -1).topk(moved, dim=1).indices
-        step = torch.zeros_like(flat).scatter_(1, top, flat.gather(1, top).sign() / moved)
+        size = gradient.abs().masked_fill(blocked, 0).flatten(1)
+        count = (torch.as_tensor(sparsity, device=size.device) * size.shape[1]).round().long().clamp_min(1)
+        ranked = size.sort(dim=1, descending=True).values
+        smallest = ranked.gather(1, (count - 1).expand(len(size)).unsqueeze(1))
+        chosen = (size >= smallest) & (size > 0)
+        step = gradient.flatten(1).sign() * chosen / chosen.sum(dim=1, keepdim=True).clamp_min(1)
         return images + step_size * step.view_as(images)
 
     def project(self, images: Tensor, candidates: Tensor) -> Tensor:
@@ -98,9 +110,7 @@ class Ball:
         if self.norm == "l2":
             delta = delta * (eps / _norm(delta, 2).clamp_min(1e-12)).clamp_max(1)
         else:
-            delta = _project_l1(delta, eps)
-            # Far points lose digits in the sums of the projection; this takes back what they gain.
-            delta = delta * (eps / _norm(delta, 1).clamp_min(_TINY)).clamp_max(1)
+            delta = _project_l1_box(delta, images, eps)
         # Clamping only moves pixels towards the original ones, so the result stays inside the ball.
         return (images + delta).clamp(0, 1)
 
@@ -124,13 +134,22 @@ def _norm(values: Tensor, order: int) -> Tensor:
     return result
 
 
-def _project_l1(delta: Tensor, eps: float) -> Tensor:
-    """Euclidean projection onto the l1 ball (Duchi et al. 2008, figure 1)."""
-    flat = delta.flatten(1)
-    magnitude = flat.abs()
-    ordered = magnitude.sort(dim=1, descending=True).values
-    excess = ordered.cumsum(dim=1) - eps
-    ranks = torch.arange(1, flat.shape[1] + 1, device=flat.device, dtype=flat.dtype)
-    active = (ordered * ranks > excess).sum(dim=1, keepdim=True).clamp_min(1)
-    threshold = (excess.gather(1, active - 1) / active).clamp_min(0)
-    return (flat.sign() * (magnitude - threshold).clamp_min(0)).view_as(delta)
+def _project_l1_box(delta: Tensor, images: Tensor, eps: float) -> Tensor:
+    """Euclidean projection onto the l1 ball and the pixel box at once (Croce and Hein 2021, arXiv 2103.01208, eq. 4).
+
+    The nearest point is ``clip(sign(u) max(|u| - t, 0))`` for one t per image. The l1 norm falls with t, so t is found
+    by bisection; the end that is inside is taken. Projecting onto one set after the other would waste budget.
+    """
+    low = torch.zeros(len(delta), 1, 1, 1, device=delta.device, dtype=delta.dtype)
+    high = delta.abs().amax(dim=(1, 2, 3), keepdim=True)
+
+    def at(threshold: Tensor) -> Tensor:
+        shrunk = delta.sign() * (delta.abs() - threshold).clamp_min(0)
+        return torch.minimum(torch.maximum(shrunk, -images), 1 - images)
+
+    inside = _norm(at(low), 1) <= eps
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        too_far = _norm(at(middle), 1) > eps
+        low, high = torch.where(too_far, middle, low), torch.where(too_far, high, middle)
+    return at(torch.where(inside, torch.zeros_like(high), high))
