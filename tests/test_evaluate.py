@@ -266,3 +266,21 @@ def test_worst_case_is_per_example() -> None:
     assert report.clean_accuracy == 1
     assert [a.worst_case_accuracy for a in report.attacks] == [0.5, 0.0]
     assert [a.examples for a in report.attacks] == [12, 6]
+
+
+@pytest.mark.parametrize("command", ["inspect", "evaluate", "export", "compare"])
+def test_a_report_edited_by_hand_is_refused(
+    evaluated: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A better number in the metadata, of the same length, so that the file is still a valid one."""
+    data = (evaluated / "model.safetensors").read_bytes()
+    report = read_spec(evaluated / "model.safetensors").robustness
+    assert report is not None
+    was = f'worst_case_accuracy\\":{report.worst_case_accuracy}'.encode()
+    better = was[:-3] + (b"999" if was[-3:] != b"999" else b"998")
+    assert was in data
+    forged = tmp_path / "model.safetensors"
+    forged.write_bytes(data.replace(was, better))
+    assert run([command, str(forged)]) == 3
+    assert "edited by hand" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors"]
