@@ -306,4 +306,4 @@ def test_a_weaker_report_says_what_it_replaces(
     )
     assert "replaces" not in capsys.readouterr().err
     assert run(["evaluate", str(folder), "--max-examples", "10", "--attack", "pgd"]) == 0
-    assert "replaces one of more attacks or images" in capsys.readouterr().err
+    assert "fewer attacks, fewer images) replaces" in capsys.readouterr().err

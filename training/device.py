@@ -32,6 +32,11 @@ def fastest_precision(device: torch.device) -> Precision:
     return "bfloat16" if has_bf16 else "float32"
 
 
+def fastest_layout(network: str) -> torch.memory_format:
+    """channels_last where convolutions are wide enough to gain from it (benchmarks/train_step.py)."""
+    return torch.contiguous_format if network == "resnet-small" else torch.channels_last
+
+
 def exact_float32() -> None:
     """Switch TF32 off: evaluation is in float32, and 10-bit mantissas hide small perturbations."""
     torch.backends.cuda.matmul.allow_tf32 = False

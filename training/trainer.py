@@ -21,7 +21,7 @@ from training.attacks.pgd import ascend_loss
 from training.batches import DeviceSplit, TrainingBatches
 from training.config import TrainConfig
 from training.data import Dataset
-from training.device import exact_float32
+from training.device import exact_float32, fastest_layout
 from training.initial_spec import initial_spec
 from training.objectives import create_objective
 from training.objectives.ducat import Ducat
@@ -64,7 +64,8 @@ class Trainer:
         self.val = DeviceSplit.of(dataset.val, device)
         self.spec = initial_spec(config, dataset)
         torch.manual_seed(config.seed)  # weight initialisation only; all else draws from `stream`
-        self.classifier = build_classifier(self.spec).to(device)
+        self.layout = fastest_layout(config.network)
+        self.classifier = build_classifier(self.spec).to(device).to(memory_format=self.layout)
         self.deployed = Deployed(self.classifier, self.spec.fold)
         ducat = Ducat(config.ducat, config.split_weight)
         self.objective = create_objective(config.method, ducat, config.beta)
@@ -151,19 +152,19 @@ class Trainer:
         """Craft, update; returns the loss. ``order`` is that of the epoch."""
         images, labels = self.batches.batch(order, epoch, step, self.objective.views)
         dummy_phase = self.config.is_dummy_phase(epoch)
-        bf16 = self.config.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            adversarial = self._craft(images, labels, epoch, step, dummy_phase)
+        images = images.contiguous(memory_format=self.layout)
+        adversarial = self.craft(images, labels, epoch, step, dummy_phase=dummy_phase)
+        with self._autocast():
             loss = self.objective.loss(self.classifier, images, adversarial, labels, dummy_phase)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return loss.item()
 
-    def _craft(self, images: Tensor, labels: Tensor, epoch: int, step: int, dummy_phase: bool) -> Tensor:
+    def craft(self, images: Tensor, labels: Tensor, epoch: int, step: int, *, dummy_phase: bool) -> Tensor:
         """The inner attack, in eval mode and without weight gradients."""
         generator = stream(self.config.seed, "attack", epoch, step, device=self.device)
-        with frozen(self.classifier):
+        with frozen(self.classifier), self._autocast():
             reference = self.objective.reference(self.classifier, images)
             return ascend_loss(
                 lambda x: self.objective.attack_loss(
@@ -175,6 +176,10 @@ class Trainer:
                 steps=self.config.attack_steps,
                 step_size=self.config.step_size,
             )
+
+    def _autocast(self) -> torch.autocast:
+        """Perturbations and weights stay float32; only the network's arithmetic is bfloat16."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
 
     def _finish_epoch(self, stop: StopSignal) -> None:
         state, epoch = self.state, self.state.epoch
