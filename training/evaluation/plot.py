@@ -30,6 +30,8 @@ def plot_comparison(candidates: Sequence[Candidate], stem: Path) -> list[Path]:
         axes = figure.add_subplot()
         for number, candidate in enumerate(measured):
             _point(axes, candidate, _COLOURS[number % len(_COLOURS)])
+        if any(c.report is not None and c.report.legacy_2c_accuracy is not None for c in measured):
+            axes.plot([], [], "x", color="#555555", label="legacy 2C (not a robustness claim)")
         report = measured[0].report
         assert report is not None
         axes.set_xlabel("clean accuracy (%)")
@@ -61,14 +63,6 @@ def _point(axes, candidate: Candidate, colour: str) -> None:  # type: ignore[no-
     )
     if report.legacy_2c_accuracy is not None:
         axes.plot([x], [100 * report.legacy_2c_accuracy], "x", color=colour, alpha=0.6)
-        axes.annotate(
-            "legacy 2C (not a claim)",
-            (x, 100 * report.legacy_2c_accuracy),
-            textcoords="offset points",
-            xytext=(6, -3),
-            fontsize=8,
-            color=colour,
-        )
 
 
 def _front(axes, measured: Sequence[Candidate]) -> None:  # type: ignore[no-untyped-def]
