@@ -57,6 +57,8 @@ def test_an_export_is_attacked_by_scores_and_by_transfer(
 def test_without_its_checkpoint_there_is_no_transfer(
     onnx_model: Path, run_folder: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "alone").mkdir()
+    onnx_model = Path(shutil.copy(onnx_model, tmp_path / "alone"))  # a report will be stored in it
     assert run(["evaluate", str(onnx_model), *FEW]) == 0
     captured = capsys.readouterr()
     assert [a["name"] for a in json.loads(captured.out)["attacks"]] == ["square"]
