@@ -71,9 +71,9 @@ MUTATIONS = (
     ),
     Mutation(
         "targets among the originals only",
-        "training/attacks/targeted.py",
-        '(0,) if model.fold == "none" else (0, classes)',
-        "(0,)",
+        "ducat_serve/recovery.py",
+        'return (labels,) if fold == "none" else (labels, labels + num_classes)',
+        "return (labels,)",
     ),
     Mutation(
         "NaN logits count as robust",

@@ -11,6 +11,7 @@ PGD-10 and update once, in the phase with dummies and in the one before. The pea
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import tempfile
 import time
@@ -53,8 +54,6 @@ class Textbook:
     """Float32, NCHW, weight gradients in the attack, separate forwards."""
 
     def __init__(self, trainer: Trainer) -> None:
-        import copy
-
         self.model = copy.deepcopy(trainer.classifier).to(memory_format=torch.contiguous_format)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
 

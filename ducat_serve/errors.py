@@ -62,6 +62,22 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     return UsageError(f"Unknown {kind} '{name}'.{hint}", f"choose one of: {', '.join(names)}")
 
 
+# Which extra brings a package that a command may find missing.
+EXTRAS = {
+    "bentoml": "serve",
+    "filelock": "train",
+    "httpx": "serve",
+    "matplotlib": "train",
+    "onnx": "export",
+    "onnxruntime": "cpu",
+    "onnxscript": "export",
+    "pyautoattack": "train",
+    "sklearn": "train",
+    "torch": "train",
+    "torchvision": "train",
+}
+
+
 def missing_extra(package: str, extra: str) -> DucatError:
     """Build the error for an optional package that this command needs."""
     return DucatError(

@@ -24,6 +24,11 @@ def split_pairs(logits: Tensor) -> tuple[Tensor, Tensor]:
     return original, dummy
 
 
+def pair_columns(labels: Tensor, num_classes: int, fold: Fold) -> tuple[Tensor, ...]:
+    """The raw columns that count as ``labels`` when deployed: ``y`` and ``y + C``, or ``y`` without dummies."""
+    return (labels,) if fold == "none" else (labels, labels + num_classes)
+
+
 def fold_logits(logits: Tensor, fold: Fold) -> Tensor:
     """Fold 2C logits to C: ``max(z_i, z_{i+C})`` or ``log(exp z_i + exp z_{i+C})``; "none" changes nothing."""
     if fold == "none":

@@ -307,3 +307,28 @@ def test_a_weaker_report_says_what_it_replaces(
     assert "replaces" not in capsys.readouterr().err
     assert run(["evaluate", str(folder), "--max-examples", "10", "--attack", "pgd"]) == 0
     assert "fewer attacks, fewer images) replaces" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments", "extra"),
+    [
+        ("torch", ["train", "--epochs", "1"], "train"),
+        ("torch", ["evaluate", "runs/none"], "train"),
+        ("torch", ["runs"], "train"),
+        ("matplotlib", ["compare", "runs/none"], "train"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_extra(
+    tmp_path: Path, package: str, arguments: list[str], extra: str
+) -> None:
+    """In a process of its own, where nothing was imported before."""
+    (tmp_path / "runs" / "none").mkdir(parents=True)
+    (tmp_path / "runs" / "none" / "config.json").write_text("{}")
+    code = (
+        f"import sys; sys.modules[{package!r}] = None; from ducat_serve.cli.main import run; "
+        f"sys.exit(run({arguments!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"ducat-serve[{extra}]" in done.stderr
+    assert "Traceback" not in done.stderr

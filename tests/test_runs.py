@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ducat_serve.checkpoint import read_spec
 from ducat_serve.cli.main import run
 from training.config import resolve
 from training.curves import draw_curves
-from training.run_folder import RunFolder
+from training.run_folder import RunFolder, kept_row
 from training.trainer import is_overfitting
 
 
@@ -88,6 +89,40 @@ def test_runs_are_listed(run_folder: Path, tmp_path: Path, capsys: pytest.Captur
     assert "finished" in captured.err
     assert run(["runs", str(tmp_path / "something else")]) == 0
     assert "there is no run" in capsys.readouterr().err
+
+
+def test_the_row_that_is_shown_is_that_of_the_kept_weights() -> None:
+    """By legacy accuracy once dummies are trained, as `paper` chooses; the first of equals; never an earlier phase."""
+
+    def row(epoch: int, pgd: float, legacy: float | str, clean: float = 0.9) -> dict[str, object]:
+        return {
+            "epoch": epoch,
+            "val_pgd_accuracy": pgd,
+            "val_legacy_accuracy": legacy,
+            "val_clean_accuracy": clean,
+        }
+
+    config = resolve("digits", {"epochs": 5, "ducat_start": 3})
+    before = [row(1, 0.5, ""), row(2, 0.8, "")]
+    phase = [row(3, 0.6, 0.7), row(4, 0.4, 0.9), row(5, 0.7, 0.9)]
+    assert kept_row([], config) is None
+    assert kept_row(before, config) is before[1]
+    assert kept_row([*before, phase[0]], config) is phase[0]
+    assert kept_row([*before, *phase], config) is phase[1]
+    better = row(5, 0.1, 0.9, clean=0.95)
+    assert kept_row([*before, *phase[:2], better], config) is better
+    off = resolve("digits", {"epochs": 5, "ducat": "off"})
+    assert kept_row(before, off) is before[1]
+
+
+def test_the_summary_names_the_kept_epoch(run_folder: Path) -> None:
+    """model.safetensors equals last.safetensors exactly where the last epoch was kept."""
+    folder = RunFolder(run_folder)
+    config, _ = folder.read()
+    kept = kept_row(folder.read_metrics(), config)
+    assert kept is not None
+    same = read_spec(folder.model).weights_digest == read_spec(folder.last).weights_digest
+    assert same == (int(kept["epoch"]) == config.epochs)
 
 
 def test_a_finished_run_has_its_curves(run_folder: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,3 +152,20 @@ class RunFolder:
         writer.writeheader()
         writer.writerows(rows)
         atomic.write_text(self.metrics, buffer.getvalue())
+
+
+def kept_row(rows: Sequence[Mapping[str, Any]], config: TrainConfig) -> Mapping[str, Any] | None:
+    """The row of metrics.csv whose weights are in `model.safetensors`; None where there are no rows.
+
+    The most robust epoch, by the legacy accuracy where it was measured (see docs/architecture.md), then the most
+    accurate, then the first. Once dummies are trained, earlier epochs no longer count.
+    """
+    start = config.ducat_start or 0
+    with_dummies = [row for row in rows if int(row["epoch"]) >= start]
+    return max(with_dummies or rows, key=selection_score, default=None)
+
+
+def selection_score(row: Mapping[str, Any]) -> tuple[float, float]:
+    """What epochs are compared by."""
+    robust = row["val_legacy_accuracy"] if row["val_legacy_accuracy"] != "" else row["val_pgd_accuracy"]
+    return float(robust), float(row["val_clean_accuracy"])

@@ -19,8 +19,7 @@ from ducat_serve.errors import DataError
 class RunState:
     """A place in a run: ``step`` steps of ``epoch`` are done. No random state: streams depend on the place.
 
-    ``losses`` are the losses of this epoch's steps so far, ``rows`` the finished rows of metrics.csv,
-    ``best`` is (robust, clean, epoch) of `model.safetensors`, accuracies on val; None before the first.
+    ``losses`` are the losses of this epoch's steps so far, ``rows`` the finished rows of metrics.csv.
     """
 
     epoch: int = 1
@@ -30,7 +29,6 @@ class RunState:
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
     rows: list[dict[str, Any]] = field(default_factory=list)
-    best: tuple[float, float, int] | None = None
 
 
 def save_state(path: Path, state: RunState) -> None:

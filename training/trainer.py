@@ -27,7 +27,7 @@ from training.objectives import create_objective
 from training.objectives.ducat import Ducat
 from training.objectives.objective import in_float
 from training.randomness import stream
-from training.run_folder import RunFolder
+from training.run_folder import RunFolder, kept_row
 from training.signals import StopSignal
 from training.state import RunState, load_state, save_state
 from training.validation import ValidationResult, validate
@@ -106,8 +106,8 @@ class Trainer:
 
     def summary(self) -> dict[str, Any]:
         """What a finished run has to show."""
-        assert self.state.best is not None
-        best = self.state.rows[self.state.best[2] - 1]
+        best = kept_row(self.state.rows, self.config)
+        assert best is not None
         return {
             "model": str(self.folder.model),
             "dataset": self.dataset.title,
@@ -193,17 +193,14 @@ class Trainer:
             legacy=by_legacy,
             between_batches=lambda: self._stop_if_asked(stop),
         )
-        if epoch == self.config.ducat_start:
-            state.best = None  # a model without trained dummies is not what was asked for
-        robust = result.legacy_accuracy if result.legacy_accuracy is not None else result.pgd_accuracy
-        score = (robust, result.clean_accuracy, epoch)
-        if state.best is None or score[:2] > state.best[:2]:
-            state.best = score
+        row = self._row(result)
+        kept = kept_row([*state.rows, row], self.config)
+        assert kept is not None
+        if kept is row:
             self._write_model(self.folder.model)
         if epoch + 1 == self.config.ducat_start:
             self._write_model(self.folder.pre_dummy)
         self._write_model(self.folder.last)
-        row = self._row(result)
         state.rows.append(row)
         state.epoch, state.step, state.losses, state.seconds = epoch + 1, 0, [], 0.0
         self._save()
@@ -212,7 +209,7 @@ class Trainer:
         if is_overfitting([r["val_pgd_accuracy"] for r in state.rows]):
             self.output.warn(
                 f"robust overfitting: PGD val accuracy fell for {OVERFITTING_EPOCHS} epochs; "
-                f"{self.folder.model.name} keeps epoch {state.best[2]}."
+                f"{self.folder.model.name} keeps epoch {kept['epoch']}."
             )
 
     def _row(self, result: ValidationResult) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ducat_serve.checkpoint import checkpoint_path
+from ducat_serve.cli.artefact import read_verified_spec
 from ducat_serve.cli.options import common
 from ducat_serve.output import Output
 from ducat_serve.report import MASKING, NOT_MEASURED
@@ -37,7 +39,7 @@ def command(models: tuple[Path, ...], out: Path, json: bool) -> None:
       ducat compare runs/off runs/paper runs/folded --out results/digits
     """
     from ducat_serve.comparison import differences, pareto_front, to_json
-    from ducat_serve.errors import missing_extra
+    from training.evaluation.plot import plot_comparison
 
     output = Output(json)
     candidates = _read(models)
@@ -58,10 +60,6 @@ def command(models: tuple[Path, ...], out: Path, json: bool) -> None:
         output.warn(f"not comparable: the models were not measured with the same {what}.")
     files: list[Path] = []
     if any(candidate.report is not None for candidate in candidates):
-        try:
-            from training.evaluation.plot import plot_comparison
-        except ImportError as error:
-            raise missing_extra(error.name or "matplotlib", "train") from error
         files = plot_comparison(candidates, out)
         output.say(f"Plot: {', '.join(str(file) for file in files)}")
     else:
@@ -70,15 +68,12 @@ def command(models: tuple[Path, ...], out: Path, json: bool) -> None:
 
 
 def _read(models: tuple[Path, ...]) -> list[Candidate]:
-    from ducat_serve.checkpoint import checkpoint_path, read_checkpoint
     from ducat_serve.comparison import Candidate
-    from ducat_serve.predictor import Predictor
 
     candidates = []
     for name, given in zip(_names(models), models, strict=True):
         path = checkpoint_path(given)
-        is_onnx = path.suffix == ".onnx"
-        spec = Predictor(path, device="cpu", threads=1).spec if is_onnx else read_checkpoint(path)[0]
+        spec, _ = read_verified_spec(path)
         candidates.append(Candidate(name, path, spec, _parameters(spec), path.stat().st_size))
     return candidates
 

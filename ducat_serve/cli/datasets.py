@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from ducat_serve.cli.options import common, data_options
-from ducat_serve.errors import missing_extra
 from ducat_serve.output import Output
 
 
@@ -22,10 +21,8 @@ def command(data_dir: Path | None, offline: bool, json: bool) -> None:
       ducat datasets
       ducat datasets --data-dir ~/data
     """
-    try:
-        from training.data import DATASETS, default_data_dir, find_archive
-    except ImportError as error:
-        raise missing_extra(error.name or "torch", "train") from error
+    from training.data import DATASETS, default_data_dir, find_archive
+
     output = Output(json)
     folder = data_dir or default_data_dir()
     entries = []

@@ -5,14 +5,15 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from ducat_serve import __version__
 from ducat_serve.cli.options import PIXEL_SIZE, common, data_options, device_option
+from ducat_serve.cli.release_bar import Bar, require
 from ducat_serve.cli.report_table import show_report
-from ducat_serve.errors import InterruptedRun, UsageError, VerificationError, missing_extra
+from ducat_serve.errors import InterruptedRun, UsageError, missing_extra
 from ducat_serve.output import Output
 from ducat_serve.report import RobustnessReport
 from ducat_serve.spec import ModelSpec
@@ -24,28 +25,6 @@ if TYPE_CHECKING:
     from training.data.cache import Split
 
 UNFINISHED = ".evaluation.partial"  # after the name of the model file
-
-
-class Bar(click.ParamType[dict[str, float]]):
-    """`clean=0.80,worst_case=0.45`, either or both."""
-
-    name = "bar"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> dict[str, float]:
-        if isinstance(value, dict):
-            return value
-        bar: dict[str, float] = {}
-        for part in str(value).split(","):
-            name, _, number = part.partition("=")
-            try:
-                bar[name.strip()] = float(number)
-            except ValueError:
-                self.fail(f"'{part}' is not NAME=FRACTION", param, ctx)
-        if not set(bar) <= {"clean", "worst_case"} or not all(0 <= b <= 1 for b in bar.values()):
-            self.fail(f"'{value}' is not like clean=0.80,worst_case=0.45", param, ctx)
-        return bar
 
 
 @click.command("evaluate")
@@ -215,7 +194,7 @@ def command(
     if out is not None:
         write_text(out, report.model_dump_json(indent=2) + "\n")
     if bar is not None:
-        _require(report, bar)  # its error is then the one document on stdout; --out has the report
+        require(report, bar)  # its error is then the one document on stdout; --out has the report
     output.result(report.model_dump(mode="json"))
 
 
@@ -289,18 +268,3 @@ def _warn_of_loss(old: RobustnessReport | None, new: RobustnessReport, output: O
         output.warn(
             f"this report ({', '.join(found)}) replaces: {old.summary()}. Measure again with --suite standard."
         )
-
-
-def _require(report: RobustnessReport, bar: dict[str, float]) -> None:
-    """Raise VerificationError where the lower end of a measured 95 % interval is below the bar."""
-    from training.evaluation.intervals import wilson
-
-    right = round(report.clean_accuracy * report.examples)
-    lower_ends = {"clean": wilson(right, report.examples)[0], "worst_case": report.worst_case_interval[0]}
-    missed = [
-        f"{name} is at least {lower_ends[name]:.1%} (95 % interval), the bar is {wanted:.1%}"
-        for name, wanted in bar.items()
-        if lower_ends[name] < wanted
-    ]
-    if missed:
-        raise VerificationError(f"Below the bar: {'; '.join(missed)}.", "measure on more images, or train on")

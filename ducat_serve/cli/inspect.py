@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from ducat_serve.checkpoint import checkpoint_path, file_sha256, read_checkpoint
+from ducat_serve.checkpoint import checkpoint_path, file_sha256
+from ducat_serve.cli.artefact import read_verified_spec
 from ducat_serve.cli.options import common
 from ducat_serve.output import Output
 from ducat_serve.report import NOT_MEASURED
-from ducat_serve.spec import ModelSpec
 
 
 @click.command("inspect")
@@ -27,7 +27,8 @@ def command(model: Path, json: bool) -> None:
     """
     output = Output(json)
     path = checkpoint_path(model)
-    spec, extra = _read(path)
+    spec, source = read_verified_spec(path)
+    extra = {} if source is None else {"source checkpoint": source}
     robustness = NOT_MEASURED if spec.robustness is None else spec.robustness.summary()
     recipe: Any = spec.training["recipe"]
     rows = [
@@ -53,12 +54,3 @@ def command(model: Path, json: bool) -> None:
     document = spec.model_dump(mode="json")
     document["robustness"] = document["robustness"] or NOT_MEASURED
     output.result({"file": str(path), "sha256": file_sha256(path), "spec": document, **extra})
-
-
-def _read(path: Path) -> tuple[ModelSpec, dict[str, str]]:
-    if path.suffix == ".onnx":
-        from ducat_serve.predictor import Predictor
-
-        predictor = Predictor(path, device="cpu", threads=1)
-        return predictor.spec, {"source checkpoint": predictor.source_sha256}
-    return read_checkpoint(path)[0], {}

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import click
 
 from ducat_serve import __version__
-from ducat_serve.errors import DucatError
+from ducat_serve.errors import EXTRAS, DucatError, missing_extra
 
 # Name -> short help; the command itself is `command` in ducat_serve/cli/<name>.py.
 COMMANDS = {
@@ -105,6 +105,10 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
+        if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+            missing = missing_extra(error.name, EXTRAS[error.name])
+            _report(missing.cause, missing.next_step, missing.exit_code, as_json)
+            return missing.exit_code
         _report(
             f"{type(error).__name__}: {error}",
             "run it again as `ducat --debug ...` and report it",

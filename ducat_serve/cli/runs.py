@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ducat_serve.cli.options import common
-from ducat_serve.errors import DucatError, missing_extra
+from ducat_serve.errors import DucatError
 from ducat_serve.output import Output
 from ducat_serve.report import NOT_MEASURED
 
@@ -49,11 +49,8 @@ def command(folder: Path, json: bool) -> None:
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    try:
-        from training.run_folder import RunFolder
-    except ImportError as error:
-        raise missing_extra(error.name or "torch", "train") from error
     from ducat_serve.checkpoint import read_spec
+    from training.run_folder import RunFolder, kept_row
 
     folder = RunFolder(path)
     try:
@@ -62,7 +59,7 @@ def _describe(path: Path) -> dict[str, Any]:
     except DucatError as error:
         return {**_UNKNOWN, "name": path.name, "state": f"damaged: {error.cause}"}
     rows = folder.read_metrics()
-    best = max(rows, key=lambda row: float(row["val_pgd_accuracy"]), default=None)
+    kept = kept_row(rows, config)
     done = len(rows) == config.epochs
     return {
         "name": path.name,
@@ -70,8 +67,8 @@ def _describe(path: Path) -> dict[str, Any]:
         "epoch": len(rows),
         "epochs": config.epochs,
         "method": f"{config.method}, {config.ducat}",
-        "best_val_clean_accuracy": float(best["val_clean_accuracy"]) if best else None,
-        "best_val_pgd_accuracy": float(best["val_pgd_accuracy"]) if best else None,
+        "best_val_clean_accuracy": float(kept["val_clean_accuracy"]) if kept else None,
+        "best_val_pgd_accuracy": float(kept["val_pgd_accuracy"]) if kept else None,
         "worst_case_accuracy": spec.robustness.worst_case_accuracy if spec and spec.robustness else None,
         "robustness": spec.robustness.summary() if spec and spec.robustness else NOT_MEASURED,
     }

@@ -13,11 +13,8 @@ from ducat_serve.errors import UsageError
 from ducat_serve.output import Output
 
 if TYPE_CHECKING:
-    import torch
-
     from training.config import TrainConfig
-    from training.data import Dataset
-    from training.run_folder import RunFolder
+    from training.trainer import Trainer
 
 DEFAULT_DATASET = "digits"
 ROBUSTNESS_LOSS = 0.02  # accuracy on val; less is noise
@@ -110,8 +107,10 @@ def command(
       ducat train --resume runs/folded
     """
     from training.config import resolve
+    from training.data import load_dataset
     from training.device import choose_device, fastest_precision
     from training.run_folder import RunFolder
+    from training.trainer import Trainer
 
     output = Output(json)
     torch_device = choose_device(device, output)
@@ -128,10 +127,19 @@ def command(
             given["precision"] = fastest_precision(torch_device)
         config = _resolve(resolve, dataset_name, given)
         folder = RunFolder(out or Path("runs") / _run_name(dataset_name, config))
+    dataset = load_dataset(
+        config.dataset,
+        data_dir=data_dir,
+        offline=offline,
+        image_size=config.image_size,
+        seed=config.seed,
+        output=output,
+    )
+    trainer = Trainer(config, dataset, folder, torch_device, output)
     if dry_run:
-        _estimate(config, folder, torch_device, data_dir, offline, output)
+        _estimate(trainer, output)
         return
-    summary = _train(config, folder, torch_device, data_dir, offline, output, resumed=resume is not None)
+    summary = _train(trainer, data_dir, output, resumed=resume is not None)
     before = summary["pre_dummy_val_pgd_accuracy"]
     if before is not None and summary["best_val_pgd_accuracy"] < before - ROBUSTNESS_LOSS:
         output.warn(
@@ -145,22 +153,13 @@ def command(
     output.result(summary)
 
 
-def _estimate(
-    config: TrainConfig,
-    folder: RunFolder,
-    device: torch.device,
-    data_dir: Path | None,
-    offline: bool,
-    output: Output,
-) -> None:
+def _estimate(trainer: Trainer, output: Output) -> None:
     from training.dry_run import dry_run
-    from training.trainer import Trainer
 
-    dataset = _load(config, data_dir, offline, output)
-    cost = dry_run(Trainer(config, dataset, folder, device, output))
+    config, cost = trainer.config, dry_run(trainer)
     per_epoch = ", ".join(f"{value:,.1f} s ({phase})" for phase, value in cost["seconds_per_epoch"].items())
     output.table(
-        f"{dataset.title}, {config.network}, {config.method}, ducat {config.ducat}: nothing was written",
+        f"{trainer.dataset.title}, {config.network}, {config.method}, ducat {config.ducat}: nothing was written",
         ("", ""),
         [
             ("parameters", f"{cost['parameters']:,}"),
@@ -173,35 +172,11 @@ def _estimate(
     output.result(cost)
 
 
-def _load(config: TrainConfig, data_dir: Path | None, offline: bool, output: Output) -> Dataset:
-    from training.data import load_dataset
-
-    return load_dataset(
-        config.dataset,
-        data_dir=data_dir,
-        offline=offline,
-        image_size=config.image_size,
-        seed=config.seed,
-        output=output,
-    )
-
-
-def _train(
-    config: TrainConfig,
-    folder: RunFolder,
-    device: torch.device,
-    data_dir: Path | None,
-    offline: bool,
-    output: Output,
-    *,
-    resumed: bool,
-) -> dict[str, Any]:
+def _train(trainer: Trainer, data_dir: Path | None, output: Output, *, resumed: bool) -> dict[str, Any]:
     from training.curves import draw_curves
     from training.signals import StopSignal
-    from training.trainer import Trainer
 
-    dataset = _load(config, data_dir, offline, output)
-    trainer = Trainer(config, dataset, folder, device, output)
+    config, dataset, folder = trainer.config, trainer.dataset, trainer.folder
     with folder.locked():  # not before the data is there: a failed start leaves no folder
         if resumed:
             trainer.resume()
@@ -209,9 +184,8 @@ def _train(
             folder.create(config, data_dir.resolve() if data_dir else None, dataset.digest)
         output.say(
             f"{dataset.title}: {len(dataset.train):,} train / {len(dataset.val):,} val images, "
-            f"{len(dataset.class_names)} classes. {config.network}, {config.method}, "
-            f"ducat {config.ducat}, {config.threat_model}, "
-            f"{config.precision} on {device.type}. Run folder: {folder.path}"
+            f"{len(dataset.class_names)} classes. {config.network}, {config.method}, ducat {config.ducat}, "
+            f"{config.threat_model}, {config.precision} on {trainer.device.type}. Run folder: {folder.path}"
         )
         with StopSignal() as stop:
             summary = trainer.run(stop)

@@ -52,18 +52,19 @@ def pgd(
     criterion: Criterion,
     *,
     steps: int,
-    step_size: float,
     generator: torch.Generator,
+    step_size: float | None = None,
 ) -> Tensor:
     """The evaluation attack: cross entropy of the deployed logits; stops for an image once it succeeds.
 
     Args:
         images: float32 [N, channels, H, W] in [0, 1]; labels int64 [N].
-        step_size: in pixels.
+        step_size: in pixels; a quarter of eps unless given.
 
     Returns the best images found; the clean ones where nothing is better.
     """
     loss = cross_entropy(model.fold)
+    step_size = ball.eps / 4 if step_size is None else step_size
     with frozen(model):
         best = Best(images)
         index = torch.arange(len(images), device=images.device)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ducat_serve.deployed import Deployed
+from ducat_serve.recovery import pair_columns
 from training.attacks.apgd import apgd
 from training.attacks.ball import Ball
 from training.attacks.criteria import Criterion
@@ -35,11 +36,10 @@ def apgd_targeted(
         logits = model(images)
     classes = logits.shape[1]
     ranked = logits.scatter(1, labels.unsqueeze(1), -torch.inf).argsort(dim=1, descending=True)
-    offsets = (0,) if model.fold == "none" else (0, classes)
     best = images.clone()
     open_ = torch.arange(len(images), device=images.device)
     for rank in range(min(MAX_TARGETS, classes - 1)):
-        for offset in offsets:
+        for columns in pair_columns(ranked[:, rank], classes, model.fold):
             if len(open_) == 0:
                 return best
             best[open_] = found = apgd(
@@ -51,7 +51,7 @@ def apgd_targeted(
                 loss=loss,
                 steps=steps,
                 generator=generator,
-                targets=ranked[open_, rank] + offset,
+                targets=columns[open_],
             )
             with frozen(model), torch.no_grad():
                 open_ = open_[~criterion(model.classifier(found), labels[open_])]

@@ -10,16 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-from torch import Tensor
-
 from ducat_serve.deployed import Deployed
 from ducat_serve.errors import UsageError, unknown_name
 from ducat_serve.spec import Fold
 from training.attacks import losses
 from training.attacks.apgd import apgd
-from training.attacks.ball import Ball
-from training.attacks.criteria import Criterion
 from training.attacks.diversified import diversified_square
 from training.attacks.pgd import pgd
 from training.attacks.reference import autoattack
@@ -66,19 +61,7 @@ def stage(name: str, target: Target) -> Stage:
 
 
 def _pgd(_target: Target) -> Stage:
-    def attack(
-        model: Deployed,
-        images: Tensor,
-        labels: Tensor,
-        ball: Ball,
-        criterion: Criterion,
-        *,
-        generator: torch.Generator,
-    ) -> Tensor:
-        size = ball.eps / 4
-        return pgd(model, images, labels, ball, criterion, steps=20, step_size=size, generator=generator)
-
-    return Stage("pgd", {"loss": "cross entropy of the deployed logits", "steps": 20}, attack)
+    return Stage("pgd", {"loss": "cross entropy of the deployed logits", "steps": 20}, partial(pgd, steps=20))
 
 
 def _apgd(

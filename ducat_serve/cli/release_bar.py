@@ -1,0 +1,47 @@
+"""`--bar clean=0.80,worst_case=0.45`: what a model must reach to be released."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ducat_serve.errors import VerificationError
+from ducat_serve.report import RobustnessReport
+
+
+class Bar(click.ParamType[dict[str, float]]):
+    """`clean=0.80,worst_case=0.45`, either or both."""
+
+    name = "bar"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, float]:
+        if isinstance(value, dict):
+            return value
+        bar: dict[str, float] = {}
+        for part in str(value).split(","):
+            name, _, number = part.partition("=")
+            try:
+                bar[name.strip()] = float(number)
+            except ValueError:
+                self.fail(f"'{part}' is not NAME=FRACTION", param, ctx)
+        if not set(bar) <= {"clean", "worst_case"} or not all(0 <= b <= 1 for b in bar.values()):
+            self.fail(f"'{value}' is not like clean=0.80,worst_case=0.45", param, ctx)
+        return bar
+
+
+def require(report: RobustnessReport, bar: dict[str, float]) -> None:
+    """Raise VerificationError where the lower end of a measured 95 % interval is below the bar."""
+    from training.evaluation.intervals import wilson
+
+    right = round(report.clean_accuracy * report.examples)
+    lower_ends = {"clean": wilson(right, report.examples)[0], "worst_case": report.worst_case_interval[0]}
+    missed = [
+        f"{name} is at least {lower_ends[name]:.1%} (95 % interval), the bar is {wanted:.1%}"
+        for name, wanted in bar.items()
+        if lower_ends[name] < wanted
+    ]
+    if missed:
+        raise VerificationError(f"Below the bar: {'; '.join(missed)}.", "measure on more images, or train on")

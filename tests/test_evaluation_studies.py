@@ -1,0 +1,286 @@
+"""The studies beside the worst case: sanity, dummy mass, rejection, legacy; and models that misbehave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ducat_serve.deployed import Deployed
+from ducat_serve.output import Output
+from ducat_serve.report import RobustnessReport
+from ducat_serve.spec import ThreatModel
+from training.attacks.ball import Ball, distance
+from training.attacks.criteria import misclassified
+from training.batches import DeviceSplit
+from training.data import load_dataset
+from training.data.cache import Split
+from training.evaluation.effort import Batches
+from training.evaluation.evaluate import Plan, Subject, evaluate
+from training.evaluation.legacy import legacy_2c_accuracy
+from training.evaluation.runner import Runner
+from training.evaluation.stages import Stage, Target, stage
+from training.randomness import stream
+
+THREAT = ThreatModel(norm="linf", eps=0.1)
+
+
+@pytest.fixture(scope="module")
+def few(run_folder: Path) -> DeviceSplit:
+    del run_folder  # only so that the data set is decoded
+    test = load_dataset("digits").test
+    return DeviceSplit.of(Split(test.images[:80], test.labels[:80]), torch.device("cpu"))
+
+
+def measure(
+    model: Deployed, data: DeviceSplit, plan: Plan, *, threat: ThreatModel = THREAT, **more: object
+) -> RobustnessReport:
+    with torch.no_grad():
+        width = model(data.images[:1].float() / 255).shape[1]
+    subject = Subject("digest", "test", "test", tuple(str(i) for i in range(width)))
+    more = {"seed": 0, "batch_size": 32, "output": Output(), **more}
+    return evaluate(model, data, subject, threat, plan, **more)  # type: ignore[arg-type]
+
+
+# --- sanity checks --------------------------------------------------------------------------------------------
+
+
+class Steps(nn.Module):
+    """A linear classifier behind a staircase: no gradient anywhere, and easy to fool all the same."""
+
+    def __init__(self, masked: bool) -> None:
+        super().__init__()
+        self.masked = masked
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        level = images.mean(dim=(1, 2, 3))
+        if self.masked:
+            level = (level * 1000).round() / 1000 + 0 * level
+        return torch.stack([level - 0.45, 0.45 - level], dim=1)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_masked_gradients_are_called_out(masked: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    grey = torch.full((40, 3, 4, 4), 128, dtype=torch.uint8)
+    data = DeviceSplit(grey, torch.zeros(40, dtype=torch.long))
+    model = Deployed(Steps(masked), "none").eval()  # type: ignore[arg-type]
+    report = measure(model, data, Plan((stage("pgd", Target("none", 2)),)))
+    failed = {check.name for check in report.failed_checks}
+    assert ("gradient masking suspected" in report.summary()) == masked
+    assert ("scores are weaker than gradients" in failed) == masked
+    assert ("a large eps leaves nothing" in failed) == masked
+    assert len(report.sanity) == 4  # no surrogate, no check of transfer
+    if not masked:
+        assert failed == set()
+
+
+def test_few_images_say_nothing_about_masking() -> None:
+    grey = torch.full((19, 3, 4, 4), 128, dtype=torch.uint8)
+    data = DeviceSplit(grey, torch.zeros(19, dtype=torch.long))
+    model = Deployed(Steps(True), "none").eval()  # type: ignore[arg-type]
+    assert measure(model, data, Plan((stage("pgd", Target("none", 2)),))).sanity == ()
+
+
+def test_one_image_of_slack_is_one_image() -> None:
+    """1 - 49 / 50 is more than 1 / 50 in floating point."""
+    from training.evaluation.sanity import _compare
+
+    weak = torch.zeros(50, dtype=torch.bool)
+    for extra, passed in ((0, True), (1, True), (2, False)):
+        strong = torch.arange(50) < extra
+        assert _compare("n", "e", ("strong", strong), ("weak", weak)).passed is passed
+
+
+def test_transfer_that_beats_white_box_is_called_out() -> None:
+    grey = torch.full((40, 3, 4, 4), 128, dtype=torch.uint8)
+    data = DeviceSplit(grey, torch.zeros(40, dtype=torch.long))
+    surrogate = Deployed(Steps(False), "none").eval()  # type: ignore[arg-type]
+    model = Deployed(Steps(True), "none").eval()  # type: ignore[arg-type]
+    report = measure(model, data, Plan((stage("pgd", Target("none", 2)),), surrogate=surrogate))
+    check = next(c for c in report.sanity if c.name == "transfer is weaker than white-box")
+    assert not check.passed
+    assert check.figures["transfer"] == 0
+
+
+# --- dummy mass and rejection ---------------------------------------------------------------------------------
+
+
+class TwoRoads(nn.Module):
+    """Wrong as soon as the image is bright enough. The red channel alone raises dummy mass.
+
+    An attack that does not care brightens all channels and gives itself away; one that does leaves red alone.
+    """
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        red, green = images[:, 0].mean(dim=(1, 2)), images[:, 1].mean(dim=(1, 2))
+        right = 0.06 - (green - 0.5) - 2 * (red - 0.5)
+        dummy = -4 + 60 * (red - 0.5)
+        zero = torch.zeros_like(red)
+        return torch.stack([right, zero, zero - 9, dummy], dim=1)
+
+
+def two_roads(count: int) -> tuple[Deployed, DeviceSplit]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.full((count, 3, 2, 2), 128, dtype=torch.uint8)
+    images[:, 0] += torch.randint(-3, 4, (count, 1, 1), generator=generator).to(torch.uint8)
+    model = Deployed(TwoRoads(), "max").eval()  # type: ignore[arg-type]
+    return model, DeviceSplit(images, torch.zeros(count, dtype=torch.long))
+
+
+def test_dummy_mass_detects_only_those_who_do_not_hide() -> None:
+    model, data = two_roads(60)
+
+    def brighten(model, images, labels, ball, criterion, *, generator):  # type: ignore[no-untyped-def]
+        return images + 0.09
+
+    plan = Plan((Stage("brighten", {}, brighten),), sanity=False, val=data)
+    report = measure(model, data, plan)
+    mass = report.dummy_mass
+    assert report.clean_accuracy == 1
+    assert report.worst_case_accuracy == 0
+    assert mass is not None
+    assert mass.auroc == 1.0
+    assert mass.auroc_adaptive is not None
+    assert mass.auroc_adaptive < 0.5
+    clean_red = data.images[:, 0, 0, 0].double() / 255
+    dummies = np.exp(-9) + np.exp(-4 + 60 * (clean_red.numpy() - 0.5))
+    right = np.exp(0.06 - (128 / 255 - 0.5) - 2 * (clean_red.numpy() - 0.5))
+    assert mass.clean_mean == pytest.approx((dummies / (dummies + 1 + right)).mean(), rel=1e-4)
+
+    by = {(r.score, r.flagged_val): r for r in report.rejection}
+    assert set(by) == {(s, f) for s in ("dummy_mass", "confidence") for f in (0.01, 0.05, 0.10)}
+    for result in report.rejection:
+        assert result.flagged_clean <= result.flagged_val + 1e-9  # val and test are the same images here
+        assert result.correct_or_flagged_clean == 1.0
+    assert by["dummy_mass", 0.05].correct_or_flagged < 0.2  # the detector that looked perfect
+
+
+def test_flagging_keeps_what_an_attack_cannot_hide() -> None:
+    """Dummy mass rises with the same brightness that fools the model: every fooling image is flagged."""
+
+    class OneRoad(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            level = images.mean(dim=(1, 2, 3))
+            zero = torch.zeros_like(level)
+            return torch.stack([0.06 - (level - 0.5), zero, zero - 9, -4 + 60 * (level - 0.5)], 1)
+
+    _, data = two_roads(60)
+    model = Deployed(OneRoad(), "max").eval()  # type: ignore[arg-type]
+    plan = Plan((stage("pgd", Target("max", 2)),), sanity=False, val=data)
+    report = measure(model, data, plan)
+    assert report.worst_case_accuracy == 0
+    by = {(r.score, r.flagged_val): r for r in report.rejection}
+    assert by["dummy_mass", 0.10].correct_or_flagged == 1.0
+
+
+# --- the legacy measure ---------------------------------------------------------------------------------------
+
+
+def test_legacy_stops_at_the_labels_own_dummy() -> None:
+    """Darker: the own dummy wins, which recovery forgives. Brighter: really wrong. Raw gradients point to dark."""
+
+    class Sink(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            level = images.mean(dim=(1, 2, 3)) - 0.5
+            own = torch.full_like(level, 2.0)
+            return torch.stack([own, 1.9 + 1.1 * level, 1.9 - 40 * level, -9 + 0 * level], dim=1)
+
+    grey = torch.full((30, 3, 2, 2), 128, dtype=torch.uint8)
+    data = DeviceSplit(grey, torch.zeros(30, dtype=torch.long))
+    model = Deployed(Sink(), "max").eval()  # type: ignore[arg-type]
+    runner = Runner(model, data, Ball("linf", 0.1), 0, Batches(16, Output()), Output())
+    report = measure(model, data, Plan((stage("pair-margin-1", Target("max", 2)),), sanity=False))
+    assert report.worst_case_accuracy == 0
+    assert report.legacy_2c_accuracy == 1.0
+    assert legacy_2c_accuracy(runner, ("apgd-ce", "targeted", "square")) == 1.0
+
+
+def test_without_dummies_legacy_is_the_plain_accuracy_under_attack() -> None:
+    grey = torch.full((30, 3, 4, 4), 128, dtype=torch.uint8)
+    data = DeviceSplit(grey, torch.zeros(30, dtype=torch.long))
+    model = Deployed(Steps(False), "none").eval()  # type: ignore[arg-type]
+    near = Runner(model, data, Ball("linf", 0.1), 0, Batches(16, Output()), Output())
+    far = Runner(model, data, Ball("linf", 0.01), 0, Batches(16, Output()), Output())
+    assert legacy_2c_accuracy(near, ("apgd-ce",)) == 0.0
+    assert legacy_2c_accuracy(far, ("apgd-ce",)) == 1.0
+
+
+# --- models that misbehave ------------------------------------------------------------------------------------
+
+
+def test_nan_answers_to_adversarial_images_count_as_wrong_and_lose_no_report() -> None:
+    class Fragile(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            level = images.mean(dim=(1, 2, 3))
+            raw = torch.stack([0.6 - level, level - 0.6, level - 9, level - 9], dim=1)
+            return torch.where((level > 0.51).unsqueeze(1), torch.nan, raw)
+
+    data = DeviceSplit(torch.full((24, 3, 2, 2), 128, dtype=torch.uint8), torch.zeros(24, dtype=torch.long))
+    model = Deployed(Fragile(), "max").eval()  # type: ignore[arg-type]
+    report = measure(model, data, Plan((stage("square", Target("max", 2)),), val=data))
+    assert report.worst_case_accuracy == 0
+    assert report.dummy_mass is None  # nothing that can be counted
+    assert all(0 <= r.correct_or_flagged <= 1 for r in report.rejection)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_nan_gradients_do_not_push_an_image_out_of_the_ball(norm: str) -> None:
+    """sqrt has an infinite slope at 0, and inf - inf is NaN; the logits themselves are finite."""
+
+    class Rooted(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            level = images.mean(dim=(1, 2, 3))
+            kink = (images - images.detach()).abs().flatten(1).sum(dim=1).sqrt() * 0
+            return torch.stack([1 + level + kink, level], dim=1)
+
+    images = torch.full((5, 3, 2, 2), 0.5)
+    model = Deployed(Rooted(), "none").eval()  # type: ignore[arg-type]
+    for name in ("pgd", "apgd-ce", "square-warm"):
+        found = stage(name, Target("none", 2)).attack(
+            model,
+            images,
+            torch.zeros(5, dtype=torch.long),
+            Ball(norm, 0.1),  # type: ignore[arg-type]
+            misclassified("none"),
+            generator=stream(0, "t"),
+        )
+        assert found.isfinite().all()
+        assert (model(found).argmax(dim=1) == 0).all()  # never really wrong, so never counted as such
+
+
+def test_l2_steps_keep_their_length_where_the_loss_is_saturated() -> None:
+    """Confident models have cross entropies whose gradients are tiny; squares of them vanish in float32."""
+    for scale in (1.0, 1e-13, 1e-25, 1e-37):
+        gradient = scale * torch.randn(3, 3, 4, 4, generator=stream(0, "g"))
+        grey = torch.full((3, 3, 4, 4), 0.5)
+        moved = Ball("l2", 1.0).ascend(grey, gradient, 0.1)
+        torch.testing.assert_close(distance(grey, moved, "l2"), torch.full((3,), 0.1), rtol=1e-4, atol=1e-5)
+    still = Ball("l2", 1.0).ascend(torch.full((3, 3, 4, 4), 0.5), torch.zeros(3, 3, 4, 4), 0.1)
+    assert torch.equal(still, torch.full((3, 3, 4, 4), 0.5))
+
+
+def test_onnx_runtime_out_of_memory_is_recognised() -> None:
+    """Its exceptions are no RuntimeErrors; the text is what its arena says."""
+
+    class Fail(Exception):
+        pass
+
+    tried: list[int] = []
+
+    def work(_start: int, batch: torch.Tensor) -> None:
+        tried.append(len(batch))
+        if len(batch) > 2:
+            raise Fail("bfc_arena.cc: Failed to allocate memory for requested buffer of size 1")
+
+    Batches(8, Output()).over(torch.arange(4), work)
+    assert tried == [4, 2, 2]
+
+
+def test_a_class_without_images_has_no_accuracy() -> None:
+    model = Deployed(Steps(False), "none").eval()  # type: ignore[arg-type]
+    data = DeviceSplit(torch.full((4, 3, 2, 2), 128, dtype=torch.uint8), torch.zeros(4, dtype=torch.long))
+    report = measure(model, data, Plan((stage("pgd", Target("none", 2)),)))
+    assert [c.clean_accuracy for c in report.per_class] == [1.0, None]
