@@ -22,6 +22,7 @@ TESTS = (
     "tests/test_apgd.py",
     "tests/test_losses.py",
     "tests/test_evaluation_parts.py",
+    "tests/test_evaluation_studies.py",
 )
 
 

@@ -4,7 +4,7 @@
     python benchmarks/train_step.py --network resnet-small --image-size 32 --batch-size 128
 
 The textbook step is what public implementations do: float32, NCHW, an attack that calls `loss.backward()` through
-trainable weights, one forward pass for clean and one for adversarial images. Ours is `Trainer.train_step`. Both craft
+trainable weights, one forward pass for clean and one for adversarial images. Ours is `TrainingStep`. Both craft
 PGD-10 and update once, in the phase with dummies and in the one before. The peak is a bfloat16 matrix product.
 """
 
@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from ducat_serve.output import Output
 from training.config import resolve
 from training.data import Dataset
 from training.data.cache import Split
-from training.device import fastest_precision
+from training.device import LAYOUT, fastest_precision
 from training.run_folder import RunFolder
 from training.trainer import Trainer
 
@@ -121,7 +122,9 @@ def measure(network: str, size: int, batch: int, repeats: int) -> None:
                 f"ratio {theirs / ours:.2f}",
                 flush=True,
             )
-        crafted = seconds(lambda: trainer.craft(images, labels, 1, 0, dummy_phase=False), repeats)
+        ours_in = images.contiguous(memory_format=LAYOUT)
+        craft = partial(trainer.step.craft, ours_in, ours_in, labels, dummy_phase=False)
+        crafted = seconds(craft, repeats)
         # a forward pass and a gradient with respect to the input cost as much as each other
         gflops = 2 * STEPS * batch * forward_flops(textbook.model, size) / crafted / 1e9
         peak = peak_gflops(repeats)

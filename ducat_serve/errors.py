@@ -73,6 +73,7 @@ EXTRAS = {
     "onnxscript": "export",
     "pyautoattack": "train",
     "sklearn": "train",
+    "tensorboardX": "train",
     "torch": "train",
     "torchvision": "train",
 }

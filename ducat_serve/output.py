@@ -1,4 +1,8 @@
-"""The one place that prints. People read stderr; `--json` puts exactly one JSON document on stdout."""
+"""The one place that prints. People read stderr.
+
+Under `--json` stdout is exactly one JSON document, the result, and every line of stderr is a JSON object with the key
+`event`: what people would have read, as it happens.
+"""
 
 from __future__ import annotations
 
@@ -27,28 +31,38 @@ class Advance(Protocol):
 
 
 class Output:
-    """Prints messages, tables, progress and results for one command."""
+    """Prints messages, tables, progress and results for one command; ``silent`` prints nothing but errors."""
 
-    def __init__(self, as_json: bool = False) -> None:
-        self.as_json = as_json
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+    def __init__(self, as_json: bool = False, *, silent: bool = False) -> None:
+        self.as_json, self.silent = as_json, silent
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=silent)
 
     def say(self, message: str) -> None:
         """One line for people."""
-        self.console.print(message, markup=False)
+        self.event("message", message, text=message)
 
     def warn(self, message: str) -> None:
         """One line that should not be overlooked."""
-        self.console.print(f"Warning: {message}", style="yellow", markup=False)
+        self.event("warning", f"Warning: {message}", style="yellow", text=message)
 
     def fail(self, message: str, next_step: str | None) -> None:
         """An error: its cause, then the next command."""
-        self.console.print(f"Error: {message}", style="bold red", markup=False)
-        if next_step:
+        self.event("error", f"Error: {message}", style="bold red", text=message, next=next_step)
+        if next_step and not self.as_json:
             self.console.print(f"Next: {next_step}", markup=False)
 
+    def event(self, name: str, message: str, *, style: str | None = None, **fields: Any) -> None:
+        """Something happened: ``message`` for people, ``fields`` for machines."""
+        if not self.as_json:
+            self.console.print(message, style=style, markup=False)
+        elif not self.silent:
+            sys.stderr.write(json.dumps({"event": name, **fields}, default=str) + "\n")
+            sys.stderr.flush()
+
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        """A table for people."""
+        """A table for people; machines read the result."""
+        if self.as_json:
+            return
         table = Table(title=title, title_justify="left", title_style="bold")
         for column in columns:
             table.add_column(column, overflow="fold")
@@ -58,7 +72,7 @@ class Output:
 
     def result(self, document: dict[str, Any]) -> None:
         """The command's result: on stdout under `--json`, nowhere otherwise."""
-        if self.as_json:
+        if self.as_json and not self.silent:
             json.dump(document, sys.stdout, indent=2, sort_keys=True, allow_nan=False)
             sys.stdout.write("\n")
             sys.stdout.flush()
@@ -66,7 +80,7 @@ class Output:
     @contextlib.contextmanager
     def progress(self, label: str, total: float) -> Iterator[Advance]:
         """A progress bar on a terminal; nothing elsewhere, where plain lines tell the story."""
-        if not self.console.is_terminal:
+        if not self.console.is_terminal or self.as_json or self.silent:
             yield _ignore_progress
             return
         columns = (

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from ducat_serve.spec import Fold
 
+NEW_DUMMY_GAP = 4.0  # a new dummy has sigmoid(-4) = 2 % of its pair's mass
+
 
 def split_pairs(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Split 2C logits into originals and dummies, each [N, C]. Raises ValueError for an odd width."""
@@ -93,6 +95,15 @@ def _split_logit(logits: Tensor, labels: Tensor) -> Tensor:
     original, dummy = split_pairs(logits)
     index = labels.unsqueeze(-1)
     return (dummy.gather(-1, index) - original.gather(-1, index)).squeeze(-1)
+
+
+def widen_head(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Give a linear head [C, features] a dummy twin of every class, [2C, features]; its decisions stay the same.
+
+    A twin computes its class's logit less ``NEW_DUMMY_GAP``: the max-fold gives the logits that were, the lse-fold
+    the posterior that was.
+    """
+    return torch.cat([weight, weight]), torch.cat([bias, bias - NEW_DUMMY_GAP])
 
 
 def without_pair(logits: Tensor, labels: Tensor) -> Tensor:

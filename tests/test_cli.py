@@ -82,14 +82,19 @@ def test_errors_say_cause_and_next_step(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run([*arguments, "--json"]) == code
+    assert run(arguments) == code
     captured = capsys.readouterr()
-    error = json.loads(captured.out)["error"]
-    assert error["exit_code"] == code
+    assert captured.out == ""
     assert "Traceback" not in captured.err
     assert "Next: " in captured.err or "training images" in captured.err
     for word in words:
         assert word in captured.err
+    assert run([*arguments, "--json"]) == code
+    captured = capsys.readouterr()
+    error = json.loads(captured.out)["error"]
+    assert error["exit_code"] == code
+    events = [json.loads(line) for line in captured.err.splitlines()]
+    assert events[-1] == {"event": "error", "text": error["message"], "next": error["next"]}
     assert list(tmp_path.iterdir()) == [], "something was left behind"
 
 

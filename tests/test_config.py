@@ -6,8 +6,9 @@ import pytest
 
 from ducat_serve.errors import UsageError
 from ducat_serve.pixels import format_size, parse_size
-from training.config import load_recipe, resolve
+from training.config import resolve
 from training.data import DATASETS
+from training.recipes import load_recipe, recipe_of
 
 
 def test_the_paper_setting_is_the_default_of_its_data_sets() -> None:
@@ -30,7 +31,7 @@ def test_the_paper_setting_is_the_default_of_its_data_sets() -> None:
 
 def test_every_data_set_has_a_recipe() -> None:
     for name in [*DATASETS, "folder:/somewhere"]:
-        assert resolve(name, {}).epochs == load_recipe(name)["epochs"]
+        assert resolve(name, {}).epochs == load_recipe(recipe_of(name))["epochs"]
 
 
 def test_shorter_runs_keep_the_proportions() -> None:

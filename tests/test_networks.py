@@ -7,6 +7,7 @@ import torch
 
 from ducat_serve.errors import UsageError
 from ducat_serve.networks import NETWORKS, create_network
+from training.attacks.fused import FusedTwin
 
 
 @pytest.mark.parametrize("name", list(NETWORKS))
@@ -60,3 +61,41 @@ def test_refuses_sizes_it_cannot_take(size: tuple[int, int]) -> None:
 def test_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(UsageError, match="Did you mean 'resnet18'"):
         create_network("resnet-18", channels=3, image_size=(32, 32), outputs=10)
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_the_twin_for_crafting_is_the_same_function(name: str) -> None:
+    """In float64, with trained-looking statistics, also after the original changed; and it changes nothing itself."""
+    torch.manual_seed(0)
+    network = create_network(name, channels=3, image_size=(8, 8), outputs=6).double()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for tensor in (module.running_mean, module.bias):
+                torch.nn.init.normal_(tensor)
+            for tensor in (module.running_var, module.weight):
+                torch.nn.init.uniform_(tensor, 0.5, 2)
+    twin = FusedTwin(network.train())
+    assert sum(isinstance(m, torch.nn.BatchNorm2d) for m in twin.model.modules()) < (
+        2 if "resnet" in name else 14
+    )
+    images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    for change in (False, True):
+        if change:
+            with torch.no_grad():
+                for parameter in network.parameters():
+                    parameter.add_(0.01 * torch.randn_like(parameter))
+                network.train()(images)  # moves the statistics
+            twin.refresh()
+        before = {key: value.clone() for key, value in network.state_dict().items()}
+        x, y = (images.clone().requires_grad_(True) for _ in range(2))
+        ours, theirs = twin(x), network.eval()(y)
+        scale = theirs.detach().abs().max()
+        torch.testing.assert_close(ours / scale, theirs / scale, rtol=1e-9, atol=1e-9)
+        (mine,) = torch.autograd.grad(ours.sum(), x)
+        (literal,) = torch.autograd.grad(theirs.sum(), y)
+        torch.testing.assert_close(
+            mine / literal.abs().max(), literal / literal.abs().max(), rtol=1e-8, atol=1e-8
+        )
+        assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+        assert not any(parameter.requires_grad for parameter in twin.model.parameters())
+        assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())

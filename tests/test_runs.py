@@ -34,11 +34,15 @@ def test_robust_overfitting_is_called_out_once(accuracies: list[float], expected
     assert is_overfitting(accuracies) == expected
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_folder_holds_one_process(run_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(run_folder, folder)
     with RunFolder(folder).locked():
-        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        before = contents(folder)
         other = subprocess.run(
             [sys.executable, "-m", "ducat_serve", "train", "--resume", str(folder)],
             capture_output=True,
@@ -46,7 +50,7 @@ def test_a_folder_holds_one_process(run_folder: Path, tmp_path: Path) -> None:
         )
         assert other.returncode == 2
         assert "Another process is training" in other.stderr
-        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+        assert contents(folder) == before
         assert RunFolder(folder).is_locked()
     assert not RunFolder(folder).is_locked()
     with pytest.raises(ZeroDivisionError), RunFolder(folder).locked():
@@ -86,7 +90,8 @@ def test_runs_are_listed(run_folder: Path, tmp_path: Path, capsys: pytest.Captur
     assert listed["damaged"]["state"].startswith("damaged")
     assert listed["finished"]["robustness"] == "robustness not measured"
     assert listed["finished"]["method"] == "pgd-at, paper"
-    assert "finished" in captured.err
+    assert run(["runs", str(tmp_path)]) == 0
+    assert "finished" in capsys.readouterr().err
     assert run(["runs", str(tmp_path / "something else")]) == 0
     assert "there is no run" in capsys.readouterr().err
 
@@ -148,7 +153,6 @@ def test_a_dry_run_estimates_and_writes_nothing(
     captured = capsys.readouterr()
     cost = json.loads(captured.out)
     assert list(tmp_path.iterdir()) == []
-    assert "nothing was written" in captured.err
     assert cost["parameters"] == 702_756
     assert cost["steps_per_epoch"] == 1293 // 64
     assert set(cost["seconds_per_epoch"]) == {"adversarial", "dummy"}
@@ -157,3 +161,5 @@ def test_a_dry_run_estimates_and_writes_nothing(
     assert cost["estimated_seconds"] == pytest.approx(whole, rel=0.1, abs=1)
     assert run(["train", *flags, "--ducat", "off", "--dry-run", "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)["seconds_per_epoch"]) == {"adversarial"}
+    assert run(["train", *flags, "--ducat", "off", "--dry-run"]) == 0
+    assert "nothing was written" in capsys.readouterr().err

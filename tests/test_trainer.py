@@ -68,7 +68,8 @@ def assert_same_run(one: Path, other: Path) -> None:
 def test_run_folder_holds_what_it_should(uninterrupted: Path) -> None:
     names = {p.name for p in uninterrupted.iterdir()}
     assert names == {
-        "config.json", "last.pt", "metrics.csv", "model.safetensors", "last.safetensors", "pre_dummy.safetensors"
+        "config.json", "last.pt", "metrics.csv", "tensorboard",
+        "model.safetensors", "last.safetensors", "pre_dummy.safetensors",
     }  # fmt: skip
     table = rows(uninterrupted)
     assert [row["phase"] for row in table] == ["adversarial"] * 2 + ["dummy"] * 2
@@ -233,6 +234,10 @@ def test_nan_stops_with_the_step_named_and_the_last_state_kept(tmp_path: Path) -
     assert all(torch.isfinite(t).all() for t in fresh.state.weights.values())
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_full_disk_while_saving_keeps_the_old_state(
     uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,7 +245,7 @@ def test_full_disk_while_saving_keeps_the_old_state(
     stop = StopSignal()
     subject._train_epoch(stop)
     subject._finish_epoch(StopSignal())
-    before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+    before = contents(tmp_path / "run")
     subject._train_epoch(stop)
 
     def full(_: int) -> None:
@@ -249,7 +254,7 @@ def test_full_disk_while_saving_keeps_the_old_state(
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DucatError, match="No space left"):
         subject._finish_epoch(StopSignal())
-    assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
+    assert contents(tmp_path / "run") == before
     monkeypatch.undo()
     again = trainer(tmp_path / "run")
     again.resume()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
-from importlib import resources
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -12,6 +10,7 @@ from ducat_serve.errors import UsageError
 from ducat_serve.pixels import parse_size
 from ducat_serve.spec import Norm, ThreatModel, first_problem
 from training.objectives.ducat import Mode
+from training.recipes import load_recipe, recipe_of
 
 # eps and step size of the paper's three threat models (arXiv 2410.12671, section 5), in pixels.
 NORM_DEFAULTS: dict[Norm, tuple[float, float]] = {
@@ -26,7 +25,7 @@ Precision = Literal["float32", "bfloat16"]
 
 
 class TrainConfig(BaseModel):
-    """Everything that decides the weights. Two runs with equal configs on one CPU give equal weights."""
+    """Everything that decides what a run writes. Two runs with equal configs on one CPU give equal weights."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -44,6 +43,9 @@ class TrainConfig(BaseModel):
     eps: float = Field(gt=0, allow_inf_nan=False)
     step_size: float = Field(gt=0, allow_inf_nan=False)
     attack_steps: int = Field(ge=1)
+    inner_attack: Literal["pgd", "n-fgsm"] = "pgd"  # before the dummy phase; in it, always PGD
+    # Digest of the weights that training starts from; None for fresh ones. Its path is not what decides.
+    initial_weights: str | None = None
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=2)
     lr: float = Field(gt=0, allow_inf_nan=False)
@@ -52,6 +54,9 @@ class TrainConfig(BaseModel):
     weight_decay: float = Field(default=5e-4, ge=0)
     crop_padding: int = Field(ge=0)
     flip: bool
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)  # of the weights that are validated and kept
+    compile: bool = False
+    save_every: int | None = Field(default=None, ge=1)  # epochs; besides the best and the last
     precision: Precision = "float32"
     seed: int = Field(default=0, ge=0)
 
@@ -68,6 +73,8 @@ class TrainConfig(BaseModel):
             raise ValueError(f"--ducat-start {self.ducat_start} is outside of epochs 1 to {self.epochs}")
         if self.method not in ("trades", "mart") and self.beta != BETA:
             raise ValueError(f"--beta needs --method trades or mart, not {self.method}")
+        if self.inner_attack == "n-fgsm" and self.norm != "linf":
+            raise ValueError(f"--inner-attack n-fgsm is made for --norm linf, not {self.norm}")
         if self.ducat != "folded" and self.split_weight != 1:
             raise ValueError("--split-weight needs --ducat folded (the paper's loss has weight 1)")
         return self
@@ -85,25 +92,22 @@ class TrainConfig(BaseModel):
         return self.ducat_start is not None and epoch >= self.ducat_start
 
 
-def load_recipe(dataset: str) -> dict[str, Any]:
-    """The recipe that comes with a data set; `folder:PATH` has one of its own."""
-    name = "folder" if dataset.startswith("folder:") else dataset
-    return tomllib.loads((resources.files("training") / "recipes" / f"{name}.toml").read_text())
+def resolve(dataset: str, given: dict[str, Any], recipe: str | None = None) -> TrainConfig:
+    """Overlay what the user gave (None = not given) on a recipe, and derive the rest.
 
-
-def resolve(dataset: str, given: dict[str, Any]) -> TrainConfig:
-    """Overlay what the user gave (None = not given) on the data set's recipe and derive the rest.
+    Args:
+        recipe: its name; that of the data set unless given.
 
     Raises:
         UsageError: a value out of range or a combination that makes no sense.
     """
     given = {key: value for key, value in given.items() if value is not None}
-    recipe = load_recipe(dataset)
-    values = {**recipe, **given, "dataset": dataset}
-    values.update(_threat_model(recipe, given))
+    settings = load_recipe(recipe or recipe_of(dataset))
+    values = {**settings, **given, "dataset": dataset}
+    values.update(_threat_model(settings, given))
     epochs = values["epochs"]
-    # A shorter run than the recipe's has its drops at the same fractions.
-    values["lr_milestones"] = _scaled(recipe["lr_milestones"], epochs / recipe["epochs"])
+    if "lr_milestones" not in given:  # a shorter run than the recipe's has its drops at the same fractions
+        values["lr_milestones"] = _scaled(settings["lr_milestones"], epochs / settings["epochs"])
     # The paper: dummies from epoch 105 of 130.
     if values.setdefault("ducat", "paper") != "off":
         values.setdefault("ducat_start", int(epochs * 0.8) + 1)

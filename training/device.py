@@ -8,6 +8,9 @@ from ducat_serve.errors import DucatError
 from ducat_serve.output import Output
 from training.config import Precision
 
+# Faster than NCHW for every network here, on CPUs as on GPUs (benchmarks/train_step.py, docs/performance.md).
+LAYOUT = torch.channels_last
+
 
 def choose_device(name: str, output: Output) -> torch.device:
     """Turn `auto|cpu|cuda` into a device. Raises DucatError for cuda without a usable GPU."""
@@ -30,11 +33,6 @@ def fastest_precision(device: torch.device) -> Precision:
     capabilities = torch.backends.cpu.get_cpu_capability()
     has_bf16 = capabilities.startswith("AVX512") and torch.cpu._is_avx512_bf16_supported()
     return "bfloat16" if has_bf16 else "float32"
-
-
-def fastest_layout(network: str) -> torch.memory_format:
-    """channels_last where convolutions are wide enough to gain from it (benchmarks/train_step.py)."""
-    return torch.contiguous_format if network == "resnet-small" else torch.channels_last
 
 
 def exact_float32() -> None:

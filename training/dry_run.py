@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ducat_serve.deployed import Deployed
 from training.batches import DeviceSplit
 from training.trainer import Trainer
 from training.validation import VALIDATION_BATCH, validate
@@ -58,7 +59,7 @@ def _seconds_of_validation(trainer: Trainer) -> float:
     count = min(VALIDATION_BATCH, len(trainer.val))
     part = DeviceSplit(trainer.val.images[:count], trainer.val.labels[:count])
     started = time.monotonic()
-    validate(trainer.deployed, part, trainer.config, legacy=False, between_batches=lambda: None)
+    validate(Deployed(trainer.kept, trainer.spec.fold), part, trainer.config, legacy=False)
     return (time.monotonic() - started) * len(trainer.val) / count
 
 

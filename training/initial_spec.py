@@ -10,13 +10,14 @@ import numpy as np
 from ducat_serve.spec import ModelSpec, Normalisation
 from training.config import TrainConfig
 from training.data import Dataset
+from training.initial_weights import InitialWeights
 from training.objectives.ducat import FOLDS
 
 
-def initial_spec(config: TrainConfig, dataset: Dataset) -> ModelSpec:
-    """No digest yet, and no path of this machine."""
+def initial_spec(config: TrainConfig, dataset: Dataset, initial: InitialWeights | None = None) -> ModelSpec:
+    """No digest yet, and no path of this machine. Weights keep the normalisation that they were trained with."""
     images = dataset.train.images
-    mean, std = _pixel_statistics(images)
+    normalisation = initial.spec.normalisation if initial else _normalisation(images)
     recipe = {**config.model_dump(mode="json"), "dataset": dataset_reference(config.dataset)}
     return ModelSpec(
         network=config.network,
@@ -24,7 +25,7 @@ def initial_spec(config: TrainConfig, dataset: Dataset) -> ModelSpec:
         labels=dataset.class_names,
         channels=images.shape[3],
         image_size=(images.shape[1], images.shape[2]),
-        normalisation=Normalisation(mean=mean, std=std),
+        normalisation=normalisation,
         fold=FOLDS[config.ducat],
         threat_model=config.threat_model,
         training={"recipe": recipe, "data": dataset.title, "data_digest": dataset.digest},
@@ -37,7 +38,7 @@ def dataset_reference(name: str) -> str:
     return f"folder:{Path(name.removeprefix('folder:')).name}" if name.startswith("folder:") else name
 
 
-def _pixel_statistics(images: np.ndarray[Any, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _normalisation(images: np.ndarray[Any, Any]) -> Normalisation:
     """Mean and standard deviation per channel of pixels in [0, 1], to 4 decimals; exact over all images."""
     means, stds = [], []
     for channel in range(images.shape[3]):
@@ -47,4 +48,4 @@ def _pixel_statistics(images: np.ndarray[Any, Any]) -> tuple[tuple[float, ...], 
         variance = float((counts * (values - mean) ** 2).sum() / counts.sum())
         means.append(round(mean, 4))
         stds.append(round(max(variance, 1e-8) ** 0.5, 4))
-    return tuple(means), tuple(stds)
+    return Normalisation(mean=tuple(means), std=tuple(stds))

@@ -1,4 +1,4 @@
-"""The files of a run: config.json, last.pt, metrics.csv, curves.png and three checkpoints.
+"""The files of a run: config.json, last.pt, metrics.csv, tensorboard/, curves.png and its checkpoints.
 
 `model.safetensors` is the best on val, `last.safetensors` the newest epoch, `pre_dummy.safetensors` the last
 one before the dummy phase.
@@ -31,6 +31,7 @@ METRICS = (
     "val_clean_accuracy",
     "val_pgd_accuracy",
     "val_legacy_accuracy",
+    "val_fgsm_accuracy",
     "dummy_share_clean",
     "dummy_share_adversarial",
     "images_per_second",
@@ -55,6 +56,14 @@ class RunFolder:
     @property
     def pre_dummy(self) -> Path:
         return self.path / "pre_dummy.safetensors"
+
+    def of_epoch(self, epoch: int) -> Path:
+        """What --save-every keeps."""
+        return self.path / f"epoch-{epoch:03d}.safetensors"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
 
     @property
     def state(self) -> Path:

@@ -19,13 +19,16 @@ from ducat_serve.errors import DataError
 class RunState:
     """A place in a run: ``step`` steps of ``epoch`` are done. No random state: streams depend on the place.
 
-    ``losses`` are the losses of this epoch's steps so far, ``rows`` the finished rows of metrics.csv.
+    ``losses`` are the losses of this epoch's steps so far, ``rows`` the finished rows of metrics.csv. ``average`` is
+    that of the weights, if the run keeps one; ``fell_back`` says that N-FGSM was given up for PGD.
     """
 
     epoch: int = 1
     step: int = 0
     weights: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
+    average: dict[str, Tensor] = field(default_factory=dict)
+    fell_back: bool = False
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
     rows: list[dict[str, Any]] = field(default_factory=list)

@@ -1,10 +1,12 @@
-"""The training loop: craft, update, validate, keep the best, and stop only where nothing is lost."""
+"""The training loop: step, validate, keep the best, and stop only where nothing is lost."""
 
 from __future__ import annotations
 
 import itertools
 import math
+import statistics
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,44 +14,50 @@ import torch
 from torch import Tensor
 
 from ducat_serve.checkpoint import weights_digest, write_checkpoint
-from ducat_serve.deployed import Deployed, build_classifier, numpy_weights
+from ducat_serve.deployed import Classifier, Deployed, build_classifier, load_weights, numpy_weights
 from ducat_serve.errors import DataError, DucatError, InterruptedRun, UsageError
 from ducat_serve.output import Output
-from training.attacks.ball import Ball
-from training.attacks.frozen import frozen
-from training.attacks.pgd import ascend_loss
+from training.average import WeightAverage
 from training.batches import DeviceSplit, TrainingBatches
 from training.config import TrainConfig
 from training.data import Dataset
-from training.device import exact_float32, fastest_layout
+from training.device import LAYOUT, exact_float32
 from training.initial_spec import initial_spec
-from training.objectives import create_objective
-from training.objectives.ducat import Ducat
-from training.objectives.objective import in_float
-from training.randomness import stream
+from training.initial_weights import InitialWeights
+from training.metrics import MetricsLog, make_row
 from training.run_folder import RunFolder, kept_row
 from training.signals import StopSignal
 from training.state import RunState, load_state, save_state
+from training.step import TrainingStep
 from training.validation import ValidationResult, validate
+from training.world import World
 
 # Long epochs are saved on the way as well; a state costs a second or two at most.
 _SAVE_EVERY_SECONDS = 600
+# Losses are fetched from a GPU in bundles: reading each one would stop it at every step.
+_GPU_BUNDLE = 16
 OVERFITTING_EPOCHS = 5
+# A spike: this many times the median of recent losses, and of what guessing costs.
+SPIKE = 10.0
+_RECENT = 50
 
 
 class Trainer:
-    """One run: its model, data, optimizer and place. `run` goes on from wherever the place is."""
+    """One run: its model, data and place. `run` goes on from wherever the place is."""
 
     def __init__(
-        self, config: TrainConfig, dataset: Dataset, folder: RunFolder, device: torch.device, output: Output
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        folder: RunFolder,
+        device: torch.device,
+        output: Output,
+        *,
+        initial: InitialWeights | None = None,
+        world: World | None = None,
     ) -> None:
-        self.config, self.dataset, self.folder, self.device, self.output = (
-            config,
-            dataset,
-            folder,
-            device,
-            output,
-        )
+        self.config, self.dataset, self.folder, self.device = config, dataset, folder, device
+        self.output, self.world = output, world or World()
         self.batches = TrainingBatches(
             DeviceSplit.of(dataset.train, device),
             config.batch_size,
@@ -61,47 +69,80 @@ class Trainer:
             raise UsageError(
                 f"--batch-size {config.batch_size} is more than the {len(dataset.train)} training images."
             )
+        if config.batch_size < 2 * self.world.size:
+            raise UsageError(
+                f"--batch-size {config.batch_size} is shared by {self.world.size} processes: "
+                "BatchNorm needs 2 images in each.",
+                "a larger --batch-size, or fewer --devices",
+            )
         self.val = DeviceSplit.of(dataset.val, device)
-        self.spec = initial_spec(config, dataset)
-        torch.manual_seed(config.seed)  # weight initialisation only; all else draws from `stream`
-        self.layout = fastest_layout(config.network)
-        self.classifier = build_classifier(self.spec).to(device).to(memory_format=self.layout)
-        self.deployed = Deployed(self.classifier, self.spec.fold)
-        ducat = Ducat(config.ducat, config.split_weight)
-        self.objective = create_objective(config.method, ducat, config.beta)
-        self.ball = Ball(config.norm, config.eps)
-        self.optimizer = torch.optim.SGD(
-            self.classifier.parameters(),
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-        )
+        self.spec = initial_spec(config, dataset, initial)
+        self.classifier = self._build(initial)
+        self.step = TrainingStep(config, self.classifier, self.batches, device, self.world)
+        self.average = WeightAverage(self.classifier, config.ema_decay) if config.ema_decay else None
+        self.log = MetricsLog(folder)
         self.state = RunState()
+
+    def _build(self, initial: InitialWeights | None) -> Classifier:
+        torch.manual_seed(self.config.seed)  # weight initialisation only; all else draws from `stream`
+        classifier = build_classifier(self.spec)
+        if initial is not None:
+            load_weights(classifier, initial.tensors(self.spec), str(initial.path))
+        if self.world.size > 1 and self.device.type == "cuda":
+            convert = torch.nn.SyncBatchNorm.convert_sync_batchnorm
+            classifier.network = convert(classifier.network)  # type: ignore[no-untyped-call]
+        return classifier.to(self.device).to(memory_format=LAYOUT)
+
+    @property
+    def kept(self) -> Classifier:
+        """What is validated and saved: the averaged weights where there are any."""
+        return self.average.classifier if self.average else self.classifier
 
     def resume(self) -> None:
         """Take up the state that the run folder holds. Raises DataError where it does not fit."""
         self.folder.require_data(self.dataset.digest)
         if not self.folder.state.exists():
+            if self.config.initial_weights is not None:
+                raise DataError(
+                    f"The run in {self.folder.path} was stopped before its first state was saved.",
+                    "start it again in another folder, with --initial-checkpoint",
+                )
             return  # killed before the first save: the run starts over, and comes out the same
         self.state = load_state(self.folder.state)
         try:
             self.classifier.network.load_state_dict(self.state.weights)
-            self.optimizer.load_state_dict(self.state.optimizer)
+            self.step.optimizer.load_state_dict(self.state.optimizer)
+            if self.average:
+                self.average.load_state_dict(self.state.average)
         except (RuntimeError, ValueError, KeyError) as error:
             raise DataError(f"{self.folder.state} does not fit this run: {error}.") from error
-        self.folder.write_metrics(self.state.rows)
+        if self.world.is_first:
+            self.folder.write_metrics(self.state.rows)
 
     def run(self, stop: StopSignal) -> dict[str, Any]:
         """Train to the last epoch; returns the summary of the run.
 
         Raises:
             InterruptedRun: a signal came; the state is saved.
-            DucatError: the loss became NaN or infinite; the last good state is kept.
+            DucatError: the loss became NaN, infinite or a multiple of what it was; the last good state is kept.
         """
         exact_float32()
-        while self.state.epoch <= self.config.epochs:
-            self._train_epoch(stop)
-            self._finish_epoch(stop)
+        if self.config.initial_weights is not None and not self.folder.state.exists():
+            self._save()  # so that no resumption needs the initial checkpoint
+        self.step.between = lambda: self._stop_at_once(stop)
+        try:
+            while self.state.epoch <= self.config.epochs:
+                self._train_epoch(stop)
+                self._finish_epoch(stop)
+        except RuntimeError as error:
+            if not self.world.was_lost(error):
+                raise
+            raise DucatError(
+                f"Another process of this run is gone; the last saved state is kept in {self.folder.path}.",
+                f"ducat train --resume {self.folder.path}",
+            ) from error
+        finally:
+            self.log.close()
         return self.summary()
 
     def summary(self) -> dict[str, Any]:
@@ -127,124 +168,121 @@ class Trainer:
 
     def _train_epoch(self, stop: StopSignal) -> None:
         state, epoch = self.state, self.state.epoch
-        for group in self.optimizer.param_groups:
+        for group in self.step.optimizer.param_groups:
             group["lr"] = self.config.learning_rate(epoch)
         order = self.batches.order(epoch)
         self.classifier.train()
         saved = time.monotonic()
+        bundle = _GPU_BUNDLE if self.device.type == "cuda" else 1
+        pending: list[Tensor] = []
         with self.output.progress(f"epoch {epoch}/{self.config.epochs}", self.batches.steps) as advance:
             advance(state.step)
             while state.step < self.batches.steps:
                 started = time.monotonic()
-                loss = self.train_step(order, epoch, state.step)
-                state.seconds += time.monotonic() - started
-                if not math.isfinite(loss):
-                    raise self._diverged(loss)
-                state.losses.append(loss)
+                pending.append(self.train_step(order, epoch, state.step))
                 state.step += 1
-                advance(note=f"loss {loss:.3f}, {self._images_per_second():,.0f} images/s")
-                self._stop_if_asked(stop)
-                if time.monotonic() - saved > _SAVE_EVERY_SECONDS:
+                due = time.monotonic() - saved > _SAVE_EVERY_SECONDS
+                asked = self.world.agree(stop.received or 0)
+                if len(pending) == bundle or due or asked or state.step == self.batches.steps:
+                    self._read_losses(pending)
+                state.seconds += time.monotonic() - started
+                note = f"loss {state.losses[-1]:.3f}, " if state.losses else ""
+                advance(note=f"{note}{self._images_per_second():,.0f} images/s")
+                if asked:
+                    raise self._interrupted(asked)
+                if due:
                     self._save()
                     saved = time.monotonic()
 
-    def train_step(self, order: Tensor, epoch: int, step: int) -> float:
-        """Craft, update; returns the loss. ``order`` is that of the epoch."""
-        images, labels = self.batches.batch(order, epoch, step, self.objective.views)
-        dummy_phase = self.config.is_dummy_phase(epoch)
-        images = images.contiguous(memory_format=self.layout)
-        adversarial = self.craft(images, labels, epoch, step, dummy_phase=dummy_phase)
-        with self._autocast():
-            loss = self.objective.loss(self.classifier, images, adversarial, labels, dummy_phase)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        return loss.item()
+    def train_step(self, order: Tensor, epoch: int, step: int) -> Tensor:
+        """Craft, update, average; returns the loss. ``order`` is that of the epoch."""
+        loss = self.step(order, epoch, step, one_step_attack=self._is_one_step(epoch))
+        if self.average:
+            self.average.update(self.classifier)
+        return loss
 
-    def craft(self, images: Tensor, labels: Tensor, epoch: int, step: int, *, dummy_phase: bool) -> Tensor:
-        """The inner attack, in eval mode and without weight gradients."""
-        generator = stream(self.config.seed, "attack", epoch, step, device=self.device)
-        with frozen(self.classifier), self._autocast():
-            reference = self.objective.reference(self.classifier, images)
-            return ascend_loss(
-                lambda x: self.objective.attack_loss(
-                    in_float(self.classifier(x)), labels, reference, dummy_phase
-                ),
-                images,
-                self.ball,
-                start=self.objective.start(images, self.ball, generator),
-                steps=self.config.attack_steps,
-                step_size=self.config.step_size,
-            )
+    def _is_one_step(self, epoch: int) -> bool:
+        chosen = self.config.inner_attack == "n-fgsm" and not self.state.fell_back
+        return chosen and not self.config.is_dummy_phase(epoch)
 
-    def _autocast(self) -> torch.autocast:
-        """Perturbations and weights stay float32; only the network's arithmetic is bfloat16."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+    def _read_losses(self, pending: list[Tensor]) -> None:
+        """Move losses of steps that were done to the state; stop the run at one that is not sound."""
+        first = self.state.step - len(pending)
+        for step, loss in enumerate(torch.stack(pending).tolist(), first):
+            if not math.isfinite(loss) or is_spike(loss, self.state.losses, self.spec.num_logits):
+                self.state.step = step
+                raise self._diverged(f"{loss:.4g}")
+            self.state.losses.append(loss)
+        pending.clear()
 
     def _finish_epoch(self, stop: StopSignal) -> None:
         state, epoch = self.state, self.state.epoch
         self._require_finite_weights()
         # The paper chooses its checkpoint by the legacy accuracy, so a faithful `paper` does too.
         by_legacy = self.config.ducat == "paper" and self.config.is_dummy_phase(epoch)
+        one_step = self._is_one_step(epoch)
         result = validate(
-            self.deployed,
+            Deployed(self.kept, self.spec.fold),
             self.val,
             self.config,
             legacy=by_legacy,
-            between_batches=lambda: self._stop_if_asked(stop),
+            one_step=one_step,
+            between_batches=lambda: self._stop_at_once(stop),
+            world=self.world,
         )
         row = self._row(result)
-        kept = kept_row([*state.rows, row], self.config)
-        assert kept is not None
-        if kept is row:
+        rows = [*state.rows, row]
+        kept = kept_row(rows, self.config)
+        fell_back = one_step and is_catastrophic(rows)
+        if self.world.is_first:
+            self._write_models(epoch, is_best=kept is row)
+        state.rows, state.fell_back = rows, state.fell_back or fell_back
+        state.epoch, state.step, state.losses, state.seconds = epoch + 1, 0, [], 0.0
+        self._save()
+        if self.world.is_first:
+            self.folder.write_metrics(state.rows)
+            self.log.add(row)
+        self._report(row, kept, fell_back)
+
+    def _write_models(self, epoch: int, *, is_best: bool) -> None:
+        if is_best:
             self._write_model(self.folder.model)
         if epoch + 1 == self.config.ducat_start:
             self._write_model(self.folder.pre_dummy)
+        if self.config.save_every and epoch % self.config.save_every == 0:
+            self._write_model(self.folder.of_epoch(epoch))
         self._write_model(self.folder.last)
-        state.rows.append(row)
-        state.epoch, state.step, state.losses, state.seconds = epoch + 1, 0, [], 0.0
-        self._save()
-        self.folder.write_metrics(state.rows)
-        self._say(row)
-        if is_overfitting([r["val_pgd_accuracy"] for r in state.rows]):
+
+    def _row(self, result: ValidationResult) -> dict[str, Any]:
+        state = self.state
+        return make_row(
+            self.config,
+            state.epoch,
+            result,
+            loss=sum(state.losses) / len(state.losses),
+            images_per_second=self._images_per_second(),
+            seconds=state.seconds,
+        )
+
+    def _report(self, row: dict[str, Any], kept: Mapping[str, Any] | None, fell_back: bool) -> None:
+        assert kept is not None
+        self.output.event("epoch", self.log.line(row, self.config.epochs), **row)
+        if fell_back:
+            self.output.warn(
+                "catastrophic overfitting: PGD val accuracy collapsed while accuracy under one-step attacks did not. "
+                f"From epoch {row['epoch'] + 1} on the inner attack is PGD-{self.config.attack_steps}."
+            )
+        if is_overfitting([r["val_pgd_accuracy"] for r in self.state.rows]):
             self.output.warn(
                 f"robust overfitting: PGD val accuracy fell for {OVERFITTING_EPOCHS} epochs; "
                 f"{self.folder.model.name} keeps epoch {kept['epoch']}."
             )
 
-    def _row(self, result: ValidationResult) -> dict[str, Any]:
-        state = self.state
-        return {
-            "epoch": state.epoch,
-            "phase": "dummy" if self.config.is_dummy_phase(state.epoch) else "adversarial",
-            "learning_rate": round(self.config.learning_rate(state.epoch), 10),
-            "loss": round(sum(state.losses) / len(state.losses), 6),
-            "val_clean_accuracy": round(result.clean_accuracy, 6),
-            "val_pgd_accuracy": round(result.pgd_accuracy, 6),
-            "val_legacy_accuracy": _rounded(result.legacy_accuracy),
-            "dummy_share_clean": _rounded(result.dummy_share_clean),
-            "dummy_share_adversarial": _rounded(result.dummy_share_adversarial),
-            "images_per_second": round(self._images_per_second(), 1),
-            "seconds": round(state.seconds, 2),
-        }
-
-    def _say(self, row: dict[str, Any]) -> None:
-        share = ""
-        if row["val_legacy_accuracy"] != "":
-            share = f" (legacy {row['val_legacy_accuracy']:.1%})"
-        if row["dummy_share_clean"] != "":
-            share += f"  dummy share {row['dummy_share_clean']:.2f} / {row['dummy_share_adversarial']:.2f}"
-        self.output.say(
-            f"epoch {row['epoch']:>3}/{self.config.epochs} {row['phase']:<11} loss {row['loss']:.4f}  "
-            f"val clean {row['val_clean_accuracy']:.1%}  val PGD {row['val_pgd_accuracy']:.1%}{share}  "
-            f"{row['images_per_second']:,.0f} images/s"
-        )
-
     def _images_per_second(self) -> float:
-        return len(self.state.losses) * self.config.batch_size / max(self.state.seconds, 1e-9)
+        return self.state.step * self.config.batch_size / max(self.state.seconds, 1e-9)
 
     def _write_model(self, path: Path) -> None:
-        tensors = numpy_weights(self.classifier)
+        tensors = numpy_weights(self.kept)
         spec = self.spec.model_copy(update={"weights_digest": weights_digest(tensors)})
         write_checkpoint(path, tensors, spec)
 
@@ -254,28 +292,49 @@ class Trainer:
             raise self._diverged("followed by weights that are not finite")
 
     def _save(self) -> None:
+        if not self.world.is_first:
+            return
         self._require_finite_weights()
         self.state.weights = self.classifier.network.state_dict()
-        self.state.optimizer = self.optimizer.state_dict()
+        self.state.optimizer = self.step.optimizer.state_dict()
+        self.state.average = self.average.state_dict() if self.average else {}
         save_state(self.folder.state, self.state)
 
-    def _stop_if_asked(self, stop: StopSignal) -> None:
-        if stop.received is not None:
-            self._save()
+    def _stop_at_once(self, stop: StopSignal) -> None:
+        """Inside an attack or a validation, whose work is then done again; several processes stop after a step."""
+        if stop.received is not None and self.world.size == 1:
             raise self._interrupted(stop.received)
 
     def _interrupted(self, signal_number: int) -> InterruptedRun:
+        self._save()
         place = f"epoch {self.state.epoch}, step {self.state.step}"
         return InterruptedRun(
             signal_number, f"Interrupted; saved at {place}.", f"ducat train --resume {self.folder.path}"
         )
 
-    def _diverged(self, loss: float | str) -> DucatError:
+    def _diverged(self, loss: str) -> DucatError:
         kept = "The last good state is kept in" if self.folder.state.exists() else "No state was saved yet in"
         return DucatError(
             f"The loss is {loss} at epoch {self.state.epoch}, step {self.state.step}. {kept} {self.folder.path}.",
             "train again with a smaller --lr, or with --precision float32",
         )
+
+
+def is_spike(loss: float, losses: list[float], num_logits: int) -> bool:
+    """Whether a loss is out of all proportion to those before it in the epoch."""
+    usual = statistics.median(losses[-_RECENT:]) if losses else 0.0
+    return loss > SPIKE * max(usual, math.log(num_logits))
+
+
+def is_catastrophic(rows: list[dict[str, Any]]) -> bool:
+    """Whether training on one-step attacks has just stopped to protect against others (catastrophic overfitting).
+
+    PGD accuracy on val is less than half of its best, and FGSM accuracy no lower than it was then.
+    """
+    best = max(rows, key=lambda row: float(row["val_pgd_accuracy"]))
+    now = rows[-1]
+    collapsed = now["val_pgd_accuracy"] < best["val_pgd_accuracy"] / 2
+    return bool(collapsed and now["val_fgsm_accuracy"] >= best["val_fgsm_accuracy"])
 
 
 def is_overfitting(accuracies: list[float]) -> bool:
@@ -287,7 +346,3 @@ def is_overfitting(accuracies: list[float]) -> bool:
         and all(recent[-OVERFITTING_EPOCHS:])
         and (len(recent) == OVERFITTING_EPOCHS or not recent[0])
     )
-
-
-def _rounded(value: float | None) -> float | str:
-    return "" if value is None else round(value, 6)

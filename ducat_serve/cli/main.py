@@ -16,6 +16,7 @@ from ducat_serve.errors import EXTRAS, DucatError, missing_extra
 # Name -> short help; the command itself is `command` in ducat_serve/cli/<name>.py.
 COMMANDS = {
     "train": "Train a robust classifier and write a run folder.",
+    "recipes": "List, show and copy the settings that `ducat train` starts from.",
     "runs": "List training runs: state, epoch, accuracies.",
     "evaluate": "Measure clean and robust accuracy of the deployed function.",
     "compare": "Compare the measured robustness of models, with a plot.",
@@ -88,7 +89,7 @@ def run(arguments: Sequence[str]) -> int:
     command = next((word for word in arguments if word in COMMANDS), "")
     as_json = "--json" in arguments or os.environ.get(f"DUCAT_{command.upper()}_JSON", "") not in ("", "0")
     try:
-        code = cli.main(args=list(arguments), prog_name="ducat", standalone_mode=False)
+        code = cli.main(args=list(arguments), prog_name="ducat", standalone_mode=False, obj=list(arguments))
         return code if isinstance(code, int) else 0
     except DucatError as error:
         if debug:

@@ -2,71 +2,39 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ducat_serve.cli.options import PIXEL_SIZE, common, data_options, device_option
+from ducat_serve.cli.options import common, data_options, device_option
+from ducat_serve.cli.train_options import train_options
 from ducat_serve.errors import UsageError
 from ducat_serve.output import Output
 
 if TYPE_CHECKING:
+    import torch
+
     from training.config import TrainConfig
+    from training.data import Dataset
+    from training.initial_weights import InitialWeights
+    from training.run_folder import RunFolder
     from training.trainer import Trainer
+    from training.world import World
 
 DEFAULT_DATASET = "digits"
 ROBUSTNESS_LOSS = 0.02  # accuracy on val; less is noise
 
 
 @click.command("train")
-@click.option("--dataset", help="digits, cifar10, cifar100, tiny-imagenet or folder:PATH.  [default: digits]")
-@click.option("--network", help="See `ducat networks`.  [default: the recipe's; resnet18]")
+@click.option("--recipe", help="Whose defaults to take; see `ducat recipes`.  [default: the data set's]")
+@train_options
 @click.option(
-    "--method",
-    type=click.Choice(["pgd-at", "trades", "mart", "consistency"]),
-    help="What DUCAT is plugged into.  [default: pgd-at]",
-)
-@click.option(
-    "--beta", type=click.FloatRange(min=0), help="Weight of the regulariser of trades and mart.  [default: 6]"
-)
-@click.option(
-    "--ducat",
-    type=click.Choice(["off", "paper", "folded"]),
-    help="off: the plain method, C logits. paper: as published, deployed through the max-fold. folded: attacks and "
-    "trains folded posteriors, deployed through the lse-fold.  [default: paper]",
-)
-@click.option(
-    "--ducat-start", type=click.IntRange(min=1), help="First epoch with dummies.  [default: after 80 %]"
-)
-@click.option(
-    "--split-weight",
-    type=click.FloatRange(0, 1),
-    help="Weight of the dummy split, folded only.  [default: 0.1]",
-)
-@click.option(
-    "--norm", type=click.Choice(["linf", "l2", "l1"]), help="Norm of the perturbation.  [default: linf]"
-)
-@click.option(
-    "--eps", type=PIXEL_SIZE, help="Radius in pixels.  [default: 8/255; l2 128/255, l1 2000/255, digits 0.2]"
-)
-@click.option(
-    "--step-size", type=PIXEL_SIZE, help="Attack step in pixels.  [default: 2/255; l2 15/255, l1 400/255]"
-)
-@click.option("--attack-steps", type=click.IntRange(min=1), help="Steps of the inner attack.  [default: 10]")
-@click.option("--epochs", type=click.IntRange(min=1), help="[default: 130; digits 60]")
-@click.option("--batch-size", type=click.IntRange(min=2), help="[default: 128; digits 64]")
-@click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Peak learning rate.  [default: 0.1]")
-@click.option("--weight-decay", type=click.FloatRange(min=0), help="[default: 5e-4]")
-@click.option(
-    "--image-size", type=click.IntRange(min=1), help="Resize folder images to this height and width."
-)
-@click.option("--seed", type=click.IntRange(min=0), help="[default: 0]")
-@click.option(
-    "--precision",
-    type=click.Choice(["auto", "float32", "bfloat16"]),
-    help="Arithmetic of attack and update; weights stay float32.  [default: auto]",
+    "--initial-checkpoint",
+    type=click.Path(path_type=Path),
+    help="Start from the weights of this .safetensors file or run folder; missing dummies are added.",
 )
 @click.option(
     "--out",
@@ -81,19 +49,30 @@ ROBUSTNESS_LOSS = 0.02  # accuracy on val; less is noise
     is_flag=True,
     help="Run a few steps of each phase, print memory, speed and an estimate of the whole run; write nothing.",
 )
+@click.option(
+    "--devices",
+    type=click.IntRange(min=1),
+    help="Processes on this machine, one per GPU. Several machines: torchrun, docs/scaling.md.  [default: 1]",
+)
 @data_options
 @device_option
 @common
+@click.pass_context
 def command(
+    ctx: click.Context,
+    /,
+    recipe: str | None,
+    initial_checkpoint: Path | None,
     dry_run: bool,
     out: Path | None,
     resume: Path | None,
+    devices: int | None,
     data_dir: Path | None,
     offline: bool,
     device: str,
     json: bool,
     **given: Any,
-) -> None:
+) -> int:
     """Train a robust classifier and write a run folder with model.safetensors.
 
     Defaults come from the data set's recipe (the paper's setting for CIFAR and Tiny-ImageNet). Sizes are in
@@ -103,54 +82,44 @@ def command(
     Example:
       ducat train --dataset tiny-imagenet --network resnet-small --epochs 30
       ducat train --dataset cifar10 --ducat folded --eps 8/255 --out runs/folded
-      ducat train --dataset cifar10 --method trades --ducat off
+      ducat train --recipe cifar10-trades --ducat off --devices 4
       ducat train --resume runs/folded
     """
-    from training.config import resolve
-    from training.data import load_dataset
-    from training.device import choose_device, fastest_precision
+    from training.device import choose_device
     from training.run_folder import RunFolder
     from training.trainer import Trainer
+    from training.world import World, launched, local_device
 
+    if devices is not None and devices > 1 and not launched():
+        from training.launch import launch
+
+        return launch(devices, ctx.find_root().obj, Output(json))
     output = Output(json)
-    torch_device = choose_device(device, output)
+    torch_device = local_device(choose_device(device, output))
+    world = World.join(torch_device)
+    if not world.is_first:
+        output = Output(silent=True)
+    initial = None
     if resume is not None:
         folder = RunFolder(resume)
         config, stored_data_dir = folder.read()
         data_dir = data_dir or stored_data_dir
-        if given["dataset"] is not None:
-            given["dataset"] = _absolute(given["dataset"])
-        _refuse_changes(config.model_dump(), given, out, resume)
+        start_only = {"--out": out, "--recipe": recipe, "--initial-checkpoint": initial_checkpoint}
+        _refuse_changes(config.model_dump(), given, start_only, resume)
     else:
-        dataset_name = _absolute(given.pop("dataset") or DEFAULT_DATASET)
-        if given["precision"] in (None, "auto"):
-            given["precision"] = fastest_precision(torch_device)
-        config = _resolve(resolve, dataset_name, given)
-        folder = RunFolder(out or Path("runs") / _run_name(dataset_name, config))
-    dataset = load_dataset(
-        config.dataset,
-        data_dir=data_dir,
-        offline=offline,
-        image_size=config.image_size,
-        seed=config.seed,
-        output=output,
-    )
-    trainer = Trainer(config, dataset, folder, torch_device, output)
+        initial = _initial(initial_checkpoint)
+        config = _resolve(recipe, given, torch_device, initial)
+        folder = RunFolder(out or Path("runs") / _run_name(config))
+    dataset = _load(config, data_dir, offline, output, world)
+    if initial is not None:
+        initial.require_fit(config, dataset)
+    trainer = Trainer(config, dataset, folder, torch_device, output, initial=initial, world=world)
     if dry_run:
         _estimate(trainer, output)
-        return
-    summary = _train(trainer, data_dir, output, resumed=resume is not None)
-    before = summary["pre_dummy_val_pgd_accuracy"]
-    if before is not None and summary["best_val_pgd_accuracy"] < before - ROBUSTNESS_LOSS:
-        output.warn(
-            f"with dummies the deployed function is less robust: PGD val accuracy {before:.1%} before the dummy "
-            f"phase, {summary['best_val_pgd_accuracy']:.1%} now. Compare with --ducat off and --ducat folded; "
-            "docs/method.md says why."
-        )
-    accuracies = f"{summary['best_val_clean_accuracy']:.1%} clean, {summary['best_val_pgd_accuracy']:.1%} PGD"
-    output.say(f"Best on val (epoch {summary['best_epoch']}): {accuracies} -> {folder.model}")
-    output.say(f"Curves: {folder.curves}\nNext: ducat evaluate {folder.path}")
-    output.result(summary)
+    else:
+        _train(trainer, data_dir, output, resumed=resume is not None)
+    world.leave()
+    return 0
 
 
 def _estimate(trainer: Trainer, output: Output) -> None:
@@ -172,37 +141,105 @@ def _estimate(trainer: Trainer, output: Output) -> None:
     output.result(cost)
 
 
-def _train(trainer: Trainer, data_dir: Path | None, output: Output, *, resumed: bool) -> dict[str, Any]:
+def _train(trainer: Trainer, data_dir: Path | None, output: Output, *, resumed: bool) -> None:
     from training.curves import draw_curves
     from training.signals import StopSignal
 
-    config, dataset, folder = trainer.config, trainer.dataset, trainer.folder
-    with folder.locked():  # not before the data is there: a failed start leaves no folder
+    config, dataset, folder, world = trainer.config, trainer.dataset, trainer.folder, trainer.world
+    # Not before the data is there: a failed start leaves no folder.
+    with folder.locked() if world.is_first else nullcontext():
+        if world.is_first and not resumed:
+            folder.create(config, data_dir.resolve() if data_dir else None, dataset.digest)
+        world.wait()
         if resumed:
             trainer.resume()
-        else:
-            folder.create(config, data_dir.resolve() if data_dir else None, dataset.digest)
-        output.say(
+        where = trainer.device.type if world.size == 1 else f"{world.size} x {trainer.device.type}"
+        output.event(
+            "start",
             f"{dataset.title}: {len(dataset.train):,} train / {len(dataset.val):,} val images, "
             f"{len(dataset.class_names)} classes. {config.network}, {config.method}, ducat {config.ducat}, "
-            f"{config.threat_model}, {config.precision} on {trainer.device.type}. Run folder: {folder.path}"
+            f"{config.threat_model}, {config.precision} on {where}. Run folder: {folder.path}",
+            run=str(folder.path),
+            config=config.model_dump(mode="json"),
+            processes=world.size,
         )
         with StopSignal() as stop:
             summary = trainer.run(stop)
-        draw_curves(trainer.state.rows, config, folder.curves)
-    return summary
+        if world.is_first:
+            draw_curves(trainer.state.rows, config, folder.curves)
+    _conclude(summary, folder, output)
 
 
-def _resolve(resolve: Any, dataset_name: str, given: dict[str, Any]) -> Any:
+def _conclude(summary: dict[str, Any], folder: RunFolder, output: Output) -> None:
+    before = summary["pre_dummy_val_pgd_accuracy"]
+    if before is not None and summary["best_val_pgd_accuracy"] < before - ROBUSTNESS_LOSS:
+        output.warn(
+            f"with dummies the deployed function is less robust: PGD val accuracy {before:.1%} before the dummy "
+            f"phase, {summary['best_val_pgd_accuracy']:.1%} now. Compare with --ducat off and --ducat folded; "
+            "docs/method.md says why."
+        )
+    output.table(
+        f"Best on val: epoch {summary['best_epoch']} of {summary['epochs']}",
+        ("", ""),
+        [
+            ("clean", f"{summary['best_val_clean_accuracy']:.1%}"),
+            ("PGD", f"{summary['best_val_pgd_accuracy']:.1%}"),
+            ("PGD before the dummy phase", "" if before is None else f"{before:.1%}"),
+            ("model", folder.model),
+            ("curves", folder.curves),
+        ],
+    )
+    output.say(f"Next: ducat evaluate {folder.path}")
+    output.result(summary)
+
+
+def _initial(path: Path | None) -> InitialWeights | None:
+    from training.initial_weights import InitialWeights
+
+    return InitialWeights.read(path) if path else None
+
+
+def _load(config: TrainConfig, data_dir: Path | None, offline: bool, output: Output, world: World) -> Dataset:
+    """The data; downloaded and decoded by the first process alone, the others find it in the cache."""
+    from training.data import load_dataset
+
+    def load() -> Dataset:
+        return load_dataset(
+            config.dataset,
+            data_dir=data_dir,
+            offline=offline,
+            image_size=config.image_size,
+            seed=config.seed,
+            output=output,
+        )
+
+    dataset = load() if world.is_first else None
+    world.wait()
+    return dataset or load()
+
+
+def _resolve(
+    recipe: str | None, given: dict[str, Any], device: torch.device, initial: InitialWeights | None
+) -> TrainConfig:
     from ducat_serve.errors import unknown_name
     from ducat_serve.networks import NETWORKS
+    from training.config import resolve
     from training.data import DATASETS
+    from training.device import fastest_precision
+    from training.recipes import load_recipe
 
-    if dataset_name not in DATASETS and not dataset_name.startswith("folder:"):
-        raise unknown_name("data set", dataset_name, [*DATASETS, "folder:PATH"])
+    chosen = given.pop("dataset") or (load_recipe(recipe).get("dataset") if recipe else None)
+    dataset = _absolute(chosen or DEFAULT_DATASET)
+    if dataset not in DATASETS and not dataset.startswith("folder:"):
+        raise unknown_name("data set", dataset, [*DATASETS, "folder:PATH"])
     if given["network"] is not None and given["network"] not in NETWORKS:
         raise unknown_name("network", given["network"], NETWORKS)
-    return resolve(dataset_name, given)
+    if given["precision"] in (None, "auto"):
+        given["precision"] = fastest_precision(device)
+    if initial is not None:
+        given["initial_weights"] = initial.spec.weights_digest
+        given["network"] = given["network"] or initial.spec.network
+    return resolve(dataset, given, recipe)
 
 
 def _absolute(dataset: str) -> str:
@@ -212,19 +249,23 @@ def _absolute(dataset: str) -> str:
     return f"folder:{Path(dataset.removeprefix('folder:')).expanduser().resolve()}"
 
 
-def _run_name(dataset: str, config: TrainConfig) -> str:
+def _run_name(config: TrainConfig) -> str:
     method = "" if config.method == "pgd-at" else f"-{config.method}"
-    return f"{Path(dataset.removeprefix('folder:')).name}-{config.network}{method}-{config.ducat}"
+    dataset = Path(config.dataset.removeprefix("folder:")).name
+    return f"{dataset}-{config.network}{method}-{config.ducat}"
 
 
-def _refuse_changes(stored: dict[str, Any], given: dict[str, Any], out: Path | None, resume: Path) -> None:
+def _refuse_changes(
+    stored: dict[str, Any], given: dict[str, Any], start_only: dict[str, Any], resume: Path
+) -> None:
+    if given["dataset"] is not None:
+        given["dataset"] = _absolute(given["dataset"])
     changes = [
         f"--{key.replace('_', '-')} is {stored[key]} in the run, {value} here"
         for key, value in given.items()
         if value is not None and value != stored[key] and not (key == "precision" and value == "auto")
     ]
-    if out is not None:
-        changes.append("--out cannot be given with --resume")
+    changes += [f"{name} cannot be given with --resume" for name, value in start_only.items() if value]
     if changes:
         raise UsageError(
             f"--resume goes on with the run as it was: {'; '.join(changes)}.",

@@ -15,6 +15,7 @@ from ducat_serve.output import Output
 from ducat_serve.predictor import Device, Predictor
 from ducat_serve.spec import ModelSpec
 from training.batches import DeviceSplit
+from training.device import LAYOUT
 from training.evaluation.evaluate import Plan, Subject
 from training.evaluation.exported import exported
 from training.evaluation.stages import BLACK_BOX, SUITES, Stage, Target, stage
@@ -80,7 +81,7 @@ def prepare(
         legacy_attacks=_LEGACY if thorough else _LEGACY[:1],
         surrogate=surrogate,
     )
-    model = loaded.module.to(device)
+    model = loaded.module.to(device).to(memory_format=LAYOUT)
     assert isinstance(model, Deployed)
     return Prepared(spec, model, plan, "checkpoint", digest, studies=thorough)
 
@@ -104,7 +105,7 @@ def _pre_dummy(
     if (before.spec.labels, before.spec.image_size) != (spec.labels, spec.image_size):
         output.warn(f"no transfer attack: {file} belongs to another model.")
         return None, None
-    module = before.module.to(device)
+    module = before.module.to(device).to(memory_format=LAYOUT)
     assert isinstance(module, Deployed)
     return module, before.spec.weights_digest
 

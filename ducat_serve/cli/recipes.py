@@ -1,0 +1,85 @@
+"""`ducat recipes`."""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ducat_serve.cli.options import common
+from ducat_serve.errors import UsageError
+from ducat_serve.output import Output
+
+
+@click.group("recipes", invoke_without_command=True)
+@common
+@click.pass_context
+def command(ctx: click.Context, json: bool) -> None:
+    """List, show and copy the settings that `ducat train` starts from.
+
+    \b
+    Example:
+      ducat recipes
+      ducat recipes show cifar10-trades
+      ducat recipes copy cifar10-trades mine.toml
+      ducat train --config mine.toml --epochs 30
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    from training.recipes import load_recipe, recipe_names
+
+    output = Output(json)
+    recipes = {name: load_recipe(name) for name in recipe_names()}
+    columns = ("network", "method", "epochs")
+    rows = [(name, *(recipe[column] for column in columns)) for name, recipe in recipes.items()]
+    output.table("Recipes", ("name", *columns), rows)
+    output.result({"recipes": recipes})
+
+
+@command.command("show")
+@click.argument("name")
+@common
+def show(name: str, json: bool) -> None:
+    """Show every setting of the recipe NAME.
+
+    \b
+    Example:
+      ducat recipes show tiny-imagenet-small
+    """
+    from training.recipes import load_recipe
+
+    output = Output(json)
+    recipe = load_recipe(name)
+    output.say(_as_config(recipe).rstrip())
+    output.result({"name": name, "recipe": recipe})
+
+
+@command.command("copy")
+@click.argument("name")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@common
+def copy(name: str, file: Path, json: bool) -> None:
+    """Write the recipe NAME to FILE, to be changed and given to `ducat train --config`.
+
+    \b
+    Example:
+      ducat recipes copy digits mine.toml
+    """
+    from ducat_serve import atomic
+    from training.recipes import load_recipe
+
+    output = Output(json)
+    if file.exists():
+        raise UsageError(f"{file} exists already.", "choose another name, or delete it")
+    text = f"# From the recipe {name}; ducat train --config {file.name}\n" + _as_config(load_recipe(name))
+    atomic.write_text(file, text)
+    output.say(f"Next: ducat train --config {file}")
+    output.result({"name": name, "file": str(file)})
+
+
+def _as_config(recipe: dict[str, Any]) -> str:
+    """The `[train]` table of a config file. Strings, numbers, booleans and lists are the same in JSON and TOML."""
+    lines = (f"{key.replace('_', '-')} = {json_format.dumps(value)}" for key, value in recipe.items())
+    return "\n".join(["[train]", *lines]) + "\n"

@@ -1,0 +1,124 @@
+"""The options of `ducat train` that a configuration is resolved from; without a default, the recipe's holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from ducat_serve.cli.options import PIXEL_SIZE, Function
+
+
+class Epochs(click.ParamType[tuple[int, ...]]):
+    """Epoch numbers such as `100,105`; a list in a config file."""
+
+    name = "epochs"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        parts = value.split(",") if isinstance(value, str) else value
+        try:
+            return tuple(sorted(int(part) for part in parts))
+        except (TypeError, ValueError):
+            self.fail(f"'{value}' is not a list of epochs such as 100,105", param, ctx)
+
+
+_OPTIONS: tuple[Callable[[Function], Function], ...] = (
+    click.option(
+        "--dataset", help="digits, cifar10, cifar100, tiny-imagenet or folder:PATH.  [default: digits]"
+    ),
+    click.option("--network", help="See `ducat networks`.  [default: the recipe's; resnet18]"),
+    click.option(
+        "--method",
+        type=click.Choice(["pgd-at", "trades", "mart", "consistency"]),
+        help="What DUCAT is plugged into.  [default: pgd-at]",
+    ),
+    click.option(
+        "--beta",
+        type=click.FloatRange(min=0),
+        help="Weight of the regulariser of trades and mart.  [default: 6]",
+    ),
+    click.option(
+        "--ducat",
+        type=click.Choice(["off", "paper", "folded"]),
+        help="off: the plain method, C logits. paper: as published, deployed through the max-fold. folded: attacks and "
+        "trains folded posteriors, deployed through the lse-fold.  [default: paper]",
+    ),
+    click.option(
+        "--ducat-start", type=click.IntRange(min=1), help="First epoch with dummies.  [default: after 80 %]"
+    ),
+    click.option(
+        "--split-weight",
+        type=click.FloatRange(0, 1),
+        help="Weight of the dummy split, folded only.  [default: 0.1]",
+    ),
+    click.option(
+        "--norm", type=click.Choice(["linf", "l2", "l1"]), help="Norm of the perturbation.  [default: linf]"
+    ),
+    click.option(
+        "--eps",
+        type=PIXEL_SIZE,
+        help="Radius in pixels.  [default: 8/255; l2 128/255, l1 2000/255, digits 0.2]",
+    ),
+    click.option(
+        "--step-size", type=PIXEL_SIZE, help="Attack step in pixels.  [default: 2/255; l2 15/255, l1 400/255]"
+    ),
+    click.option(
+        "--attack-steps", type=click.IntRange(min=1), help="Steps of the inner attack.  [default: 10]"
+    ),
+    click.option(
+        "--inner-attack",
+        type=click.Choice(["pgd", "n-fgsm"]),
+        help="n-fgsm: one step before the dummy phase, several times as fast; goes back to PGD by itself where it "
+        "overfits catastrophically.  [default: pgd]",
+    ),
+    click.option("--epochs", type=click.IntRange(min=1), help="[default: 130; digits 60]"),
+    click.option("--batch-size", type=click.IntRange(min=2), help="[default: 128; digits 64]"),
+    click.option(
+        "--lr", type=click.FloatRange(min=0, min_open=True), help="Peak learning rate.  [default: 0.1]"
+    ),
+    click.option(
+        "--lr-milestones",
+        type=Epochs(),
+        help="After these epochs the learning rate drops to a tenth.  [default: the recipe's, scaled to --epochs]",
+    ),
+    click.option("--momentum", type=click.FloatRange(0, 1, max_open=True), help="[default: 0.9]"),
+    click.option("--weight-decay", type=click.FloatRange(min=0), help="[default: 5e-4]"),
+    click.option("--crop-padding", type=click.IntRange(min=0), help="[default: 4; digits 1]"),
+    click.option(
+        "--flip/--no-flip", default=None, help="Mirror images at random.  [default: yes; digits no]"
+    ),
+    click.option(
+        "--ema-decay",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        help="Validate and keep an exponential moving average of the weights: 0.999.  [default: none]",
+    ),
+    click.option(
+        "--image-size", type=click.IntRange(min=1), help="Resize folder images to this height and width."
+    ),
+    click.option("--seed", type=click.IntRange(min=0), help="[default: 0]"),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "float32", "bfloat16"]),
+        help="Arithmetic of attack and update; weights stay float32.  [default: auto]",
+    ),
+    click.option(
+        "--compile/--no-compile",
+        default=None,
+        help="Compile the network with torch.compile: a minute at the start, faster steps.  [default: no]",
+    ),
+    click.option(
+        "--save-every",
+        type=click.IntRange(min=1),
+        help="Also keep the checkpoint of every so many epochs.  [default: the best and the last]",
+    ),
+)
+
+
+def train_options(function: Function) -> Function:
+    """Add every option of a training configuration."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function

@@ -1,0 +1,147 @@
+"""`ducat recipes`, and what decides a setting: flag, environment, file, recipe."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ducat_serve.cli.main import run
+from training.config import TrainConfig, resolve
+from training.recipes import load_recipe, recipe_names
+
+
+def started_with(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    """The configuration that `ducat train` would train."""
+    import training.trainer
+
+    seen: list[Any] = []
+
+    class Stop(Exception):
+        pass
+
+    def trainer(config: TrainConfig, *_: object, **__: object) -> None:
+        seen.append(config)
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.trainer, "Trainer", trainer)
+        assert run(["train", *arguments]) == 1
+    config: TrainConfig = seen[0]
+    return config
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_is_a_configuration_and_says_what_it_is_named_for(name: str) -> None:
+    recipe = load_recipe(name)
+    config = resolve(recipe.get("dataset", "folder:/x"), {}, name)
+    for part in ("trades", "mart", "consistency", "wrn-28-10"):
+        assert (part in name) == (part in (config.method, config.network)), part
+    assert (config.network == "resnet-small") == (name.endswith("small") or name.startswith("digits"))
+    if not name.endswith("small") and not name.startswith("digits"):
+        assert (config.epochs, config.lr_milestones, config.ducat_start) == (130, (100, 105), 105)
+    unknown = set(recipe) - set(TrainConfig.model_fields)
+    assert not unknown
+
+
+def test_each_data_set_of_the_paper_has_both_networks_with_every_method() -> None:
+    there = {
+        (r["dataset"], r["network"], r["method"]) for r in map(load_recipe, recipe_names()) if "dataset" in r
+    }
+    for dataset in ("cifar10", "cifar100", "tiny-imagenet"):
+        for network in ("resnet18", "wrn-28-10"):
+            for method in ("pgd-at", "trades", "mart", "consistency"):
+                assert (dataset, network, method) in there
+
+
+def test_a_recipe_is_listed_shown_and_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["recipes", "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["recipes"]) == set(recipe_names())
+    assert run(["recipes"]) == 0
+    assert "cifar10-wrn-28-10-consistency" in capsys.readouterr().err
+    assert run(["recipes", "show", "cifar10-trades", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["recipe"]["beta"] == 6
+    file = tmp_path / "mine.toml"
+    assert run(["recipes", "copy", "cifar10-trades", str(file)]) == 0
+    assert tomllib.loads(file.read_text())["train"]["lr-milestones"] == [100, 105]
+    assert run(["recipes", "copy", "digits", str(file)]) == 2, "never overwritten"
+    assert "cifar10" in file.read_text()
+    capsys.readouterr()
+    assert run(["recipes", "show", "cifar10-trade"]) == 2
+    assert "Did you mean 'cifar10-trades'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["digits", "digits-mart"])
+def test_a_copied_recipe_trains_what_the_recipe_does(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mine.toml"
+    assert run(["recipes", "copy", name, str(file)]) == 0
+    copied = started_with(["--config", str(file)], monkeypatch).model_dump()
+    original = started_with(["--recipe", name], monkeypatch).model_dump()
+    assert copied.pop("step_size") == pytest.approx(original.pop("step_size"))  # one of them was scaled by 1
+    assert copied == original
+    assert copied["method"] == load_recipe(name)["method"]
+
+
+def test_flag_over_environment_over_file_over_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        '[train]\ndataset = "digits"\nlr = 0.03\nlr-milestones = [5, 7]\nflip = true\neps = "4/255"\n'
+    )
+    config = started_with(["--config", str(file)], monkeypatch)
+    assert (config.lr, config.lr_milestones, config.flip, config.epochs) == (0.03, (5, 7), True, 60)
+    assert config.eps == 4 / 255
+    monkeypatch.setenv("DUCAT_TRAIN_LR", "0.04")
+    monkeypatch.setenv("DUCAT_TRAIN_LR_MILESTONES", "6,8")
+    config = started_with(["--config", str(file)], monkeypatch)
+    assert (config.lr, config.lr_milestones) == (0.04, (6, 8))
+    flags = ["--lr", "0.05", "--lr-milestones", "9", "--no-flip"]
+    config = started_with(["--config", str(file), *flags], monkeypatch)
+    assert (config.lr, config.lr_milestones, config.flip) == (0.05, (9,), False)
+
+
+def test_the_data_set_alone_takes_its_own_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve("tiny-imagenet", {}) == resolve("tiny-imagenet", {}, "tiny-imagenet")
+    assert started_with(["--dataset", "digits"], monkeypatch).model_dump() == {
+        **resolve("digits", {}).model_dump(),
+        "precision": started_with([], monkeypatch).precision,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[train]\nmomentun = 0.9\n", "Did you mean 'momentum'"),
+        ("[train]\nlr-milestone = [3]\n", "Did you mean 'lr-milestones'"),
+        ("[train]\nlr-milestones = 'soon'\n", "not a list of epochs"),
+        ("[train]\nattack-steps = 0\n", "attack-steps"),
+    ],
+)
+def test_a_config_file_with_a_mistake_is_refused(
+    text: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    assert run(["train", "--config", str(file)]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--inner-attack", "n-fgsm", "--norm", "l1"], "made for --norm linf"),
+        (["--ducat-start", "9", "--epochs", "8"], "outside of epochs 1 to 8"),
+        (["--lr-milestones", "a,b"], "not a list of epochs"),
+        (["--ema-decay", "1"], "--ema-decay"),
+        (["--recipe", "cifar"], "Did you mean 'cifar10'"),
+    ],
+)
+def test_impossible_settings_are_a_usage_error(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", *arguments]) == 2
+    assert words in capsys.readouterr().err

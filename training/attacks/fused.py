@@ -1,0 +1,81 @@
+"""A twin of a classifier for crafting, its BatchNorm folded into the convolutions before it.
+
+In eval mode BatchNorm is an affine map of each channel, and costs as much memory traffic as the convolution beside it
+costs arithmetic. Folded, an attack on resnet18 takes 0.83 of the time, on resnet-small 0.73 (docs/performance.md).
+The twin is the same function up to rounding. It is for training alone: robustness is measured on the deployed function.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+
+class FusedTwin:
+    """``model`` computes what ``original`` does in eval mode, as of the last `refresh`, without weight gradients."""
+
+    def __init__(self, original: nn.Module) -> None:
+        traced = fx.symbolic_trace(copy.deepcopy(original))
+        self._pairs = _fold(traced, original)
+        traced.eval().requires_grad_(False)
+        # All but the folded convolutions share their tensors with the original, and so change with it.
+        folded = {name for name, _ in self._pairs}
+        for name, module in traced.named_modules():
+            if name not in folded:
+                _share(module, original.get_submodule(name))
+        self.model: fx.GraphModule = traced
+        self._original = original
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Fold the original's weights and statistics as they are now."""
+        for conv_name, norm_name in self._pairs:
+            conv, norm = self._original.get_submodule(conv_name), self._original.get_submodule(norm_name)
+            assert isinstance(conv, nn.Conv2d)
+            assert isinstance(norm, _BatchNorm)
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            weight, bias = fuse_conv_bn_weights(
+                conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            )
+            twin = self.model.get_submodule(conv_name)
+            assert isinstance(twin, nn.Conv2d)
+            assert twin.bias is not None
+            twin.weight.copy_(weight)
+            twin.bias.copy_(bias)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images)
+        return logits
+
+
+def _fold(traced: fx.GraphModule, original: nn.Module) -> list[tuple[str, str]]:
+    """Take every BatchNorm out that follows a convolution; returns the names of both."""
+    pairs = []
+    for node in list(traced.graph.nodes):
+        before = node.args[0] if node.op == "call_module" else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
+            continue
+        conv, norm = (original.get_submodule(str(n.target)) for n in (before, node))
+        if not isinstance(conv, nn.Conv2d) or not isinstance(norm, _BatchNorm):
+            continue
+        twin = traced.get_submodule(str(before.target))
+        twin.bias = nn.Parameter(torch.zeros_like(norm.bias))
+        node.replace_all_uses_with(before)
+        traced.graph.erase_node(node)
+        pairs.append((str(before.target), str(node.target)))
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return pairs
+
+
+def _share(module: nn.Module, original: nn.Module) -> None:
+    for name, parameter in original.named_parameters(recurse=False):
+        setattr(module, name, nn.Parameter(parameter.detach(), requires_grad=False))
+    for name, buffer in original.named_buffers(recurse=False):
+        setattr(module, name, buffer)

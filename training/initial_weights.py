@@ -1,0 +1,79 @@
+"""Start from a checkpoint instead of fresh weights; dummies are added to a head that has none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from ducat_serve.checkpoint import checkpoint_path, read_checkpoint
+from ducat_serve.errors import UsageError
+from ducat_serve.recovery import widen_head
+from ducat_serve.spec import ModelSpec
+from training.config import TrainConfig
+from training.data import Dataset
+
+_HEAD = ("fc.weight", "fc.bias")
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """A checkpoint that a run starts from."""
+
+    path: Path
+    spec: ModelSpec
+    weights: dict[str, NDArray[Any]]
+
+    @classmethod
+    def read(cls, path: Path) -> InitialWeights:
+        """Raises DataError or VerificationError where the file is not a sound checkpoint."""
+        file = checkpoint_path(path)
+        spec, weights = read_checkpoint(file)
+        return cls(file, spec, weights)
+
+    def require_fit(self, config: TrainConfig, dataset: Dataset) -> None:
+        """Raise UsageError where the run's network, classes, images or seed are others, or it would lose dummies."""
+        channels, size = dataset.train.images.shape[3], dataset.train.images.shape[1:3]
+        pairs = {
+            "network": (self.spec.network, config.network),
+            "classes": (self.spec.labels, dataset.class_names),
+            "channels": (self.spec.channels, channels),
+            "image size": (tuple(self.spec.image_size), tuple(size)),
+        }
+        for what, (theirs, ours) in pairs.items():
+            if theirs != ours:
+                raise UsageError(f"{self.path} has other {what}: {_short(theirs)}, not {_short(ours)}.")
+        seed = self._seed_on(dataset)
+        if seed is not None and seed != config.seed:
+            raise UsageError(
+                f"{self.path} was trained on images that are held out as val here: the seed chooses them.",
+                f"train with --seed {seed}",
+            )
+        if self.spec.fold != "none" and config.ducat == "off":
+            raise UsageError(
+                f"{self.path} has dummy classes, which --ducat off has not.", "choose --ducat paper or folded"
+            )
+
+    def _seed_on(self, dataset: Dataset) -> int | None:
+        """The seed that it was trained with, if on these very data."""
+        recipe = self.spec.training.get("recipe")
+        if self.spec.training.get("data_digest") != dataset.digest or not isinstance(recipe, dict):
+            return None
+        seed = recipe.get("seed")
+        return seed if isinstance(seed, int) else None
+
+    def tensors(self, spec: ModelSpec) -> dict[str, NDArray[Any]]:
+        """The weights as the network of ``spec`` takes them: with a dummy beside every class if it has dummies."""
+        if self.spec.num_logits == spec.num_logits:
+            return self.weights
+        weight, bias = (torch.from_numpy(self.weights[name]) for name in _HEAD)
+        wide = (tensor.numpy() for tensor in widen_head(weight, bias))
+        return {**self.weights, **dict(zip(_HEAD, wide, strict=True))}
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:60] + "..."

@@ -1,0 +1,111 @@
+"""`ducat train --devices N`: start one process per device on this machine, and end all of them together.
+
+Not torchrun: it answers every failure with exit code 1, and this command's exit codes are part of its interface. Under
+torchrun (several machines, SLURM, Kubernetes) the same command joins instead.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ducat_serve.errors import DucatError
+from ducat_serve.output import Output
+from training.signals import StopSignal
+
+_POLL_SECONDS = 0.1
+_GRACE_SECONDS = 15.0  # for the others to save and end by themselves once one has ended
+
+
+def launch(count: int, arguments: Sequence[str], output: Output) -> int:
+    """Run `ducat ARGUMENTS` in ``count`` processes; returns their exit code.
+
+    Raises:
+        DucatError: a process was killed; the last saved state is kept.
+    """
+    with tempfile.TemporaryDirectory() as scratch, StopSignal() as stop:
+        errors = [Path(scratch) / f"{rank}.stderr" for rank in range(count)]
+        processes = _start(count, arguments, errors)
+        try:
+            failed = _wait(processes, stop)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        if failed is None:
+            return 0
+        code = processes[failed].returncode
+        if failed != 0 and processes[0].returncode != code:
+            sys.stderr.write(errors[failed].read_text())
+        if code < 0:
+            name = signal.Signals(-code).name
+            raise DucatError(
+                f"Process {failed} of {count} was killed by {name}; the others were stopped. The last saved state is "
+                "kept.",
+                "ducat train --resume RUN --devices N, with the run folder's path",
+            )
+        output.say(f"Process {failed} of {count} ended with exit code {code}; so did the run.")
+        return code
+
+
+def _start(count: int, arguments: Sequence[str], errors: list[Path]) -> list[subprocess.Popen[bytes]]:
+    threads = str(max(1, len(os.sched_getaffinity(0)) // count))
+    environment = {
+        "OMP_NUM_THREADS": threads,
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "WORLD_SIZE": str(count),
+    }
+    processes = []
+    for rank in range(count):
+        with errors[rank].open("wb") as stderr:
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-P", "-m", "ducat_serve", *arguments],
+                    env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    stdout=None if rank == 0 else subprocess.DEVNULL,
+                    stderr=None if rank == 0 else stderr,
+                    start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
+                )
+            )
+    return processes
+
+
+def _wait(processes: list[subprocess.Popen[bytes]], stop: StopSignal) -> int | None:
+    """Until all have ended; returns the first that failed."""
+    passed_on, deadline, failed = False, None, None
+    while any(process.poll() is None for process in processes):
+        if stop.received is not None and not passed_on:
+            passed_on = True
+            for process in processes:
+                process.send_signal(stop.received)
+        if failed is None:
+            failed = _first_failure(processes)
+        if failed is not None:
+            deadline = deadline or time.monotonic() + _GRACE_SECONDS
+            if time.monotonic() > deadline:
+                break
+        time.sleep(_POLL_SECONDS)
+    return failed if failed is not None else _first_failure(processes)
+
+
+def _first_failure(processes: list[subprocess.Popen[bytes]]) -> int | None:
+    ended = [rank for rank, process in enumerate(processes) if process.poll() not in (None, 0)]
+    # A process that was killed is the cause of what the others say.
+    killed = [rank for rank in ended if processes[rank].returncode < 0]
+    return next(iter(killed or ended), None)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port

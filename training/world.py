@@ -1,0 +1,120 @@
+"""The processes that train one model together, one per device; a run on its own is a world of one.
+
+Every process draws the randomness of the whole batch and then takes its part, so the number of processes changes
+the speed of a run and not what it computes (BatchNorm apart: its batch statistics are those of a process's part
+on CPUs, and of the whole batch on GPUs).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ducat_serve.errors import DucatError
+
+_TIMEOUT = timedelta(minutes=30)  # the longest that one process waits for the others
+
+
+@dataclass(frozen=True)
+class World:
+    """Process ``rank`` of ``size``. Only rank 0 writes files and prints."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def join(cls, device: torch.device) -> World:
+        """Meet the other processes if torchrun or `ducat train --devices` started this one.
+
+        Raises:
+            DucatError: they cannot be reached.
+        """
+        if not launched():
+            return cls()
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        if size == 1:
+            return cls()
+        try:
+            distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
+        except (RuntimeError, ValueError) as error:
+            raise DucatError(
+                f"Process {rank} of {size} cannot reach the others: {error}.",
+                "check MASTER_ADDR and MASTER_PORT, or start it with torchrun (docs/scaling.md)",
+            ) from error
+        return cls(rank, size)
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def part(self, count: int) -> slice:
+        """This process's part of ``count`` things; parts differ by one at most."""
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def weight(self, count: int) -> float:
+        """What a mean over this process's part is multiplied by, so that the mean over processes is that of all."""
+        part = self.part(count)
+        share: float = (part.stop - part.start) * self.size / count
+        return share
+
+    def wrap(self, module: nn.Module, device: torch.device) -> nn.Module:
+        """``module`` with gradients averaged over all processes in its backward pass."""
+        if self.size == 1:
+            return module
+        return DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over all processes."""
+        if self.size > 1:
+            distributed.all_reduce(values)
+        return values
+
+    def agree(self, flag: int) -> int:
+        """The largest flag of any process; all get the same answer."""
+        if self.size == 1:
+            return flag
+        value = torch.tensor([flag], device="cuda" if distributed.get_backend() == "nccl" else "cpu")
+        distributed.all_reduce(value, distributed.ReduceOp.MAX)
+        return int(value.item())
+
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Replace floating-point tensors by their mean over all processes."""
+        if self.size == 1:
+            return
+        for tensor in tensors:
+            if tensor.is_floating_point():
+                distributed.all_reduce(tensor)
+                tensor /= self.size
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        self.agree(0)
+
+    def was_lost(self, error: Exception) -> bool:
+        """Whether an error says that another process is gone."""
+        backend = any(word in str(error).lower() for word in ("gloo", "nccl"))
+        return self.size > 1 and (backend or isinstance(error, distributed.DistError))
+
+    def leave(self) -> None:
+        """Close the connections; the world is of no further use."""
+        if self.size > 1:
+            distributed.destroy_process_group()
+
+
+def launched() -> bool:
+    """Whether torchrun or `ducat train --devices` started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def local_device(device: torch.device) -> torch.device:
+    """The GPU of this process, where it shares a machine with others."""
+    if device.type == "cuda" and launched():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    return device
