@@ -20,7 +20,8 @@ from ducat_serve.recovery import fold_logits, folded_log_posterior, widen_head
 from tests.test_trainer import assert_same_run, rows, trainer
 from training.attacks.n_fgsm import noisy, step_once
 from training.signals import StopSignal
-from training.trainer import Trainer, is_catastrophic, is_spike
+from training.symptoms import is_catastrophic, is_spike
+from training.trainer import Trainer
 
 EPS = 0.1
 

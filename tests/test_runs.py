@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from ducat_serve.cli.main import run
 from training.config import resolve
 from training.curves import draw_curves
 from training.run_folder import RunFolder, kept_row
-from training.trainer import is_overfitting
+from training.symptoms import is_overfitting
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,31 @@ def test_a_folder_holds_one_process(run_folder: Path, tmp_path: Path) -> None:
         raise ZeroDivisionError
     with RunFolder(folder).locked():  # free again after an error
         pass
+
+
+def test_a_folder_that_cannot_be_written_to(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A read-only file system, at the start and on resumption. (Permissions would not stop root.)"""
+    flags = ["--dataset", "digits", "--epochs", "1"]
+    assert run(["train", *flags, "--out", "/proc/nowhere/run"]) == 1
+    assert "Cannot write to the run folder /proc/nowhere/run" in capsys.readouterr().err
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    before = contents(folder)
+
+    def read_only(path: str, *arguments: object) -> int:
+        if str(path).endswith(".lock"):
+            raise OSError(30, "Read-only file system")
+        return original(path, *arguments)  # type: ignore[arg-type]
+
+    original = os.open
+    monkeypatch.setattr(os, "open", read_only)
+    assert run(["train", "--resume", str(folder)]) == 1
+    error = capsys.readouterr().err
+    assert "Read-only file system" in error
+    assert "choose another --out" in error
+    assert contents(folder) == before
 
 
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
@@ -162,4 +188,4 @@ def test_a_dry_run_estimates_and_writes_nothing(
     assert run(["train", *flags, "--ducat", "off", "--dry-run", "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)["seconds_per_epoch"]) == {"adversarial"}
     assert run(["train", *flags, "--ducat", "off", "--dry-run"]) == 0
-    assert "nothing was written" in capsys.readouterr().err
+    assert "nothing was written" in " ".join(capsys.readouterr().err.split())

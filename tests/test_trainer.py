@@ -238,6 +238,37 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.parametrize("stop_at", [6, 13])
+def test_losses_that_are_read_in_bundles_change_nothing(
+    uninterrupted: Path, tmp_path: Path, stop_at: int
+) -> None:
+    """As on a GPU, where reading a loss waits for the step: same run, same resumption, and NaN at its own step."""
+    first, stop, done = trainer(tmp_path / "run"), StopSignal(), 0
+    first.bundle = 3
+    original = first.train_step
+
+    def counted(*arguments: Any) -> torch.Tensor:
+        nonlocal done
+        done += 1
+        if done == stop_at:
+            stop.received = signal.SIGTERM
+        return original(*arguments)
+
+    first.train_step = counted  # type: ignore[method-assign]
+    with pytest.raises(DucatError, match="Interrupted"):
+        first.run(stop)
+    second = trainer(tmp_path / "run")
+    second.bundle = 4
+    second.resume()
+    second.run(StopSignal())
+    assert_same_run(uninterrupted, tmp_path / "run")
+    third = trainer(tmp_path / "nan")
+    third.bundle, step_of, count = 4, third.train_step, iter(range(100))
+    third.train_step = lambda *a: step_of(*a) * (float("nan") if next(count) == 6 else 1)  # type: ignore[method-assign]
+    with pytest.raises(DucatError, match=r"nan at epoch 2, step 1\. "):
+        third.run(StopSignal())
+
+
 def test_full_disk_while_saving_keeps_the_old_state(
     uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

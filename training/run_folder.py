@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from ducat_serve import atomic
-from ducat_serve.errors import DataError, UsageError
+from ducat_serve.errors import DataError, DucatError, UsageError
 from ducat_serve.spec import first_problem
 from training.config import TrainConfig
 
@@ -86,16 +86,20 @@ class RunFolder:
         """Hold the folder; it is free again when this process ends, however it does.
 
         Raises:
-            UsageError: another process trains here.
+            UsageError: another process trains here. DucatError: the folder cannot be written to.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / ".lock", blocking=False)
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout as error:
             raise UsageError(
                 f"Another process is training in {self.path}.",
                 "wait for it, stop it, or choose another --out",
+            ) from error
+        except OSError as error:
+            raise DucatError(
+                f"Cannot write to the run folder {self.path}: {error.strerror}.", "choose another --out"
             ) from error
         try:
             yield

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import statistics
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +27,7 @@ from training.run_folder import RunFolder, kept_row
 from training.signals import StopSignal
 from training.state import RunState, load_state, save_state
 from training.step import TrainingStep
+from training.symptoms import OVERFITTING_EPOCHS, is_catastrophic, is_overfitting, is_spike
 from training.validation import ValidationResult, validate
 from training.world import World
 
@@ -36,10 +35,6 @@ from training.world import World
 _SAVE_EVERY_SECONDS = 600
 # Losses are fetched from a GPU in bundles: reading each one would stop it at every step.
 _GPU_BUNDLE = 16
-OVERFITTING_EPOCHS = 5
-# A spike: this many times the median of recent losses, and of what guessing costs.
-SPIKE = 10.0
-_RECENT = 50
 
 
 class Trainer:
@@ -81,6 +76,8 @@ class Trainer:
         self.step = TrainingStep(config, self.classifier, self.batches, device, self.world)
         self.average = WeightAverage(self.classifier, config.ema_decay) if config.ema_decay else None
         self.log = MetricsLog(folder)
+        self.bundle = _GPU_BUNDLE if device.type == "cuda" else 1
+        self._pending: list[Tensor] = []
         self.state = RunState()
 
     def _build(self, initial: InitialWeights | None) -> Classifier:
@@ -173,18 +170,16 @@ class Trainer:
         order = self.batches.order(epoch)
         self.classifier.train()
         saved = time.monotonic()
-        bundle = _GPU_BUNDLE if self.device.type == "cuda" else 1
-        pending: list[Tensor] = []
         with self.output.progress(f"epoch {epoch}/{self.config.epochs}", self.batches.steps) as advance:
             advance(state.step)
             while state.step < self.batches.steps:
                 started = time.monotonic()
-                pending.append(self.train_step(order, epoch, state.step))
+                self._pending.append(self.train_step(order, epoch, state.step))
                 state.step += 1
                 due = time.monotonic() - saved > _SAVE_EVERY_SECONDS
                 asked = self.world.agree(stop.received or 0)
-                if len(pending) == bundle or due or asked or state.step == self.batches.steps:
-                    self._read_losses(pending)
+                if len(self._pending) == self.bundle or state.step == self.batches.steps:
+                    self._read_losses()
                 state.seconds += time.monotonic() - started
                 note = f"loss {state.losses[-1]:.3f}, " if state.losses else ""
                 advance(note=f"{note}{self._images_per_second():,.0f} images/s")
@@ -205,15 +200,17 @@ class Trainer:
         chosen = self.config.inner_attack == "n-fgsm" and not self.state.fell_back
         return chosen and not self.config.is_dummy_phase(epoch)
 
-    def _read_losses(self, pending: list[Tensor]) -> None:
+    def _read_losses(self) -> None:
         """Move losses of steps that were done to the state; stop the run at one that is not sound."""
-        first = self.state.step - len(pending)
-        for step, loss in enumerate(torch.stack(pending).tolist(), first):
+        if not self._pending:
+            return
+        first = self.state.step - len(self._pending)
+        for step, loss in enumerate(torch.stack(self._pending).tolist(), first):
             if not math.isfinite(loss) or is_spike(loss, self.state.losses, self.spec.num_logits):
                 self.state.step = step
                 raise self._diverged(f"{loss:.4g}")
             self.state.losses.append(loss)
-        pending.clear()
+        self._pending.clear()
 
     def _finish_epoch(self, stop: StopSignal) -> None:
         state, epoch = self.state, self.state.epoch
@@ -292,6 +289,7 @@ class Trainer:
             raise self._diverged("followed by weights that are not finite")
 
     def _save(self) -> None:
+        self._read_losses()
         if not self.world.is_first:
             return
         self._require_finite_weights()
@@ -318,31 +316,3 @@ class Trainer:
             f"The loss is {loss} at epoch {self.state.epoch}, step {self.state.step}. {kept} {self.folder.path}.",
             "train again with a smaller --lr, or with --precision float32",
         )
-
-
-def is_spike(loss: float, losses: list[float], num_logits: int) -> bool:
-    """Whether a loss is out of all proportion to those before it in the epoch."""
-    usual = statistics.median(losses[-_RECENT:]) if losses else 0.0
-    return loss > SPIKE * max(usual, math.log(num_logits))
-
-
-def is_catastrophic(rows: list[dict[str, Any]]) -> bool:
-    """Whether training on one-step attacks has just stopped to protect against others (catastrophic overfitting).
-
-    PGD accuracy on val is less than half of its best, and FGSM accuracy no lower than it was then.
-    """
-    best = max(rows, key=lambda row: float(row["val_pgd_accuracy"]))
-    now = rows[-1]
-    collapsed = now["val_pgd_accuracy"] < best["val_pgd_accuracy"] / 2
-    return bool(collapsed and now["val_fgsm_accuracy"] >= best["val_fgsm_accuracy"])
-
-
-def is_overfitting(accuracies: list[float]) -> bool:
-    """Whether robust accuracy has just fallen for the ``OVERFITTING_EPOCHS``-th epoch in a row."""
-    falls = [later < earlier for earlier, later in itertools.pairwise(accuracies)]
-    recent = falls[-OVERFITTING_EPOCHS - 1 :]
-    return (
-        len(recent) >= OVERFITTING_EPOCHS
-        and all(recent[-OVERFITTING_EPOCHS:])
-        and (len(recent) == OVERFITTING_EPOCHS or not recent[0])
-    )
