@@ -4,7 +4,8 @@
     python benchmarks/study.py digits
 
 Interrupted, it goes on where it was when started again: a run that trained is resumed or left alone, one that
-carries a report is not evaluated again. Runs go to runs/STUDY/, the table to results/STUDY.md and STUDY.png.
+carries a report is not evaluated again. Runs go to runs/STUDY/; results/study-STUDY.md and .png are written anew
+after each of them.
 """
 
 from __future__ import annotations
@@ -19,8 +20,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from ducat_serve.checkpoint import read_spec
+from ducat_serve.pixels import format_size
 from ducat_serve.report import RobustnessReport
+
+Groups = dict[tuple[str, ...], list[RobustnessReport]]
 
 METHODS = ("pgd-at", "trades", "mart", "consistency")
 MODES = ("off", "paper", "folded")
@@ -55,23 +61,27 @@ def digits() -> Study:
         Row(
             (method, mode),
             seed,
-            ("--dataset", "digits", "--epochs", "40", "--method", method, "--ducat", mode),
+            ("--dataset", "digits", "--epochs", "30", "--method", method, "--ducat", mode),
         )
         for seed in range(3)
         for method in METHODS
         for mode in MODES
     ]
-    return Study(("method", "ducat"), (), tuple(rows), ("--suite", "standard"))
+    return Study(("method", "ducat"), (), tuple(rows), ("--suite", "standard", "--max-examples", "200"))
 
 
 def from_one_base(
-    recipe: str, epochs: int, branches: dict[tuple[str, ...], tuple[str, ...]], branch: tuple[str, ...]
+    recipe: str,
+    epochs: int,
+    branches: dict[tuple[str, ...], tuple[str, ...]],
+    branch: tuple[str, ...],
+    examples: int,
 ) -> Study:
     """PGD-AT by N-FGSM for ``epochs``, and from its last weights every branch: only the last epochs differ."""
     data = ("--recipe", recipe, "--data-dir", "../shared/data")
     base = Row(("base",), 0, (*data, "--ducat", "off", "--epochs", str(epochs)))
     rows = [Row(group, 0, (*data, *flags, *branch), base.name) for group, flags in branches.items()]
-    evaluate = ("--suite", "standard", "--data-dir", "../shared/data", "--max-examples", "300")
+    evaluate = ("--suite", "standard", "--data-dir", "../shared/data", "--max-examples", str(examples))
     return Study(("ducat", "split weight"), (base,), tuple(rows), evaluate)
 
 
@@ -81,11 +91,11 @@ def cifar10() -> Study:
         ("paper", ""): ("--ducat", "paper", "--ducat-start", "1"),
         **{
             ("folded", weight): ("--ducat", "folded", "--split-weight", weight, "--ducat-start", "1")
-            for weight in ("0", "0.1", "1")
+            for weight in ("0.1", "0", "1")
         },
     }
     branch = ("--inner-attack", "pgd", "--epochs", "1", "--lr", "0.01", "--lr-milestones", "1")
-    return from_one_base("cifar10-small", 6, branches, branch)
+    return from_one_base("cifar10-small", 6, branches, branch, examples=200)
 
 
 def tiny_imagenet() -> Study:
@@ -105,7 +115,7 @@ def tiny_imagenet() -> Study:
         "--lr-milestones",
         "4",
     )
-    return from_one_base("tiny-imagenet-small", 16, branches, branch)
+    return from_one_base("tiny-imagenet-small", 16, branches, branch, examples=300)
 
 
 STUDIES = {"digits": digits, "cifar10": cifar10, "tiny-imagenet": tiny_imagenet}
@@ -137,21 +147,17 @@ def reports(study: Study, folder: Path) -> Iterator[tuple[Row, RobustnessReport]
             yield row, report
 
 
-def table(study: Study, folder: Path) -> str:
+def table(study: Study, groups: Groups) -> str:
     """Markdown: mean and standard deviation over seeds, in per cent."""
-    groups: dict[tuple[str, ...], list[RobustnessReport]] = defaultdict(list)
-    for row, report in reports(study, folder):
-        groups[row.group].append(report)
     head = (*study.columns, "seeds", "clean", "worst case", "legacy 2C*")
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for group, found in groups.items():
-        legacy = [r.legacy_2c_accuracy for r in found if r.legacy_2c_accuracy is not None]
         cells = (
-            *(f"`{name}`" for name in group),
+            *(f"`{name}`" if name else "" for name in group),
             str(len(found)),
             spread([r.clean_accuracy for r in found]),
             spread([r.worst_case_accuracy for r in found]),
-            spread(legacy),
+            spread([r.legacy_2c_accuracy for r in found if r.legacy_2c_accuracy is not None]),
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -164,15 +170,86 @@ def spread(values: list[float]) -> str:
     return f"{100 * statistics.fmean(values):.1f}{deviation}"
 
 
+def plot(groups: Groups, path: Path) -> None:
+    """One line per group: every seed's worst case, their mean, and the legacy accuracy beside it."""
+    figure = Figure(figsize=(7.5, 1.2 + 0.32 * len(groups)), layout="constrained")
+    axes = figure.add_subplot()
+    for line, found in enumerate(groups.values()):
+        worst = [100 * r.worst_case_accuracy for r in found]
+        legacy = [100 * r.legacy_2c_accuracy for r in found if r.legacy_2c_accuracy is not None]
+        first = line == 0
+        axes.plot(
+            worst,
+            [line] * len(worst),
+            "o",
+            color="tab:blue",
+            label="worst case, each seed" if first else None,
+        )
+        axes.plot(
+            statistics.fmean(worst), line, "|", color="black", markersize=16, label="mean" if first else None
+        )
+        axes.plot(
+            legacy or [float("nan")],
+            [line] * max(1, len(legacy)),
+            "o",
+            color="tab:orange",
+            fillstyle="none",
+            label="legacy 2C (non-adaptive, no claim)" if first else None,
+        )
+    axes.set_yticks(range(len(groups)), [" ".join(filter(None, group)) for group in groups])
+    axes.invert_yaxis()
+    axes.set_xlabel("accuracy under attack, %")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.45 / len(groups) + 0.06), ncols=3, fontsize="small"
+    )
+    figure.savefig(path, dpi=120)
+
+
+def write(name: str, study: Study, folder: Path, results: Path) -> None:
+    """The study as it stands: table, plot, and every command."""
+    groups: Groups = defaultdict(list)
+    for row, report in reports(study, folder):
+        groups[row.group].append(report)
+    if not groups:
+        return
+    one = next(iter(groups.values()))[0]
+    done = sum(len(found) for found in groups.values())
+    commands = [f"ducat train {' '.join(row.train)} ..." for row in (*study.bases, study.rows[0])]
+    results.mkdir(exist_ok=True)
+    plot(groups, results / f"study-{name}.png")
+    text = f"""# Study: {name}
+
+Written by the command below; what it means is said in docs/method.md. {done} of {len(study.rows)} rows.
+Data: {one.dataset}, {one.examples} test images. Threat model: {one.norm} {format_size(one.eps)}. Standard suite,
+float32, on the deployed function. In per cent; mean ± standard deviation over seeds where there are several.
+
+    export OMP_NUM_THREADS=1
+    python benchmarks/study.py {name}
+
+{table(study, groups)}
+
+\\* non-adaptive, not a robustness claim.
+
+![Worst case of every row](study-{name}.png)
+
+The first of its commands: `{"`, `".join(commands)}`.
+"""
+    (results / f"study-{name}.md").write_text(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--only-write", action="store_true", help="train nothing")
     given = parser.parse_args()
     study, folder = STUDIES[given.study](), given.runs / given.study
-    for row in (*study.bases, *study.rows):
+    for row in () if given.only_write else (*study.bases, *study.rows):
         run(row, study, folder)
-    print(table(study, folder))
+        write(given.study, study, folder, given.results)
+    write(given.study, study, folder, given.results)
 
 
 if __name__ == "__main__":

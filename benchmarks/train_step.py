@@ -3,16 +3,17 @@
     python benchmarks/train_step.py
     python benchmarks/train_step.py --network resnet-small --image-size 32 --batch-size 128
 
-The textbook step is what public implementations do: float32, NCHW, an attack that calls `loss.backward()` through
-trainable weights, one forward pass for clean and one for adversarial images. Ours is `TrainingStep`. Both craft
+The textbook step (textbook.py) is what public implementations do. Ours is `TrainingStep`. Both craft
 PGD-10 and update once, in the phase with dummies and in the one before. The peak is a bfloat16 matrix product.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
+import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,8 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ducat_serve.output import Output
@@ -32,6 +32,9 @@ from training.data.cache import Split
 from training.device import LAYOUT, fastest_precision
 from training.run_folder import RunFolder
 from training.trainer import Trainer
+
+sys.path.insert(0, str(Path(__file__).parent))
+from textbook import Textbook
 
 CLASSES = 10
 STEPS = 10
@@ -49,39 +52,6 @@ def our_trainer(network: str, size: int, batch: int, folder: Path) -> Trainer:
     given = {"network": network, "batch_size": batch, "epochs": 2, "ducat": "paper", "ducat_start": 2}
     config = resolve("cifar10", {**given, "precision": fastest_precision(torch.device("cpu"))})
     return Trainer(config, synthetic(size, 2 * batch), RunFolder(folder), torch.device("cpu"), Output())
-
-
-class Textbook:
-    """Float32, NCHW, weight gradients in the attack, separate forwards."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.model = copy.deepcopy(trainer.classifier).to(memory_format=torch.contiguous_format)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-
-    def attack(self, images: Tensor, labels: Tensor) -> Tensor:
-        self.model.eval()
-        adversarial = images + torch.empty_like(images).uniform_(-8 / 255, 8 / 255)
-        for _ in range(STEPS):
-            adversarial = adversarial.detach().requires_grad_(True)
-            F.cross_entropy(self.model(adversarial), labels).backward()
-            assert adversarial.grad is not None
-            moved = adversarial.detach() + 2 / 255 * adversarial.grad.sign()
-            adversarial = torch.min(torch.max(moved, images - 8 / 255), images + 8 / 255).clamp(0, 1)
-        return adversarial.detach()
-
-    def step(self, images: Tensor, labels: Tensor, dummies: bool) -> None:
-        adversarial = self.attack(images, labels)
-        self.model.train()
-        self.optimizer.zero_grad()
-        if dummies:
-            eye = torch.eye(2 * CLASSES)
-            soft = 0.75 * eye[labels] + 0.25 * eye[labels + CLASSES]
-            clean = F.cross_entropy(self.model(images), soft)
-            loss = (clean + F.cross_entropy(self.model(adversarial), labels + CLASSES)) / 2
-        else:
-            loss = F.cross_entropy(self.model(adversarial), labels)
-        loss.backward()
-        self.optimizer.step()
 
 
 def seconds(call: Callable[[], object], repeats: int) -> float:
@@ -109,7 +79,7 @@ def forward_flops(model: nn.Module, size: int) -> int:
 def measure(network: str, size: int, batch: int, repeats: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         trainer = our_trainer(network, size, batch, Path(folder))
-        textbook = Textbook(trainer)
+        textbook = Textbook(trainer.classifier)
         order = trainer.batches.order(1)
         images, labels = trainer.batches.batch(order, 1, 0)
         trainer.classifier.train()
@@ -133,6 +103,33 @@ def measure(network: str, size: int, batch: int, repeats: int) -> None:
             f"{gflops / peak:.0%} of the bfloat16 matrix product's {peak:.0f}",
             flush=True,
         )
+    ours, theirs = (peak_memory(whose, network, size, batch) for whose in ("ours", "textbook"))
+    print(
+        f"  peak memory     ours {ours / 1e9:.2f} GB  textbook {theirs / 1e9:.2f} GB  ratio {ours / theirs:.2f}"
+    )
+
+
+def peak_memory(whose: str, network: str, size: int, batch: int) -> int:
+    """Peak memory in bytes of a process that makes two steps of each phase, one way."""
+    case = ["--network", network, "--image-size", str(size), "--batch-size", str(batch)]
+    command = [sys.executable, __file__, *case, "--memory-of", whose]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def print_own_memory(whose: str, network: str, size: int, batch: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = our_trainer(network, size, batch, Path(folder))
+        textbook = Textbook(trainer.classifier)
+        order = trainer.batches.order(1)
+        images, labels = trainer.batches.batch(order, 1, 0)
+        trainer.classifier.train()
+        for epoch in (1, 2):
+            for _ in range(2):
+                if whose == "ours":
+                    trainer.train_step(order, epoch, 0)
+                else:
+                    textbook.step(images, labels, epoch == 2)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 def main() -> None:
@@ -143,7 +140,11 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--memory-of", choices=["ours", "textbook"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.memory_of:
+        print_own_memory(arguments.memory_of, arguments.network, arguments.image_size, arguments.batch_size)
+        return
     if arguments.network:
         cases = [(arguments.network, arguments.image_size, arguments.batch_size)]
     else:
