@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
 
 from ducat_serve.checkpoint import read_spec
 from ducat_serve.cli.main import run
@@ -168,6 +170,43 @@ def test_a_finished_run_has_its_curves(run_folder: Path, tmp_path: Path) -> None
         draw_curves(rows, config, tmp_path / "curves.png")
         with Image.open(tmp_path / "curves.png") as picture:
             assert picture.size == (980, 336 * panels)
+
+
+def scalars(folder: Path) -> dict[tuple[str, int], float]:
+    """What TensorBoard would show, read by its file format: length, checksum, Event, checksum."""
+    found = {}
+    for file in sorted(folder.iterdir()):
+        data = file.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event = Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+            for value in event.summary.value:
+                found[value.tag, event.step] = value.simple_value
+    return found
+
+
+def test_events_and_tensorboard_tell_what_metrics_csv_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    flags = ["--dataset", "digits", "--epochs", "2", "--attack-steps", "1", "--batch-size", "256"]
+    assert run(["train", *flags, "--precision", "float32", "--out", str(folder), "--json"]) == 0
+    captured = capsys.readouterr()
+    events = [json.loads(line) for line in captured.err.splitlines()]
+    start = next(event for event in events if event["event"] == "start")
+    assert start["config"] == json.loads((folder / "config.json").read_text())["config"]
+    rows = RunFolder(folder).read_metrics()
+    epochs = [event for event in events if event["event"] == "epoch"]
+    drawn = scalars(folder / "tensorboard")
+    assert len(rows) == len(epochs) == 2
+    for row, event in zip(rows, epochs, strict=True):
+        assert {key: str(event[key]) for key in row} == row
+        assert event["seconds_left"] >= 0
+        for key in ("loss", "val_clean_accuracy", "val_pgd_accuracy"):
+            assert drawn[key, int(row["epoch"])] == pytest.approx(float(row[key]), rel=1e-6)
+    assert epochs[-1]["seconds_left"] == 0
+    assert json.loads(captured.out)["epochs"] == 2
 
 
 def test_a_dry_run_estimates_and_writes_nothing(

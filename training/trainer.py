@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ class Trainer:
         self.log = MetricsLog(folder)
         self.bundle = _GPU_BUNDLE if device.type == "cuda" else 1
         self._pending: list[Tensor] = []
+        self._started = (time.monotonic(), 0)
         self.state = RunState()
 
     def _build(self, initial: InitialWeights | None) -> Classifier:
@@ -127,6 +129,7 @@ class Trainer:
         if self.config.initial_weights is not None and not self.folder.state.exists():
             self._save()  # so that no resumption needs the initial checkpoint
         self.step.between = lambda: self._stop_at_once(stop)
+        self._started = (time.monotonic(), len(self.state.rows))
         try:
             while self.state.epoch <= self.config.epochs:
                 self._train_epoch(stop)
@@ -263,7 +266,9 @@ class Trainer:
 
     def _report(self, row: dict[str, Any], kept: Mapping[str, Any] | None, fell_back: bool) -> None:
         assert kept is not None
-        self.output.event("epoch", self.log.line(row, self.config.epochs), **row)
+        left = self._seconds_left()
+        line = f"{self.log.line(row, self.config.epochs)}  {timedelta(seconds=left)} left"
+        self.output.event("epoch", line, **row, seconds_left=left)
         if fell_back:
             self.output.warn(
                 "catastrophic overfitting: PGD val accuracy collapsed while accuracy under one-step attacks did not. "
@@ -274,6 +279,12 @@ class Trainer:
                 f"robust overfitting: PGD val accuracy fell for {OVERFITTING_EPOCHS} epochs; "
                 f"{self.folder.model.name} keeps epoch {kept['epoch']}."
             )
+
+    def _seconds_left(self) -> int:
+        """As long as the remaining epochs take at the pace of this process, validation included."""
+        started, before = self._started
+        pace = (time.monotonic() - started) / (len(self.state.rows) - before)
+        return round(pace * (self.config.epochs - len(self.state.rows)))
 
     def _images_per_second(self) -> float:
         return self.state.step * self.config.batch_size / max(self.state.seconds, 1e-9)
