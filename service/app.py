@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import bentoml
 
-from service.http import Model, create_app
+from service.http import create_app
+from service.model import Model
 from service.settings import Settings
 
 _model = Model(Settings.from_environment())

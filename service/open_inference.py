@@ -1,50 +1,139 @@
-"""Open Inference Protocol v2 over HTTP with JSON tensors (https://github.com/kserve/open-inference-protocol)."""
+"""Open Inference Protocol v2 over HTTP, with its binary tensor extension.
+
+https://github.com/kserve/open-inference-protocol; the extension as Triton documents it: a JSON header whose length is
+in `Inference-Header-Content-Length`, then the bytes of each binary tensor in order, little-endian.
+"""
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from starlette.responses import JSONResponse, Response
 
 from ducat_serve import __version__
 from ducat_serve.predictor import Predictions
 from ducat_serve.spec import ModelSpec
 from service.problems import Problem
 
+VERSION = "1"
+JSON_LENGTH = "Inference-Header-Content-Length"
+OUTPUTS = {"logits": "FP32", "label": "INT64", "dummy_mass": "FP32"}
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """What a client asks for: uint8 images [N, H, W, channels], and outputs as name -> whether binary."""
+
+    id: str | None
+    images: NDArray[np.uint8]
+    outputs: dict[str, bool]
+
 
 def server_metadata() -> dict[str, Any]:
     """Answer of `GET /v2`."""
-    return {"name": "ducat-serve", "version": __version__, "extensions": []}
+    return {"name": "ducat-serve", "version": __version__, "extensions": ["binary_tensor_data"]}
 
 
 def model_metadata(name: str, spec: ModelSpec) -> dict[str, Any]:
     """Answer of `GET /v2/models/NAME`."""
     height, width = spec.image_size
+    shapes = {"logits": [-1, spec.num_classes], "label": [-1], "dummy_mass": [-1]}
     return {
         "name": name,
-        "versions": ["1"],
+        "versions": [VERSION],
         "platform": "onnx_onnxruntime",
         "inputs": [{"name": "images", "datatype": "UINT8", "shape": [-1, height, width, spec.channels]}],
         "outputs": [
-            {"name": "logits", "datatype": "FP32", "shape": [-1, spec.num_classes]},
-            {"name": "label", "datatype": "INT64", "shape": [-1]},
-            {"name": "dummy_mass", "datatype": "FP32", "shape": [-1]},
+            {"name": output, "datatype": datatype, "shape": shapes[output]}
+            for output, datatype in OUTPUTS.items()
         ],
     }
 
 
-def read_request(body: Any, spec: ModelSpec, max_images: int) -> NDArray[np.uint8]:
-    """The tensor `images` of an inference request, uint8 [N, H, W, channels]. Raises Problem."""
-    inputs = body.get("inputs") if isinstance(body, dict) else None
+def read_request(body: bytes, json_length: str | None, spec: ModelSpec, max_images: int) -> InferRequest:
+    """Read an inference request; ``json_length`` is the header of the binary extension. Raises Problem."""
+    header, binary = _split(body, json_length)
+    document = _json(header)
+    tensor = _only_input(document)
+    shape = _shape(tensor, spec, max_images)
+    size = _parameters(tensor).get("binary_data_size")
+    if size is None:
+        if binary:
+            raise _bad_size(0, len(binary))
+        images = _from_list(tensor.get("data"), shape)
+    else:
+        if "data" in tensor or type(size) is not int or size != prod(shape) or len(binary) != size:
+            raise _bad_size(prod(shape), len(binary))
+        images = np.frombuffer(binary, dtype=np.uint8).reshape(shape)
+    return InferRequest(_id(document), images, _outputs(document))
+
+
+def write_response(name: str, asked: InferRequest, predictions: Predictions) -> Response:
+    """Answer of `POST /v2/models/NAME/infer`: JSON, or JSON and bytes where a binary output was asked for."""
+    tensors, parts = [], []
+    for output, is_binary in asked.outputs.items():
+        array = getattr(predictions, output)
+        tensor: dict[str, Any] = {
+            "name": output,
+            "datatype": OUTPUTS[output],
+            "shape": list(array.shape),
+        }
+        if is_binary:
+            parts.append(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+            tensor["parameters"] = {"binary_data_size": len(parts[-1])}
+        else:
+            tensor["data"] = array.reshape(-1).tolist()
+        tensors.append(tensor)
+    answer: dict[str, Any] = {"model_name": name, "model_version": VERSION, "outputs": tensors}
+    if asked.id is not None:
+        answer["id"] = asked.id
+    if not parts:
+        return JSONResponse(answer)
+    header = json.dumps(answer).encode()
+    return Response(
+        b"".join([header, *parts]),
+        media_type="application/octet-stream",
+        headers={JSON_LENGTH: str(len(header))},
+    )
+
+
+def _split(body: bytes, json_length: str | None) -> tuple[bytes, bytes]:
+    if json_length is None:
+        return body, b""
+    if not (json_length.isascii() and json_length.isdigit()) or int(json_length[:20]) > len(body):
+        raise Problem(
+            400, "invalid_header", f"{JSON_LENGTH} is the length of the JSON, at most that of the body."
+        )
+    length = int(json_length)
+    return body[:length], body[length:]
+
+
+def _json(header: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(header)
+    except (ValueError, RecursionError) as error:
+        raise Problem(400, "invalid_json", "The body is not JSON.") from error
+    return document if isinstance(document, dict) else {}
+
+
+def _only_input(document: dict[str, Any]) -> dict[str, Any]:
+    inputs = document.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise Problem(400, "invalid_request", "Send {'inputs': [one tensor named 'images']}.")
-    tensor = inputs[0]
-    expected = [*spec.image_size, spec.channels]
-    shape = tensor.get("shape")
+    tensor: dict[str, Any] = inputs[0]
     if tensor.get("name") != "images" or tensor.get("datatype") != "UINT8":
         raise Problem(400, "invalid_tensor", "The input tensor is named 'images' and has datatype UINT8.")
+    return tensor
+
+
+def _shape(tensor: dict[str, Any], spec: ModelSpec, max_images: int) -> tuple[int, ...]:
+    expected = [*spec.image_size, spec.channels]
+    shape = tensor.get("shape")
     if (
         not isinstance(shape, list)
         or not all(type(n) is int and n > 0 for n in shape)
@@ -53,10 +142,14 @@ def read_request(body: Any, spec: ModelSpec, max_images: int) -> NDArray[np.uint
         raise Problem(400, "invalid_shape", f"The shape of 'images' is [N, {', '.join(map(str, expected))}].")
     if shape[0] > max_images:
         raise Problem(413, "too_many_images", f"At most {max_images} images per request.")
+    return tuple(shape)
+
+
+def _from_list(data: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     # As objects, because NumPy would take true among integers for 1. Ragged rows stay lists and are refused.
-    data = np.asarray(tensor.get("data"), dtype=object)
-    values = data.ravel().tolist()
-    if data.shape not in (tuple(shape), (prod(shape),)) or set(map(type, values)) != {int}:
+    array = np.asarray(data, dtype=object)
+    values = array.ravel().tolist()
+    if array.shape not in (shape, (prod(shape),)) or set(map(type, values)) != {int}:
         message = f"'data' must hold {prod(shape)} integers, flat or nested as 'shape' says."
         raise Problem(400, "invalid_data", message)
     if min(values) < 0 or max(values) > 255:
@@ -64,32 +157,43 @@ def read_request(body: Any, spec: ModelSpec, max_images: int) -> NDArray[np.uint
     return np.array(values, dtype=np.uint8).reshape(shape)
 
 
-def read_id(body: dict[str, Any]) -> str | None:
-    """The request's own `id`, which the answer repeats. Raises Problem."""
-    request_id = body.get("id")
+def _id(document: dict[str, Any]) -> str | None:
+    request_id = document.get("id")
     if request_id is None or (isinstance(request_id, str) and request_id.isprintable()):
         return request_id
     raise Problem(400, "invalid_id", "'id' is a string of printable characters.")
 
 
-def write_response(name: str, request_id: str | None, predictions: Predictions) -> dict[str, Any]:
-    """Answer of `POST /v2/models/NAME/infer`."""
-    answer: dict[str, Any] = {
-        "model_name": name,
-        "model_version": "1",
-        "outputs": [
-            _tensor("logits", "FP32", predictions.logits),
-            _tensor("label", "INT64", predictions.label),
-            _tensor("dummy_mass", "FP32", predictions.dummy_mass),
-        ],
-    }
-    return answer if request_id is None else {**answer, "id": request_id}
+def _outputs(document: dict[str, Any]) -> dict[str, bool]:
+    """The outputs that are asked for, all unless named, and whether each is to be binary."""
+    default = _flag(document, "binary_data_output", False)
+    named = document.get("outputs")
+    if named is None:
+        return dict.fromkeys(OUTPUTS, default)
+    if not isinstance(named, list) or not all(
+        isinstance(o, dict) and o.get("name") in OUTPUTS for o in named
+    ):
+        raise Problem(400, "invalid_outputs", f"'outputs' names some of {', '.join(OUTPUTS)}.")
+    return {output["name"]: _flag(output, "binary_data", default) for output in named}
 
 
-def _tensor(name: str, datatype: str, array: NDArray[Any]) -> dict[str, Any]:
-    return {
-        "name": name,
-        "datatype": datatype,
-        "shape": list(array.shape),
-        "data": array.reshape(-1).tolist(),
-    }
+def _flag(holder: dict[str, Any], name: str, default: bool) -> bool:
+    value = _parameters(holder).get(name, default)
+    if not isinstance(value, bool):
+        raise Problem(400, "invalid_parameters", f"'{name}' is true or false.")
+    return value
+
+
+def _parameters(holder: dict[str, Any]) -> dict[str, Any]:
+    parameters = holder.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise Problem(400, "invalid_parameters", "'parameters' is an object.")
+    return parameters
+
+
+def _bad_size(expected: int, found: int) -> Problem:
+    return Problem(
+        400,
+        "invalid_data",
+        f"The JSON says {expected} bytes of binary data and no 'data' beside them; {found} bytes follow it.",
+    )

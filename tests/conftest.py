@@ -16,7 +16,8 @@ from starlette.testclient import TestClient
 
 from ducat_serve.cli.main import run
 from ducat_serve.predictor import Predictor
-from service.http import Model, create_app
+from service.http import create_app
+from service.model import Model
 from service.settings import Settings
 from tests.http_client import is_ready, until
 

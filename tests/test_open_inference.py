@@ -108,6 +108,106 @@ def test_v2_body_that_is_not_json(client: TestClient, content: bytes) -> None:
     assert_problem(client.post("/v2/models/model/infer", content=content), 400, "invalid_json")
 
 
+def binary(
+    header: Any, data: bytes, length: str | None = None, path: str = "/v2/models/model/infer"
+) -> dict[str, Any]:
+    """A request of the binary tensor extension."""
+    text = json.dumps(header).encode()
+    headers = {"Inference-Header-Content-Length": str(len(text)) if length is None else length}
+    return {"url": path, "content": text + data, "headers": headers}
+
+
+def binary_tensor(count: int, size: Any, **more: Any) -> dict[str, Any]:
+    tensor = {"name": "images", "datatype": "UINT8", "shape": [count, 8, 8, 3]}
+    return {"inputs": [{**tensor, "parameters": {"binary_data_size": size}}], **more}
+
+
+@pytest.mark.parametrize("path", ["/v2/models/model/infer", "/v2/models/model/versions/1/infer"])
+def test_v2_binary_tensors_both_ways(client: TestClient, predictor: Predictor, path: str) -> None:
+    images = DIGITS[:3]
+    outputs = [{"name": "dummy_mass"}, {"name": "logits", "parameters": {"binary_data": True}}]
+    request = binary(binary_tensor(3, images.size, outputs=outputs), images.tobytes(), path=path)
+    response = client.post(**request)
+    assert response.status_code == 200, response.text
+    length = int(response.headers["Inference-Header-Content-Length"])
+    header = json.loads(response.content[:length])
+    mass, logits = header["outputs"]
+    expected = predictor(images)
+    assert (mass["name"], mass["data"]) == ("dummy_mass", expected.dummy_mass.tolist())
+    assert (logits["name"], "data" in logits) == ("logits", False)
+    assert logits["parameters"]["binary_data_size"] == len(response.content) - length == 3 * 10 * 4
+    found = np.frombuffer(response.content[length:], "<f4").reshape(logits["shape"])
+    np.testing.assert_array_equal(found, expected.logits)
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "code"),
+    [
+        pytest.param(binary(binary_tensor(1, 192), bytes(191)), 400, "invalid_data", id="one byte too few"),
+        pytest.param(binary(binary_tensor(1, 192), bytes(193)), 400, "invalid_data", id="one byte too many"),
+        pytest.param(
+            binary(binary_tensor(1, 191), bytes(191)), 400, "invalid_data", id="size of another shape"
+        ),
+        pytest.param(binary(binary_tensor(1, True), bytes(192)), 400, "invalid_data", id="boolean size"),
+        pytest.param(binary(binary_tensor(1, -192), bytes(192)), 400, "invalid_data", id="negative size"),
+        pytest.param(binary(binary_tensor(1, "192"), bytes(192)), 400, "invalid_data", id="size is text"),
+        pytest.param(binary(binary_tensor(10**12, 192), bytes(192)), 413, "too_many_images", id="huge N"),
+        pytest.param(binary(tensor(PIXELS), bytes(1)), 400, "invalid_data", id="bytes nobody speaks of"),
+        pytest.param(
+            binary(tensor(PIXELS, parameters={"binary_data_size": 192}), bytes(192)),
+            400,
+            "invalid_data",
+            id="data twice",
+        ),
+        pytest.param(
+            binary(binary_tensor(1, 192), bytes(192), "9999"), 400, "invalid_header", id="length lies"
+        ),
+        pytest.param(
+            binary(binary_tensor(1, 192), bytes(192), "9" * 5000), 400, "invalid_header", id="long length"
+        ),
+        pytest.param(
+            binary(binary_tensor(1, 192), bytes(192), "-1"), 400, "invalid_header", id="negative length"
+        ),
+        pytest.param(
+            binary(binary_tensor(1, 192), bytes(192), "x"), 400, "invalid_header", id="length is text"
+        ),
+        pytest.param(
+            binary(binary_tensor(1, 192), bytes(192), "10"), 400, "invalid_json", id="length too short"
+        ),
+        pytest.param(
+            binary(binary_tensor(1, 192, outputs=[{"name": "secret"}]), bytes(192)),
+            400,
+            "invalid_outputs",
+            id="unknown output",
+        ),
+        pytest.param(
+            binary(binary_tensor(1, 192, parameters=[]), bytes(192)),
+            400,
+            "invalid_parameters",
+            id="parameters",
+        ),
+        pytest.param(
+            binary(binary_tensor(1, 192, parameters={"binary_data_output": 1}), bytes(192)),
+            400,
+            "invalid_parameters",
+            id="flag is a number",
+        ),
+    ],
+)
+def test_v2_binary_sizes_that_lie(
+    client: TestClient, request_: dict[str, Any], status: int, code: str
+) -> None:
+    assert_problem(client.post(**request_), status, code)
+    good = client.post(**binary(binary_tensor(1, 192), bytes(192)))
+    assert good.json() == infer(client, tensor(PIXELS)).json()
+
+
+@pytest.mark.parametrize("path", ["", "/ready", "/infer"])
+def test_v2_unknown_version(client: TestClient, path: str) -> None:
+    method = "POST" if path == "/infer" else "GET"
+    assert_problem(client.request(method, f"/v2/models/model/versions/2{path}"), 404, "unknown_model")
+
+
 @pytest.mark.parametrize("path", ["", "/ready", "/infer"])
 def test_v2_unknown_model(client: TestClient, path: str) -> None:
     method = "POST" if path == "/infer" else "GET"

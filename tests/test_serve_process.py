@@ -19,6 +19,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+import tritonclient.http
 from PIL import Image
 
 from ducat_serve.predictor import Predictor
@@ -108,6 +109,32 @@ def curl(server: Server, *arguments: str) -> str:
     done = subprocess.run(command, cwd=server.folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.mark.parametrize("is_binary", [True, False])
+def test_tritonclient_gets_the_models_own_answer(server: Server, onnx_model: Path, is_binary: bool) -> None:
+    """The Open Inference Protocol as its best-known client speaks it."""
+    client = tritonclient.http.InferenceServerClient(f"127.0.0.1:{server.port}")
+    name = onnx_model.stem
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready(name)
+    assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
+    declared = client.get_model_metadata(name)
+    assert declared["inputs"][0]["shape"] == [-1, 8, 8, 3]
+    images = tritonclient.http.InferInput("images", list(DIGITS.shape), "UINT8")
+    images.set_data_from_numpy(DIGITS, binary_data=is_binary)
+    names = [output["name"] for output in declared["outputs"]]
+    outputs = [tritonclient.http.InferRequestedOutput(n, binary_data=is_binary) for n in names]
+    expected = Predictor(onnx_model)(DIGITS)
+    for asked in (None, outputs):
+        answer = client.infer(name, [images], outputs=asked, request_id="7")
+        assert answer.get_response()["id"] == "7"
+        for output in names:
+            np.testing.assert_allclose(
+                answer.as_numpy(output), getattr(expected, output), rtol=1e-5, atol=1e-6
+            )
+    client.close()
 
 
 def test_curl_gets_the_models_own_prediction(server: Server, onnx_model: Path) -> None:

@@ -192,7 +192,7 @@ def body(content: bytes) -> dict[str, Any]:
             "malformed_form",
             id="unusable charset",
         ),
-        pytest.param({"json": {"image": "x"}}, 415, "unsupported_media_type", id="JSON"),
+        pytest.param({"json": {"image": "x"}}, 400, "invalid_request", id="JSON of another shape"),
         pytest.param({"data": {"image": "x"}}, 415, "unsupported_media_type", id="urlencoded"),
         pytest.param({"content": GOOD}, 415, "unsupported_media_type", id="no content type"),
         pytest.param(body(part(GOOD) * 101 + b"--B--"), 413, "too_many_images", id="101 files"),

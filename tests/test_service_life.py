@@ -21,7 +21,8 @@ from ducat_serve.errors import UsageError
 from ducat_serve.images import decode
 from ducat_serve.predictor import Predictions, Predictor
 from service.batcher import Batcher
-from service.http import Model, create_app
+from service.http import create_app
+from service.model import Model
 from service.settings import Settings
 from tests.http_client import (
     DIGITS,
@@ -141,7 +142,7 @@ def test_deadline_covers_decoding_and_decoding_is_bounded(
         assert gate.wait(WAIT)
         return decode(data, max_pixels)
 
-    monkeypatch.setattr("service.uploads.decode", hang)
+    monkeypatch.setattr("service.inputs.decode", hang)
     model = FakeModel(predictor, deadline=0.2)
     with serve(model) as client, ThreadPoolExecutor(8) as pool:
         until(lambda: is_ready(client))

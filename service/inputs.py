@@ -1,0 +1,112 @@
+"""The images of a request, whichever way they were sent.
+
+| Content-Type                            | body                                                                     |
+|-----------------------------------------|--------------------------------------------------------------------------|
+| multipart/form-data                     | image files in the field `image`, once or several times                  |
+| image/*, application/octet-stream       | one image file                                                           |
+| application/json                        | {"images": ["base64 of an image file", ...]}                             |
+| application/x-npy                       | a .npy file: uint8 [N, H, W, channels] of exactly the model's size       |
+
+Image files are resized to the model's size; arrays never are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import io
+import json
+from concurrent.futures import Executor
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+from starlette.requests import Request
+
+from ducat_serve.images import ImageError, decode, fit, to_array
+from ducat_serve.spec import ModelSpec
+from service.problems import Problem
+from service.settings import Settings
+from service.uploads import FIELD, uploaded_files
+
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_MAX_NPY_HEADER = 1000  # bytes; NumPy parses the header as a Python literal
+
+
+async def read_images(
+    request: Request, spec: ModelSpec, settings: Settings, threads: Executor
+) -> NDArray[np.uint8]:
+    """Decode every image to the model's size, in ``threads``: so many at a time and no more.
+
+    Returns uint8 [N, H, W, channels]. Raises Problem for anything that is not 1 to ``max_images`` images.
+    """
+    loop = asyncio.get_running_loop()
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/x-npy":
+        body = await request.body()
+        return await loop.run_in_executor(threads, read_npy, body, spec, settings.max_images)
+    if kind == "multipart/form-data":
+        files = await uploaded_files(request, settings.max_images)
+    elif kind == "application/json":
+        files = _from_json(await request.body(), settings.max_images)
+    elif kind.startswith("image/") or kind == "application/octet-stream":
+        files = [await request.body()]
+    else:
+        raise Problem(
+            415,
+            "unsupported_media_type",
+            f"Send multipart/form-data with a file field '{FIELD}', an image file (image/*), application/json with "
+            f"base64, or application/x-npy, not '{kind}'.",
+        )
+    arrays = []
+    for number, data in enumerate(files):
+        try:
+            arrays.append(await loop.run_in_executor(threads, _decode, data, spec, settings.max_pixels))
+        except ImageError as error:
+            which = f"Image {number + 1}: " if len(files) > 1 else ""
+            status = 413 if error.code == "image_too_large" else 400
+            raise Problem(status, error.code, f"{which}{error}.") from error
+    return np.stack(arrays)
+
+
+def read_npy(body: bytes, spec: ModelSpec, max_images: int) -> NDArray[np.uint8]:
+    """A .npy file of images, read without pickle and without trusting its header. Raises Problem."""
+    file = io.BytesIO(body)
+    try:
+        read_header = _HEADERS[np.lib.format.read_magic(file)]
+        shape, fortran, dtype = read_header(file, max_header_size=_MAX_NPY_HEADER)
+    except (ValueError, KeyError, EOFError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        raise Problem(400, "invalid_npy", "The body is not a .npy file of version 1 or 2.") from error
+    expected = (*spec.image_size, spec.channels)
+    if dtype != np.uint8 or fortran or len(shape) != 4 or shape[1:] != expected or shape[0] < 1:
+        raise Problem(
+            400,
+            "invalid_shape",
+            f"The array is uint8 [N, {', '.join(map(str, expected))}] in C order; arrays are not resized.",
+        )
+    if shape[0] > max_images:
+        raise Problem(413, "too_many_images", f"At most {max_images} images per request.")
+    if len(body) - file.tell() != prod(shape):
+        raise Problem(400, "invalid_npy", "The .npy file is longer or shorter than its header says.")
+    return np.frombuffer(body, dtype=np.uint8, offset=file.tell()).reshape(shape)
+
+
+def _from_json(body: bytes, max_images: int) -> list[bytes]:
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Problem(400, "invalid_json", "The body is not JSON.") from error
+    images = document.get("images") if isinstance(document, dict) else None
+    if not isinstance(images, list) or not images or not all(isinstance(text, str) for text in images):
+        raise Problem(400, "invalid_request", 'Send {"images": ["base64 of an image file", ...]}.')
+    if len(images) > max_images:
+        raise Problem(413, "too_many_images", f"At most {max_images} images per request.")
+    try:
+        return [base64.b64decode(text, validate=True) for text in images]
+    except (binascii.Error, ValueError) as error:
+        raise Problem(400, "invalid_base64", "An image is not base64. URLs are never fetched.") from error
+
+
+def _decode(data: bytes, spec: ModelSpec, max_pixels: int) -> NDArray[np.uint8]:
+    return to_array(fit(decode(data, max_pixels), spec.image_size), spec.channels)
