@@ -13,13 +13,15 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route, Router
 
 from service.answers import model_details, model_summary
 from service.body_limit import BodyLimit
+from service.door import Door, charge
 from service.inputs import read_images
 from service.model import Model, log
+from service.page_headers import page_headers
 from service.problems import Problem
 from service.v2_routes import v2_routes
 
@@ -29,10 +31,13 @@ PAGE = Path(__file__).parent / "page" / "index.html"
 def create_app(model: Model) -> Starlette:
     """The application; it starts and stops ``model`` with its own life."""
     settings = model.settings
+    html = PAGE.read_text()
+    headers = page_headers(html)
 
     async def predict(request: Request) -> Response:
         async with model.admitted() as predictor:
             images = await read_images(request, predictor.spec, settings, model.decoding)
+            charge(request, len(images))
             predictions = await model.predict(images)
         return JSONResponse(
             {
@@ -45,7 +50,7 @@ def create_app(model: Model) -> Starlette:
         return JSONResponse(model_details(model.name, model.get()))
 
     async def page(_: Request) -> Response:
-        return FileResponse(PAGE, media_type="text/html")
+        return HTMLResponse(html, headers=headers)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -64,7 +69,7 @@ def create_app(model: Model) -> Starlette:
     return Starlette(
         # In a Mount, which matches every path: BentoML answers with its own pages what no route here matches.
         routes=[Mount("/", app=Router(routes, redirect_slashes=False))],
-        middleware=[Middleware(BodyLimit, max_body=settings.max_body)],
+        middleware=[Middleware(Door, settings=settings), Middleware(BodyLimit, max_body=settings.max_body)],
         exception_handlers={
             Problem: _problem,
             HTTPException: _http_exception,

@@ -23,7 +23,9 @@ class Problem(Exception):
 
     def response(self) -> JSONResponse:
         """The HTTP response that says so."""
-        headers = (
-            {} if self.retry_after is None else {"Retry-After": str(max(1, math.ceil(self.retry_after)))}
-        )
+        headers = {"X-Content-Type-Options": "nosniff"}
+        if self.retry_after is not None:
+            headers["Retry-After"] = str(max(1, math.ceil(self.retry_after)))
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse({"error": {"code": self.code, "message": self.message}}, self.status, headers)

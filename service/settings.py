@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,10 @@ class Settings(BaseModel):
     max_images: int = Field(default=100, ge=1)  # per request
     max_pixels: int = Field(default=25_000_000, ge=64)  # per image, before resizing
     top_k: int = Field(default=5, ge=1)
+    keys_file: Path | None = None  # API keys, a NAME:KEY per line
+    api_keys: str | None = Field(default=None, repr=False)  # the same, separated by commas
+    rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # images per second and key
+    daily_budget: int | None = Field(default=None, ge=1)  # images per day (UTC) and key
 
     @model_validator(mode="after")
     def _every_request_can_be_served(self) -> Self:
@@ -38,6 +43,11 @@ class Settings(BaseModel):
                 f"max_queue {self.max_queue} is less than the {self.max_images} images of one request"
             )
         return self
+
+    @property
+    def burst(self) -> int:
+        """Images at once: a second's worth, and one largest request at least."""
+        return max(self.max_images, math.ceil(self.rate or 0))
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:

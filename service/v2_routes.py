@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from service import open_inference
+from service.door import charge
 from service.model import Model
 from service.problems import Problem
 
@@ -56,6 +57,7 @@ def v2_routes(model: Model) -> list[Route]:
                 predictor.spec,
                 settings.max_images,
             )
+            charge(request, len(asked.images))
             predictions = await model.predict(asked.images)
         return open_inference.write_response(model.name, asked, predictions)
 

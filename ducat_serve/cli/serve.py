@@ -57,6 +57,21 @@ from ducat_serve.output import Output
     show_default=True,
     help="Pixels of an image before resizing.",
 )
+@click.option(
+    "--keys-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="API keys, a NAME:KEY per line, read again when it changes. Also: DUCAT_SERVE_API_KEYS.  [default: no keys]",
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Images per second and key; more get 429.  [default: no limit]",
+)
+@click.option(
+    "--daily-budget",
+    type=click.IntRange(min=1),
+    help="Images per day (UTC) and key; more get 429.  [default: no limit]",
+)
 @device_option
 @common
 def command(
@@ -70,6 +85,9 @@ def command(
     max_body: int,
     max_images: int,
     max_pixels: int,
+    keys_file: Path | None,
+    rate: float | None,
+    daily_budget: int | None,
     device: str,
     json: bool,
 ) -> None:
@@ -92,6 +110,9 @@ def command(
         "max_body": max_body,
         "max_images": max_images,
         "max_pixels": max_pixels,
+        "keys_file": keys_file.resolve() if keys_file else None,
+        "rate": rate,
+        "daily_budget": daily_budget,
     }
     variables = {f"DUCAT_SERVE_{k.upper()}": str(v) for k, v in settings.items() if v is not None}
     _check(path, device, variables)
@@ -125,9 +146,11 @@ def _check(path: Path, device: str, variables: dict[str, str]) -> None:
 
     if importlib.util.find_spec("bentoml") is None:
         raise missing_extra("bentoml", "serve")
+    from service.keys import Keys
     from service.settings import Settings
 
-    Settings.from_environment(variables)
+    settings = Settings.from_environment({**os.environ, **variables})
+    Keys(settings.keys_file, settings.api_keys)
     Predictor(path, device=device, threads=1)  # type: ignore[arg-type]
 
 

@@ -1,0 +1,101 @@
+"""API keys: who is asking. Several, compared in constant time, read again when their file changes."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from ducat_serve.errors import DataError, UsageError
+
+log = logging.getLogger("ducat_serve.service")
+MIN_LENGTH = 16  # characters of a key; shorter ones can be guessed
+_LOOK_EVERY_SECONDS = 1.0
+
+
+class Keys:
+    """Names by key, from a file and from text (an environment variable), both `NAME:KEY`.
+
+    Args:
+        file: one `NAME:KEY` per line; empty lines and lines that start with # are skipped.
+        text: the same, separated by commas.
+
+    Raises:
+        DataError: the file cannot be read. UsageError: a line that is no key; its number is named, never its text.
+    """
+
+    def __init__(self, file: Path | None, text: str | None) -> None:
+        self._file = file
+        self._fixed = _parse((text or "").split(","), "DUCAT_SERVE_API_KEYS")
+        self._stamp = self._look()
+        self._names = self._read()
+        self._looked = time.monotonic()
+
+    @property
+    def are_required(self) -> bool:
+        return self._file is not None or bool(self._fixed)
+
+    def name_of(self, key: str) -> str | None:
+        """Whose key it is; None for an unknown one. Takes as long for a wrong key as for a right one."""
+        self._refresh()
+        digest = _digest(key)
+        found = None
+        for known, name in self._names.items():
+            if hmac.compare_digest(known, digest):
+                found = name
+        return found
+
+    def _refresh(self) -> None:
+        if self._file is None or time.monotonic() - self._looked < _LOOK_EVERY_SECONDS:
+            return
+        self._looked = time.monotonic()
+        try:
+            stamp = self._look()
+            if stamp == self._stamp:
+                return
+            self._names, self._stamp = self._read(), stamp
+            log.info("API keys were read again: %d keys", len(self._names))
+        except (DataError, UsageError) as error:
+            log.error("The API keys stay as they were: %s", error.cause)
+
+    def _look(self) -> tuple[int, int, int] | None:
+        if self._file is None:
+            return None
+        try:
+            status = self._file.stat()
+        except OSError as error:
+            raise DataError(f"Cannot read the API keys in {self._file}: {error.strerror}.") from error
+        return status.st_mtime_ns, status.st_size, status.st_ino
+
+    def _read(self) -> Mapping[bytes, str]:
+        if self._file is None:
+            return self._fixed
+        try:
+            lines = self._file.read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"Cannot read the API keys in {self._file}: {error}.") from error
+        return {**self._fixed, **_parse(lines, str(self._file))}
+
+
+def _parse(lines: list[str], source: str) -> dict[bytes, str]:
+    names: dict[bytes, str] = {}
+    for number, line in enumerate(lines, 1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        name, colon, key = text.partition(":")
+        if not colon or not name.isidentifier() or len(key) < MIN_LENGTH or not key.isascii():
+            raise UsageError(
+                f"{source}, entry {number}: it is not NAME:KEY with a KEY of at least {MIN_LENGTH} ASCII characters.",
+                "python3 -c 'import secrets; print(secrets.token_urlsafe(32))' makes a key",
+            )
+        names[_digest(key)] = name
+    return names
+
+
+def _digest(key: str) -> bytes:
+    """Of equal length for every key, so that comparing tells nothing of theirs."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

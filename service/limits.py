@@ -1,0 +1,72 @@
+"""How many images a client may ask about: a rate with bursts, and a budget per day.
+
+Attacks that only see answers need thousands of queries for each image that they break (docs/deployment.md has figures),
+so a budget is part of the defence. Counted in images, since a request may hold many.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from service.problems import Problem
+
+_DAY = 86_400
+
+
+@dataclass
+class Allowance:
+    """What one client has left.
+
+    Args:
+        rate: images per second; None for no limit.
+        burst: images at once.
+        daily: images per day (UTC); None for no limit.
+        clock: seconds that never go back. calendar: seconds since 1970, which may.
+    """
+
+    rate: float | None
+    burst: int
+    daily: int | None
+    clock: Callable[[], float] = time.monotonic
+    calendar: Callable[[], float] = time.time
+    _tokens: float = field(init=False)
+    _seen: float = field(init=False)
+    _day: int = field(init=False)
+    _spent: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self._tokens, self._seen = float(self.burst), self.clock()
+        self._day = self._today()
+
+    def require(self, images: int) -> None:
+        """Raise Problem (429, with Retry-After) unless ``images`` could be charged now; nothing is charged."""
+        self._refill()
+        if self.daily is not None and self._spent + images > self.daily:
+            left = (self._day + 1) * _DAY - self.calendar()
+            message = (
+                f"The budget of {self.daily} images per day is spent; {self.daily - self._spent} are left."
+            )
+            raise Problem(429, "budget_spent", message, retry_after=min(max(1.0, left), _DAY))
+        if self.rate is not None and self._tokens < images:
+            message = f"More than {self.rate:g} images per second."
+            raise Problem(429, "rate_limited", message, retry_after=(images - self._tokens) / self.rate)
+
+    def charge(self, images: int) -> None:
+        """Take ``images`` from what is left. Raises Problem (429) where that is less; then nothing is taken."""
+        self.require(images)
+        self._tokens -= images
+        self._spent += images
+
+    def _refill(self) -> None:
+        now = self.clock()
+        if self.rate is not None:
+            self._tokens = min(float(self.burst), self._tokens + (now - self._seen) * self.rate)
+        self._seen = now
+        today = self._today()
+        if today > self._day:  # a clock that goes back gives nobody a second budget
+            self._day, self._spent = today, 0
+
+    def _today(self) -> int:
+        return int(self.calendar() // _DAY)
