@@ -22,6 +22,7 @@ from ducat_serve.predictor import Predictions
 
 Images = NDArray[np.uint8]
 Infer = Callable[[Images], Predictions]
+Observe = Callable[[int, list[float], float], None]
 
 
 class Overloaded(Exception):
@@ -42,6 +43,7 @@ class _Piece:
 
     images: Images
     answer: asyncio.Future[Predictions]
+    since: float
 
 
 class Batcher:
@@ -51,9 +53,13 @@ class Batcher:
         infer: uint8 images [N, H, W, channels] to predictions of N rows; called in one thread.
         max_batch: most rows of one inference.
         max_queue: most rows waiting or running; beyond it requests are refused at once.
+        observe: told of every batch: its rows, the seconds its pieces waited, the seconds it took.
     """
 
-    def __init__(self, infer: Infer, *, max_batch: int, max_queue: int) -> None:
+    def __init__(
+        self, infer: Infer, *, max_batch: int, max_queue: int, observe: Observe = lambda *_: None
+    ) -> None:
+        self._observe = observe
         self._infer = infer
         self._max_batch = max_batch
         self._max_queue = max_queue
@@ -79,8 +85,9 @@ class Batcher:
         if self._rows + len(images) > self._max_queue:
             raise Overloaded(retry_after=max(0.1, self._rows * self._seconds_per_row))
         loop = asyncio.get_running_loop()
+        now = time.perf_counter()
         starts = range(0, len(images), self._max_batch)
-        pieces = [_Piece(images[s : s + self._max_batch], loop.create_future()) for s in starts]
+        pieces = [_Piece(images[s : s + self._max_batch], loop.create_future(), now) for s in starts]
         for piece in pieces:
             self._rows += len(piece.images)
             piece.answer.add_done_callback(functools.partial(self._release, len(piece.images)))
@@ -113,7 +120,9 @@ class Batcher:
             while batch := self._next_batch():
                 started = time.perf_counter()
                 await self._run(batch)
-                per_row = (time.perf_counter() - started) / sum(len(p.images) for p in batch)
+                seconds, rows = time.perf_counter() - started, sum(len(p.images) for p in batch)
+                self._observe(rows, [started - piece.since for piece in batch], seconds)
+                per_row = seconds / rows
                 self._seconds_per_row += 0.2 * (per_row - self._seconds_per_row)
         finally:
             self._running = None

@@ -27,7 +27,7 @@ class BodyLimit:
         )
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self.max_body:
-            await answer.response()(scope, receive, send)
+            await answer.response(scope)(scope, receive, send)
             return
         received = 0
         started = False
@@ -49,4 +49,4 @@ class BodyLimit:
             await self.app(scope, counted, watched)
         except _TooLarge:
             if not started:
-                await answer.response()(scope, receive, send)
+                await answer.response(scope)(scope, receive, send)

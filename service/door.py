@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hmac
+
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -10,7 +12,8 @@ from service.limits import Allowance
 from service.problems import Problem
 from service.settings import Settings
 
-GUARDED = ("/v1/", "/v2/models/")
+FOR_ADMINS = ("/metrics",)
+GUARDED = ("/v1/", "/v2/models/", *FOR_ADMINS)
 EVERYONE = "everyone"
 
 
@@ -30,11 +33,18 @@ class Door:
         if scope["type"] == "http" and scope["path"].startswith(GUARDED):
             request = Request(scope)
             try:
-                allowance = self._allowance(self._who(request))
+                if scope["path"] in FOR_ADMINS:
+                    self._require_admin(request)
+                    await self.app(scope, receive, send)
+                    return
+                name = self._who(request)
+                if self.keys.are_required:
+                    request.state.key = name
+                allowance = self._allowance(name)
                 if scope["method"] == "POST":
                     allowance.require(1)
             except Problem as problem:
-                await problem.response()(scope, receive, send)
+                await problem.response(scope)(scope, receive, send)
                 return
             request.state.allowance = allowance
         await self.app(scope, receive, send)
@@ -42,19 +52,29 @@ class Door:
     def _who(self, request: Request) -> str:
         if not self.keys.are_required:
             return EVERYONE
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        key = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
+        key = _key(request)
         name = self.keys.name_of(key) if key else None
         if name is None:
             message = "Send a known API key as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'."
             raise Problem(401, "unauthorized", message)
         return name
 
+    def _require_admin(self, request: Request) -> None:
+        """Without an admin key the metrics are open, as Prometheus expects them."""
+        wanted = self._settings.admin_key
+        if wanted is not None and not hmac.compare_digest(_key(request).encode(), wanted.encode()):
+            raise Problem(401, "unauthorized", "Send the admin key as 'Authorization: Bearer KEY'.")
+
     def _allowance(self, name: str) -> Allowance:
         if name not in self._allowances:
             settings = self._settings
             self._allowances[name] = Allowance(settings.rate, settings.burst, settings.daily_budget)
         return self._allowances[name]
+
+
+def _key(request: Request) -> str:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
 
 
 def charge(request: Request, images: int) -> None:

@@ -24,6 +24,7 @@ from service.model import Model, log
 from service.page_headers import page_headers
 from service.problems import Problem
 from service.v2_routes import v2_routes
+from service.watch import Watch
 
 PAGE = Path(__file__).parent / "page" / "index.html"
 
@@ -36,7 +37,8 @@ def create_app(model: Model) -> Starlette:
 
     async def predict(request: Request) -> Response:
         async with model.admitted() as predictor:
-            images = await read_images(request, predictor.spec, settings, model.decoding)
+            with model.metrics.stage("decode"):
+                images = await read_images(request, predictor.spec, settings, model.decoding)
             charge(request, len(images))
             predictions = await model.predict(images)
         return JSONResponse(
@@ -48,6 +50,9 @@ def create_app(model: Model) -> Starlette:
 
     async def describe(_: Request) -> Response:
         return JSONResponse(model_details(model.name, model.get()))
+
+    async def metrics(_: Request) -> Response:
+        return Response(model.metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def page(_: Request) -> Response:
         return HTMLResponse(html, headers=headers)
@@ -62,6 +67,7 @@ def create_app(model: Model) -> Starlette:
 
     routes = [
         Route("/", page),
+        Route("/metrics", metrics),
         Route("/v1/predict", predict, methods=["POST"]),
         Route("/v1/model", describe),
         *v2_routes(model),
@@ -69,12 +75,15 @@ def create_app(model: Model) -> Starlette:
     return Starlette(
         # In a Mount, which matches every path: BentoML answers with its own pages what no route here matches.
         routes=[Mount("/", app=Router(routes, redirect_slashes=False))],
-        middleware=[Middleware(Door, settings=settings), Middleware(BodyLimit, max_body=settings.max_body)],
+        middleware=[
+            Middleware(Watch, metrics=model.metrics, log_all=settings.access_log),
+            Middleware(Door, settings=settings),
+            Middleware(BodyLimit, max_body=settings.max_body),
+        ],
         exception_handlers={
             Problem: _problem,
             HTTPException: _http_exception,
             ClientDisconnect: _client_gone,
-            Exception: _unexpected,
         },
         lifespan=lifespan,
     )
@@ -88,9 +97,9 @@ def _end_on_failure(starting: asyncio.Task[None]) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-async def _problem(_: Request, error: Exception) -> Response:
+async def _problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
-    return error.response()
+    return error.response(request.scope)
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
@@ -100,18 +109,13 @@ async def _http_exception(request: Request, error: Exception) -> Response:
         404: ("not_found", f"There is nothing at {where}."),
         405: ("method_not_allowed", f"{where} does not take {request.method}."),
     }.get(error.status_code, ("http_error", str(error.detail)))
-    response = Problem(error.status_code, code, message).response()
+    response = Problem(error.status_code, code, message).response(request.scope)
     response.headers.update(error.headers or {})
     return response
 
 
-async def _client_gone(_: Request, __: Exception) -> Response:
+async def _client_gone(request: Request, _: Exception) -> Response:
     # Nobody reads this; it keeps an upload that was given up from being logged as a failure of the server.
     return Problem(
         400, "client_disconnected", "The connection was closed before the request ended."
-    ).response()
-
-
-async def _unexpected(request: Request, error: Exception) -> Response:
-    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return Problem(500, "internal_error", "The server failed to answer; the cause is in its log.").response()
+    ).response(request.scope)

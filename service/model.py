@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ducat_serve.predictor import Predictions, Predictor
 from service.batcher import Batcher, DeadlineExceeded, Overloaded
+from service.metrics import Metrics
 from service.problems import Problem
 from service.settings import Settings
 
@@ -29,6 +30,7 @@ class Model:
         self.name = settings.model.stem
         self.predictor: Predictor | None = None
         self.batcher: Batcher | None = None
+        self.metrics = Metrics(lambda: self.batcher.rows if self.batcher else 0)
         self.requests = 0  # being read, decoded or predicted
         # A decoded 25-megapixel image takes hundreds of megabytes for a moment: two at a time, no more.
         self.decoding = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode")
@@ -47,7 +49,13 @@ class Model:
             log.warning("Serving on the CPU: %s", predictor.fallback_reason)
         log.info("Model %s is ready on %s", self.name, predictor.provider)
         self.predictor = predictor
-        self.batcher = Batcher(predictor, max_batch=settings.max_batch, max_queue=settings.max_queue)
+        self.metrics.loaded(self.name, predictor)
+        self.batcher = Batcher(
+            predictor,
+            max_batch=settings.max_batch,
+            max_queue=settings.max_queue,
+            observe=self.metrics.batch,
+        )
 
     async def stop(self) -> None:
         """Answer what is queued."""
@@ -87,4 +95,6 @@ class Model:
     async def predict(self, images: NDArray[np.uint8]) -> Predictions:
         """Predict through the batcher, inside `admitted`."""
         assert self.batcher is not None
-        return await self.batcher.predict(images, self.settings.deadline)
+        predictions = await self.batcher.predict(images, self.settings.deadline)
+        self.metrics.answered(self.name, predictions)
+        return predictions

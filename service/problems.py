@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from starlette.responses import JSONResponse
+from starlette.types import Scope
 
 
 class Problem(Exception):
@@ -21,8 +22,9 @@ class Problem(Exception):
         super().__init__(message)
         self.status, self.code, self.message, self.retry_after = status, code, message, retry_after
 
-    def response(self) -> JSONResponse:
-        """The HTTP response that says so."""
+    def response(self, scope: Scope) -> JSONResponse:
+        """The HTTP response that says so; the reason goes into the request's state, for metrics and logs."""
+        scope.setdefault("state", {})["reason"] = self.code
         headers = {"X-Content-Type-Options": "nosniff"}
         if self.retry_after is not None:
             headers["Retry-After"] = str(max(1, math.ceil(self.retry_after)))

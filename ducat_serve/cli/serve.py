@@ -72,6 +72,9 @@ from ducat_serve.output import Output
     type=click.IntRange(min=1),
     help="Images per day (UTC) and key; more get 429.  [default: no limit]",
 )
+@click.option(
+    "--access-log", is_flag=True, help="Log every request, not only those that were refused or failed."
+)
 @device_option
 @common
 def command(
@@ -88,6 +91,7 @@ def command(
     keys_file: Path | None,
     rate: float | None,
     daily_budget: int | None,
+    access_log: bool,
     device: str,
     json: bool,
 ) -> None:
@@ -113,6 +117,7 @@ def command(
         "keys_file": keys_file.resolve() if keys_file else None,
         "rate": rate,
         "daily_budget": daily_budget,
+        "access_log": access_log,
     }
     variables = {f"DUCAT_SERVE_{k.upper()}": str(v) for k, v in settings.items() if v is not None}
     _check(path, device, variables)

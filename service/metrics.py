@@ -1,0 +1,87 @@
+"""What Prometheus sees: outcomes, queue, batches, stages, and the dummy mass of every answer.
+
+All label sets are bounded: routes, status codes, error codes and stages are ours, never a client's text. The dummy mass
+is a signal of shifted or attacked inputs, not a defence by itself (docs/method.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from ducat_serve.predictor import Predictions, Predictor
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_MASS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+
+
+class Metrics:
+    """The service's metrics in a registry of their own: one process serves one model."""
+
+    def __init__(self, queue_rows: Callable[[], int]) -> None:
+        self._registry = CollectorRegistry()
+        self.requests = Counter(
+            "ducat_requests", "Requests by route and status.", ("route", "status"), registry=self._registry
+        )
+        self.rejects = Counter(
+            "ducat_rejects",
+            "Requests that were refused or failed, by error code.",
+            ("reason",),
+            registry=self._registry,
+        )
+        self.seconds = Histogram(
+            "ducat_request_seconds", "Whole requests.", ("route",), buckets=_SECONDS, registry=self._registry
+        )
+        self._stages = Histogram(
+            "ducat_stage_seconds",
+            "decode: reading and decoding a request's images; queue: waiting for a batch; infer: one batch.",
+            ("stage",),
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._batch_rows = Histogram(
+            "ducat_batch_rows", "Rows per batch.", buckets=_ROWS, registry=self._registry
+        )
+        self._dummy_mass = Histogram(
+            "ducat_dummy_mass", "Dummy mass of answers.", ("model",), buckets=_MASS, registry=self._registry
+        )
+        Gauge("ducat_queue_rows", "Rows waiting or running.", registry=self._registry).set_function(
+            queue_rows
+        )
+        self._model = Gauge(
+            "ducat_model_info", "The served model.", ("model", "digest", "provider"), registry=self._registry
+        )
+        self._queue, self._infer = self._stages.labels("queue"), self._stages.labels("infer")
+
+    def loaded(self, name: str, predictor: Predictor) -> None:
+        """A model is ready; it replaces the one before."""
+        self._model.clear()
+        self._model.labels(name, predictor.spec.weights_digest[:12], predictor.provider).set(1)
+
+    def batch(self, rows: int, waits: list[float], seconds: float) -> None:
+        """A batch was inferred: ``waits`` are the seconds that its requests were queued."""
+        self._batch_rows.observe(rows)
+        for wait in waits:
+            self._queue.observe(wait)
+        self._infer.observe(seconds)
+
+    def answered(self, name: str, predictions: Predictions) -> None:
+        """Predictions go out."""
+        histogram = self._dummy_mass.labels(name)
+        for mass in predictions.dummy_mass.tolist():
+            histogram.observe(mass)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage of a request that succeeds."""
+        started = time.perf_counter()
+        yield
+        self._stages.labels(name).observe(time.perf_counter() - started)
+
+    def text(self) -> bytes:
+        """The Prometheus text format, version 0.0.4."""
+        return generate_latest(self._registry)

@@ -1,0 +1,91 @@
+"""The outermost ASGI middleware: request ids and metrics, a JSON line and a 500 for what went wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import secrets
+import time
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.metrics import Metrics
+from service.problems import Problem
+
+log = logging.getLogger("ducat_serve.service")
+access_log = logging.getLogger("ducat_serve.access")
+access_log.setLevel(logging.INFO)
+_ROUTES = {"/v1/predict": "predict", "/v1/model": "model", "/": "page", "/metrics": "metrics"}
+# What a client may choose as its request id; anything else could forge lines of the log.
+_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+
+class Watch:
+    """Puts `X-Request-Id` (the client's own if it is harmless) on every answer and counts it.
+
+    Answers of 400 and above are logged, all of them with ``log_all``.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, log_all: bool) -> None:
+        self.app, self.metrics, self.log_all = app, metrics, log_all
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 0
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id.decode()
+
+        async def marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, marked)
+        except Exception as error:
+            log.error("%s %s failed", scope["method"], scope["path"][:200], exc_info=error)
+            if status:
+                raise  # the answer has begun; cutting the connection is all that is left
+            failure = Problem(500, "internal_error", "The server failed to answer; the cause is in its log.")
+            await failure.response(scope)(scope, receive, marked)
+        finally:
+            route = route_of(scope["path"])
+            seconds = time.perf_counter() - started
+            self.metrics.requests.labels(route, str(status)).inc()
+            self.metrics.seconds.labels(route).observe(seconds)
+            if reason := scope["state"].get("reason"):
+                self.metrics.rejects.labels(reason).inc()
+            if self.log_all or status >= 400 or status == 0:
+                self._log(scope, request_id, status, seconds)
+
+    def _log(self, scope: Scope, request_id: bytes, status: int, seconds: float) -> None:
+        client = scope.get("client")
+        state = scope.get("state", {})
+        line = {
+            "request_id": request_id.decode(),
+            "method": scope["method"],
+            "path": scope["path"][:200],
+            "status": status,
+            "seconds": round(seconds, 5),
+            "client": client[0] if client else None,
+            "key": state.get("key"),
+            "reason": state.get("reason"),
+        }
+        access_log.info("%s", json.dumps({name: value for name, value in line.items() if value is not None}))
+
+
+def route_of(path: str) -> str:
+    """A name for metrics; never the path itself, of which a client could make any number."""
+    if path.startswith("/v2"):
+        return "infer" if path.endswith("/infer") else "v2"
+    return _ROUTES.get(path, "other")
+
+
+def _request_id(scope: Scope) -> bytes:
+    given: bytes = dict(scope["headers"]).get(b"x-request-id", b"")
+    return given if _ID.fullmatch(given) else secrets.token_hex(8).encode()
