@@ -71,6 +71,7 @@ EXTRAS = {
     "onnx": "export",
     "onnxruntime": "cpu",
     "onnxscript": "export",
+    "prometheus_client": "serve",
     "pyautoattack": "train",
     "sklearn": "train",
     "tensorboardX": "train",
