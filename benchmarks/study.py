@@ -57,12 +57,10 @@ class Study:
 
 
 def digits() -> Study:
+    # A smaller ball and learning rate than the recipe's: with those, MART learns nothing in so few epochs.
+    common = ("--dataset", "digits", "--eps", "0.1", "--lr", "0.03", "--epochs", "20")
     rows = [
-        Row(
-            (method, mode),
-            seed,
-            ("--dataset", "digits", "--epochs", "30", "--method", method, "--ducat", mode),
-        )
+        Row((method, mode), seed, (*common, "--method", method, "--ducat", mode))
         for seed in range(3)
         for method in METHODS
         for mode in MODES

@@ -66,7 +66,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
 EXTRAS = {
     "bentoml": "serve",
     "filelock": "train",
-    "httpx": "serve",
+    "httpx": "client",
     "matplotlib": "train",
     "onnx": "export",
     "onnxruntime": "cpu",

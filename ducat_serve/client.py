@@ -1,0 +1,191 @@
+"""A client for `ducat serve`, synchronous and asynchronous, that waits when the server asks it to.
+
+>>> with Client("http://127.0.0.1:3000", key="...") as client:
+...     client.predict("photo.jpg", "other.png")
+[{"label": "cat", "class_id": 3, "confidence": 0.9, "top_k": [...], "dummy_mass": 0.01}, {...}]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import time
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+
+from ducat_serve.errors import DataError, DucatError
+
+Image = str | Path | bytes
+_RETRIED = (429, 503)
+_FIRST_WAIT = 0.5  # seconds; doubled with each retry where the server names no time
+
+
+class ServerError(DucatError):
+    """The server refused or failed; ``status`` and ``code`` are those of its answer."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(f"{message} ({status} {code})")
+        self.status, self.code = status, code
+
+
+class _Base:
+    """What both clients share: how a request is made, when it is sent again, what an answer means."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str | None = None,
+        timeout: float = 30.0,
+        retries: int = 3,
+        max_wait: float = 30.0,
+    ) -> None:
+        """
+        Args:
+            url: of the server, such as http://127.0.0.1:3000.
+            key: API key, where the server asks for one.
+            timeout: seconds for one attempt.
+            retries: how often a request is sent again after 429, 503 or a lost connection.
+            max_wait: seconds; where the server asks for a longer pause (a budget that is spent), it is an error.
+        """
+        self._retries, self._max_wait = retries, max_wait
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        # No proxy and no credentials from the environment: the URL says where images go.
+        self._options: dict[str, Any] = {
+            "base_url": url,
+            "headers": headers,
+            "timeout": timeout,
+            "trust_env": False,
+        }
+
+    def _pause(self, attempt: int, response: httpx.Response | None) -> float | None:
+        """Seconds until the next attempt; None where there is to be none."""
+        if attempt >= self._retries or (response is not None and response.status_code not in _RETRIED):
+            return None
+        asked = response.headers.get("Retry-After", "") if response is not None else ""
+        wait = float(asked) if asked.isdigit() else _FIRST_WAIT * 2**attempt
+        return wait if wait <= self._max_wait else None
+
+
+class Client(_Base):
+    """Ask a server; use it as a context manager, from one thread at a time."""
+
+    def __enter__(self) -> Self:
+        self._http = httpx.Client(**self._options)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def predict(self, *images: Image) -> list[dict[str, Any]]:
+        """Predict image files, given as paths or as their bytes; one answer each.
+
+        Raises:
+            DataError: a file cannot be read. ServerError: the server refused. DucatError: it cannot be reached.
+        """
+        return _predictions(self._send("POST", "/v1/predict", files=_files(images)))
+
+    def predict_array(self, images: NDArray[np.uint8]) -> list[dict[str, Any]]:
+        """Predict uint8 images [N, H, W, channels] of exactly the model's size. Raises as `predict`."""
+        return _predictions(self._send("POST", "/v1/predict", **_array(images)))
+
+    def model(self) -> dict[str, Any]:
+        """What is served, and what was measured on it: `GET /v1/model`. Raises as `predict`."""
+        return _document(self._send("GET", "/v1/model"))
+
+    def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
+        attempt = 0
+        while True:
+            try:
+                response, lost = self._http.request(method, path, **content), None
+            except httpx.TransportError as error:
+                response, lost = None, error
+            pause = None if response is not None and response.is_success else self._pause(attempt, response)
+            if pause is None:
+                return _checked(response, lost)
+            time.sleep(pause)
+            attempt += 1
+
+
+class AsyncClient(_Base):
+    """`Client` for asyncio: `async with AsyncClient(url) as client: await client.predict(...)`."""
+
+    async def __aenter__(self) -> Self:
+        self._http = httpx.AsyncClient(**self._options)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.aclose()
+
+    async def predict(self, *images: Image) -> list[dict[str, Any]]:
+        """As `Client.predict`."""
+        return _predictions(await self._send("POST", "/v1/predict", files=_files(images)))
+
+    async def predict_array(self, images: NDArray[np.uint8]) -> list[dict[str, Any]]:
+        """As `Client.predict_array`."""
+        return _predictions(await self._send("POST", "/v1/predict", **_array(images)))
+
+    async def model(self) -> dict[str, Any]:
+        """As `Client.model`."""
+        return _document(await self._send("GET", "/v1/model"))
+
+    async def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
+        attempt = 0
+        while True:
+            try:
+                response, lost = await self._http.request(method, path, **content), None
+            except httpx.TransportError as error:
+                response, lost = None, error
+            pause = None if response is not None and response.is_success else self._pause(attempt, response)
+            if pause is None:
+                return _checked(response, lost)
+            await asyncio.sleep(pause)
+            attempt += 1
+
+
+def _files(images: tuple[Image, ...]) -> list[tuple[str, tuple[str, bytes]]]:
+    return [("image", (f"{number}", _bytes(image))) for number, image in enumerate(images)]
+
+
+def _bytes(image: Image) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    try:
+        return Path(image).read_bytes()
+    except OSError as error:
+        raise DataError(f"Cannot read {image}: {error.strerror}.") from error
+
+
+def _array(images: NDArray[np.uint8]) -> dict[str, Any]:
+    file = io.BytesIO()
+    np.lib.format.write_array(file, np.ascontiguousarray(images), allow_pickle=False)
+    return {"content": file.getvalue(), "headers": {"Content-Type": "application/x-npy"}}
+
+
+def _checked(response: httpx.Response | None, lost: httpx.TransportError | None) -> httpx.Response:
+    if response is None:
+        raise DucatError(
+            f"The server cannot be reached: {lost or type(lost).__name__}.", "ducat serve model.onnx"
+        )
+    if response.is_success:
+        return response
+    try:
+        error = response.json()["error"]
+        code, message = str(error["code"]), str(error["message"])
+    except (ValueError, KeyError, TypeError):
+        code, message = "http_error", "The server answered without saying why"
+    raise ServerError(response.status_code, code, message)
+
+
+def _document(response: httpx.Response) -> dict[str, Any]:
+    document: dict[str, Any] = response.json()
+    return document
+
+
+def _predictions(response: httpx.Response) -> list[dict[str, Any]]:
+    predictions: list[dict[str, Any]] = response.json()["predictions"]
+    return predictions
