@@ -40,7 +40,7 @@ def create_app(model: Model) -> Starlette:
             with model.metrics.stage("decode"):
                 images = await read_images(request, predictor.spec, settings, model.decoding)
             charge(request, len(images))
-            predictions = await model.predict(images)
+            predictions = await model.predict(images, request)
         return JSONResponse(
             {
                 "model": model_summary(model.name, predictor),

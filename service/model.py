@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from starlette.requests import ClientDisconnect, Request
 
 from ducat_serve.predictor import Predictions, Predictor
 from service.batcher import Batcher, DeadlineExceeded, Overloaded
@@ -92,9 +94,33 @@ class Model:
         finally:
             self.requests -= 1
 
-    async def predict(self, images: NDArray[np.uint8]) -> Predictions:
-        """Predict through the batcher, inside `admitted`."""
+    async def predict(self, images: NDArray[np.uint8], request: Request) -> Predictions:
+        """Predict through the batcher, inside `admitted`.
+
+        Raises ClientDisconnect where the client leaves while there is a queue; its place is free again.
+        """
         assert self.batcher is not None
-        predictions = await self.batcher.predict(images, self.settings.deadline)
+        waiting = self.batcher.predict(images, self.settings.deadline)
+        if self.batcher.rows > self.settings.max_batch:  # not in the next batch: long enough to look
+            predictions = await _unless_gone(request, waiting)
+        else:
+            predictions = await waiting
         self.metrics.answered(self.name, predictions)
         return predictions
+
+
+async def _unless_gone(request: Request, answer: Coroutine[Any, Any, Predictions]) -> Predictions:
+    answering, leaving = asyncio.ensure_future(answer), asyncio.ensure_future(_disconnect(request))
+    try:
+        await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not answering.done():
+            raise ClientDisconnect
+        return await answering
+    finally:
+        answering.cancel()
+        leaving.cancel()
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

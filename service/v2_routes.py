@@ -58,7 +58,7 @@ def v2_routes(model: Model) -> list[Route]:
                 settings.max_images,
             )
             charge(request, len(asked.images))
-            predictions = await model.predict(asked.images)
+            predictions = await model.predict(asked.images, request)
         return open_inference.write_response(model.name, asked, predictions)
 
     named = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")

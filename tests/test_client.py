@@ -30,8 +30,14 @@ from tests.test_service_life import FakeModel
 @contextmanager
 def serving(predictor: Predictor, **settings: Any) -> Iterator[str]:
     """The real application behind a real socket."""
+    with serving_model(FakeModel(predictor, **settings)) as url:
+        yield url
+
+
+@contextmanager
+def serving_model(model: FakeModel) -> Iterator[str]:
     port = free_port()
-    app = create_app(FakeModel(predictor, **settings))
+    app = create_app(model)
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -158,3 +164,33 @@ def test_a_server_that_is_not_there(ask: Ask) -> None:
 def test_both_are_public_and_loaded_when_asked_for() -> None:
     assert ducat_serve.Client is Client
     assert ducat_serve.AsyncClient is AsyncClient
+
+
+def test_clients_that_leave_free_their_places_and_are_never_inferred(predictor: Predictor) -> None:
+    model = FakeModel(predictor, max_batch=1, max_queue=100)
+    inferred: list[int] = []
+    infer = model.infer
+    model.infer = lambda images: inferred.append(len(images)) or infer(images)  # type: ignore[func-returns-value, method-assign]
+    model.gate.clear()
+    with serving_model(model) as url:
+        running = threading.Thread(target=sync_ask, args=(url, "predict", GOOD))
+        running.start()
+        assert model.started.wait(30)
+
+        async def leave() -> None:
+            async with AsyncClient(url, retries=0) as client:
+                asks = [asyncio.ensure_future(client.predict(GOOD)) for _ in range(20)]
+                while model.batcher is None or model.batcher.rows < 21:
+                    await asyncio.sleep(0.01)
+                for ask in asks:
+                    ask.cancel()
+                await asyncio.gather(*asks, return_exceptions=True)
+
+        asyncio.run(leave())
+        assert model.batcher is not None
+        batcher = model.batcher
+        until(lambda: batcher.rows == 1 and model.requests == 1)
+        model.gate.set()
+        running.join()
+        assert len(sync_ask(url, "predict", GOOD)) == 1
+    assert len(inferred) == 3, "the one that ran, at most one that was next, and the one that came after"
