@@ -4,29 +4,30 @@
     python benchmarks/study.py digits
 
 Interrupted, it goes on where it was when started again: a run that trained is resumed or left alone, one that
-carries a report is not evaluated again. Runs go to runs/STUDY/; results/study-STUDY.md and .png are written anew
-after each of them.
+carries a report is not evaluated again, one whose numbers are in results/study-STUDY.json is not run at all. Runs go to
+runs/STUDY/; results/study-STUDY.json, .md and .png are written anew after each of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from ducat_serve.checkpoint import read_spec
 from ducat_serve.pixels import format_size
-from ducat_serve.report import RobustnessReport
 
-Groups = dict[tuple[str, ...], list[RobustnessReport]]
+Numbers = dict[str, Any]  # of one row, as they are in the JSON file
+Groups = dict[tuple[str, ...], list[Numbers]]
 
 METHODS = ("pgd-at", "trades", "mart", "consistency")
 MODES = ("off", "paper", "folded")
@@ -137,25 +138,40 @@ def run(row: Row, study: Study, folder: Path) -> None:
         ducat("evaluate", str(path), *study.evaluate)
 
 
-def reports(study: Study, folder: Path) -> Iterator[tuple[Row, RobustnessReport]]:
-    for row in study.rows:
-        model = folder / row.name / "model.safetensors"
-        report = read_spec(model).robustness if model.exists() else None
-        if report is not None:
-            yield row, report
+def numbers(row: Row, study: Study, folder: Path) -> Numbers:
+    """What the report of a row's model says, and how it came about."""
+    spec = read_spec(folder / row.name / "model.safetensors")
+    report = spec.robustness
+    assert report is not None
+    return {
+        "group": list(row.group),
+        "seed": row.seed,
+        "train": list(row.train),
+        "evaluate": list(study.evaluate),
+        "clean": report.clean_accuracy,
+        "worst_case": report.worst_case_accuracy,
+        "worst_case_interval": list(report.worst_case_interval),
+        "legacy": report.legacy_2c_accuracy,
+        "failed_checks": list(report.failed_checks),
+        "data": f"{report.dataset}, {report.examples} test images",
+        "threat_model": f"{report.norm} {format_size(report.eps)}",
+        "weights_digest": spec.weights_digest,
+    }
 
 
 def table(study: Study, groups: Groups) -> str:
-    """Markdown: mean and standard deviation over seeds, in per cent."""
+    """Markdown, in per cent: mean and standard deviation over seeds, or one seed and its 95 % interval."""
     head = (*study.columns, "seeds", "clean", "worst case", "legacy 2C*")
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for group, found in groups.items():
+        low, high = (100 * end for end in found[0]["worst_case_interval"])
+        interval = f" ({low:.1f} to {high:.1f})" if len(found) == 1 else ""
         cells = (
             *(f"`{name}`" if name else "" for name in group),
             str(len(found)),
-            spread([r.clean_accuracy for r in found]),
-            spread([r.worst_case_accuracy for r in found]),
-            spread([r.legacy_2c_accuracy for r in found if r.legacy_2c_accuracy is not None]),
+            spread([n["clean"] for n in found]),
+            spread([n["worst_case"] for n in found]) + interval,
+            spread([n["legacy"] for n in found if n["legacy"] is not None]),
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -169,58 +185,48 @@ def spread(values: list[float]) -> str:
 
 
 def plot(groups: Groups, path: Path) -> None:
-    """One line per group: every seed's worst case, their mean, and the legacy accuracy beside it."""
-    figure = Figure(figsize=(7.5, 1.2 + 0.32 * len(groups)), layout="constrained")
+    """One line per group: every seed's worst case with its 95 % interval, and the legacy accuracy beside it."""
+    figure = Figure(figsize=(7.5, 1.6 + 0.42 * len(groups)), layout="constrained")
     axes = figure.add_subplot()
     for line, found in enumerate(groups.values()):
-        worst = [100 * r.worst_case_accuracy for r in found]
-        legacy = [100 * r.legacy_2c_accuracy for r in found if r.legacy_2c_accuracy is not None]
-        first = line == 0
-        axes.plot(
-            worst,
-            [line] * len(worst),
-            "o",
-            color="tab:blue",
-            label="worst case, each seed" if first else None,
-        )
-        axes.plot(
-            statistics.fmean(worst), line, "|", color="black", markersize=16, label="mean" if first else None
-        )
-        axes.plot(
-            legacy or [float("nan")],
-            [line] * max(1, len(legacy)),
-            "o",
-            color="tab:orange",
-            fillstyle="none",
-            label="legacy 2C (non-adaptive, no claim)" if first else None,
-        )
+        for place, n in enumerate(found):
+            height = line + 0.18 * (place - (len(found) - 1) / 2)
+            worst, (low, high) = 100 * n["worst_case"], (100 * end for end in n["worst_case_interval"])
+            label = "worst case, each seed, 95 % interval" if (line, place) == (0, 0) else None
+            spread_of_one = [[worst - low], [high - worst]]
+            axes.errorbar([worst], [height], xerr=spread_of_one, fmt="o", ms=4, color="tab:blue", label=label)
+            if n["legacy"] is not None:
+                axes.plot(100 * n["legacy"], height, "x", ms=5, color="tab:orange")
+    axes.plot([], [], "x", color="tab:orange", label="legacy 2C (non-adaptive, not a robustness claim)")
     axes.set_yticks(range(len(groups)), [" ".join(filter(None, group)) for group in groups])
     axes.invert_yaxis()
+    axes.set_xlim(0, 100)
     axes.set_xlabel("accuracy under attack, %")
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(
-        loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.45 / len(groups) + 0.06), ncols=3, fontsize="small"
-    )
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
     figure.savefig(path, dpi=120)
 
 
-def write(name: str, study: Study, folder: Path, results: Path) -> None:
-    """The study as it stands: table, plot, and every command."""
+def write(name: str, study: Study, done: dict[str, Numbers], results: Path) -> None:
+    """The study as it stands: every row's numbers, a table, a plot, and the command."""
+    results.mkdir(exist_ok=True)
+    ordered = {row.name: done[row.name] for row in study.rows if row.name in done}
+    (results / f"study-{name}.json").write_text(json.dumps(ordered, indent=1, sort_keys=True) + "\n")
     groups: Groups = defaultdict(list)
-    for row, report in reports(study, folder):
-        groups[row.group].append(report)
+    for row in study.rows:
+        if row.name in done:
+            groups[row.group].append(done[row.name])
     if not groups:
         return
-    one = next(iter(groups.values()))[0]
-    done = sum(len(found) for found in groups.values())
-    commands = [f"ducat train {' '.join(row.train)} ..." for row in (*study.bases, study.rows[0])]
-    results.mkdir(exist_ok=True)
     plot(groups, results / f"study-{name}.png")
+    one = next(iter(ordered.values()))
+    commands = [f"ducat train {' '.join(row.train)} ..." for row in (*study.bases, study.rows[0])]
     text = f"""# Study: {name}
 
-Written by the command below; what it means is said in docs/method.md. {done} of {len(study.rows)} rows.
-Data: {one.dataset}, {one.examples} test images. Threat model: {one.norm} {format_size(one.eps)}. Standard suite,
-float32, on the deployed function. In per cent; mean ± standard deviation over seeds where there are several.
+Written by the command below; what it means is said in docs/method.md. {len(ordered)} of {len(study.rows)} rows.
+Data: {one["data"]}. Threat model: {one["threat_model"]}. Standard suite, float32, on the deployed function.
+In per cent; mean ± standard deviation over seeds, or one seed and its 95 % interval. Machine: 2 x86-64 cores with
+AMX, no GPU.
 
     export OMP_NUM_THREADS=1
     python benchmarks/study.py {name}
@@ -231,9 +237,18 @@ float32, on the deployed function. In per cent; mean ± standard deviation over 
 
 ![Worst case of every row](study-{name}.png)
 
-The first of its commands: `{"`, `".join(commands)}`.
+Every row's numbers, commands and weights digest: study-{name}.json. The first of its commands:
+`{"`, `".join(commands)}`.
 """
     (results / f"study-{name}.md").write_text(text)
+
+
+def recorded(name: str, study: Study, results: Path) -> dict[str, Numbers]:
+    """Rows that were measured before, by these very commands."""
+    file = results / f"study-{name}.json"
+    found: dict[str, Numbers] = json.loads(file.read_text()) if file.exists() else {}
+    commands = {row.name: (list(row.train), list(study.evaluate)) for row in study.rows}
+    return {key: n for key, n in found.items() if commands.get(key) == (n["train"], n["evaluate"])}
 
 
 def main() -> None:
@@ -241,13 +256,21 @@ def main() -> None:
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--results", type=Path, default=Path("results"))
-    parser.add_argument("--only-write", action="store_true", help="train nothing")
+    parser.add_argument(
+        "--only-write", action="store_true", help="train nothing; take the runs that are there"
+    )
     given = parser.parse_args()
     study, folder = STUDIES[given.study](), given.runs / given.study
-    for row in () if given.only_write else (*study.bases, *study.rows):
-        run(row, study, folder)
-        write(given.study, study, folder, given.results)
-    write(given.study, study, folder, given.results)
+    done = recorded(given.study, study, given.results)
+    missing = [row for row in study.rows if row.name not in done]
+    write(given.study, study, done, given.results)
+    for row in (*study.bases, *missing) if missing else ():
+        if not given.only_write:
+            run(row, study, folder)
+        model = folder / row.name / "model.safetensors"
+        if row not in study.bases and model.exists() and read_spec(model).robustness is not None:
+            done[row.name] = numbers(row, study, folder)
+            write(given.study, study, done, given.results)
 
 
 if __name__ == "__main__":
