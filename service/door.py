@@ -12,7 +12,7 @@ from service.limits import Allowance
 from service.problems import Problem
 from service.settings import Settings
 
-FOR_ADMINS = ("/metrics",)
+FOR_ADMINS = ("/metrics", "/admin/")
 GUARDED = ("/v1/", "/v2/models/", *FOR_ADMINS)
 EVERYONE = "everyone"
 
@@ -33,7 +33,7 @@ class Door:
         if scope["type"] == "http" and scope["path"].startswith(GUARDED):
             request = Request(scope)
             try:
-                if scope["path"] in FOR_ADMINS:
+                if scope["path"].startswith(FOR_ADMINS):
                     self._require_admin(request)
                     await self.app(scope, receive, send)
                     return
@@ -60,8 +60,10 @@ class Door:
         return name
 
     def _require_admin(self, request: Request) -> None:
-        """Without an admin key the metrics are open, as Prometheus expects them."""
+        """Without an admin key the metrics are open, as Prometheus expects them, and nothing else is there."""
         wanted = self._settings.admin_key
+        if wanted is None and request.url.path != "/metrics":
+            raise Problem(404, "not_found", "There is nothing here; the server has no admin key.")
         if wanted is not None and not hmac.compare_digest(_key(request).encode(), wanted.encode()):
             raise Problem(401, "unauthorized", "Send the admin key as 'Authorization: Bearer KEY'.")
 

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route, Router
 
-from service.answers import model_details, model_summary
+from service.answers import model_details
 from service.body_limit import BodyLimit
 from service.door import Door, charge
 from service.inputs import read_images
@@ -36,20 +36,25 @@ def create_app(model: Model) -> Starlette:
     headers = page_headers(html)
 
     async def predict(request: Request) -> Response:
-        async with model.admitted() as predictor:
+        async with model.admitted() as served:
+            spec = served.predictor.spec
             with model.metrics.stage("decode"):
-                images = await read_images(request, predictor.spec, settings, model.decoding)
+                images = await read_images(request, spec, settings, model.decoding)
             charge(request, len(images))
-            predictions = await model.predict(images, request)
+            predictions = await model.predict(served, images, request)
         return JSONResponse(
             {
-                "model": model_summary(model.name, predictor),
-                "predictions": predictions.to_json(predictor.spec.labels, settings.top_k),
+                "model": served.summary,
+                "predictions": predictions.to_json(spec.labels, settings.top_k),
             }
         )
 
     async def describe(_: Request) -> Response:
-        return JSONResponse(model_details(model.name, model.get()))
+        return JSONResponse(model_details(model.name, model.get().predictor))
+
+    async def reload(_: Request) -> Response:
+        served = await model.reload()
+        return JSONResponse({"model": served.summary})
 
     async def metrics(_: Request) -> Response:
         return Response(model.metrics.text(), media_type="text/plain; version=0.0.4")
@@ -68,6 +73,7 @@ def create_app(model: Model) -> Starlette:
     routes = [
         Route("/", page),
         Route("/metrics", metrics),
+        Route("/admin/reload", reload, methods=["POST"]),
         Route("/v1/predict", predict, methods=["POST"]),
         Route("/v1/model", describe),
         *v2_routes(model),

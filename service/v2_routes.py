@@ -38,7 +38,7 @@ def v2_routes(model: Model) -> list[Route]:
 
     async def metadata(request: Request) -> Response:
         require_named(request)
-        return JSONResponse(open_inference.model_metadata(model.name, model.get().spec))
+        return JSONResponse(open_inference.model_metadata(model.name, model.get().predictor.spec))
 
     async def model_ready(request: Request) -> Response:
         require_named(request)
@@ -47,18 +47,18 @@ def v2_routes(model: Model) -> list[Route]:
 
     async def infer(request: Request) -> Response:
         require_named(request)
-        async with model.admitted() as predictor:
+        async with model.admitted() as served:
             body = await request.body()
             asked = await asyncio.get_running_loop().run_in_executor(
                 model.decoding,
                 open_inference.read_request,
                 body,
                 request.headers.get(open_inference.JSON_LENGTH),
-                predictor.spec,
+                served.predictor.spec,
                 settings.max_images,
             )
             charge(request, len(asked.images))
-            predictions = await model.predict(asked.images, request)
+            predictions = await model.predict(served, asked.images, request)
         return open_inference.write_response(model.name, asked, predictions)
 
     named = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")

@@ -180,15 +180,14 @@ def test_clients_that_leave_free_their_places_and_are_never_inferred(predictor: 
         async def leave() -> None:
             async with AsyncClient(url, retries=0) as client:
                 asks = [asyncio.ensure_future(client.predict(GOOD)) for _ in range(20)]
-                while model.batcher is None or model.batcher.rows < 21:
+                while model.get().batcher.rows < 21:
                     await asyncio.sleep(0.01)
                 for ask in asks:
                     ask.cancel()
                 await asyncio.gather(*asks, return_exceptions=True)
 
         asyncio.run(leave())
-        assert model.batcher is not None
-        batcher = model.batcher
+        batcher = model.get().batcher
         until(lambda: batcher.rows == 1 and model.requests == 1)
         model.gate.set()
         running.join()

@@ -20,7 +20,6 @@ from starlette.testclient import TestClient
 from ducat_serve.errors import UsageError
 from ducat_serve.images import decode
 from ducat_serve.predictor import Predictions, Predictor
-from service.batcher import Batcher
 from service.http import create_app
 from service.model import Model
 from service.settings import Settings
@@ -48,10 +47,7 @@ class FakeModel(Model):
         self.failure: Exception | None = None
 
     async def start(self) -> None:
-        self.predictor = self.real
-        self.batcher = Batcher(
-            self.infer, max_batch=self.settings.max_batch, max_queue=self.settings.max_queue
-        )
+        self.serve(self.real, self.infer)
 
     def infer(self, images: NDArray[np.uint8]) -> Predictions:
         self.started.set()
@@ -182,7 +178,7 @@ def test_stopping_answers_what_is_queued(predictor: Predictor) -> None:
         app = create_app(model)
         async with app.router.lifespan_context(app):
             await asyncio.sleep(0)  # lets the model start
-            request = asyncio.create_task(model.predict(DIGITS[:1]))
+            request = asyncio.create_task(model.get().batcher.predict(DIGITS[:1], WAIT))
             assert await asyncio.to_thread(model.started.wait, WAIT)
             asyncio.get_running_loop().call_later(0.05, model.gate.set)
         assert request.done()

@@ -12,7 +12,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from ducat_serve.predictor import Predictor
-from service.batcher import Batcher
 from service.http import create_app
 from service.watch import route_of
 from tests.http_client import DIGITS, GOOD, assert_problem, encode, is_ready, predictions, send, until
@@ -54,13 +53,6 @@ def test_queue_and_batches_are_seen_while_they_happen(predictor: Predictor) -> N
     from concurrent.futures import ThreadPoolExecutor
 
     model = FakeModel(predictor)
-
-    async def start() -> None:
-        model.predictor = predictor
-        model.metrics.loaded(model.name, predictor)
-        model.batcher = Batcher(model.infer, max_batch=32, max_queue=512, observe=model.metrics.batch)
-
-    model.start = start  # type: ignore[method-assign]
     with TestClient(create_app(model)) as client, ThreadPoolExecutor(4) as threads:
         until(lambda: is_ready(client))
         model.gate.clear()
