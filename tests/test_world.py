@@ -17,7 +17,10 @@ import torch
 from torch import nn
 
 from ducat_serve.checkpoint import read_checkpoint
+from training.launch import _first_failure
 from training.world import World
+
+_END = "import os; c = {}; os.kill(os.getpid(), -c) if c < 0 else os._exit(c)"
 
 DUCAT = [sys.executable, "-P", "-m", "ducat_serve", "train"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -239,6 +242,27 @@ def test_errors_of_all_processes_are_told_once_with_their_exit_code(tmp_path: Pa
     assert done.returncode == 2
     assert "BatchNorm needs 2 images in each" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("codes", "cause"),
+    [
+        ([2, -6], 0),
+        ([-6, 2], 1),
+        ([1, -9], 1),
+        ([-9, 1], 0),
+        ([1, -6], 0),
+        ([143, 143], 0),
+        ([0, 1], 1),
+        ([0, 0], None),
+    ],
+)
+def test_which_failure_is_the_cause(codes: list[int], cause: int | None) -> None:
+    """-6 is what a process does that loses its connections, -9 what is done to one."""
+    ended = [subprocess.Popen([sys.executable, "-c", _END.format(code)]) for code in codes]
+    for process in ended:
+        process.wait()
+    assert _first_failure(ended) == cause
 
 
 def test_torchrun_starts_it_too(tmp_path: Path) -> None:

@@ -99,9 +99,20 @@ def _wait(processes: list[subprocess.Popen[bytes]], stop: StopSignal) -> int | N
 
 def _first_failure(processes: list[subprocess.Popen[bytes]]) -> int | None:
     ended = [rank for rank, process in enumerate(processes) if process.poll() not in (None, 0)]
-    # A process that was killed is the cause of what the others say.
-    killed = [rank for rank in ended if processes[rank].returncode < 0]
-    return next(iter(killed or ended), None)
+    return min(ended, key=lambda rank: _blame(processes[rank].returncode), default=None)
+
+
+def _blame(code: int) -> int:
+    """Which of several failures is the cause of the others: the lowest.
+
+    A usage error or an interruption says so itself. A process that was killed makes the others exit with 1, and one
+    that exits may make the others abort, since they lose their connections.
+    """
+    if code > 1:
+        return 0
+    if code < 0 and code != -signal.SIGABRT:
+        return 1
+    return 2 if code == 1 else 3
 
 
 def _free_port() -> int:

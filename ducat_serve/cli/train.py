@@ -99,26 +99,28 @@ def command(
     world = World.join(torch_device)
     if not world.is_first:
         output = Output(silent=True)
-    initial = None
-    if resume is not None:
-        folder = RunFolder(resume)
-        config, stored_data_dir = folder.read()
-        data_dir = data_dir or stored_data_dir
-        start_only = {"--out": out, "--recipe": recipe, "--initial-checkpoint": initial_checkpoint}
-        _refuse_changes(config.model_dump(), given, start_only, resume)
-    else:
-        initial = _initial(initial_checkpoint)
-        config = _resolve(recipe, given, torch_device, initial)
-        folder = RunFolder(out or Path("runs") / _run_name(config))
-    dataset = _load(config, data_dir, offline, output, world)
-    if initial is not None:
-        initial.require_fit(config, dataset)
-    trainer = Trainer(config, dataset, folder, torch_device, output, initial=initial, world=world)
-    if dry_run:
-        _estimate(trainer, output)
-    else:
-        _train(trainer, data_dir, output, resumed=resume is not None)
-    world.leave()
+    try:
+        initial = None
+        if resume is not None:
+            folder = RunFolder(resume)
+            config, stored_data_dir = folder.read()
+            data_dir = data_dir or stored_data_dir
+            start_only = {"--out": out, "--recipe": recipe, "--initial-checkpoint": initial_checkpoint}
+            _refuse_changes(config.model_dump(), given, start_only, resume)
+        else:
+            initial = _initial(initial_checkpoint)
+            config = _resolve(recipe, given, torch_device, initial)
+            folder = RunFolder(out or Path("runs") / _run_name(config))
+        dataset = _load(config, data_dir, offline, output, world)
+        if initial is not None:
+            initial.require_fit(config, dataset)
+        trainer = Trainer(config, dataset, folder, torch_device, output, initial=initial, world=world)
+        if dry_run:
+            _estimate(trainer, output)
+        else:
+            _train(trainer, data_dir, output, resumed=resume is not None)
+    finally:
+        world.leave()
     return 0
 
 
