@@ -17,7 +17,7 @@ from ducat_serve.cli.main import run
 from ducat_serve.deployed import load
 from ducat_serve.errors import DucatError
 from ducat_serve.recovery import fold_logits, folded_log_posterior, widen_head
-from tests.test_trainer import assert_same_run, rows, trainer
+from tests.test_trainer import assert_same_run, rows, run_until, trainer
 from training.attacks.n_fgsm import noisy, step_once
 from training.signals import StopSignal
 from training.symptoms import is_catastrophic, is_spike
@@ -90,18 +90,7 @@ def test_the_guard_falls_back_to_pgd_says_so_and_survives_resumption(
     whole.run(StopSignal())
     assert len(seen) == 2 * 5, "epochs 3 and 4"
     assert "From epoch 3 on the inner attack is PGD-1" in capsys.readouterr().err
-    first, stop = trainer(tmp_path / "run", **changes), StopSignal()
-    count = iter(range(100))
-    step_of = first.train_step
-
-    def stopping(*arguments: Any) -> Tensor:
-        if next(count) == 12:
-            stop.received = signal.SIGTERM
-        return step_of(*arguments)
-
-    first.train_step = stopping  # type: ignore[method-assign]
-    with pytest.raises(DucatError, match="Interrupted"):
-        first.run(stop)
+    run_until(trainer(tmp_path / "run", **changes), 13)
     second = trainer(tmp_path / "run", **changes)
     second.resume()
     assert second.state.fell_back
@@ -129,17 +118,7 @@ def test_averaged_weights_are_what_is_kept_and_resume_exactly(tmp_path: Path) ->
     kept = torch.from_numpy(read_checkpoint(tmp_path / "whole" / "last.safetensors")[1]["fc.weight"].copy())
     torch.testing.assert_close(kept.double(), literal, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(kept, history[-1], atol=1e-4)
-    first, stop = trainer(tmp_path / "run", **changes), StopSignal()
-    count, step_of = iter(range(100)), first.train_step
-
-    def stopping(*arguments: Any) -> Tensor:
-        if next(count) == 7:
-            stop.received = signal.SIGINT
-        return step_of(*arguments)
-
-    first.train_step = stopping  # type: ignore[method-assign]
-    with pytest.raises(DucatError, match="Interrupted"):
-        first.run(stop)
+    run_until(trainer(tmp_path / "run", **changes), 8)
     second = trainer(tmp_path / "run", **changes)
     second.resume()
     second.run(StopSignal())
@@ -237,7 +216,7 @@ def test_a_run_from_a_checkpoint_is_resumed_without_it(plain: Path, tmp_path: Pa
     [
         (["--network", "resnet18"], "other network"),
         (["--seed", "1"], "--seed 0"),
-        (["--dataset", "cifar10"], "other"),
+        (["--dataset", "cifar10"], "other classes"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(
@@ -245,7 +224,6 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
 ) -> None:
     if "cifar10" in arguments:
         (tmp_path / "cifar10" / "train" / "a").mkdir(parents=True)
-        pytest.importorskip("PIL")
         from PIL import Image
 
         for split in ("train", "test"):

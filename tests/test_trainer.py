@@ -117,25 +117,27 @@ def test_stopped_at_any_step_and_resumed_is_the_same_run(
     assert_same_run(uninterrupted, tmp_path / "run")
 
 
+def run_until(subject: Trainer, step: int) -> None:
+    """Run, and be told to stop as step number ``step`` of this process begins."""
+    stop, count, original = StopSignal(), iter(range(1, 1000)), subject.train_step
+
+    def stopping(*arguments: Any) -> torch.Tensor:
+        if next(count) == step:
+            stop.received = signal.SIGTERM
+        return original(*arguments)
+
+    subject.train_step = stopping  # type: ignore[method-assign]
+    with pytest.raises(DucatError, match="Interrupted"):
+        subject.run(stop)
+
+
 @pytest.mark.parametrize("method", ["trades", "mart", "consistency"])
 def test_every_method_learns_and_resumes_exactly(tmp_path: Path, method: str) -> None:
     changes = {"method": method, "ducat": "folded", "epochs": 3, "ducat_start": 3}
     whole = trainer(tmp_path / "whole", **changes)
     summary = whole.run(StopSignal())
     assert summary["best_val_clean_accuracy"] > 0.2  # chance is 0.1
-    first, stop = trainer(tmp_path / "run", **changes), StopSignal()
-    original, done = first.train_step, 0
-
-    def counted(*arguments: object) -> float:
-        nonlocal done
-        done += 1
-        if done == 12:  # in the dummy phase
-            stop.received = signal.SIGTERM
-        return original(*arguments)  # type: ignore[arg-type]
-
-    first.train_step = counted  # type: ignore[method-assign]
-    with pytest.raises(DucatError, match="Interrupted"):
-        first.run(stop)
+    run_until(trainer(tmp_path / "run", **changes), 12)  # in the dummy phase
     second = trainer(tmp_path / "run", **changes)
     second.resume()
     second.run(StopSignal())
@@ -243,20 +245,9 @@ def test_losses_that_are_read_in_bundles_change_nothing(
     uninterrupted: Path, tmp_path: Path, stop_at: int
 ) -> None:
     """As on a GPU, where reading a loss waits for the step: same run, same resumption, and NaN at its own step."""
-    first, stop, done = trainer(tmp_path / "run"), StopSignal(), 0
+    first = trainer(tmp_path / "run")
     first.bundle = 3
-    original = first.train_step
-
-    def counted(*arguments: Any) -> torch.Tensor:
-        nonlocal done
-        done += 1
-        if done == stop_at:
-            stop.received = signal.SIGTERM
-        return original(*arguments)
-
-    first.train_step = counted  # type: ignore[method-assign]
-    with pytest.raises(DucatError, match="Interrupted"):
-        first.run(stop)
+    run_until(first, stop_at)
     second = trainer(tmp_path / "run")
     second.bundle = 4
     second.resume()
