@@ -21,10 +21,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ducat_serve.output import Output
+from training.attacks.frozen import frozen
 from training.config import resolve
 from training.data import Dataset
 from training.data.cache import Split
@@ -75,13 +76,21 @@ def forward_flops(model: nn.Module, size: int) -> int:
     return counter.get_total_flops()
 
 
+def both(
+    network: str, size: int, batch: int, folder: Path
+) -> tuple[Trainer, Textbook, Tensor, Tensor, Tensor]:
+    """Ours and the textbook's from the same weights; the order of an epoch, and its first images and labels."""
+    trainer = our_trainer(network, size, batch, folder)
+    textbook = Textbook(trainer.classifier)
+    order = trainer.batches.order(1)
+    images, labels = trainer.batches.batch(order, 1, 0)
+    trainer.classifier.train()
+    return trainer, textbook, order, images, labels
+
+
 def measure(network: str, size: int, batch: int, repeats: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        trainer = our_trainer(network, size, batch, Path(folder))
-        textbook = Textbook(trainer.classifier)
-        order = trainer.batches.order(1)
-        images, labels = trainer.batches.batch(order, 1, 0)
-        trainer.classifier.train()
+        trainer, textbook, order, images, labels = both(network, size, batch, Path(folder))
         print(f"{network} at {size}x{size}, batch {batch}, {torch.get_num_threads()} threads")
         for phase, epoch in (("before dummies", 1), ("with dummies", 2)):
             ours = seconds(lambda e=epoch: trainer.train_step(order, e, 0), repeats)
@@ -94,6 +103,12 @@ def measure(network: str, size: int, batch: int, repeats: int) -> None:
         ours_in = images.contiguous(memory_format=LAYOUT)
         craft = partial(trainer.step.craft, ours_in, ours_in, labels, dummy_phase=False)
         crafted = seconds(craft, repeats)
+        with frozen(trainer.classifier):
+            trainer.step.attacked = trainer.classifier
+            without_twin = seconds(craft, repeats)
+        print(
+            f"  attack on the twin takes {crafted / without_twin:.2f} of the time of one on the network itself"
+        )
         # a forward pass and a gradient with respect to the input cost as much as each other
         gflops = 2 * STEPS * batch * forward_flops(textbook.model, size) / crafted / 1e9
         peak = peak_gflops(repeats)
@@ -117,11 +132,7 @@ def peak_memory(whose: str, network: str, size: int, batch: int) -> int:
 
 def print_own_memory(whose: str, network: str, size: int, batch: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        trainer = our_trainer(network, size, batch, Path(folder))
-        textbook = Textbook(trainer.classifier)
-        order = trainer.batches.order(1)
-        images, labels = trainer.batches.batch(order, 1, 0)
-        trainer.classifier.train()
+        trainer, textbook, order, images, labels = both(network, size, batch, Path(folder))
         for epoch in (1, 2):
             for _ in range(2):
                 if whose == "ours":
