@@ -1,13 +1,14 @@
 """The one place that prints. People read stderr.
 
 Under `--json` stdout is exactly one JSON document, the result, and every line of stderr is a JSON object with the key
-`event`: what people would have read, as it happens.
+`event`: what people would have read, as it happens. With DUCAT_EVENTS=text in the environment stderr stays for people.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
@@ -35,6 +36,8 @@ class Output:
 
     def __init__(self, as_json: bool = False, *, silent: bool = False) -> None:
         self.as_json, self.silent = as_json, silent
+        # A command that runs others for their results (`ducat demo`) still has people reading along.
+        self._events_as_json = as_json and os.environ.get("DUCAT_EVENTS") != "text"
         self.console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=silent)
 
     def say(self, message: str) -> None:
@@ -48,12 +51,12 @@ class Output:
     def fail(self, message: str, next_step: str | None) -> None:
         """An error: its cause, then the next command."""
         self.event("error", f"Error: {message}", style="bold red", text=message, next=next_step)
-        if next_step and not self.as_json:
+        if next_step and not self._events_as_json:
             self.console.print(f"Next: {next_step}", markup=False)
 
     def event(self, name: str, message: str, *, style: str | None = None, **fields: Any) -> None:
         """Something happened: ``message`` for people, ``fields`` for machines."""
-        if not self.as_json:
+        if not self._events_as_json:
             self.console.print(message, style=style, markup=False)
         elif not self.silent:
             sys.stderr.write(json.dumps({"event": name, **fields}, default=str) + "\n")
@@ -61,7 +64,7 @@ class Output:
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """A table for people; machines read the result."""
-        if self.as_json:
+        if self._events_as_json:
             return
         table = Table(title=title, title_justify="left", title_style="bold")
         for column in columns:
@@ -80,7 +83,7 @@ class Output:
     @contextlib.contextmanager
     def progress(self, label: str, total: float) -> Iterator[Advance]:
         """A progress bar on a terminal; nothing elsewhere, where plain lines tell the story."""
-        if not self.console.is_terminal or self.as_json or self.silent:
+        if not self.console.is_terminal or self._events_as_json or self.silent:
             yield _ignore_progress
             return
         columns = (

@@ -230,6 +230,7 @@ def test_demo_does_the_whole_job(tmp_path: Path) -> None:
     assert result["http_images"] == 8
     assert 0 <= result["worst_case_accuracy"] <= result["clean_accuracy"] <= 1
     assert "The server has stopped." in done.stderr
+    assert '{"event": "epoch"' not in done.stderr, "people read along with what the demo runs"
     assert {"model.safetensors", "model.onnx", "metrics.csv"} <= {
         p.name for p in (tmp_path / "run").iterdir()
     }

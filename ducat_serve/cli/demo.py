@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -78,7 +79,10 @@ def command(epochs: int, out: Path | None, json: bool) -> None:
 def _ducat(output: Output, *arguments: str) -> dict[str, Any]:
     output.say(f"\n$ ducat {' '.join(arguments)}")
     process = subprocess.run(
-        [sys.executable, "-P", "-m", "ducat_serve", *arguments, "--json"], stdout=subprocess.PIPE, check=False
+        [sys.executable, "-P", "-m", "ducat_serve", *arguments, "--json"],
+        stdout=subprocess.PIPE,
+        check=False,
+        env={**os.environ, "DUCAT_EVENTS": "text"},
     )
     if process.returncode != 0:
         raise DucatError(
