@@ -9,11 +9,12 @@ from ducat_serve.predictor import Predictor
 from ducat_serve.report import NOT_MEASURED
 
 
-def model_summary(name: str, predictor: Predictor) -> dict[str, Any]:
+def model_summary(name: str, version: str, predictor: Predictor) -> dict[str, Any]:
     """The short description that goes with every prediction."""
     spec = predictor.spec
     return {
         "name": name,
+        "version": version,
         "network": spec.network,
         "weights_digest": spec.weights_digest,
         "threat_model": str(spec.threat_model),
@@ -22,11 +23,12 @@ def model_summary(name: str, predictor: Predictor) -> dict[str, Any]:
     }
 
 
-def model_details(name: str, predictor: Predictor) -> dict[str, Any]:
+def model_details(name: str, version: str, predictor: Predictor) -> dict[str, Any]:
     """All that is known of the model: its ModelSpec, robustness report and how it runs here."""
     spec = predictor.spec
     return {
         "name": name,
+        "version": version,
         "spec": spec.model_dump(mode="json"),
         "robustness": NOT_MEASURED if spec.robustness is None else spec.robustness.model_dump(mode="json"),
         "robustness_summary": NOT_MEASURED if spec.robustness is None else spec.robustness.summary(),

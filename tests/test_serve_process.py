@@ -71,19 +71,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="module")
-def server(onnx_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A ready server, started from a folder full of modules that raise when they are imported."""
-    folder = tmp_path_factory.mktemp("hostile")
-    for name in HOSTILE:
-        (folder / f"{name}.py").write_text("raise SystemExit('the wrong module was imported')\n")
-    for number, image in enumerate(DIGITS):
-        Image.fromarray(image).save(folder / f"{number}.png")
+@contextlib.contextmanager
+def running(model: Path, folder: Path, **environment: str) -> Iterator[Server]:
+    """A ready server in ``folder``; its log is there too."""
     port, log = free_port(), folder / "log.txt"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            serve_command(onnx_model, "--port", str(port)),
+            serve_command(model, "--port", str(port)),
             cwd=folder,
+            env={**os.environ, **environment},
             stdout=output,
             stderr=subprocess.STDOUT,
         )
@@ -100,6 +96,18 @@ def server(onnx_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
         process.wait(WAIT)
+
+
+@pytest.fixture(scope="module")
+def server(onnx_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A ready server, started from a folder full of modules that raise when they are imported."""
+    folder = tmp_path_factory.mktemp("hostile")
+    for name in HOSTILE:
+        (folder / f"{name}.py").write_text("raise SystemExit('the wrong module was imported')\n")
+    for number, image in enumerate(DIGITS):
+        Image.fromarray(image).save(folder / f"{number}.png")
+    with running(onnx_model, folder) as one:
+        yield one
 
 
 def curl(server: Server, *arguments: str) -> str:
