@@ -39,7 +39,7 @@ def create_app(models: Models) -> Starlette:
     async def predict(request: Request) -> Response:
         async with models.admitted(*_which(request)) as served:
             spec = served.predictor.spec
-            with models.metrics.stage("decode"):
+            with models.stage("decode"):
                 images = await read_images(request, spec, settings, models.decoding)
             charge(request, len(images))
             predictions = await models.predict(served, images, request)
@@ -89,7 +89,7 @@ def create_app(models: Models) -> Starlette:
         # In a Mount, which matches every path: BentoML answers with its own pages what no route here matches.
         routes=[Mount("/", app=Router(routes, redirect_slashes=False))],
         middleware=[
-            Middleware(Watch, metrics=models.metrics, log_all=settings.access_log),
+            Middleware(Watch, metrics=models.metrics, tracing=models.tracing, log_all=settings.access_log),
             Middleware(Door, settings=settings),
             Middleware(BodyLimit, max_body=settings.max_body),
         ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,6 +20,7 @@ from service.problems import Problem
 from service.repository import Repository
 from service.served import Served, load
 from service.settings import Settings
+from service.tracing import Tracing
 
 log = logging.getLogger("ducat_serve.service")
 log.setLevel(logging.INFO)
@@ -29,8 +30,8 @@ DECODING_THREADS = 2
 class Models:
     """What is served, by name and version; every version is replaced as a whole, at once."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, tracing: Tracing | None = None) -> None:
+        self.settings, self.tracing = settings, tracing
         self.repository = Repository(settings.model)
         self.is_ready = False  # whether all models that were there at the start are loaded
         self.metrics = Metrics(lambda: sum(served.batcher.rows for served in self.all()))
@@ -100,7 +101,11 @@ class Models:
         versions = {}
         for version, (predictor, infer) in predictors.items():
             batcher = Batcher(
-                infer, max_batch=settings.max_batch, max_queue=settings.max_queue, observe=self.metrics.batch
+                infer,
+                max_batch=settings.max_batch,
+                max_queue=settings.max_queue,
+                observe=self.metrics.batch,
+                trace=self.tracing.batched if self.tracing else None,
             )
             versions[version] = Served(name, version, predictor, batcher)
             digest = predictor.spec.weights_digest[:12]
@@ -132,6 +137,8 @@ class Models:
         """Answer what is queued."""
         await asyncio.gather(*(served.batcher.close() for served in self.all()), *self._retiring)
         self.decoding.shutdown(wait=False)
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.stop)
 
     def all(self) -> list[Served]:
         """Every version of every model, sorted."""
@@ -197,6 +204,13 @@ class Models:
         finally:
             self.requests -= 1
             served.leave()
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage of a request that succeeds, and trace it."""
+        span = self.tracing.stage(name) if self.tracing else contextlib.nullcontext()
+        with span, self.metrics.stage(name):
+            yield
 
     async def predict(self, served: Served, images: NDArray[np.uint8], request: Request) -> Predictions:
         """Predict through the batcher of what the request was admitted to.

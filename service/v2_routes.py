@@ -45,15 +45,16 @@ def v2_routes(models: Models) -> list[Route]:
 
     async def infer(request: Request) -> Response:
         async with models.admitted(*_which(request)) as served:
-            body = await request.body()
-            asked = await asyncio.get_running_loop().run_in_executor(
-                models.decoding,
-                open_inference.read_request,
-                body,
-                request.headers.get(open_inference.JSON_LENGTH),
-                served.predictor.spec,
-                settings.max_images,
-            )
+            with models.stage("decode"):
+                body = await request.body()
+                asked = await asyncio.get_running_loop().run_in_executor(
+                    models.decoding,
+                    open_inference.read_request,
+                    body,
+                    request.headers.get(open_inference.JSON_LENGTH),
+                    served.predictor.spec,
+                    settings.max_images,
+                )
             charge(request, len(asked.images))
             predictions = await models.predict(served, asked.images, request)
         return open_inference.write_response(served.name, served.version, asked, predictions)

@@ -161,9 +161,11 @@ def _check(path: Path, device: str, variables: dict[str, str]) -> list[str]:
     from service.keys import Keys
     from service.repository import Repository
     from service.settings import Settings
+    from service.tracing import Tracing
 
     settings = Settings.from_environment({**os.environ, **variables})
     Keys(settings.keys_file, settings.api_keys)
+    Tracing.from_environment()
     found = Repository(path).find()
     for versions in found.values():
         for file in versions.values():
