@@ -21,6 +21,7 @@ from service.body_limit import BodyLimit
 from service.door import Door, charge
 from service.inputs import read_images
 from service.model import Model, log
+from service.openapi import document
 from service.page_headers import page_headers
 from service.problems import Problem
 from service.v2_routes import v2_routes
@@ -34,6 +35,7 @@ def create_app(model: Model) -> Starlette:
     settings = model.settings
     html = PAGE.read_text()
     headers = page_headers(html)
+    described = document(settings)
 
     async def predict(request: Request) -> Response:
         async with model.admitted() as served:
@@ -62,6 +64,9 @@ def create_app(model: Model) -> Starlette:
     async def page(_: Request) -> Response:
         return HTMLResponse(html, headers=headers)
 
+    async def openapi(_: Request) -> Response:
+        return JSONResponse(described)
+
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         starting = asyncio.create_task(model.start())
@@ -72,6 +77,7 @@ def create_app(model: Model) -> Starlette:
 
     routes = [
         Route("/", page),
+        Route("/openapi.json", openapi),
         Route("/metrics", metrics),
         Route("/admin/reload", reload, methods=["POST"]),
         Route("/v1/predict", predict, methods=["POST"]),
