@@ -27,6 +27,7 @@ from service.problems import Problem
 from service.v2_routes import v2_routes
 from service.watch import Watch
 
+PROBES = ("/livez", "/readyz", "/healthz")
 PAGE = Path(__file__).parent / "page" / "index.html"
 
 
@@ -67,6 +68,10 @@ def create_app(model: Model) -> Starlette:
     async def openapi(_: Request) -> Response:
         return JSONResponse(described)
 
+    async def probe(_: Request) -> Response:
+        # BentoML answers GET before it comes here, and would leave other methods with a 404.
+        raise HTTPException(405, headers={"Allow": "GET, HEAD"})
+
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         starting = asyncio.create_task(model.start())
@@ -83,6 +88,7 @@ def create_app(model: Model) -> Starlette:
         Route("/v1/predict", predict, methods=["POST"]),
         Route("/v1/model", describe),
         *v2_routes(model),
+        *(Route(path, probe, methods=()) for path in PROBES),
     ]
     return Starlette(
         # In a Mount, which matches every path: BentoML answers with its own pages what no route here matches.

@@ -159,9 +159,14 @@ def _from_list(data: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
 
 def _id(document: dict[str, Any]) -> str | None:
     request_id = document.get("id")
-    if request_id is None or (isinstance(request_id, str) and request_id.isprintable()):
+    if request_id is None or (isinstance(request_id, str) and _is_unicode(request_id)):
         return request_id
-    raise Problem(400, "invalid_id", "'id' is a string of printable characters.")
+    raise Problem(400, "invalid_id", "'id' is a string of Unicode.")
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be sent back: JSON may spell half of a surrogate pair, which no encoding has."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _outputs(document: dict[str, Any]) -> dict[str, bool]:
