@@ -21,12 +21,14 @@ from service.body_limit import BodyLimit
 from service.door import Door, charge
 from service.inputs import read_images
 from service.models import Models, log
+from service.openapi import document
 from service.page_headers import page_headers
 from service.problems import Problem
 from service.reloading import reloading_on_sighup
 from service.v2_routes import v2_routes
 from service.watch import Watch
 
+PROBES = ("/livez", "/readyz", "/healthz")
 PAGE = Path(__file__).parent / "page" / "index.html"
 
 
@@ -35,6 +37,7 @@ def create_app(models: Models) -> Starlette:
     settings = models.settings
     html = PAGE.read_text()
     headers = page_headers(html)
+    described = document(settings)
 
     async def predict(request: Request) -> Response:
         async with models.admitted(*_which(request)) as served:
@@ -67,6 +70,13 @@ def create_app(models: Models) -> Starlette:
     async def page(_: Request) -> Response:
         return HTMLResponse(html, headers=headers)
 
+    async def openapi(_: Request) -> Response:
+        return JSONResponse(described)
+
+    async def probe(_: Request) -> Response:
+        # BentoML answers GET before it comes here, and would leave other methods with a 404.
+        raise HTTPException(405, headers={"Allow": "GET, HEAD"})
+
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         starting = asyncio.create_task(models.start())
@@ -78,12 +88,14 @@ def create_app(models: Models) -> Starlette:
 
     routes = [
         Route("/", page),
+        Route("/openapi.json", openapi),
         Route("/metrics", metrics),
         Route("/admin/reload", reload, methods=["POST"]),
         Route("/v1/predict", predict, methods=["POST"]),
         Route("/v1/model", describe),
         Route("/v1/models", index),
         *v2_routes(models),
+        *(Route(path, probe, methods=()) for path in PROBES),
     ]
     return Starlette(
         # In a Mount, which matches every path: BentoML answers with its own pages what no route here matches.

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect, Request
 
+from ducat_serve.errors import DataError
 from ducat_serve.predictor import Predictions, Predictor
 from service.batcher import Batcher, DeadlineExceeded, Infer, Overloaded
 from service.metrics import Metrics
@@ -52,11 +53,13 @@ class Models:
         """Read every version of a model again and swap all of them in once they are verified and warm.
 
         No request fails for it. Versions that are no longer on disk go. Returns what is served now.
-        Raises Problem (422) where one is refused; then everything stays as it was.
+        Raises Problem: 422 where one is refused; then everything stays as it was. 404 for one that never was.
         """
         async with self._loading:
             try:
                 await self._load(name)
+            except LookupError as error:
+                raise Problem(404, "unknown_model", f"There is no model '{name}' on disk.") from error
             except Exception as error:
                 log.error("Model %s was refused, the old one stays: %s", name, error)
                 message = (
@@ -117,7 +120,8 @@ class Models:
     async def _load(self, name: str) -> None:
         files = await asyncio.to_thread(self.repository.find)
         if name not in files:
-            raise FileNotFoundError(f"{name} is not on disk")
+            missing = DataError if name in self._served else LookupError
+            raise missing(f"'{name}' is not on disk.")
         loaded = {
             version: await asyncio.to_thread(load, file, self.settings)
             for version, file in files[name].items()

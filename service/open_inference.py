@@ -116,9 +116,16 @@ def _split(body: bytes, json_length: str | None) -> tuple[bytes, bytes]:
     return body[:length], body[length:]
 
 
-def read_json_object(body: bytes) -> dict[str, Any]:
-    """The JSON object that a body is; an empty body is an empty one. Raises Problem (400)."""
-    return _json(body) if body else {}
+def read_options(body: bytes, kinds: dict[str, type]) -> dict[str, Any]:
+    """The JSON object that a body is, of keys that are of these types or missing; none where it is empty.
+
+    Raises Problem (400); keys that are not in ``kinds`` are nobody's business.
+    """
+    document = _json(body) if body else {}
+    for name, kind in kinds.items():
+        if not isinstance(document.get(name, kind()), kind):
+            raise Problem(400, "invalid_request", f"'{name}' is of the wrong type.")
+    return document
 
 
 def _json(header: bytes) -> dict[str, Any]:
@@ -126,7 +133,9 @@ def _json(header: bytes) -> dict[str, Any]:
         document = json.loads(header)
     except (ValueError, RecursionError) as error:
         raise Problem(400, "invalid_json", "The body is not JSON.") from error
-    return document if isinstance(document, dict) else {}
+    if not isinstance(document, dict):
+        raise Problem(400, "invalid_request", "The body is not a JSON object.")
+    return document
 
 
 def _only_input(document: dict[str, Any]) -> dict[str, Any]:
@@ -167,9 +176,14 @@ def _from_list(data: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
 
 def _id(document: dict[str, Any]) -> str | None:
     request_id = document.get("id")
-    if request_id is None or (isinstance(request_id, str) and request_id.isprintable()):
+    if request_id is None or (isinstance(request_id, str) and _is_unicode(request_id)):
         return request_id
-    raise Problem(400, "invalid_id", "'id' is a string of printable characters.")
+    raise Problem(400, "invalid_id", "'id' is a string of Unicode.")
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be sent back: JSON may spell half of a surrogate pair, which no encoding has."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _outputs(document: dict[str, Any]) -> dict[str, bool]:

@@ -32,9 +32,20 @@ async def uploaded_files(request: Request, max_images: int) -> list[bytes]:
 
 
 class _Parser(MultiPartParser):
-    """Knows whether the form's closing boundary came; without it Starlette drops the last part silently."""
+    """Knows whether the form's closing boundary came; without it Starlette drops the last part silently.
+
+    A part that says it is an image is a file, whether or not it has a file name (RFC 7578 lets it have none).
+    """
 
     ended = False
+
+    def on_headers_finished(self) -> None:
+        part = self._current_part
+        kind = dict(part.item_headers).get(b"content-type", b"").lower()
+        disposition = part.content_disposition or b""
+        if kind.startswith(b"image/") and b"filename" not in disposition:
+            part.content_disposition = disposition + b'; filename=""'
+        super().on_headers_finished()
 
     def on_end(self) -> None:
         self.ended = True

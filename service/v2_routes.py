@@ -60,8 +60,7 @@ def v2_routes(models: Models) -> list[Route]:
         return open_inference.write_response(served.name, served.version, asked, predictions)
 
     async def index(request: Request) -> Response:
-        asked = open_inference.read_json_object(await request.body())
-        if asked.get("ready"):
+        if open_inference.read_options(await request.body(), {"ready": bool}).get("ready"):
             return JSONResponse(_index(models.all(), {}))
         try:
             on_disk = await asyncio.to_thread(models.repository.find)
@@ -72,7 +71,7 @@ def v2_routes(models: Models) -> list[Route]:
         return JSONResponse(_index(models.all(), on_disk))
 
     async def load(request: Request) -> Response:
-        if open_inference.read_json_object(await request.body()).get("parameters"):
+        if open_inference.read_options(await request.body(), {"parameters": dict}).get("parameters"):
             message = "Models are loaded from the server's own disk, as they are; 'parameters' are not taken."
             raise Problem(400, "invalid_parameters", message)
         await models.load(request.path_params["name"])

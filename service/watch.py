@@ -17,7 +17,13 @@ from service.tracing import Tracing
 log = logging.getLogger("ducat_serve.service")
 access_log = logging.getLogger("ducat_serve.access")
 access_log.setLevel(logging.INFO)
-_ROUTES = {"/v1/predict": "predict", "/v1/model": "model", "/": "page", "/metrics": "metrics"}
+_ROUTES = {
+    "/v1/predict": "predict",
+    "/v1/model": "model",
+    "/": "page",
+    "/metrics": "metrics",
+    "/openapi.json": "openapi",
+}
 # What a client may choose as its request id; anything else could forge lines of the log.
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 

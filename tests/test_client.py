@@ -22,8 +22,8 @@ from ducat_serve.errors import DataError, DucatError
 from ducat_serve.predictor import Predictor
 from service.http import create_app
 from tests.http_client import DIGITS, GOOD, encode, until
+from tests.server_process import free_port
 from tests.test_door import ALICE
-from tests.test_serve_process import free_port
 from tests.test_service_life import FakeModel
 
 

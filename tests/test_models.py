@@ -113,6 +113,11 @@ def test_models_come_and_go_while_others_answer(repository: Path, onnx_model: Pa
         assert_problem(ask(client, "?model=late"), 404, "unknown_model")
         assert ("late", "1") not in states(client, ready=True)
         assert_problem(admin(client, "models/late/unload"), 404, "unknown_model")
+        assert_problem(admin(client, "models/never/load"), 404, "unknown_model")
+        assert_problem(admin(client, "index", ready="yes"), 400, "invalid_request")
+        for body in (b"[]", b"1", b'{"parameters": []}'):
+            answer = client.post("/v2/repository/models/plain/load", content=body, headers=bearer(ADMIN))
+            assert_problem(answer, 400, "invalid_request")
         shutil.rmtree(repository / "paper" / "10")
         assert admin(client, "models/paper/load").status_code == 200
         assert ask(client, "?model=paper").json()["model"]["version"] == "2"

@@ -14,8 +14,8 @@ from tritonclient.utils import InferenceServerException
 
 from ducat_serve.predictor import Predictor
 from tests.http_client import GOOD
+from tests.server_process import WAIT, Server, running
 from tests.test_models import place
-from tests.test_serve_process import WAIT, Server, running
 
 ADMIN = "m" * 32
 

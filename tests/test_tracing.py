@@ -22,7 +22,7 @@ from ducat_serve.predictor import Predictor
 from service.http import create_app
 from service.tracing import Tracing
 from tests.http_client import GOOD, is_ready, predictions, send, until
-from tests.test_serve_process import running
+from tests.server_process import running
 from tests.test_service_life import FakeModel
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
