@@ -7,13 +7,12 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, Router
 
 from service.answers import model_details
@@ -21,19 +20,15 @@ from service.body_limit import BodyLimit
 from service.door import Door, charge
 from service.inputs import read_images
 from service.model import Model, log
-from service.page_headers import page_headers
+from service.page_routes import page_routes
 from service.problems import Problem
 from service.v2_routes import v2_routes
 from service.watch import Watch
-
-PAGE = Path(__file__).parent / "page" / "index.html"
 
 
 def create_app(model: Model) -> Starlette:
     """The application; it starts and stops ``model`` with its own life."""
     settings = model.settings
-    html = PAGE.read_text()
-    headers = page_headers(html)
 
     async def predict(request: Request) -> Response:
         async with model.admitted() as served:
@@ -59,9 +54,6 @@ def create_app(model: Model) -> Starlette:
     async def metrics(_: Request) -> Response:
         return Response(model.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    async def page(_: Request) -> Response:
-        return HTMLResponse(html, headers=headers)
-
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         starting = asyncio.create_task(model.start())
@@ -71,7 +63,7 @@ def create_app(model: Model) -> Starlette:
         await model.stop()
 
     routes = [
-        Route("/", page),
+        *page_routes(settings.samples),
         Route("/metrics", metrics),
         Route("/admin/reload", reload, methods=["POST"]),
         Route("/v1/predict", predict, methods=["POST"]),
