@@ -89,7 +89,7 @@ function showReport() {
   $("figures").replaceChildren();
   if (measured) {
     $("figures").append(
-      figure(percent(measured.clean_accuracy), "right on unchanged test images"),
+      figure(percent(measured.clean_accuracy), `right on unchanged ${measured.split} images`),
       figure(percent(measured.worst_case_accuracy), "still right under every attack that was run"),
     );
     $("attack-rows").replaceChildren(
@@ -136,6 +136,11 @@ function sizeText(size) {
   return decimal.length > 5 && Math.abs(255 * size - levels) < 1e-6 ? `${levels}/255` : decimal;
 }
 
+/** The same size as the slider counts, where `sizeText` writes it as a decimal. */
+function inLevels(size) {
+  return sizeText(size).includes("/") ? "" : `, which is ${Number((255 * size).toFixed(1))}/255`;
+}
+
 function element(tag, properties, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
   made.append(...children);
@@ -148,7 +153,7 @@ async function choose(file) {
   picture = { file, seen: null, original: null };
   const chosen = picture;
   asking?.abort();
-  clearAnswer();
+  clearAnswer("Asking the model…");
   showProblem("");
   if (model) {
     const [height, width] = model.spec.image_size;
@@ -173,8 +178,9 @@ function chooseFrom(files, origin) {
 }
 
 function showPicture() {
-  $("view").hidden = !picture?.seen;
-  if (!picture?.seen) return;
+  const isShown = Boolean(picture?.seen);
+  for (const id of ["preview", "caption", "noise-field"]) $(id).hidden = !isShown;
+  if (!isShown) return;
   const level = noiseLevel();
   paintPixels($("preview"), level ? noisyPixels(picture.seen, level, model.spec.channels) : picture.seen);
   const [height, width] = model.spec.image_size;
@@ -193,12 +199,11 @@ const noiseLevel = () => Number($("noise").value);
 
 /** From no noise to four times what the model was trained for, where that is a bound on single pixels. */
 function scaleNoise({ norm, eps }) {
-  const trained = 255 * eps;
-  const most = norm === "linf" ? Math.max(1, Math.min(255, Math.round(4 * trained))) : DEFAULT_LEVELS;
+  const most = norm === "linf" ? Math.max(1, Math.min(255, Math.round(4 * 255 * eps))) : DEFAULT_LEVELS;
   $("noise").max = most;
   $("noise").step = most > 128 ? Math.max(1, Math.floor(most / 64)) : 1;
-  const trainedFor = norm === "linf" ? `The model was trained for changes of at most ${sizeText(eps)}.` : "";
-  $("noise-scale").textContent = `Moves every value of every pixel up or down by as much. ${trainedFor}`;
+  const trained = norm === "linf" ? `The model was trained for at most ${sizeText(eps)}${inLevels(eps)}.` : "";
+  $("noise-scale").textContent = `Up or down by this much, in every value of every pixel. ${trained}`;
   sayNoise();
 }
 
@@ -240,7 +245,7 @@ async function predictOnce(chosen, level) {
     if (model && body.model.weights_digest !== model.spec.weights_digest) describe();
   } catch (error) {
     if (chosen !== picture || error.name === "AbortError") return;
-    clearAnswer();
+    clearAnswer("No prediction for this image.");
     if (error.status === 401) askForKey();
     showProblem(error.message);
   } finally {
@@ -248,9 +253,10 @@ async function predictOnce(chosen, level) {
   }
 }
 
-function clearAnswer() {
+function clearAnswer(instead) {
   $("answer").hidden = true;
   $("headline").replaceChildren();
+  $("waiting").textContent = instead;
   $("waiting").hidden = false;
 }
 
