@@ -89,9 +89,15 @@ def _dummy_mass(report: RobustnessReport) -> str | None:
     mass = report.dummy_mass
     if mass is None:
         return None
+    hidden = (
+        ""
+        if mass.auroc_adaptive is None
+        else f", and with {mass.auroc_adaptive:.2f} where the attack also lowered it"
+    )
     return (
         f"In the measurement it was {_percent(mass.clean_mean)} on average for unchanged images, and "
-        f"{_percent(mass.adversarial_mean)} for changed ones that fooled the model."
+        f"{_percent(mass.adversarial_mean)} for changed ones that fooled the model. It told the two apart with an "
+        f"AUROC of {mass.auroc:.2f}{hidden}; 0.5 is no better than a coin."
     )
 
 
