@@ -230,7 +230,7 @@ def test_an_error_is_announced_and_the_page_goes_on(
     chooser.set_input_files(PNG)
     expect_answer(page, label_of(measured, DIGITS[0]))
     chooser.set_input_files({**PNG, "buffer": b"This is text, whatever its name says."})
-    expect(page.get_by_role("alert")).to_have_text("not an image in one of the formats PNG, JPEG, WEBP, BMP.")
+    expect(page.get_by_role("alert")).to_have_text("Not an image in one of the formats PNG, JPEG, WEBP, BMP.")
     expect(page.get_by_text("Most likely classes")).to_be_hidden()
     expect(page.get_by_role("img", name="The image as the model sees it")).to_be_hidden()
     chooser.set_input_files(OTHER_PNG)

@@ -19,7 +19,8 @@ async function ask(path, options = {}) {
   const body = await response.json().catch(() => null);
   if (response.ok && body !== null) return body;
   const wait = Number(response.headers.get("Retry-After"));
-  const message = body?.error?.message ?? `The server answered with status ${response.status}.`;
+  const said = body?.error?.message ?? `the server answered with status ${response.status}.`;
+  const message = said[0].toUpperCase() + said.slice(1);
   throw Object.assign(new Error(wait ? `${message} Try again in ${duration(wait)}.` : message), {
     status: response.status,
     wait,
