@@ -7,6 +7,7 @@ from typing import Any
 from ducat_serve.images import RESIZE_POLICY
 from ducat_serve.predictor import Predictor
 from ducat_serve.report import NOT_MEASURED
+from service.plain_words import report_in_words
 
 
 def model_summary(name: str, version: str, predictor: Predictor) -> dict[str, Any]:
@@ -32,6 +33,7 @@ def model_details(name: str, version: str, predictor: Predictor) -> dict[str, An
         "spec": spec.model_dump(mode="json"),
         "robustness": NOT_MEASURED if spec.robustness is None else spec.robustness.model_dump(mode="json"),
         "robustness_summary": NOT_MEASURED if spec.robustness is None else spec.robustness.summary(),
+        "robustness_in_words": report_in_words(spec),
         "source_sha256": predictor.source_sha256,
         "provider": predictor.provider,
         "resizing": RESIZE_POLICY,

@@ -7,13 +7,12 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, Router
 
 from service.answers import model_details
@@ -22,21 +21,18 @@ from service.door import Door, charge
 from service.inputs import read_images
 from service.models import Models, log
 from service.openapi import document
-from service.page_headers import page_headers
+from service.page_routes import page_routes
 from service.problems import Problem
 from service.reloading import reloading_on_sighup
 from service.v2_routes import v2_routes
 from service.watch import Watch
 
 PROBES = ("/livez", "/readyz", "/healthz")
-PAGE = Path(__file__).parent / "page" / "index.html"
 
 
 def create_app(models: Models) -> Starlette:
     """The application; it starts and stops ``models`` with its own life."""
     settings = models.settings
-    html = PAGE.read_text()
-    headers = page_headers(html)
     described = document(settings)
 
     async def predict(request: Request) -> Response:
@@ -67,9 +63,6 @@ def create_app(models: Models) -> Starlette:
     async def metrics(_: Request) -> Response:
         return Response(models.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    async def page(_: Request) -> Response:
-        return HTMLResponse(html, headers=headers)
-
     async def openapi(_: Request) -> Response:
         return JSONResponse(described)
 
@@ -87,7 +80,7 @@ def create_app(models: Models) -> Starlette:
         await models.stop()
 
     routes = [
-        Route("/", page),
+        *page_routes(settings.samples),
         Route("/openapi.json", openapi),
         Route("/metrics", metrics),
         Route("/admin/reload", reload, methods=["POST"]),

@@ -12,6 +12,7 @@ from ducat_serve import __version__
 from service.inputs import NPY
 from service.open_inference import JSON_LENGTH
 from service.openapi_schemas import schemas
+from service.samples import KINDS, MAX_SAMPLES
 from service.settings import Settings
 from service.uploads import FIELD
 
@@ -60,6 +61,14 @@ def _paths(settings: Settings) -> Json:
     admin = _ADMIN if settings.admin_key else {}
     paths = {
         "/": {"get": _operation("page", "A page to try the model", "v1", _ok(_TEXT, "text/html"))},
+        "/samples": {
+            "get": _operation("samples", "Names of the images that the page offers", "v1",
+                              _ok({"type": "array", "items": _TEXT, "maxItems": MAX_SAMPLES}))
+        },
+        "/samples/{name}": {
+            "parameters": [_parameter("SampleName")],
+            "get": _operation("sample", "One of these images", "v1", _ok(_FILE, *sorted(set(KINDS.values()))), (404,)),
+        },
         "/openapi.json": {
             "get": _operation("openapi", "This document", "operation", _ok({"type": "object"}))
         },
@@ -222,11 +231,11 @@ def _probe(name: str, summary: str, *failures: int) -> Json:
     }
 
 
-def _ok(schema: Json, media_type: str = "application/json") -> Json:
+def _ok(schema: Json, *media_types: str) -> Json:
     return {
         "description": "The answer",
         "headers": {"X-Request-Id": {"$ref": "#/components/headers/RequestId"}},
-        "content": {media_type: {"schema": schema}},
+        "content": {kind: {"schema": schema} for kind in media_types or ("application/json",)},
     }
 
 
@@ -235,7 +244,7 @@ def _meanings(settings: Settings) -> dict[int, str]:
     return {
         400: "The request cannot be read; `code` says why",
         401: "No known key was sent",
-        404: "There is no such model or version",
+        404: "There is nothing of that name",
         413: f"More than {bounds}",
         415: "The body is of a type that is not taken",
         422: "The new file was refused, and what was served stays",
@@ -287,6 +296,12 @@ def _parameters(settings: Settings) -> Json:
             "required": True,
             "schema": {"type": "string", "minLength": 1},
             **({"example": settings.model.stem} if settings.model.suffix else {}),
+        },
+        "SampleName": {
+            "name": "name",
+            "in": "path",
+            "required": True,
+            "schema": {"type": "string", "minLength": 1},
         },
         "ModelVersion": {
             "name": "version",

@@ -84,6 +84,11 @@ def _v1(settings: Settings) -> Json:
             spec=_ref("ModelSpec"),
             robustness={"anyOf": [_ref("RobustnessReport"), {"const": NOT_MEASURED}]},
             robustness_summary=_STRING,
+            robustness_in_words=_object(
+                sentences={"type": "array", "items": _STRING},
+                warnings={"type": "array", "items": _STRING},
+                dummy_mass={"type": ["string", "null"]},
+            ),
             source_sha256=_STRING,
             provider={**_STRING, "description": "What ONNX Runtime computes on"},
             resizing={"const": RESIZE_POLICY},

@@ -98,6 +98,8 @@ def route_of(path: str) -> str:
     """A name for metrics; never the path itself, of which a client could make any number."""
     if path.startswith("/v2"):
         return "infer" if path.endswith("/infer") else "v2"
+    if path.startswith("/samples"):
+        return "samples"
     return _ROUTES.get(path, "other")
 
 

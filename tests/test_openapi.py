@@ -266,8 +266,11 @@ def test_any_text_names_a_v2_request(client: TestClient) -> None:
 @pytest.mark.slow
 def test_schemathesis_finds_nothing(onnx_model: Path, tmp_path: Path) -> None:
     """Schema-valid and schema-violating requests to every route of a real server; tests/schemathesis.toml says how."""
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "digit.png").write_bytes(GOOD)
     port = free_port()
     environment = {**os.environ, **{f"DUCAT_SERVE_{name.upper()}": value for name, value in GUARDED.items()}}
+    environment["DUCAT_SERVE_SAMPLES"] = str(tmp_path / "samples")
     with started(serve_command(onnx_model, "--port", str(port)), port, tmp_path, environment) as server:
         command = [
             sys.executable,
@@ -303,6 +306,7 @@ def assert_all_was_asked(described: dict[str, Any], reports: Path) -> None:
             accepted.append(f"{entry['request']['method']} {path} {kind}".strip())
     for (method, path), operation in operations(described).items():
         for kind in operation.get("requestBody", {}).get("content", [""]):
-            pattern = f"{method} {path.format(**SERVED)} {kind}".strip()
+            named = {**SERVED, "name": "digit.png"} if path.startswith("/samples") else SERVED
+            pattern = f"{method} {path.format(**named)} {kind}".strip()
             # schemathesis does not ask for the document that it was given
             assert fnmatch.filter(accepted, pattern) or path in ("/openapi.json", UNLOAD), pattern

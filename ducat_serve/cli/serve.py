@@ -73,6 +73,11 @@ from ducat_serve.output import Output
     help="Images per day (UTC) and key; more get 429.  [default: no limit]",
 )
 @click.option(
+    "--samples",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="A folder of at most 12 images that the page offers to everyone.  [default: none]",
+)
+@click.option(
     "--access-log", is_flag=True, help="Log every request, not only those that were refused or failed."
 )
 @device_option
@@ -91,6 +96,7 @@ def command(
     keys_file: Path | None,
     rate: float | None,
     daily_budget: int | None,
+    samples: Path | None,
     access_log: bool,
     device: str,
     json: bool,
@@ -119,6 +125,7 @@ def command(
         "keys_file": keys_file.resolve() if keys_file else None,
         "rate": rate,
         "daily_budget": daily_budget,
+        "samples": samples.resolve() if samples else None,
         "access_log": access_log,
     }
     variables = {f"DUCAT_SERVE_{k.upper()}": str(v) for k, v in settings.items() if v is not None}
@@ -160,11 +167,13 @@ def _check(path: Path, device: str, variables: dict[str, str]) -> list[str]:
         raise missing_extra("bentoml", "serve")
     from service.keys import Keys
     from service.repository import Repository
+    from service.samples import read_samples
     from service.settings import Settings
     from service.tracing import Tracing
 
     settings = Settings.from_environment({**os.environ, **variables})
     Keys(settings.keys_file, settings.api_keys)
+    read_samples(settings.samples)
     Tracing.from_environment()
     found = Repository(path).find()
     for versions in found.values():
