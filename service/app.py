@@ -12,11 +12,13 @@ os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
 from service.http import create_app
 from service.model import Model
 from service.settings import Settings
+from service.stopping import install, require_installed
 
 # As OpenTelemetry's own variables say: https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
 _traced = any(name.startswith("OTEL_EXPORTER_") for name in os.environ)
 _settings = Settings.from_environment()
 _model = Model(_settings)
+install(_model)
 
 
 @bentoml.asgi_app(create_app(_model), path="/")
@@ -32,6 +34,10 @@ _model = Model(_settings)
 )
 class DucatService:
     """Robust image classification; see GET /v1/model for what was measured on this model."""
+
+    @bentoml.on_startup  # type: ignore[untyped-decorator]
+    def check_server(self) -> None:
+        require_installed()
 
     def __is_ready__(self) -> bool:
         return _model.is_ready

@@ -84,7 +84,7 @@ def create_app(model: Model) -> Starlette:
         middleware=[
             Middleware(Watch, metrics=model.metrics, log_all=settings.access_log),
             Middleware(Door, settings=settings),
-            Middleware(BodyLimit, max_body=settings.max_body),
+            Middleware(BodyLimit, max_body=settings.max_body, max_bodies=settings.max_bodies),
         ],
         exception_handlers={
             Problem: _problem,

@@ -58,6 +58,9 @@ class Model:
         self.served: Served | None = None
         self.metrics = Metrics(lambda: self.served.batcher.rows if self.served else 0)
         self.requests = 0  # being read, decoded or predicted
+        self.is_draining = (
+            False  # SIGTERM came: every request is still answered, but others should come elsewhere
+        )
         # A decoded 25-megapixel image takes hundreds of megabytes for a moment: two at a time, no more.
         self.decoding = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode")
         self._reloading = asyncio.Lock()
@@ -65,8 +68,14 @@ class Model:
 
     @property
     def is_ready(self) -> bool:
-        """Whether predictions would be answered now."""
-        return self.served is not None
+        """Whether requests should come here."""
+        return self.served is not None and not self.is_draining
+
+    def require_ready(self) -> None:
+        """Raises Problem (503) before the model is ready, and while the server drains."""
+        self.get()
+        if self.is_draining:
+            raise Problem(503, "stopping", "The server is stopping.", retry_after=1)
 
     async def start(self) -> None:
         """Load and warm up off the event loop, so that /livez answers meanwhile."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -35,6 +36,8 @@ class _Parser(MultiPartParser):
     """Knows whether the form's closing boundary came; without it Starlette drops the last part silently."""
 
     ended = False
+    # Never to a file, which a full disk would refuse: bodies are bounded one by one and together (body_limit.py).
+    spool_max_size = sys.maxsize
 
     def on_end(self) -> None:
         self.ended = True

@@ -25,7 +25,7 @@ def v2_routes(model: Model) -> list[Route]:
         return JSONResponse({"live": True})
 
     async def ready(_: Request) -> Response:
-        model.get()
+        model.require_ready()
         return JSONResponse({"ready": True})
 
     def require_named(request: Request) -> None:
@@ -42,7 +42,7 @@ def v2_routes(model: Model) -> list[Route]:
 
     async def model_ready(request: Request) -> Response:
         require_named(request)
-        model.get()
+        model.require_ready()
         return JSONResponse({"name": model.name, "ready": True})
 
     async def infer(request: Request) -> Response:
