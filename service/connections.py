@@ -108,7 +108,7 @@ class Connection(HttpToolsProtocol):
             return
         if self.waiting_since is None or now - self.waiting_since <= deadline or self.transport.is_closing():
             return
-        if self._bytes and self.cycle is None:
+        if self.scope is not None and self.cycle is None:  # its head has begun
             self._refuse(408, "request_timeout", f"The head of the request took more than {deadline:g} s.")
         else:
             self.transport.close()

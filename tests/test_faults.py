@@ -1,0 +1,255 @@
+"""Faults in a real server, one after the other; after each the next good request is answered correctly."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+
+from tests.fault_server import UPLOAD, FaultyServer, error_code, head, running, trickle
+from tests.http_client import encode
+from tests.test_serve_process import WAIT
+
+PLACES = 8  # --max-queue
+DEADLINE = 3
+FILES = (
+    256,
+    1200,
+)  # soft and hard limit of open files; the server keeps 128 for other things than connections
+GARBAGE = b"garbage" * 1000
+FAULT = "RuntimeError: the fault that was asked for"
+
+
+@pytest.fixture(scope="module")
+def model(onnx_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copy(onnx_model, tmp_path_factory.mktemp("model") / "model.onnx"))
+
+
+@pytest.fixture(scope="module")
+def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyServer]:
+    """One server for all tests here: whatever is done to it, it goes on."""
+    folder = tmp_path_factory.mktemp("faults")
+    limits = ["--deadline", str(DEADLINE), "--max-images", str(PLACES), "--max-queue", str(PLACES)]
+    with running(model, folder, *limits, files=FILES) as started:
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def _next_good_request(server: FaultyServer) -> Iterator[None]:
+    """What every test here ends with: nothing is left of the fault."""
+    yield
+    server.assert_good()
+    log = server.log.read_text()
+    assert log.count("Traceback") == log.count(FAULT)
+
+
+def test_heads_that_never_end(server: FaultyServer) -> None:
+    """Silent, cut off, a byte at a time, and empty lines for ever after an answer."""
+    answers = trickle(
+        [
+            (server.connect(), b""),
+            (server.connect(b"GET /v1/mo"), b""),
+            (server.connect(b"GET /v1/model HTTP/1.1\r\nX-Slow: "), b"a"),
+            (server.connect(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n"), b"\r\n"),
+        ]
+    )
+    assert answers[0] == b""
+    assert [error_code(answer) for answer in answers[1:3]] == ["request_timeout"] * 2
+    assert answers[3].startswith(b"HTTP/1.1 200")
+    assert answers[3].count(b"HTTP/1.1") == 1
+
+
+def test_heads_and_trailers_without_a_bound(server: FaultyServer) -> None:
+    line, start = b"a" * 1000, b"POST /v1/predict HTTP/1.1\r\nHost: x\r\n"
+    chunks = b"Content-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n"
+    hostile = [
+        (b"GET /", line),
+        (start + b"X-One: ", line),
+        (start, b"X-Many: " + line + b"\r\n"),
+        (start + chunks + b"1;", line),
+        (start + chunks + b"0\r\n", b"X-Many: " + line + b"\r\n"),
+    ]
+    answers = trickle([(server.connect(first), more) for first, more in hostile], every=0.001)
+    # The reset that follows data nobody read may overtake the answer.
+    assert {error_code(answer) for answer in answers if answer} <= {"head_too_large"}
+
+
+def test_what_is_no_http_gets_an_error_like_any_other(server: FaultyServer) -> None:
+    (answer,) = trickle([(server.connect(b"\x16\x03\x01 hello\r\n\r\n"), b"")])
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert error_code(answer) == "malformed_request"
+
+
+def test_bodies_that_never_end(server: FaultyServer) -> None:
+    """They hold every place until their deadline, and not longer."""
+    paths = ["/v1/predict", "/v2/models/model/infer"] * (PLACES // 2)
+    clients = [(server.connect(head(path, 1000) + b"-"), b"-") for path in paths]
+    server.until(lambda: server.predict().status_code == 429, "the places were never taken")
+    others = ["/admin/reload", "/nope", "/", "/readyz"]
+    clients += [(server.connect(head(path, 1000) + b"-"), b"-") for path in others]
+    answers = trickle(clients)
+    assert [error_code(answer) for answer in answers[:PLACES]] == ["deadline_exceeded"] * PLACES
+    assert all(answer.startswith(b"HTTP/1.1 4") for answer in answers[PLACES:]), "answered without the body"
+
+
+def test_a_client_that_never_reads(server: FaultyServer) -> None:
+    """It asks again and again: we stop reading, keep little, and cut it off in the end."""
+    before = server.worker.memory_info().rss
+    asked, request = 0, b"GET /v1/model HTTP/1.1\r\nHost: x\r\n\r\n" * 100
+    with server.connect() as deaf:
+        port = deaf.getsockname()[1]
+        deaf.settimeout(1)
+        try:
+            while asked < 100e6:
+                asked += deaf.send(request)
+        except TimeoutError:
+            pass
+        assert asked < 100e6, "the server reads on for ever"
+        server.until(lambda: port not in remote_ports(server), "the server waits for ever")
+    assert server.worker.memory_info().rss - before < 50e6
+
+
+def remote_ports(server: FaultyServer) -> set[int]:
+    return {connection.raddr.port for connection in server.worker.net_connections() if connection.raddr}
+
+
+def test_half_closed_clients(server: FaultyServer) -> None:
+    """A client that shuts its writing side has left: its connection ends cleanly, with a whole answer or with none."""
+    request = head("/v1/predict", len(UPLOAD)) + UPLOAD
+    server.switch("hold", "")
+    waiting = server.connect(request)
+    server.until(lambda: server.queued() == 1, "never queued")
+    waiting.shutdown(socket.SHUT_WR)
+    (answer,) = trickle([(waiting, b"")])
+    server.switch("hold", None)
+    assert answer == b""
+    for sent in (request[:10], request[:-5]):
+        half = server.connect(sent)
+        half.shutdown(socket.SHUT_WR)
+        assert trickle([(half, b"")]) == [b""]
+
+
+def test_clients_that_leave_in_the_middle_of_an_upload(server: FaultyServer) -> None:
+    clients = [server.connect(head("/v1/predict", 10_000_000) + b"-" * 100_000) for _ in range(PLACES)]
+    server.until(lambda: server.predict().status_code == 429, "the places were never taken")
+    for client in clients:  # reset, not closed
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+    server.until(lambda: server.predict().status_code == 200, "the places were never free again")
+
+
+def test_large_bodies_together_are_bounded(server: FaultyServer) -> None:
+    """Eight of the largest at a time, 128 MiB; what comes beyond is refused, and nothing of it stays."""
+    # Outside the places that predictions take: a body that nobody has to read is never read.
+    size = 16 * 2**20
+    clients = [server.connect() for _ in range(PLACES)]
+    for client in clients:
+        client.sendall(head("/v1/predict", size) + b"-" * (size - 1))
+    server.until(lambda: server.predict().status_code == 429, "the places were never taken")
+    for client in clients:
+        client.close()
+    server.until(lambda: server.predict().status_code == 200, "the places were never free again")
+
+
+def test_a_model_file_that_is_replaced_by_garbage_or_deleted(server: FaultyServer, model: Path) -> None:
+    whole = model.read_bytes()
+    try:
+        model.write_bytes(GARBAGE)
+        server.assert_good()
+        assert server.reload().json()["error"]["code"] == "model_refused"
+        server.assert_good()
+        model.unlink()
+        assert server.reload().json()["error"]["code"] == "model_refused"
+        server.assert_good()
+    finally:
+        model.write_bytes(whole)
+    assert server.reload().status_code == 200
+
+
+def test_a_full_disk(server: FaultyServer) -> None:
+    """No file of the worker can grow, as where a disk is full; large uploads never needed one."""
+    used = server.log.stat().st_size
+    server.worker.rlimit(psutil.RLIMIT_FSIZE, (used + 100_000, resource.RLIM_INFINITY))
+    noise = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), dtype=np.uint8)
+    files = [("image", ("a.png", encode(noise), "image/png"))] * 4
+    assert len(files[0][1][1]) > 2**20
+    response = httpx.post(server.url + "/v1/predict", files=files, trust_env=False, timeout=WAIT)
+    server.worker.rlimit(psutil.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert response.status_code == 200, response.text
+    assert len(response.json()["predictions"]) == 4
+
+
+def test_idle_connections_more_than_there_is_room_for(server: FaultyServer) -> None:
+    """A thousand are kept and closed in the end; of more than fit, those that were silent for longest go at once."""
+    most = FILES[1] - 128
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        idle = [server.connect() for _ in range(1000)]
+        server.assert_good()
+        idle += [server.connect() for _ in range(most - 1000 + 100)]
+        server.assert_good()
+        assert len(remote_ports(server)) <= most
+        assert [c.recv(1) for c in idle[:50]] == [b""] * 50
+        assert trickle([(c, b"") for c in idle[50:]]) == [b""] * (len(idle) - 50)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    server.until(lambda: remote_ports(server) == set(), "idle connections stay")
+
+
+def test_an_inference_that_raises(server: FaultyServer) -> None:
+    """Alone it is a 500; in a batch with others, they are tried one by one."""
+    server.switch("raise", "0")
+    response = server.predict()
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "internal_error"
+    server.assert_good()
+    server.switch("hold", "")
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(server.predict)
+        server.until(lambda: server.queued() == 1, "never queued")
+        others = [pool.submit(server.predict) for _ in range(3)]
+        server.until(lambda: server.queued() == 4, "never queued")
+        server.switch("raise", "1")
+        server.switch("hold", None)
+        assert all(server.is_right(answer.result(WAIT)) for answer in (first, *others))
+    assert not (server.folder / "raise").exists(), "the batch did raise"
+
+
+def test_a_worker_that_is_killed_under_load(server: FaultyServer) -> None:
+    """Only what it had in hand fails; it is back within ten seconds."""
+    stop, failed, right = threading.Event(), [], []
+
+    def ask(number: int) -> None:
+        while not stop.is_set():
+            try:
+                right.append(server.is_right(server.predict()))
+            except httpx.TransportError as error:
+                failed.append((number, error))
+
+    with ThreadPoolExecutor(4) as pool:
+        load = [pool.submit(ask, number) for number in range(4)]
+        server.until(lambda: len(right) > 20, "no load")
+        killed = server.worker
+        killed.kill()
+        answered = len(right)
+        psutil.wait_procs([killed], timeout=WAIT)
+        assert httpx.get(server.url + "/livez", trust_env=False, timeout=10).status_code == 200
+        server.until(server.is_ready, "never ready again")
+        server.until(lambda: len(right) > answered + 20, "no answers after the fault")
+        stop.set()
+        for client in load:
+            client.result(WAIT)
+    assert server.worker.pid != killed.pid
+    assert len({number for number, _ in failed}) == len(failed), "no client lost more than one request"
+    assert all(right)
