@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 MAX_CONNECTIONS = 2048
 MAX_HEAD = 64 * 2**10  # bytes of a request that are not its body
+MAX_PIPELINED = 100  # requests sent on a connection before the answers to those before them
 LAST_CALL = 0.5  # seconds for a connection without a request when the server stops
 
 
@@ -63,6 +65,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._unanswered: deque[RequestResponseCycle] = deque()
         self.waiting_since = self.loop.time()
         self.server_state.make_room(self)
 
@@ -72,6 +75,14 @@ class Connection(HttpToolsProtocol):
         # Heads and trailers are bounded, and so is what chunks of a body may waste: six bytes go with one at worst.
         if self._bytes - 9 * self._body > MAX_HEAD and not self.transport.is_closing():
             self._refuse(431, "head_too_large", f"A request's head is at most {MAX_HEAD} bytes.")
+        if len(self.pipeline) > MAX_PIPELINED:
+            self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        for cycle in self._unanswered:  # uvicorn tells only the last
+            cycle.disconnected = True
+            cycle.message_event.set()
 
     def on_message_begin(self) -> None:
         self._bytes = self._body = 0
@@ -80,6 +91,9 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
         self.waiting_since = None
+        while self._unanswered and self._unanswered[0].response_complete:
+            self._unanswered.popleft()
+        self._unanswered.append(self.cycle)
         if self.server_state.is_draining:
             self.cycle.keep_alive = False
 
@@ -90,6 +104,8 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._unread_since = None
+        if self.pipeline:
+            self.flow.pause_reading()  # uvicorn reads on after every answer, and keeps all that comes
         if self.cycle.response_complete:  # no other request was sent behind it
             self.waiting_since = self.loop.time()
 

@@ -31,7 +31,7 @@ _CHECK_SECONDS = (
 _OVERRIDDEN = {
     uvicorn.Server: ("handle_exit", "on_tick", "shutdown"),
     HttpToolsProtocol: (
-        *("connection_made", "data_received", "shutdown", "send_400_response"),
+        *("connection_made", "connection_lost", "data_received", "shutdown", "send_400_response"),
         *("on_message_begin", "on_headers_complete", "on_body", "on_response_complete"),
     ),
 }
