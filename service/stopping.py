@@ -1,8 +1,8 @@
 """The uvicorn server under BentoML's worker: it leaves politely, and has our bounds on connections.
 
-BentoML makes its server itself, `uvicorn.Server(config)`, and offers no way in. `install` puts ours in that place, and
-has the supervisor look after its worker every second. Where a future version goes another way, the server refuses
-to start.
+BentoML makes its server itself, `uvicorn.Server(config)`, and offers no way in. `install` puts ours in that place; it
+has the supervisor look after its worker every second, and pass Ctrl-C on. Where a future version goes another way,
+the server refuses to start.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from types import FrameType
 import psutil
 import uvicorn
 from bentoml._internal.utils import circus
+from circus.sighandler import SysHandler
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ducat_serve.errors import DucatError
@@ -29,6 +30,7 @@ _CHECK_SECONDS = (
     1.0  # BentoML's own is ten: a worker that was killed would be missed for longer than it takes to start
 )
 _OVERRIDDEN = {
+    SysHandler: ("handle_int", "quit"),
     uvicorn.Server: ("handle_exit", "on_tick", "shutdown"),
     HttpToolsProtocol: (
         *("connection_made", "connection_lost", "data_received", "shutdown", "send_400_response"),
@@ -44,9 +46,20 @@ def install(model: Model) -> None:
             if not hasattr(base, name):
                 raise _other_version(f"{base.__name__}.{name} is gone")
     uvicorn.Server = functools.partial(Server, model=model)  # type: ignore[misc, assignment]
+    SysHandler.handle_int = _interrupt
     circus.create_standalone_arbiter = functools.partial(
         circus.create_standalone_arbiter, check_delay=_CHECK_SECONDS
     )
+
+
+def _interrupt(supervisor: SysHandler) -> None:
+    """On Ctrl-C the supervisor would send SIGTERM, as for a polite end; its workers are out of the terminal's reach."""
+    try:
+        for watcher in supervisor.controller.arbiter.iter_watchers():
+            for worker in watcher.get_active_pids():
+                os.kill(worker, signal.SIGINT)
+    finally:
+        supervisor.quit()
 
 
 def require_installed() -> None:

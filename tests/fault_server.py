@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import httpx
 import psutil
@@ -39,9 +39,8 @@ class FaultyServer(Server):
         (worker,) = self.process.children()
         return worker
 
-    def predict(self, timeout: float = WAIT) -> httpx.Response:
-        files = {"image": ("a.png", GOOD, "image/png")}
-        return httpx.post(self.url + "/v1/predict", files=files, trust_env=False, timeout=timeout)
+    def predict(self) -> httpx.Response:
+        return self.post("/v1/predict", files={"image": ("a.png", GOOD, "image/png")})
 
     def is_right(self, response: httpx.Response) -> bool:
         """Whether the answer to `predict` is the model's own."""
@@ -77,9 +76,12 @@ class FaultyServer(Server):
         text = httpx.get(self.url + "/metrics", headers=headers, trust_env=False, timeout=WAIT).text
         return float(text.split("\nducat_queue_rows ")[1].split()[0])
 
-    def reload(self) -> httpx.Response:
+    def post(self, path: str, **body: Any) -> httpx.Response:
         headers = {"Authorization": f"Bearer {ADMIN}"}
-        return httpx.post(self.url + "/admin/reload", headers=headers, trust_env=False, timeout=WAIT)
+        return httpx.post(self.url + path, headers=headers, trust_env=False, timeout=WAIT, **body)
+
+    def reload(self) -> httpx.Response:
+        return self.post("/admin/reload")
 
     def connect(self, data: bytes = b"") -> socket.socket:
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=WAIT)
