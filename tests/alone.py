@@ -10,7 +10,10 @@ import struct
 import sys
 from pathlib import Path
 
+import psutil
+
 from tests.fault_server import running
+from tests.test_serve_process import WAIT
 
 _GET_FLAGS, _SET_FLAGS, _UP = 0x8913, 0x8914, 1  # of linux/sockios.h and net/if.h
 URL = "http://192.0.2.1/a.png"
@@ -58,8 +61,10 @@ def main(model: Path, folder: Path) -> None:
             assert server.get(path).status_code in (200, 401), path
         assert server.reload().status_code == 200
         server.assert_good()
+        processes = server.all_processes()
         server.process.terminate()
-        server.until(lambda: not server.all_processes(), "it never ended")
+        _, alive = psutil.wait_procs(processes, timeout=WAIT)
+        assert alive == [], server.log.read_text()
     seen = counted()
     asked = len(ours)
     for kind, family in ((socket.SOCK_STREAM, socket.AF_INET), (socket.SOCK_DGRAM, socket.AF_INET)):

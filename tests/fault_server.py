@@ -7,7 +7,6 @@ import json
 import os
 import resource
 import selectors
-import signal
 import socket
 import subprocess
 import time
@@ -88,10 +87,6 @@ class FaultyServer(Server):
         connection.sendall(data)
         return connection
 
-    def stop(self, number: int) -> None:
-        """Signal every process of the server, as a terminal does."""
-        os.killpg(self.process.pid, number)
-
 
 def until(condition: Callable[[], bool], what: str = "") -> None:
     deadline = time.monotonic() + WAIT
@@ -122,7 +117,6 @@ def running(
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
             preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_NOFILE, files)) if files else None,
         )
     server = FaultyServer(psutil.Process(process.pid), port, folder, log, Predictor(model, "cpu"))
@@ -131,8 +125,9 @@ def running(
         assert process.poll() is None, log.read_text()
         yield server
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            server.stop(signal.SIGKILL)
+        for one in server.all_processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
         process.wait(WAIT)
 
 
