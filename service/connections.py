@@ -23,13 +23,13 @@ class Connections(ServerState):
     """All open connections.
 
     Args:
-        deadline: seconds for the head of a request, and again for taking its answer.
+        patience: seconds for the head of a request, and again for taking its answer.
         limit: most connections; a new one beyond it takes the place of the one that has been silent for longest.
     """
 
-    def __init__(self, deadline: float, limit: int) -> None:
+    def __init__(self, patience: float, limit: int) -> None:
         super().__init__()
-        self.deadline, self.limit = deadline, limit
+        self.patience, self.limit = patience, limit
         self.is_draining = False  # every answer says `Connection: close`
 
     def drain(self) -> None:
@@ -114,18 +114,18 @@ class Connection(HttpToolsProtocol):
 
         Idle or trickling makes no difference. (Bodies have the deadline of their request, `Model.admitted`.)
         """
-        deadline = self.server_state.deadline
+        patience = self.server_state.patience
         if self.transport.get_write_buffer_size() == 0:
             self._unread_since = None
         elif self._unread_since is None:
             self._unread_since = now
-        elif now - self._unread_since > deadline:
+        elif now - self._unread_since > patience:
             self.transport.abort()
             return
-        if self.waiting_since is None or now - self.waiting_since <= deadline or self.transport.is_closing():
+        if self.waiting_since is None or now - self.waiting_since <= patience or self.transport.is_closing():
             return
         if self.scope is not None and self.cycle is None:  # its head has begun
-            self._refuse(408, "request_timeout", f"The head of the request took more than {deadline:g} s.")
+            self._refuse(408, "request_timeout", f"The head of the request took more than {patience:g} s.")
         else:
             self.transport.close()
 

@@ -26,7 +26,7 @@ class Settings(BaseModel):
     threads: int | None = Field(default=None, ge=1)  # CPU threads of one inference; None: all cores
     max_batch: int = Field(default=32, ge=1, le=1024)  # rows
     max_queue: int = Field(default=512, ge=1)  # rows waiting or running
-    deadline: float = Field(default=10.0, gt=0)  # seconds for a head, for a prediction, and to take an answer
+    deadline: float = Field(default=10.0, gt=0)  # seconds for a prediction, from its first byte on
     drain: float = Field(
         default=1.0, ge=0, allow_inf_nan=False
     )  # seconds of service after SIGTERM, not ready

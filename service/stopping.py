@@ -81,7 +81,9 @@ class Server(uvicorn.Server):
         config.timeout_graceful_shutdown = settings.deadline + 1  # type: ignore[assignment]  # seconds, any number
         self._model = model
         self._stop_at: float | None = None
-        self._connections = Connections(settings.deadline, _most_connections())
+        # However short the deadline: connections are kept as long between two requests.
+        patience = max(settings.deadline, config.timeout_keep_alive)
+        self._connections = Connections(patience, _most_connections())
         self.server_state = self._connections
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

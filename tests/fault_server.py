@@ -58,7 +58,10 @@ class FaultyServer(Server):
         assert self.is_right(response), response.text
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
-        until(condition, f"{what}\n{self.log.read_text()}")
+        deadline = time.monotonic() + WAIT
+        while not condition():
+            assert time.monotonic() < deadline, f"{what}\n{self.log.read_text()}"
+            time.sleep(0.02)
 
     def switch(self, name: str, content: str | None) -> None:
         """Set a fault of fault_hooks/, or end it."""
@@ -86,13 +89,6 @@ class FaultyServer(Server):
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=WAIT)
         connection.sendall(data)
         return connection
-
-
-def until(condition: Callable[[], bool], what: str = "") -> None:
-    deadline = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
 
 
 @contextlib.contextmanager
