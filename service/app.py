@@ -12,10 +12,12 @@ os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
 from service.http import create_app
 from service.models import Models
 from service.settings import Settings
+from service.stopping import install, require_installed
 from service.tracing import Tracing
 
 _settings = Settings.from_environment()
 _models = Models(_settings, Tracing.from_environment())
+install(_models)
 
 
 @bentoml.asgi_app(create_app(_models), path="/")
@@ -31,6 +33,10 @@ _models = Models(_settings, Tracing.from_environment())
 )
 class DucatService:
     """Robust image classification; see GET /v1/model for what was measured on this model."""
+
+    @bentoml.on_startup  # type: ignore[untyped-decorator]
+    def check_server(self) -> None:
+        require_installed()
 
     def __is_ready__(self) -> bool:
         return _models.is_ready

@@ -1,4 +1,4 @@
-"""An ASGI middleware that refuses request bodies over a limit, whether or not they announce their size."""
+"""An ASGI middleware that refuses bodies over a limit, each and together, whether or not they announce their size."""
 
 from __future__ import annotations
 
@@ -7,27 +7,33 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.problems import Problem
 
 
-class _TooLarge(Exception):
-    pass
+class _Refused(Exception):
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.code)
+        self.problem = problem
 
 
 class BodyLimit:
-    """Answers 413 for bodies of more than ``max_body`` bytes; counts bytes as they arrive."""
+    """Counts bytes as they arrive: 413 for a body of more than ``max_body``, 429 where all together are too many.
 
-    def __init__(self, app: ASGIApp, max_body: int) -> None:
+    ``max_bodies`` bounds what all requests hold in memory at a time; nothing is ever written to a temporary file.
+    """
+
+    def __init__(self, app: ASGIApp, max_body: int, max_bodies: int) -> None:
         self.app = app
-        self.max_body = max_body
+        self.max_body, self.max_bodies = max_body, max_bodies
+        self.held = 0  # bytes of all bodies whose requests are not answered yet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        answer = Problem(
+        too_large = Problem(
             413, "body_too_large", f"The request body is over the limit of {self.max_body} bytes."
         )
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self.max_body:
-            await answer.response(scope)(scope, receive, send)
+            await too_large.response(scope)(scope, receive, send)
             return
         received = 0
         started = False
@@ -35,9 +41,14 @@ class BodyLimit:
         async def counted() -> Message:
             nonlocal received
             message = await receive()
-            received += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            received += size
+            self.held += size
             if received > self.max_body:
-                raise _TooLarge
+                raise _Refused(too_large)
+            if self.held > self.max_bodies:
+                text = "Too many large bodies at a time; try again later."
+                raise _Refused(Problem(429, "overloaded", text, retry_after=1))
             return message
 
         async def watched(message: Message) -> None:
@@ -47,6 +58,8 @@ class BodyLimit:
 
         try:
             await self.app(scope, counted, watched)
-        except _TooLarge:
+        except _Refused as refused:
             if not started:
-                await answer.response(scope)(scope, receive, send)
+                await refused.problem.response(scope)(scope, receive, send)
+        finally:
+            self.held -= received

@@ -54,7 +54,7 @@ def create_app(models: Models) -> Starlette:
         return JSONResponse(model_details(served.name, served.version, served.predictor))
 
     async def index(_: Request) -> Response:
-        models.require_ready()
+        models.require_loaded()
         return JSONResponse({"models": [served.summary for served in models.all()]})
 
     async def reload(_: Request) -> Response:
@@ -96,7 +96,7 @@ def create_app(models: Models) -> Starlette:
         middleware=[
             Middleware(Watch, metrics=models.metrics, tracing=models.tracing, log_all=settings.access_log),
             Middleware(Door, settings=settings),
-            Middleware(BodyLimit, max_body=settings.max_body),
+            Middleware(BodyLimit, max_body=settings.max_body, max_bodies=settings.max_bodies),
         ],
         exception_handlers={
             Problem: _problem,

@@ -34,7 +34,8 @@ class Models:
     def __init__(self, settings: Settings, tracing: Tracing | None = None) -> None:
         self.settings, self.tracing = settings, tracing
         self.repository = Repository(settings.model)
-        self.is_ready = False  # whether all models that were there at the start are loaded
+        self.is_loaded = False  # whether all models that were there at the start are
+        self.is_draining = False  # SIGTERM came: requests are still answered, but others should go elsewhere
         self.metrics = Metrics(lambda: sum(served.batcher.rows for served in self.all()))
         self.requests = 0  # being read, decoded or predicted
         # A decoded 25-megapixel image takes hundreds of megabytes for a moment: two at a time, no more.
@@ -47,7 +48,7 @@ class Models:
         """Load and warm up off the event loop, so that /livez answers meanwhile. Raises where one is refused."""
         for name in await asyncio.to_thread(self.repository.find):
             await self._load(name)
-        self.is_ready = True
+        self.is_loaded = True
 
     async def load(self, name: str) -> list[Served]:
         """Read every version of a model again and swap all of them in once they are verified and warm.
@@ -154,7 +155,7 @@ class Models:
 
     def versions(self, name: str) -> list[str]:
         """What is served of a model, the newest last. Raises Problem (404) where that is nothing."""
-        self.require_ready()
+        self.require_loaded()
         if name not in self._served:
             raise Problem(404, "unknown_model", f"There is no model '{name}' here.")
         return sorted(self._served[name], key=int)
@@ -164,7 +165,7 @@ class Models:
 
         Raises Problem: 503 before all are ready, 404 for an unknown one, 400 where there are several and none is named.
         """
-        self.require_ready()
+        self.require_loaded()
         if name is None:
             if not self._served:
                 raise Problem(404, "unknown_model", "No model is served.")
@@ -179,9 +180,20 @@ class Models:
             raise Problem(404, "unknown_model", message)
         return self._served[name][version]
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests should come here."""
+        return self.is_loaded and not self.is_draining
+
     def require_ready(self) -> None:
+        """Raises Problem (503) before all models are loaded, and while the server drains."""
+        self.require_loaded()
+        if self.is_draining:
+            raise Problem(503, "stopping", "The server is stopping.", retry_after=1)
+
+    def require_loaded(self) -> None:
         """Raises Problem (503) before all models are loaded."""
-        if not self.is_ready:
+        if not self.is_loaded:
             raise Problem(503, "not_ready", "The model is still loading.", retry_after=1)
 
     @contextlib.asynccontextmanager

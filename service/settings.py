@@ -26,7 +26,10 @@ class Settings(BaseModel):
     threads: int | None = Field(default=None, ge=1)  # CPU threads of one inference; None: all cores
     max_batch: int = Field(default=32, ge=1, le=1024)  # rows
     max_queue: int = Field(default=512, ge=1)  # rows waiting or running
-    deadline: float = Field(default=10.0, gt=0)  # seconds a request may wait for its prediction
+    deadline: float = Field(default=10.0, gt=0)  # seconds for a prediction, from its first byte on
+    drain: float = Field(
+        default=1.0, ge=0, allow_inf_nan=False
+    )  # seconds of service after SIGTERM, not ready
     max_body: int = Field(default=16 * 2**20, ge=1024)  # bytes
     max_images: int = Field(default=100, ge=1)  # per request
     max_pixels: int = Field(default=25_000_000, ge=64)  # per image, before resizing
@@ -46,6 +49,11 @@ class Settings(BaseModel):
                 f"max_queue {self.max_queue} is less than the {self.max_images} images of one request"
             )
         return self
+
+    @property
+    def max_bodies(self) -> int:
+        """Bytes of all bodies that are being read or predicted: eight of the largest."""
+        return 8 * self.max_body
 
     @property
     def burst(self) -> int:

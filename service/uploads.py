@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -38,6 +39,8 @@ class _Parser(MultiPartParser):
     """
 
     ended = False
+    # Never to a file, which a full disk would refuse: bodies are bounded one by one and together (body_limit.py).
+    spool_max_size = sys.maxsize
 
     def on_headers_finished(self) -> None:
         part = self._current_part

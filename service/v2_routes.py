@@ -41,7 +41,9 @@ def v2_routes(models: Models) -> list[Route]:
         return JSONResponse(open_inference.model_metadata(served.name, versions, served.predictor.spec))
 
     async def model_ready(request: Request) -> Response:
-        return JSONResponse({"name": named(request).name, "ready": True})
+        served = named(request)
+        models.require_ready()
+        return JSONResponse({"name": served.name, "ready": True})
 
     async def infer(request: Request) -> Response:
         async with models.admitted(*_which(request)) as served:

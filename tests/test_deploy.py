@@ -67,6 +67,6 @@ def test_kubernetes_asks_where_the_server_answers() -> None:
     (container,) = pod["containers"]
     paths = {name: container[name]["httpGet"]["path"] for name in container if name.endswith("Probe")}
     assert paths == {"startupProbe": "/readyz", "readinessProbe": "/readyz", "livenessProbe": "/livez"}
-    sleep = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    (drain,) = [float(one["value"]) for one in container["env"] if one["name"] == PREFIX + "DRAIN"]
     deadline = Settings.model_fields["deadline"].default
-    assert pod["terminationGracePeriodSeconds"] > sleep + deadline
+    assert pod["terminationGracePeriodSeconds"] > drain + deadline

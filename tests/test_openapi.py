@@ -215,7 +215,7 @@ def test_limits_are_answered_as_described(predictor: Predictor) -> None:
         model.failure = RuntimeError("broken")
         model.gate.set()
         until(lambda: conforms(client, "POST", "/v1/predict", send(client, GOOD)) == 500)
-        model.is_ready = False
+        model.is_loaded = False
         assert conforms(client, "GET", "/v1/model", client.get("/v1/model")) == 503
 
 

@@ -41,6 +41,13 @@ from ducat_serve.output import Output
     help="Seconds until 504.",
 )
 @click.option(
+    "--drain",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    help="Seconds of service after SIGTERM, while /readyz says no.",
+)
+@click.option(
     "--max-body",
     type=click.IntRange(min=1024),
     default=16 * 2**20,
@@ -90,6 +97,7 @@ def command(
     max_batch: int,
     max_queue: int,
     deadline: float,
+    drain: float,
     max_body: int,
     max_images: int,
     max_pixels: int,
@@ -119,6 +127,7 @@ def command(
         "max_batch": max_batch,
         "max_queue": max_queue,
         "deadline": deadline,
+        "drain": drain,
         "max_body": max_body,
         "max_images": max_images,
         "max_pixels": max_pixels,
@@ -150,7 +159,7 @@ def server_arguments(host: str, port: int) -> list[str]:
     import service
 
     working_dir = Path(service.__file__).parent / "page"
-    return ["-P", "-m", "service", "serve", "service.app:DucatService", "--working-dir", str(working_dir),
+    return ["-P", "-m", "bentoml", "serve", "service.app:DucatService", "--working-dir", str(working_dir),
             "--host", host, "--port", str(port)]  # fmt: skip
 
 

@@ -1,0 +1,154 @@
+"""Connections that keep nobody waiting: bounds on time, bytes and number where uvicorn has none.
+
+uvicorn closes a connection that is idle between two requests. It waits for ever for a request's head, for a client to
+take its answer, and lets both a head and the number of connections grow without end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+MAX_CONNECTIONS = 2048
+MAX_HEAD = 64 * 2**10  # bytes of a request that are not its body
+MAX_PIPELINED = 100  # requests sent on a connection before the answers to those before them
+LAST_CALL = 0.5  # seconds for a connection without a request when the server stops
+
+
+class Connections(ServerState):
+    """All open connections.
+
+    Args:
+        patience: seconds for the head of a request, and again for taking its answer.
+        limit: most connections; a new one beyond it takes the place of the one that has been silent for longest.
+    """
+
+    def __init__(self, patience: float, limit: int) -> None:
+        super().__init__()
+        self.patience, self.limit = patience, limit
+        self.is_draining = False  # every answer says `Connection: close`
+
+    def drain(self) -> None:
+        """From now on a connection is good for one more answer."""
+        self.is_draining = True
+        for connection in self._ours():
+            if connection.cycle is not None and not connection.cycle.response_started:
+                connection.cycle.keep_alive = False
+
+    def sweep(self, now: float) -> None:
+        """Close the connections that keep us waiting for too long; ``now`` is the time of the event loop."""
+        for connection in self._ours():
+            connection.end_if_late(now)
+
+    def make_room(self, newest: Connection) -> None:
+        """Close one connection where there are too many."""
+        if len(self.connections) > self.limit:
+            silent = [c for c in self._ours() if c.waiting_since is not None and not c.transport.is_closing()]
+            min(silent, key=lambda c: c.waiting_since or 0.0, default=newest).transport.abort()
+
+    def _ours(self) -> list[Connection]:
+        return [connection for connection in self.connections if isinstance(connection, Connection)]
+
+
+class Connection(HttpToolsProtocol):
+    """One connection. ``waiting_since``: when we began to wait for a request's head; None while there is a request."""
+
+    server_state: Connections
+    waiting_since: float | None = None
+    _unread_since: float | None = None
+    _bytes = 0  # of the request that is being read
+    _body = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._unanswered: deque[RequestResponseCycle] = deque()
+        self.waiting_since = self.loop.time()
+        self.server_state.make_room(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._bytes += len(data)
+        super().data_received(data)
+        # Heads and trailers are bounded, and so is what chunks of a body may waste: six bytes go with one at worst.
+        if self._bytes - 9 * self._body > MAX_HEAD and not self.transport.is_closing():
+            self._refuse(431, "head_too_large", f"A request's head is at most {MAX_HEAD} bytes.")
+        if len(self.pipeline) > MAX_PIPELINED:
+            self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        for cycle in self._unanswered:  # uvicorn tells only the last
+            cycle.disconnected = True
+            cycle.message_event.set()
+
+    def on_message_begin(self) -> None:
+        self._bytes = self._body = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self.waiting_since = None
+        while self._unanswered and self._unanswered[0].response_complete:
+            self._unanswered.popleft()
+        self._unanswered.append(self.cycle)
+        if self.server_state.is_draining:
+            self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        self._body += len(body)
+        super().on_body(body)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._unread_since = None
+        if self.pipeline:
+            self.flow.pause_reading()  # uvicorn reads on after every answer, and keeps all that comes
+        if self.cycle.response_complete:  # no other request was sent behind it
+            self.waiting_since = self.loop.time()
+
+    def end_if_late(self, now: float) -> None:
+        """Close the connection where the head of a request, or the client that an answer is for, is late.
+
+        Idle or trickling makes no difference. (Bodies have the deadline of their request, `Models.admitted`.)
+        """
+        patience = self.server_state.patience
+        if self.transport.get_write_buffer_size() == 0:
+            self._unread_since = None
+        elif self._unread_since is None:
+            self._unread_since = now
+        elif now - self._unread_since > patience:
+            self.transport.abort()
+            return
+        if self.waiting_since is None or now - self.waiting_since <= patience or self.transport.is_closing():
+            return
+        if self.scope is not None and self.cycle is None:  # its head has begun
+            self._refuse(408, "request_timeout", f"The head of the request took more than {patience:g} s.")
+        else:
+            self.transport.close()
+
+    def shutdown(self) -> None:
+        """Called when the server stops: after the request in progress, or now.
+
+        A connection that has only just come gets a moment for its request, which may be on its way.
+        """
+        if self.cycle is None:
+            self.loop.call_later(LAST_CALL, self._close_if_silent)
+        else:
+            super().shutdown()
+
+    def _close_if_silent(self) -> None:
+        if self.waiting_since is not None:
+            self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP gets an error of the same shape as all others."""
+        self._refuse(400, "malformed_request", msg)
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        body = json.dumps({"error": {"code": code, "message": message}}).encode()
+        head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        self.transport.write(STATUS_LINE[status] + head.encode() + body)
+        self.transport.close()
