@@ -83,6 +83,7 @@ def test_everything_that_serves_is_in_it_and_nothing_else(built: Path, onnx_mode
 
 
 def test_no_key_no_setting_and_no_path_of_this_machine_is_in_it(built: Path, tmp_path: Path) -> None:
+    # 82: BentoML's timeout is a little more than the deadline, and lands in bento.yaml.
     private = [
         str(PROJECT),
         sys.prefix,
