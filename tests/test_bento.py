@@ -91,7 +91,7 @@ def test_no_key_no_setting_and_no_path_of_this_machine_is_in_it(built: Path, tmp
         str(built.parents[2]),
         "s3cret",
         "alice",
-        "77.0",
+        "timeout: 82",
     ]
     files = [path for path in built.rglob("*") if path.is_file()]
     assert len(files) > 30
