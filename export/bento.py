@@ -124,7 +124,7 @@ def _build_into(out: Path, order: dict[str, Any]) -> dict[str, Any]:
 
 def _run(order: dict[str, Any], home: Path | None) -> dict[str, Any]:
     """Build in another process: BentoML imports the service from the context, not the one that may be loaded here."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("DUCAT_")}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("DUCAT_", "OTEL_"))}
     environment |= _ENVIRONMENT
     if home is not None:
         environment["BENTOML_HOME"] = str(home)

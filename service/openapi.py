@@ -10,8 +10,9 @@ from typing import Any
 
 from ducat_serve import __version__
 from service.inputs import NPY
-from service.open_inference import JSON_LENGTH, VERSION
+from service.open_inference import JSON_LENGTH
 from service.openapi_schemas import schemas
+from service.samples import KINDS, MAX_SAMPLES
 from service.settings import Settings
 from service.uploads import FIELD
 
@@ -19,6 +20,8 @@ Json = dict[str, Any]
 
 _FILE: Json = {"type": "string", "format": "binary"}
 _TEXT: Json = {"type": "string"}
+_PROBLEM, _V2_PROBLEM = "Problem", "InferenceProblem"
+_NUMBER: Json = {"type": "string", "pattern": "^[1-9][0-9]*$"}
 _ALWAYS = (413, 500)  # the body limit and the last resort are around every route
 _MODEL = (503,)
 _PREDICTION = (400, 429, 503, 504)
@@ -41,7 +44,11 @@ def document(settings: Settings) -> Json:
         "paths": _paths(settings),
         "components": {
             "schemas": schemas(settings),
-            "responses": {f"Problem{status}": _problem(status, settings) for status in _meanings(settings)},
+            "responses": {
+                f"{shape}{status}": _problem(shape, status, settings)
+                for shape in (_PROBLEM, _V2_PROBLEM)
+                for status in _meanings(settings)
+            },
             "headers": _HEADERS,
             "parameters": _parameters(settings),
             "securitySchemes": {**(_KEYS if _wants_keys(settings) else {}), **(_ADMIN if settings.admin_key else {})},
@@ -54,13 +61,25 @@ def _paths(settings: Settings) -> Json:
     admin = _ADMIN if settings.admin_key else {}
     paths = {
         "/": {"get": _operation("page", "A page to try the model", "v1", _ok(_TEXT, "text/html"))},
+        "/samples": {
+            "get": _operation("samples", "Names of the images that the page offers", "v1",
+                              _ok({"type": "array", "items": _TEXT, "maxItems": MAX_SAMPLES}))
+        },
+        "/samples/{name}": {
+            "parameters": [_parameter("SampleName")],
+            "get": _operation("sample", "One of these images", "v1", _ok(_FILE, *sorted(set(KINDS.values()))), (404,)),
+        },
         "/openapi.json": {
             "get": _operation("openapi", "This document", "operation", _ok({"type": "object"}))
         },
-        "/v1/predict": {"post": _predict(key)},
+        "/v1/predict": {"parameters": _WHICH, "post": _predict(key)},
         "/v1/model": {
+            "parameters": _WHICH,
             "get": _operation("model", "What the model is, what was measured on it, and how it runs here", "v1",
-                              _ok(_ref("ModelDetails")), _MODEL, key)
+                              _ok(_ref("ModelDetails")), (400, 404, *_MODEL), key)
+        },
+        "/v1/models": {
+            "get": _operation("models", "All that is served, in every version", "v1", _ok(_ref("Models")), _MODEL, key)
         },
         **_v2(key),
         "/livez": {"get": _probe("livez", "Whether the process answers")},
@@ -72,16 +91,49 @@ def _paths(settings: Settings) -> Json:
         },
     }  # fmt: skip
     if admin:
-        paths["/admin/reload"] = {
-            "post": _operation("reload", "Read the model file again and swap it in if it is sound", "operation",
-                               _ok(_object(model=_ref("ModelSummary"))), (422, *_MODEL), admin)
-        }  # fmt: skip
+        paths |= _administration(admin)
     return paths
+
+
+def _administration(admin: Json) -> Json:
+    named = [_parameter("ModelName")]
+    return {
+        "/admin/reload": {
+            "post": _operation("reload", "Read every model again and swap in those that are sound", "operation",
+                               _ok(_ref("Models")), (422,), admin)
+        },
+        "/v2/repository/index": {
+            "post": {
+                **_operation("repositoryIndex", "What is served, and what is on disk and is not", "v2",
+                             _ok({"type": "array", "items": _ref("RepositoryEntry")}), (400, 422), admin),
+                "requestBody": _json_body({"type": "object", "properties": {"ready": {"type": "boolean"}}}),
+            }
+        },
+        "/v2/repository/models/{name}/load": {
+            "parameters": named,
+            "post": {
+                **_operation("loadModel", "Read every version of a model again and swap them in if all are sound", "v2",
+                             _ok({"type": "object"}), (400, 404, 422), admin),
+                "requestBody": _json_body(
+                    {"type": "object", "properties": {"parameters": {"type": "object", "maxProperties": 0}}}
+                ),
+            },
+        },
+        "/v2/repository/models/{name}/unload": {
+            "parameters": named,
+            "post": _operation("unloadModel", "Serve a model no longer", "v2", _ok({"type": "object"}),
+                               (404, *_MODEL), admin),
+        },
+    }  # fmt: skip
+
+
+def _json_body(schema: Json) -> Json:
+    return {"required": False, "content": {"application/json": {"schema": schema}}}
 
 
 def _predict(guard: Json) -> Json:
     operation = _operation(
-        "predict", "Classify images", "v1", _ok(_ref("PredictAnswer")), (415, *_PREDICTION), guard
+        "predict", "Classify images", "v1", _ok(_ref("PredictAnswer")), (404, 415, *_PREDICTION), guard
     )
     operation["requestBody"] = {
         "required": True,
@@ -153,13 +205,14 @@ def _operation(
 ) -> Json:
     """An operation of ours; ``guard`` has the security schemes, any one of which opens it."""
     statuses = sorted({*problems, *_ALWAYS, *((401,) if guard else ())})
+    shape = _V2_PROBLEM if tag == "v2" else _PROBLEM
     return {
         "operationId": name,
         "summary": summary,
         "tags": [tag],
         "parameters": [_parameter("RequestId")],
         "security": [{scheme: []} for scheme in guard or ()],
-        "responses": {"200": ok, **{str(s): {"$ref": f"#/components/responses/Problem{s}"} for s in statuses}},
+        "responses": {"200": ok, **{str(s): {"$ref": f"#/components/responses/{shape}{s}"} for s in statuses}},
     }  # fmt: skip
 
 
@@ -178,11 +231,11 @@ def _probe(name: str, summary: str, *failures: int) -> Json:
     }
 
 
-def _ok(schema: Json, media_type: str = "application/json") -> Json:
+def _ok(schema: Json, *media_types: str) -> Json:
     return {
         "description": "The answer",
         "headers": {"X-Request-Id": {"$ref": "#/components/headers/RequestId"}},
-        "content": {media_type: {"schema": schema}},
+        "content": {kind: {"schema": schema} for kind in media_types or ("application/json",)},
     }
 
 
@@ -191,19 +244,19 @@ def _meanings(settings: Settings) -> dict[int, str]:
     return {
         400: "The request cannot be read; `code` says why",
         401: "No known key was sent",
-        404: "There is no such model",
+        404: "There is nothing of that name",
         413: f"More than {bounds}",
         415: "The body is of a type that is not taken",
-        422: "The new model was refused; the old one stays",
+        422: "The new file was refused, and what was served stays",
         429: "The server is at its limit, or what this client may ask is spent",
         500: "The server failed to answer; the cause is in its log",
-        503: "The model is still loading",
+        503: "The models are still loading",
         504: f"No prediction within {settings.deadline:g} s",
     }
 
 
-def _problem(status: int, settings: Settings) -> Json:
-    answer = _ok(_ref("Problem"))
+def _problem(shape: str, status: int, settings: Settings) -> Json:
+    answer = _ok(_ref(shape))
     answer["description"] = _meanings(settings)[status]
     if status in (429, 503):
         answer["headers"]["Retry-After"] = {"$ref": "#/components/headers/RetryAfter"}
@@ -242,9 +295,33 @@ def _parameters(settings: Settings) -> Json:
             "in": "path",
             "required": True,
             "schema": {"type": "string", "minLength": 1},
-            "example": settings.model.stem,
+            **({"example": settings.model.stem} if settings.model.suffix else {}),
         },
-        "ModelVersion": {"name": "version", "in": "path", "required": True, "schema": {"const": VERSION}},
+        "SampleName": {
+            "name": "name",
+            "in": "path",
+            "required": True,
+            "schema": {"type": "string", "minLength": 1},
+        },
+        "ModelVersion": {
+            "name": "version",
+            "in": "path",
+            "required": True,
+            "schema": _NUMBER,
+            "example": "1",
+        },
+        "WhichModel": {
+            "name": "model",
+            "in": "query",
+            "schema": {"type": "string", "minLength": 1},
+            "description": "Where several are served: the one that is meant",
+        },
+        "WhichVersion": {
+            "name": "version",
+            "in": "query",
+            "schema": _NUMBER,
+            "description": "Of that model, instead of its newest",
+        },
     }
 
 
@@ -264,6 +341,9 @@ def _wants_keys(settings: Settings) -> bool:
 
 def _ref(schema: str) -> Json:
     return {"$ref": f"#/components/schemas/{schema}"}
+
+
+_WHICH = [{"$ref": f"#/components/parameters/Which{what}"} for what in ("Model", "Version")]
 
 
 def _parameter(name: str) -> Json:

@@ -13,13 +13,14 @@ from pydantic.json_schema import models_json_schema
 from ducat_serve.images import RESIZE_POLICY
 from ducat_serve.report import NOT_MEASURED
 from ducat_serve.spec import ModelSpec
-from service.open_inference import OUTPUTS, VERSION
+from service.open_inference import OUTPUTS
 from service.settings import Settings
 from service.uploads import FIELD
 
 Json = dict[str, Any]
 
 _STRING: Json = {"type": "string"}
+_VERSION: Json = {"type": "string", "pattern": "^[1-9][0-9]*$"}
 _NUMBER: Json = {"type": "number"}
 _FRACTION: Json = {"type": "number", "minimum": 0, "maximum": 1}
 _CHOICE: Json = {
@@ -67,8 +68,10 @@ def _v1(settings: Settings) -> Json:
             model=_ref("ModelSummary"),
             predictions={"type": "array", **count, "items": _ref("Prediction")},
         ),
+        "Models": _object(models={"type": "array", "items": _ref("ModelSummary")}),
         "ModelSummary": _object(
             name=_STRING,
+            version=_VERSION,
             network=_STRING,
             weights_digest=_STRING,
             threat_model=_STRING,
@@ -77,9 +80,15 @@ def _v1(settings: Settings) -> Json:
         ),
         "ModelDetails": _object(
             name=_STRING,
+            version=_VERSION,
             spec=_ref("ModelSpec"),
             robustness={"anyOf": [_ref("RobustnessReport"), {"const": NOT_MEASURED}]},
             robustness_summary=_STRING,
+            robustness_in_words=_object(
+                sentences={"type": "array", "items": _STRING},
+                warnings={"type": "array", "items": _STRING},
+                dummy_mass={"type": ["string", "null"]},
+            ),
             source_sha256=_STRING,
             provider={**_STRING, "description": "What ONNX Runtime computes on"},
             resizing={"const": RESIZE_POLICY},
@@ -122,7 +131,7 @@ def _v2(settings: Settings) -> Json:
     }
     answer = _object(
         model_name=_STRING,
-        model_version={"const": VERSION},
+        model_version=_VERSION,
         outputs={"type": "array", "items": _ref("OutputTensor")},
     )
     answer["properties"]["id"] = _STRING
@@ -136,12 +145,16 @@ def _v2(settings: Settings) -> Json:
         "parameters": _object(binary_data_size=_SIZE),
     }
     return {
+        "InferenceProblem": _object(error=_STRING, code=_STRING),
+        "RepositoryEntry": _object(
+            name=_STRING, version=_VERSION, state={"enum": ["READY", "UNAVAILABLE"]}, reason=_STRING
+        ),
         "ServerMetadata": _object(
             name=_STRING, version=_STRING, extensions={"type": "array", "items": _STRING}
         ),
         "ModelMetadata": _object(
             name=_STRING,
-            versions={"type": "array", "items": {"const": VERSION}},
+            versions={"type": "array", "items": _VERSION},
             platform=_STRING,
             inputs={"type": "array", "items": declared},
             outputs={"type": "array", "items": declared},

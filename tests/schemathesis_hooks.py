@@ -30,8 +30,15 @@ schemathesis.openapi.format("byte", images.map(lambda data: base64.b64encode(dat
 
 @schemathesis.hook
 def before_call(_: Any, case: schemathesis.Case, kwargs: Any) -> None:
-    """A tensor of the model's shape, and the length of the JSON before its bytes where there are any."""
-    if not case.path.endswith("/infer") or case.meta is None or not case.meta.generation.mode.is_positive:
+    """A model that there is; a tensor of its shape, and the length of the JSON before its bytes where there are any."""
+    if case.meta is None or not case.meta.generation.mode.is_positive:
+        return
+    for name, value in (("model", "model"), ("version", "1")):
+        if name in case.query:
+            case.query[name] = value
+    if case.path.startswith("/samples/"):
+        case.path_parameters["name"] = "digit.png"
+    if not case.path.endswith("/infer"):
         return
     shape = {"name": "images", "datatype": "UINT8", "shape": [1, 8, 8, 3]}
     case.headers.pop(HEADER, None)

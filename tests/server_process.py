@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -80,3 +81,12 @@ def started(
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
         process.wait(WAIT)
+
+
+@contextlib.contextmanager
+def running(model: Path, folder: Path, **environment: str) -> Iterator[Server]:
+    """`ducat serve MODEL` as `started` starts it, with these variables too."""
+    port = free_port()
+    command = serve_command(model, "--port", str(port))
+    with started(command, port, folder, {**os.environ, **environment}) as server:
+        yield server

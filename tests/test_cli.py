@@ -234,6 +234,8 @@ def test_demo_does_the_whole_job(tmp_path: Path) -> None:
     assert {"model.safetensors", "model.onnx", "metrics.csv"} <= {
         p.name for p in (tmp_path / "run").iterdir()
     }
+    assert [p.name for p in sorted((tmp_path / "run" / "samples").iterdir())][9] == "digit-9.png"
+    assert "--samples" in done.stderr.splitlines()[-1]
 
 
 def test_debug_keeps_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,6 +36,13 @@ GUARDED = {"api_keys": f"tests:{KEY}", "admin_key": ADMIN}
 PLAIN = Settings(model=Path("model.onnx"))
 FULL = Settings(model=Path("model.onnx"), **GUARDED)
 SERVED = {"name": "model", "version": "1"}
+UNLOAD = "/v2/repository/models/{name}/unload"
+ADMINISTRATION = (
+    "/admin/reload",
+    "/v2/repository/index",
+    "/v2/repository/models/{name}/load",
+    UNLOAD,
+)
 CONFORMANCE = [
     checks.status_code_conformance,
     checks.content_type_conformance,
@@ -95,7 +102,7 @@ def test_every_route_is_described_and_every_described_route_exists(predictor: Pr
 
 def test_without_keys_none_are_asked_for() -> None:
     plain, full = document(PLAIN), document(FULL)
-    assert set(operations(full)) - set(operations(plain)) == {("POST", "/admin/reload")}
+    assert set(operations(full)) - set(operations(plain)) == {("POST", path) for path in ADMINISTRATION}
     assert plain["components"]["securitySchemes"] == {}
     for operation in operations(plain).values():
         assert (operation["security"], "401" in operation["responses"]) == ([], False)
@@ -157,7 +164,16 @@ NAMED = "/v2/models/{name}"
 
 
 def test_answers_are_as_described(client: TestClient) -> None:
-    paths = ("/", "/openapi.json", "/v1/model", "/v2", "/v2/health/live", "/v2/health/ready", "/metrics")
+    paths = (
+        "/",
+        "/openapi.json",
+        "/v1/model",
+        "/v1/models",
+        "/v2",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/metrics",
+    )
     for path in (*paths, NAMED, f"{NAMED}/ready", f"{NAMED}/versions/{{version}}"):
         response = client.get(path.format(**SERVED))
         assert conforms(client, "GET", path, response) == 200
@@ -168,6 +184,7 @@ def test_answers_are_as_described(client: TestClient) -> None:
     wanted = binary(binary_tensor(1, 192, parameters={"binary_data_output": True}), bytes(192))
     assert conforms(client, "POST", infer, client.post(**wanted)) == 200
     assert conforms(client, "GET", NAMED, client.get("/v2/models/other")) == 404
+    assert conforms(client, "GET", "/v1/model", client.get("/v1/model?model=other")) == 404
     assert conforms(client, "POST", "/v1/predict", send(client, b"text")) == 400
     assert conforms(client, "POST", "/v1/predict", client.post("/v1/predict", content=b"")) == 415
     assert conforms(client, "POST", "/v1/predict", send(client, *[GOOD] * 101)) == 413
@@ -198,7 +215,7 @@ def test_limits_are_answered_as_described(predictor: Predictor) -> None:
         model.failure = RuntimeError("broken")
         model.gate.set()
         until(lambda: conforms(client, "POST", "/v1/predict", send(client, GOOD)) == 500)
-        model.served = None
+        model.is_ready = False
         assert conforms(client, "GET", "/v1/model", client.get("/v1/model")) == 503
 
 
@@ -210,11 +227,11 @@ def test_a_key_is_asked_for_where_the_document_says_so(predictor: Predictor) -> 
                 continue
             response = client.request(method, path.format(**SERVED))
             assert (conforms(client, method, path, response) == 401) == bool(operation["security"]), path
-        # Nothing is at fault with FakeModel's file: there is none.
-        assert (
-            conforms(client, "POST", "/admin/reload", client.post("/admin/reload", headers=bearer(ADMIN)))
-            == 422
-        )
+        # FakeModel has no file.
+        index, load = ADMINISTRATION[1:3]
+        for path, status in (("/admin/reload", 422), (index, 200), (load, 422), (UNLOAD, 200), (UNLOAD, 404)):
+            response = client.post(path.format(**SERVED), headers=bearer(ADMIN))
+            assert conforms(client, "POST", path, response) == status
 
 
 # What schemathesis found
@@ -249,8 +266,11 @@ def test_any_text_names_a_v2_request(client: TestClient) -> None:
 @pytest.mark.slow
 def test_schemathesis_finds_nothing(onnx_model: Path, tmp_path: Path) -> None:
     """Schema-valid and schema-violating requests to every route of a real server; tests/schemathesis.toml says how."""
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "digit.png").write_bytes(GOOD)
     port = free_port()
     environment = {**os.environ, **{f"DUCAT_SERVE_{name.upper()}": value for name, value in GUARDED.items()}}
+    environment["DUCAT_SERVE_SAMPLES"] = str(tmp_path / "samples")
     with started(serve_command(onnx_model, "--port", str(port)), port, tmp_path, environment) as server:
         command = [
             sys.executable,
@@ -281,11 +301,12 @@ def assert_all_was_asked(described: dict[str, Any], reports: Path) -> None:
     for entry in entries:
         if entry["response"]["status"] == 200:
             headers = {header["name"].lower(): header["value"] for header in entry["request"]["headers"]}
-            path = re.sub(r"^http://[^/]+", "", entry["request"]["url"])
+            path = re.sub(r"^http://[^/]+|\?.*$", "", entry["request"]["url"])
             kind = headers.get("content-type", "").partition(";")[0]
             accepted.append(f"{entry['request']['method']} {path} {kind}".strip())
     for (method, path), operation in operations(described).items():
         for kind in operation.get("requestBody", {}).get("content", [""]):
-            pattern = f"{method} {path.format(**SERVED)} {kind}".strip()
+            named = {**SERVED, "name": "digit.png"} if path.startswith("/samples") else SERVED
+            pattern = f"{method} {path.format(**named)} {kind}".strip()
             # schemathesis does not ask for the document that it was given
-            assert fnmatch.filter(accepted, pattern) or path == "/openapi.json", pattern
+            assert fnmatch.filter(accepted, pattern) or path in ("/openapi.json", UNLOAD), pattern

@@ -20,7 +20,7 @@ import tritonclient.http
 from PIL import Image
 
 from ducat_serve.predictor import Predictor
-from tests.server_process import WAIT, Server, free_port, serve_command, started
+from tests.server_process import WAIT, Server, free_port, running, serve_command
 from training.data.digits import read_digits
 
 MEMORY_LIMIT = 400e6  # bytes, all processes of the server together
@@ -36,9 +36,8 @@ def server(onnx_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         (folder / f"{name}.py").write_text("raise SystemExit('the wrong module was imported')\n")
     for number, image in enumerate(DIGITS):
         Image.fromarray(image).save(folder / f"{number}.png")
-    port = free_port()
-    with started(serve_command(onnx_model, "--port", str(port)), port, folder) as server:
-        yield server
+    with running(onnx_model, folder) as one:
+        yield one
 
 
 def curl(server: Server, *arguments: str) -> str:

@@ -38,6 +38,7 @@ def test_prediction_is_the_models_own(client: TestClient, predictor: Predictor) 
     assert response.json() == {
         "model": {
             "name": "model",
+            "version": "1",
             "network": "resnet-small",
             "weights_digest": predictor.spec.weights_digest,
             "threat_model": "linf 0.1",
