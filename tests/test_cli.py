@@ -38,7 +38,7 @@ def test_help_imports_neither_torch_nor_anything_heavy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize("name", ["predict", "inspect", "serve", "networks"])
+@pytest.mark.parametrize("name", ["predict", "inspect", "serve", "bento", "networks"])
 def test_commands_of_the_serving_side_import_no_torch(name: str) -> None:
     code = (
         f"import sys; sys.modules['torch'] = None; from ducat_serve.cli.main import run;"
