@@ -25,7 +25,7 @@ from tests.test_serve_process import WAIT
 
 PLACES = 12  # --max-queue
 MAX_BODY = 4 * 2**20
-DEADLINE = 3
+DEADLINE = 5
 FILES = (
     256,
     1200,
@@ -124,6 +124,10 @@ def test_a_client_that_never_reads(server: FaultyServer) -> None:
 
 
 def test_requests_upon_requests_without_waiting_for_an_answer(server: FaultyServer) -> None:
+    """Some are taken, in order. More are not, whether the client reads its answers or not."""
+    some, many = trickle([(server.connect(MODEL_PLEASE * count), b"") for count in (50, 1000)])
+    assert some.count(b"HTTP/1.1 200 OK") == 50
+    assert many.count(b"HTTP/1.1 200 OK") < 1000
     before = server.worker.memory_info().rss
     with server.connect() as hasty:
         sent = 0
@@ -242,7 +246,7 @@ def test_an_inference_that_raises(server: FaultyServer) -> None:
 
 
 def test_a_worker_that_is_killed_under_load(server: FaultyServer) -> None:
-    """Only what it had in hand fails; its successor is ready within ten seconds, and says so until then."""
+    """Only what it had in hand fails; its successor comes soon, and says so while it is not ready."""
     stop, lost, answers = threading.Event(), [], []
 
     def ask(client: int) -> None:
@@ -258,9 +262,11 @@ def test_a_worker_that_is_killed_under_load(server: FaultyServer) -> None:
         killed = server.worker
         killed.kill()
         psutil.wait_procs([killed], timeout=WAIT)
-        started, before = time.monotonic(), len(answers)
+        died, before = time.monotonic(), len(answers)
+        server.until(lambda: server.process.children() not in ([], [killed]), "no successor")
+        # The supervisor looks every second. How long a start takes is the machine's affair: some two seconds.
+        assert time.monotonic() - died < 8
         server.until(server.is_ready, "never ready again")
-        assert time.monotonic() - started < 10
         server.until(lambda: len(answers) > before + 20, "no answers after the fault")
         stop.set()
         for client in load:
@@ -270,3 +276,11 @@ def test_a_worker_that_is_killed_under_load(server: FaultyServer) -> None:
     refused = [answer.json()["error"]["code"] for answer in answers if answer.status_code != 200]
     assert set(refused) <= {"not_ready"}
     assert all(server.is_right(answer) for answer in answers if answer.status_code == 200)
+
+
+def test_python_never_connected_to_anything(server: FaultyServer) -> None:
+    """The last test here: in all that was done to it the server only looked up the address it listens on."""
+    fetch_me = {"image": (None, "http://192.0.2.1/a.png")}
+    assert server.post("/v1/predict", files=fetch_me).json()["error"]["code"] == "not_a_file"
+    done = (server.folder / "connections").read_text().splitlines()
+    assert {line.split(",")[0] for line in done} == {"socket.getaddrinfo ('127.0.0.1'"}
