@@ -100,10 +100,10 @@ def test_what_is_no_http_gets_an_error_like_any_other(server: FaultyServer) -> N
 def test_bodies_that_never_end(server: FaultyServer) -> None:
     """They hold every place until their deadline, and not longer."""
     paths = ["/v1/predict", "/v2/models/model/infer"] * (PLACES // 2)
-    clients = [(server.connect(head(path, 1000) + BEGUN), b"-") for path in paths]
+    clients = [(server.connect(head(path, 1000, Connection="close") + BEGUN), b"-") for path in paths]
     server.until(lambda: server.predict().status_code == 429, "the places were never taken")
     others = ["/admin/reload", "/nope", "/", "/readyz"]
-    clients += [(server.connect(head(path, 1000) + b"-"), b"-") for path in others]
+    clients += [(server.connect(head(path, 1000, Connection="close") + b"-"), b"-") for path in others]
     answers = trickle(clients)
     assert [error_code(answer) for answer in answers[:PLACES]] == ["deadline_exceeded"] * PLACES
     assert all(answer.startswith(b"HTTP/1.1 4") for answer in answers[PLACES:]), "answered without the body"

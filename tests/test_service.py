@@ -240,7 +240,9 @@ def test_body_limit_stops_reading() -> None:
     for announced, expected in ((None, 11_000), (b"10", 11_000), (b"10001", 0), (b"-1", 0)):
         headers = [] if announced is None else [(b"content-length", announced)]
         read, sent = 0, []
-        asyncio.run(BodyLimit(application, 10_000)({"type": "http", "headers": headers}, endless, send))
+        asyncio.run(
+            BodyLimit(application, 10_000, 80_000)({"type": "http", "headers": headers}, endless, send)
+        )
         assert sent[0]["status"] == 413
         assert read == expected
 
