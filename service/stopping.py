@@ -26,9 +26,8 @@ from service.connections import MAX_CONNECTIONS, Connection, Connections
 from service.models import Models, log
 
 _OTHER_FILES = 128  # file descriptors that are no connections: libraries, logs, the model
-_CHECK_SECONDS = (
-    1.0  # BentoML's own is ten: a worker that was killed would be missed for longer than it takes to start
-)
+# BentoML's own is ten: a worker that was killed would be missed for longer than it takes to start.
+_CHECK_SECONDS = 1.0
 _OVERRIDDEN = {
     SysHandler: ("handle_int", "handle_hup", "quit"),
     uvicorn.Server: ("handle_exit", "on_tick", "shutdown"),

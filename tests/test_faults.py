@@ -25,7 +25,7 @@ from tests.server_process import WAIT
 
 PLACES = 12  # --max-queue
 MAX_BODY = 4 * 2**20
-DEADLINE = 3
+DEADLINE = 5
 FILES = (
     256,
     1200,
@@ -100,10 +100,10 @@ def test_what_is_no_http_gets_an_error_like_any_other(server: FaultyServer) -> N
 def test_bodies_that_never_end(server: FaultyServer) -> None:
     """They hold every place until their deadline, and not longer."""
     paths = ["/v1/predict", "/v2/models/model/infer"] * (PLACES // 2)
-    clients = [(server.connect(head(path, 1000) + BEGUN), b"-") for path in paths]
+    clients = [(server.connect(head(path, 1000, Connection="close") + BEGUN), b"-") for path in paths]
     server.until(lambda: server.predict().status_code == 429, "the places were never taken")
     others = ["/admin/reload", "/nope", "/", "/readyz"]
-    clients += [(server.connect(head(path, 1000) + b"-"), b"-") for path in others]
+    clients += [(server.connect(head(path, 1000, Connection="close") + b"-"), b"-") for path in others]
     answers = trickle(clients)
     assert [error_code(answer) for answer in answers[:PLACES]] == ["deadline_exceeded"] * PLACES
     assert all(answer.startswith(b"HTTP/1.1 4") for answer in answers[PLACES:]), "answered without the body"
@@ -124,6 +124,10 @@ def test_a_client_that_never_reads(server: FaultyServer) -> None:
 
 
 def test_requests_upon_requests_without_waiting_for_an_answer(server: FaultyServer) -> None:
+    """Some are taken, in order. More are not, whether the client reads its answers or not."""
+    some, many = trickle([(server.connect(MODEL_PLEASE * count), b"") for count in (50, 1000)])
+    assert some.count(b"HTTP/1.1 200 OK") == 50
+    assert many.count(b"HTTP/1.1 200 OK") < 1000
     before = server.worker.memory_info().rss
     with server.connect() as hasty:
         sent = 0
@@ -247,7 +251,7 @@ def test_an_inference_that_raises(server: FaultyServer) -> None:
 
 
 def test_a_worker_that_is_killed_under_load(server: FaultyServer) -> None:
-    """Only what it had in hand fails; its successor is ready within ten seconds, and says so until then."""
+    """Only what it had in hand fails; its successor comes soon, and says so while it is not ready."""
     stop, lost, answers = threading.Event(), [], []
 
     def ask(client: int) -> None:
@@ -263,9 +267,11 @@ def test_a_worker_that_is_killed_under_load(server: FaultyServer) -> None:
         killed = server.worker
         killed.kill()
         psutil.wait_procs([killed], timeout=WAIT)
-        started, before = time.monotonic(), len(answers)
+        died, before = time.monotonic(), len(answers)
+        server.until(lambda: server.process.children() not in ([], [killed]), "no successor")
+        # The supervisor looks every second. How long a start takes is the machine's affair: some two seconds.
+        assert time.monotonic() - died < 8
         server.until(server.is_ready, "never ready again")
-        assert time.monotonic() - started < 10
         server.until(lambda: len(answers) > before + 20, "no answers after the fault")
         stop.set()
         for client in load:
@@ -275,3 +281,11 @@ def test_a_worker_that_is_killed_under_load(server: FaultyServer) -> None:
     refused = [answer.json()["error"]["code"] for answer in answers if answer.status_code != 200]
     assert set(refused) <= {"not_ready"}
     assert all(server.is_right(answer) for answer in answers if answer.status_code == 200)
+
+
+def test_python_never_connected_to_anything(server: FaultyServer) -> None:
+    """The last test here: in all that was done to it the server only looked up the address it listens on."""
+    fetch_me = {"image": (None, "http://192.0.2.1/a.png")}
+    assert server.post("/v1/predict", files=fetch_me).json()["error"]["code"] == "not_a_file"
+    done = (server.folder / "connections").read_text().splitlines()
+    assert {line.split(",")[0] for line in done} == {"socket.getaddrinfo ('127.0.0.1'"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -25,7 +24,7 @@ FILES = {"image": ("a.png", GOOD, "image/png")}
 
 def test_sigterm_under_load_loses_no_request(onnx_model: Path, tmp_path: Path) -> None:
     """It is not ready at once, answers everybody for a while, then lets nobody in and answers those who were."""
-    with running(onnx_model, tmp_path, "--drain", "2") as server:
+    with running(onnx_model, tmp_path, "--drain", "4") as server:
         refused, lost, answers, draining = [], [], [], threading.Event()
 
         def ask(client: int) -> None:
@@ -128,17 +127,23 @@ def test_a_clock_that_jumps_and_an_end_by_ctrl_c(patient: FaultyServer) -> None:
     assert alive == []
 
 
+def namespace() -> list[str]:
+    """The command that gives another one a network of its own."""
+    for flags in (["--net"], ["--user", "--map-root-user", "--net"]):
+        if subprocess.run(["unshare", *flags, "true"], capture_output=True, check=False).returncode == 0:
+            return ["unshare", *flags]
+    pytest.skip("this system allows no network namespaces; test_faults.py asks Python instead of the kernel")
+
+
 def test_no_connection_to_anywhere(onnx_model: Path, tmp_path: Path) -> None:
     """In a network of its own, the kernel counts: whoever connects, looks up a name or sends a packet is seen."""
     script = [sys.executable, "-m", "tests.alone", str(onnx_model), str(tmp_path)]
-    alone = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--net"]
-    done = subprocess.run([*alone, *script], capture_output=True, text=True, timeout=2 * WAIT, check=False)
+    done = subprocess.run(
+        [*namespace(), *script], capture_output=True, text=True, timeout=2 * WAIT, check=False
+    )
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout.splitlines()[-1])
     nothing = {"no_route": 0, "datagrams": 0}
     assert seen["server"] == {**nothing, "connections": seen["asked"]}, "only ours, to the server"
     assert seen["control"]["no_route"] >= 1, "a connection to the outside would have been seen"
     assert seen["control"]["datagrams"] >= 1, "and so would a look-up"
-    # What Python itself did, in every process, by name: nothing but find its own address.
-    done_by_python = (tmp_path / "connections").read_text().splitlines()
-    assert {line.split(",")[0] for line in done_by_python} == {"socket.getaddrinfo ('127.0.0.1'"}

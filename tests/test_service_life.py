@@ -24,6 +24,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from ducat_serve.errors import DucatError, UsageError
 from ducat_serve.images import decode
 from ducat_serve.predictor import Predictions, Predictor
+from service import stopping
 from service.http import create_app
 from service.models import Models
 from service.settings import Settings
@@ -105,8 +106,6 @@ def test_readyz_of_bentoml_waits_for_the_model(onnx_model: Path, monkeypatch: py
 
 def test_a_uvicorn_without_our_hooks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bound that silently does not hold would be worse than no server."""
-    from service import stopping
-
     before = uvicorn.Server
     monkeypatch.delattr(HttpToolsProtocol, "on_response_complete")
     with pytest.raises(DucatError, match=r"HttpToolsProtocol\.on_response_complete is gone"):
