@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -129,8 +130,9 @@ def test_its_dockerfile(built: Path, tmp_path: Path) -> None:
 
 def test_for_cuda_into_a_folder(onnx_model: Path, store: Path, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "bento"
-    answer = bento(onnx_model, store, "--device", "cuda", "--out", str(out), "--name", "tiny")
-    assert (answer["code"], answer["path"]) == (0, str(out))
+    relative = os.path.relpath(out, store)
+    answer = bento(onnx_model, store, "--device", "cuda", "--out", relative, "--name", "tiny")
+    assert (answer["code"], answer["path"]) == (0, str(out)), "absolute, as `bentoml serve` needs it"
     assert answer["tag"].startswith("tiny:")
     requirements = (out / "env/python/requirements.txt").read_text().split()
     [runtime] = [line for line in requirements if line.startswith("onnxruntime")]
@@ -151,18 +153,24 @@ def test_a_tag_that_is_taken_stays_what_it_is(built: Path, onnx_model: Path, sto
     assert (built / "bento.yaml").read_bytes() == before
 
 
+@pytest.mark.parametrize("by", ["tag", "folder"])
 def test_it_is_served_from_anywhere_and_answers_as_the_predictor(
-    built: Path, store: Path, onnx_model: Path, tmp_path: Path
+    built: Path, store: Path, onnx_model: Path, tmp_path: Path, by: str
 ) -> None:
+    place = tmp_path / "hostile"
+    place.mkdir()
     for name in ("service", "serving", "ducat_serve"):
-        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module was imported')\n")
-    page = built / "src/service/page/index.html"
+        (place / f"{name}.py").write_text("raise SystemExit('the wrong module was imported')\n")
+    copy = shutil.copytree(built, tmp_path / "bento" if by == "folder" else store / "bentos/ducat/copy")
+    information = (copy / "bento.yaml").read_text()
+    (copy / "bento.yaml").write_text(information.replace(built.name, "copy", 1))
+    page = copy / "src/service/page/index.html"
     page.write_text(page.read_text() + "<!-- of the Bento -->")
-    tag = f"{built.parent.name}:{built.name}"
     port = free_port()
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    command = [str(BIN / "bentoml"), "serve", tag, "--host", "127.0.0.1", "--port", str(port)]
-    with started(command, port, tmp_path, {**environment, "BENTOML_HOME": str(store)}) as server:
+    which = str(copy) if by == "folder" else "ducat:copy"
+    command = [str(BIN / "bentoml"), "serve", which, "--host", "127.0.0.1", "--port", str(port)]
+    with started(command, port, place, {**environment, "BENTOML_HOME": str(store)}) as server:
         assert "<!-- of the Bento -->" in server.get("/").text, "its own code, not what is installed"
         answer = httpx.post(
             f"{server.url}/v1/predict", files={"image": ("a.png", GOOD)}, trust_env=False, timeout=WAIT

@@ -56,7 +56,8 @@ def command(model: Path, out: Path | None, name: str, device: Literal["cpu", "cu
     output = Output(json)
     path = model / "model.onnx" if model.is_dir() else model
     spec = Predictor(path, device="cpu", threads=1).spec  # whole, ours, and it loads
-    bento = build_bento(path, spec, name, device, out)
+    # BentoML 1.4 finds a Bento in a folder by its absolute path only.
+    bento = build_bento(path, spec, name, device, out.resolve() if out else None)
     for requirement in bento.unpinned:
         output.warn(f"{requirement} is not installed here, so the Bento does not pin its version.")
     output.say(f"{bento.tag}: {bento.path}" + ("" if bento.is_new else " (it was there already)"))
