@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import random
+import re
 import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
