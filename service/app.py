@@ -38,8 +38,8 @@ class DucatService:
         return _model.is_ready
 
 
-# What is imported by now stays for good. Without this a fifth of the time at 32 requests in flight goes into looking for
-# garbage among it: BentoML's timers of finished requests, above, make every collection a full one.
+# What is imported by now stays for good. Without this a fifth of the time at 32 requests in flight goes into looking
+# for garbage among it: BentoML's timers of finished requests, above, bring about many full collections.
 gc.collect()
 gc.freeze()
 gc.set_threshold(10_000, 10, 10)

@@ -78,12 +78,13 @@ class Batcher:
         """Predict the images of one request, in order.
 
         Raises:
-            Overloaded: the queue has no room; nothing was done.
+            Overloaded: the queue has no room, or is longer than ``deadline`` at its pace; nothing was done.
             DeadlineExceeded: no answer within ``deadline`` seconds; the place in the queue is free again.
             Exception: what ``infer`` raised for these images (for them alone, not for their neighbours).
         """
-        if self._rows + len(images) > self._max_queue:
-            raise Overloaded(retry_after=max(0.1, self._rows * self._seconds_per_row))
+        wait = self._rows * self._seconds_per_row
+        if self._rows + len(images) > self._max_queue or wait > deadline:
+            raise Overloaded(retry_after=max(0.1, wait))
         loop = asyncio.get_running_loop()
         now = time.perf_counter()
         starts = range(0, len(images), self._max_batch)

@@ -32,6 +32,4 @@ def png(picture: NDArray[np.uint8]) -> bytes:
 def form(field: str, file: bytes) -> bytes:
     """A multipart form with one file."""
     head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{field}"; filename="image.png"\r\n'
-    return (
-        head.encode() + b"Content-Type: image/png\r\n\r\n" + file + f"\r\n--{BOUNDARY}--\r\n".encode()
-    )
+    return head.encode() + b"Content-Type: image/png\r\n\r\n" + file + f"\r\n--{BOUNDARY}--\r\n".encode()

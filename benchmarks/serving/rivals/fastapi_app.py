@@ -1,6 +1,6 @@
 """FastAPI + ONNX Runtime, as FastAPI's guide has uploads: a plain `def` endpoint, which runs in its thread pool.
 
-    MODEL=model.onnx THREADS=1 uvicorn fastapi_app:app
+MODEL=model.onnx THREADS=1 uvicorn fastapi_app:app
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""LitServe + ONNX Runtime: batches of up to 32 in one worker. LitServe reads annotations, so they are not postponed here.
+"""LitServe + ONNX Runtime: batches of up to 32 in one worker. LitServe reads annotations: they are not postponed here.
 
-    MODEL=model.onnx THREADS=1 python litserve_app.py PORT
+MODEL=model.onnx THREADS=1 python litserve_app.py PORT
 """
 
 import os
