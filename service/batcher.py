@@ -65,7 +65,7 @@ class Batcher:
         self._max_queue = max_queue
         self._waiting: deque[_Piece] = deque()
         self._rows = 0  # waiting or running
-        self._seconds_per_row = 0.01
+        self._seconds_per_row = 0.0  # until a batch was timed
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
         self._running: asyncio.Task[None] | None = None
 
@@ -123,8 +123,8 @@ class Batcher:
                 await self._run(batch)
                 seconds, rows = time.perf_counter() - started, sum(len(p.images) for p in batch)
                 self._observe(rows, [started - piece.since for piece in batch], seconds)
-                per_row = seconds / rows
-                self._seconds_per_row += 0.2 * (per_row - self._seconds_per_row)
+                before, now = self._seconds_per_row, seconds / rows
+                self._seconds_per_row = before + 0.2 * (now - before) if before else now
         finally:
             self._running = None
 

@@ -36,7 +36,7 @@ class Api(litserve.LitAPI):
 
 if __name__ == "__main__":
     server = litserve.LitServer(
-        Api(max_batch_size=32, batch_timeout=float(os.environ.get("BATCH_TIMEOUT", "0.002"))),
+        Api(max_batch_size=32, batch_timeout=float(os.environ.get("BATCH_TIMEOUT", "0"))),
         accelerator="cpu",
         workers_per_device=1,
         healthcheck_path="/readyz",
