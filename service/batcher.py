@@ -1,7 +1,7 @@
 """The in-process micro-batcher: bounded by rows, greedy at rest, full batches under load.
 
 One inference runs at a time, in a thread of its own. While it runs, requests queue up; when it ends, the
-next batch takes whatever is waiting, up to ``max_batch`` rows. So a lone request never waits for company,
+thread takes whatever is waiting as the next batch, up to ``max_batch`` rows. So a lone request never waits for company,
 and under load batches fill by themselves. There is no timer to tune.
 """
 
@@ -117,16 +117,19 @@ class Batcher:
         self._rows -= rows
 
     async def _drain(self) -> None:
+        loop = asyncio.get_running_loop()
         try:
-            while batch := self._next_batch():
-                started = time.perf_counter()
-                await self._run(batch)
-                seconds, rows = time.perf_counter() - started, sum(len(p.images) for p in batch)
-                self._observe(rows, [started - piece.since for piece in batch], seconds)
-                before, now = self._seconds_per_row, seconds / rows
-                self._seconds_per_row = before + 0.2 * (now - before) if before else now
+            while self._waiting:
+                await loop.run_in_executor(self._thread, self._work, loop)
         finally:
             self._running = None
+
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Batch after batch in the inference thread, which never waits for a busy event loop in between."""
+        while batch := self._next_batch():
+            started = time.perf_counter()
+            answers = self._answers(batch)
+            loop.call_soon_threadsafe(self._deliver, batch, answers, started, time.perf_counter() - started)
 
     def _next_batch(self) -> list[_Piece]:
         batch: list[_Piece] = []
@@ -141,25 +144,32 @@ class Batcher:
             self._waiting.popleft()
         return batch
 
-    async def _run(self, batch: list[_Piece]) -> None:
+    def _answers(self, batch: list[_Piece]) -> list[Predictions | Exception]:
         images = batch[0].images if len(batch) == 1 else np.concatenate([piece.images for piece in batch])
         try:
-            answer = await asyncio.get_running_loop().run_in_executor(self._thread, self._infer, images)
+            answer = self._infer(images)
         except Exception as error:
-            if len(batch) > 1:
-                # Something in this batch is bad; only its own request should suffer.
-                for piece in batch:
-                    if not piece.answer.done():
-                        await self._run([piece])
-            elif not batch[0].answer.done():
-                batch[0].answer.set_exception(error)
-            return
-        start = 0
-        for piece in batch:
-            end = start + len(piece.images)
-            if not piece.answer.done():
-                piece.answer.set_result(answer.rows(start, end))
-            start = end
+            if len(batch) == 1:
+                return [error]
+            # Something in this batch is bad; only its own request should suffer.
+            return [self._answers([piece])[0] for piece in batch]
+        ends = np.cumsum([len(piece.images) for piece in batch]).tolist()
+        return [answer.rows(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+    def _deliver(
+        self, batch: list[_Piece], answers: list[Predictions | Exception], started: float, seconds: float
+    ) -> None:
+        for piece, answer in zip(batch, answers, strict=True):
+            if piece.answer.done():  # its client has gone
+                continue
+            if isinstance(answer, Exception):
+                piece.answer.set_exception(answer)
+            else:
+                piece.answer.set_result(answer)
+        rows = sum(len(piece.images) for piece in batch)
+        self._observe(rows, [started - piece.since for piece in batch], seconds)
+        before, now = self._seconds_per_row, seconds / rows
+        self._seconds_per_row = before + 0.2 * (now - before) if before else now
 
 
 def _join(answers: list[Predictions]) -> Predictions:
