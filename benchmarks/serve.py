@@ -1,155 +1,97 @@
-"""The server beside the bare ONNX Runtime session, in one run on the same cores.
+"""The server beside the bare ONNX Runtime session and beside other servers, in one run on the same cores.
 
-    python benchmarks/serve.py runs/tiny/model.onnx --requests 2000
+    python benchmarks/serve.py                          # every case, with models it makes itself
+    python benchmarks/serve.py --cases rivals,start
+    python benchmarks/serve.py model.onnx --cases rate
 
-Prints images per second of the session (batch 1 and 32) and of `POST /v1/predict` with one and with 32 requests
-in flight, and the ratios. The client is a bare asyncio socket loop in a process of its own, so that it costs
-little; it still shares the cores with the server, as every figure here does.
+| case     | what                                                                                        |
+|----------|---------------------------------------------------------------------------------------------|
+| rate     | images per second at 64 requests in flight, beside a bare session fed full batches          |
+| rivals   | FastAPI, LitServe and our application without BentoML: 32 in flight, and one at a time      |
+| layers   | what each of BentoML's own layers costs                                                     |
+| soak     | many requests, every answer compared, and memory                                            |
+| overload | five times the capacity, by the clock                                                       |
+| start    | seconds until ready, and memory                                                             |
+
+Without MODEL, `rate` and `overload` take a resnet18, the others a resnet-small, both 32x32 with random weights. The
+client is `wrk` where it is installed, the same for every server; it shares the cores with them. Rivals are installed
+into an environment of their own (--env).
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import io
 import platform
-import statistics
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 import click
-import numpy as np
-from PIL import Image
+from serving import client, endurance, speed
+from serving.settings import Plan
 
 from ducat_serve import Predictor
-from ducat_serve.images import decode, to_array
 
-BOUNDARY = b"ducat-benchmark"
-
-
-def request_bytes(port: int, png: bytes) -> bytes:
-    body = (
-        b"--" + BOUNDARY + b'\r\nContent-Disposition: form-data; name="image"; filename="x.png"\r\n'
-        b"Content-Type: image/png\r\n\r\n" + png + b"\r\n--" + BOUNDARY + b"--\r\n"
-    )
-    head = (
-        f"POST /v1/predict HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
-        f"Content-Type: multipart/form-data; boundary={BOUNDARY.decode()}\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
-
-
-async def one_client(port: int, message: bytes, count: int, latencies: list[float]) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    for _ in range(count):
-        started = time.perf_counter()
-        writer.write(message)
-        head = await reader.readuntil(b"\r\n\r\n")
-        if not head.startswith(b"HTTP/1.1 200"):
-            raise RuntimeError(head.decode())
-        length = next(
-            int(h.split(b":")[1]) for h in head.split(b"\r\n") if h.lower().startswith(b"content-length")
-        )
-        await reader.readexactly(length)
-        latencies.append(time.perf_counter() - started)
-    writer.close()
-
-
-def load(port: int, message: bytes, in_flight: int, requests: int) -> tuple[float, list[float]]:
-    """Send ``requests`` requests over ``in_flight`` connections; returns seconds and latencies."""
-
-    async def run() -> tuple[float, list[float]]:
-        latencies: list[float] = []
-        started = time.perf_counter()
-        await asyncio.gather(
-            *(one_client(port, message, requests // in_flight, latencies) for _ in range(in_flight))
-        )
-        return time.perf_counter() - started, latencies
-
-    return asyncio.run(run())
-
-
-@contextlib.contextmanager
-def server(model: Path, port: int, threads: int) -> Iterator[None]:
-    arguments = ["serve", str(model), "--port", str(port), "--threads", str(threads)]
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "ducat_serve", *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        for _ in range(600):
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1)
-                break
-            time.sleep(0.1)
-        else:
-            raise RuntimeError("the server was not ready within a minute")
-        yield
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def session_rate(predictor: Predictor, batch: int, images: int) -> tuple[float, float]:
-    """Images per second and median milliseconds per call of the bare session."""
-    rows = np.random.default_rng(0).integers(
-        0, 256, (batch, *predictor.spec.image_size, predictor.spec.channels), dtype=np.uint8
-    )
-    predictor(rows)
-    times = []
-    for _ in range(max(10, images // batch)):
-        started = time.perf_counter()
-        predictor(rows)
-        times.append(time.perf_counter() - started)
-    return batch / statistics.median(times), 1000 * statistics.median(times)
+CASES = ("rate", "rivals", "layers", "soak", "overload", "start")
+ENV = Path(tempfile.gettempdir()) / "ducat-rivals"
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path, exists=True))
-@click.option("--requests", default=2000, show_default=True)
-@click.option("--threads", default=1, show_default=True, help="CPU threads of one inference, in both.")
-@click.option("--port", default=3999, show_default=True)
-def main(model: Path, requests: int, threads: int, port: int) -> None:
-    """Compare the HTTP server with the bare session on MODEL."""
-    predictor = Predictor(model, device="cpu", threads=threads)
-    height, width = predictor.spec.image_size
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)).save(
-        buffer, "PNG"
+@click.argument("model", type=click.Path(path_type=Path, exists=True), required=False)
+@click.option("--cases", default=",".join(CASES), show_default=True, help="Some of them, by commas.")
+@click.option("--seconds", default=4.0, show_default=True, help="Of each load.")
+@click.option("--rounds", default=3, show_default=True, help="Servers take turns; medians are printed.")
+@click.option("--requests", default=20_000, show_default=True, help="Of the soak.")
+@click.option("--threads", default=1, show_default=True, help="CPU threads of one inference, everywhere.")
+@click.option("--models", type=click.Path(path_type=Path, file_okay=False), help="Keep the made models here.")
+@click.option(
+    "--env", type=click.Path(path_type=Path), default=ENV, show_default=True, help="For the rivals."
+)
+def main(
+    model: Path | None,
+    cases: str,
+    seconds: float,
+    rounds: int,
+    requests: int,
+    threads: int,
+    models: Path | None,
+    env: Path,
+) -> None:
+    """Measure the server that serves MODEL (default: models made here)."""
+    chosen = cases.split(",")
+    if unknown := set(chosen) - set(CASES):
+        raise click.UsageError(f"no such case: {', '.join(sorted(unknown))}")
+    versions = ", ".join(
+        f"{name} {version(name)}" for name in ("bentoml", "onnxruntime", "starlette", "uvicorn")
     )
-    png = buffer.getvalue()
-    decoding = []
-    for _ in range(200):
-        started = time.perf_counter()
-        to_array(decode(png))
-        decoding.append(time.perf_counter() - started)
-    one, one_ms = session_rate(predictor, 1, requests)
-    full, _ = session_rate(predictor, 32, requests)
-    message = request_bytes(port, png)
-    with server(model, port, threads), ProcessPoolExecutor(1) as client:
-        client.submit(load, port, message, 32, 640).result()  # warm up
-        _, alone = client.submit(load, port, message, 1, requests).result()
-        seconds, crowd = client.submit(load, port, message, 32, requests).result()
-    p50, p99 = (1000 * float(np.quantile(alone, q)) for q in (0.5, 0.99))
-    rate = len(crowd) / seconds
-    decode_ms = 1000 * statistics.median(decoding)
-    print(
-        f"{predictor.spec.network}, {height}x{width} PNG, {threads} inference thread(s), {platform.machine()}"
-    )
-    print(f"bare session, batch 1:        {one:8.0f} images/s   {one_ms:6.2f} ms")
-    print(f"bare session, batch 32:       {full:8.0f} images/s")
-    print(f"decoding one image:           {'':8}            {decode_ms:6.2f} ms")
-    print(f"HTTP, 1 request in flight:    {1000 / p50:8.0f} images/s   {p50:6.2f} ms p50, {p99:.2f} ms p99")
-    print(f"HTTP, 32 requests in flight:  {rate:8.0f} images/s")
-    print(f"HTTP p50 - (decode + session) = {p50 - decode_ms - one_ms:.2f} ms")
-    print(f"HTTP at 32 / session at 32    = {rate / full:.2f}")
+    print(f"{platform.machine()}, Python {platform.python_version()}, {versions}; client: {client.NAME}")
+    with tempfile.TemporaryDirectory() as temporary:
+        for case in chosen:
+            path = model or _made(
+                "resnet18" if case in ("rate", "overload") else "resnet-small", models, temporary
+            )
+            plan = Plan(seconds, rounds, threads, Predictor(path, device="cpu", threads=1).spec.image_size)
+            print(f"\n## {case}")
+            match case:
+                case "rate":
+                    speed.rate(plan, path)
+                case "rivals":
+                    speed.rivals(plan, path, env)
+                case "layers":
+                    speed.layers(plan, path)
+                case "soak":
+                    endurance.soak(plan, path, requests)
+                case "overload":
+                    endurance.overload(plan, path, 5 * seconds)
+                case "start":
+                    endurance.start(plan, path)
+
+
+def _made(network: str, models: Path | None, temporary: str) -> Path:
+    from serving.models import make_model
+
+    folder = models or Path(temporary)
+    folder.mkdir(parents=True, exist_ok=True)
+    return make_model(network, folder).resolve()
 
 
 if __name__ == "__main__":

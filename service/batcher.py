@@ -1,7 +1,7 @@
 """The in-process micro-batcher: bounded by rows, greedy at rest, full batches under load.
 
 One inference runs at a time, in a thread of its own. While it runs, requests queue up; when it ends, the
-next batch takes whatever is waiting, up to ``max_batch`` rows. So a lone request never waits for company,
+thread takes whatever is waiting as the next batch, up to ``max_batch`` rows. So a lone request never waits for company,
 and under load batches fill by themselves. There is no timer to tune.
 """
 
@@ -75,7 +75,7 @@ class Batcher:
         self._max_queue = max_queue
         self._waiting: deque[_Piece] = deque()
         self._rows = 0  # waiting or running
-        self._seconds_per_row = 0.01
+        self._seconds_per_row = 0.0  # until a batch was timed
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
         self._running: asyncio.Task[None] | None = None
 
@@ -88,12 +88,13 @@ class Batcher:
         """Predict the images of one request, in order.
 
         Raises:
-            Overloaded: the queue has no room; nothing was done.
+            Overloaded: the queue has no room, or is longer than ``deadline`` at its pace; nothing was done.
             DeadlineExceeded: no answer within ``deadline`` seconds; the place in the queue is free again.
             Exception: what ``infer`` raised for these images (for them alone, not for their neighbours).
         """
-        if self._rows + len(images) > self._max_queue:
-            raise Overloaded(retry_after=max(0.1, self._rows * self._seconds_per_row))
+        wait = self._rows * self._seconds_per_row
+        if self._rows + len(images) > self._max_queue or wait > deadline:
+            raise Overloaded(retry_after=max(0.1, wait))
         loop = asyncio.get_running_loop()
         now = time.perf_counter()
         starts = range(0, len(images), self._max_batch)
@@ -130,19 +131,19 @@ class Batcher:
         self._rows -= rows
 
     async def _drain(self) -> None:
+        loop = asyncio.get_running_loop()
         try:
-            while batch := self._next_batch():
-                started = time.perf_counter()
-                await self._run(batch)
-                ended, rows = time.perf_counter(), sum(len(p.images) for p in batch)
-                seconds = ended - started
-                for piece in batch:
-                    piece.batched = (started, ended, rows)
-                self._observe(rows, [started - piece.since for piece in batch], seconds)
-                per_row = seconds / rows
-                self._seconds_per_row += 0.2 * (per_row - self._seconds_per_row)
+            while self._waiting:
+                await loop.run_in_executor(self._thread, self._work, loop)
         finally:
             self._running = None
+
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Batch after batch in the inference thread, which never waits for a busy event loop in between."""
+        while batch := self._next_batch():
+            started = time.perf_counter()
+            answers = self._answers(batch)
+            loop.call_soon_threadsafe(self._deliver, batch, answers, started, time.perf_counter() - started)
 
     def _next_batch(self) -> list[_Piece]:
         batch: list[_Piece] = []
@@ -157,25 +158,33 @@ class Batcher:
             self._waiting.popleft()
         return batch
 
-    async def _run(self, batch: list[_Piece]) -> None:
+    def _answers(self, batch: list[_Piece]) -> list[Predictions | Exception]:
         images = batch[0].images if len(batch) == 1 else np.concatenate([piece.images for piece in batch])
         try:
-            answer = await asyncio.get_running_loop().run_in_executor(self._thread, self._infer, images)
+            answer = self._infer(images)
         except Exception as error:
-            if len(batch) > 1:
-                # Something in this batch is bad; only its own request should suffer.
-                for piece in batch:
-                    if not piece.answer.done():
-                        await self._run([piece])
-            elif not batch[0].answer.done():
-                batch[0].answer.set_exception(error)
-            return
-        start = 0
-        for piece in batch:
-            end = start + len(piece.images)
-            if not piece.answer.done():
-                piece.answer.set_result(answer.rows(start, end))
-            start = end
+            if len(batch) == 1:
+                return [error]
+            # Something in this batch is bad; only its own request should suffer.
+            return [self._answers([piece])[0] for piece in batch]
+        ends = np.cumsum([len(piece.images) for piece in batch]).tolist()
+        return [answer.rows(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+    def _deliver(
+        self, batch: list[_Piece], answers: list[Predictions | Exception], started: float, seconds: float
+    ) -> None:
+        rows = sum(len(piece.images) for piece in batch)
+        for piece, answer in zip(batch, answers, strict=True):
+            piece.batched = (started, started + seconds, rows)
+            if piece.answer.done():  # its client has gone
+                continue
+            if isinstance(answer, Exception):
+                piece.answer.set_exception(answer)
+            else:
+                piece.answer.set_result(answer)
+        self._observe(rows, [started - piece.since for piece in batch], seconds)
+        before, now = self._seconds_per_row, seconds / rows
+        self._seconds_per_row = before + 0.2 * (now - before) if before else now
 
 
 def _join(answers: list[Predictions]) -> Predictions:

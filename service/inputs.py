@@ -28,6 +28,7 @@ from ducat_serve.images import ImageError, decode, fit, to_array
 from ducat_serve.spec import ModelSpec
 from service.problems import Problem
 from service.settings import Settings
+from service.small import small_images
 from service.uploads import FIELD, uploaded_files
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -38,7 +39,7 @@ _MAX_NPY_HEADER = 1000  # bytes; NumPy parses the header as a Python literal
 async def read_images(
     request: Request, spec: ModelSpec, settings: Settings, threads: Executor
 ) -> NDArray[np.uint8]:
-    """Decode every image to the model's size, in ``threads``: so many at a time and no more.
+    """Decode every image to the model's size, in ``threads``: so many at a time and no more. Small ones at once.
 
     Returns uint8 [N, H, W, channels]. Raises Problem for anything that is not 1 to ``max_images`` images.
     """
@@ -61,9 +62,13 @@ async def read_images(
             f"base64, or application/x-npy, not '{kind}'.",
         )
     arrays = []
+    small = small_images(files)
     for number, data in enumerate(files):
         try:
-            arrays.append(await loop.run_in_executor(threads, _decode, data, spec, settings.max_pixels))
+            if number < small:
+                arrays.append(_decode(data, spec, settings.max_pixels))
+            else:
+                arrays.append(await loop.run_in_executor(threads, _decode, data, spec, settings.max_pixels))
         except ImageError as error:
             which = f"Image {number + 1}: " if len(files) > 1 else ""
             status = 413 if error.code == "image_too_large" else 400

@@ -7,6 +7,7 @@ is a signal of shifted or attacked inputs, not a defence by itself (docs/method.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -25,7 +26,7 @@ class Metrics:
 
     def __init__(self, queue_rows: Callable[[], int]) -> None:
         self._registry = CollectorRegistry()
-        self.requests = Counter(
+        self._requests = Counter(
             "ducat_requests", "Requests by route and status.", ("route", "status"), registry=self._registry
         )
         self.rejects = Counter(
@@ -34,7 +35,7 @@ class Metrics:
             ("reason",),
             registry=self._registry,
         )
-        self.seconds = Histogram(
+        self._seconds = Histogram(
             "ducat_request_seconds", "Whole requests.", ("route",), buckets=_SECONDS, registry=self._registry
         )
         self._stages = Histogram(
@@ -59,7 +60,16 @@ class Metrics:
             ("model", "version", "digest", "provider"),
             registry=self._registry,
         )
-        self._queue, self._infer = self._stages.labels("queue"), self._stages.labels("infer")
+        # One child each, looked up once: `labels` takes as long as counting.
+        self._stage = functools.cache(self._stages.labels)
+        self._outcome = functools.cache(lambda route, status: self._requests.labels(route, str(status)))
+        self._duration = functools.cache(self._seconds.labels)
+        self._mass = functools.cache(self._dummy_mass.labels)
+
+    def request(self, route: str, status: int, seconds: float) -> None:
+        """A request is over."""
+        self._outcome(route, status).inc()
+        self._duration(route).observe(seconds)
 
     def serving(self, models: Sequence[Served]) -> None:
         """These are served from now on."""
@@ -72,12 +82,12 @@ class Metrics:
         """A batch was inferred: ``waits`` are the seconds that its requests were queued."""
         self._batch_rows.observe(rows)
         for wait in waits:
-            self._queue.observe(wait)
-        self._infer.observe(seconds)
+            self._stage("queue").observe(wait)
+        self._stage("infer").observe(seconds)
 
     def answered(self, name: str, predictions: Predictions) -> None:
         """Predictions go out."""
-        histogram = self._dummy_mass.labels(name)
+        histogram = self._mass(name)
         for mass in predictions.dummy_mass.tolist():
             histogram.observe(mass)
 
@@ -86,7 +96,7 @@ class Metrics:
         """Time a stage of a request that succeeds."""
         started = time.perf_counter()
         yield
-        self._stages.labels(name).observe(time.perf_counter() - started)
+        self._stage(name).observe(time.perf_counter() - started)
 
     def text(self) -> bytes:
         """The Prometheus text format, version 0.0.4."""

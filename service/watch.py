@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import re
-import secrets
 import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -70,8 +70,7 @@ class Watch:
         finally:
             route = route_of(scope["path"])
             seconds = time.perf_counter() - started
-            self.metrics.requests.labels(route, str(status)).inc()
-            self.metrics.seconds.labels(route).observe(seconds)
+            self.metrics.request(route, status, seconds)
             scope["state"]["status"] = status
             if reason := scope["state"].get("reason"):
                 self.metrics.rejects.labels(reason).inc()
@@ -104,5 +103,7 @@ def route_of(path: str) -> str:
 
 
 def _request_id(scope: Scope) -> bytes:
-    given: bytes = dict(scope["headers"]).get(b"x-request-id", b"")
-    return given if _ID.fullmatch(given) else secrets.token_hex(8).encode()
+    given: bytes = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+    return (
+        given if _ID.fullmatch(given) else b"%016x" % random.getrandbits(64)
+    )  # no secret: names a line of the log

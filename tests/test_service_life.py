@@ -33,11 +33,14 @@ from tests.http_client import (
     GOOD,
     WAIT,
     assert_problem,
+    encode,
     is_ready,
     predictions,
     send,
     until,
 )
+
+LARGE = encode(Image.new("RGB", (200, 200)))  # too large to be decoded at once
 
 
 class FakeModel(Models):
@@ -165,7 +168,7 @@ def test_deadline_covers_decoding_and_decoding_is_bounded(
     model = FakeModel(predictor, deadline=0.2)
     with serve(model) as client, ThreadPoolExecutor(8) as pool:
         until(lambda: is_ready(client))
-        responses = list(pool.map(lambda _: send(client, GOOD), range(8)))
+        responses = list(pool.map(lambda _: send(client, LARGE), range(8)))
         for response in responses:
             assert_problem(response, 504, "deadline_exceeded")
         assert len(running) == 2

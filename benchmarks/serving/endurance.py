@@ -1,0 +1,178 @@
+"""Cases about holding out: `soak`, `overload`, `start`."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import statistics
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ducat_serve import Predictor
+from serving import servers
+from serving.client import Connection, closed_loop, message
+from serving.processes import running
+from serving.settings import FIELD, Plan
+from serving.tables import table
+from serving.uploads import form, pictures, png
+
+PICTURES = 64  # different ones in the soak
+SETTLE_SECONDS = 20  # longer than BentoML keeps a timer per request, so that these are no growth
+DEADLINE_SECONDS = 10  # of `ducat serve`
+OVERLOAD = 5
+
+
+def soak(plan: Plan, model: Path, requests: int) -> None:
+    """Many requests, every label compared with the Predictor's, and what memory does meanwhile."""
+    images = pictures(PICTURES, plan.size)
+    labels = Predictor(model, device="cpu", threads=1)(images).label.tolist()
+    forms = [form(FIELD, png(image)) for image in images]
+    with running(servers.ours(model, plan.threads)) as server, ProcessPoolExecutor(1) as client:
+        closed_loop(server.port, server.path, forms[0], 32, SETTLE_SECONDS)
+        memory = [server.memory()[1]]
+        seen: Counter[str] = Counter()
+        for _ in range(4):
+            quarter = client.submit(_ask_all, server.port, server.path, forms, labels, requests // 4)
+            seen += quarter.result()
+            memory.append(server.memory()[1])
+    unexpected = {kind: count for kind, count in seen.items() if kind != "right"}
+    print(f"\n{requests:,} requests, 32 in flight, {PICTURES} pictures, {len(set(labels))} labels\n")
+    print(
+        table(
+            ("right answers", "unexpected", "PSS before, MiB", "after each quarter", "growth"),
+            (
+                f"{seen['right']:,}",
+                str(unexpected or 0),
+                f"{memory[0]:.1f}",
+                ", ".join(f"{value:.1f}" for value in memory[1:]),
+                f"{100 * (memory[-1] / memory[0] - 1):.1f} %",
+            ),
+        )
+    )
+
+
+def _ask_all(port: int, path: str, forms: list[bytes], labels: list[int], requests: int) -> Counter[str]:
+    """Ask for every picture in turn, 32 in flight; the label tells whether an answer is that of its own request."""
+    seen: Counter[str] = Counter()
+    messages = [message(port, path, body) for body in forms]
+
+    async def one(numbers: itertools.count[int]) -> None:
+        connection = await Connection.open(port)
+        while (number := next(numbers)) < requests:
+            status, _, body = await connection.ask(messages[number % len(messages)])
+            if status != 200:
+                seen[f"status {status}"] += 1
+            elif json.loads(body)["predictions"][0]["class_id"] != labels[number % len(labels)]:
+                seen["wrong label"] += 1
+            else:
+                seen["right"] += 1
+        connection.close()
+
+    async def all_of_them() -> None:
+        numbers = itertools.count()
+        await asyncio.gather(*(one(numbers) for _ in range(32)))
+
+    asyncio.run(all_of_them())
+    return seen
+
+
+class Answer(NamedTuple):
+    """One answer in the open loop."""
+
+    at: float  # seconds since the start, when it came
+    latency: float  # seconds since the request was due
+    status: int
+    has_retry_after: bool
+
+
+def overload(plan: Plan, model: Path, seconds: float) -> None:
+    """Requests by the clock, five times as many as can be answered, whether or not answers come."""
+    body = form(FIELD, png(pictures(1, plan.size)[0]))
+    with running(servers.ours(model, plan.threads)) as server, ProcessPoolExecutor(1) as client:
+        closed_loop(server.port, server.path, body, 64, 2)
+        capacities = [closed_loop(server.port, server.path, body, 64, seconds / 2).rate]
+        offered = OVERLOAD * capacities[0]
+        request = message(server.port, server.path, body)
+        answers, late = client.submit(_open_loop, server.port, request, offered, seconds).result()
+        capacities.append(closed_loop(server.port, server.path, body, 64, seconds / 2).rate)
+    capacity = statistics.mean(capacities)
+    # From when the queue is full; what is answered after the last request is not counted.
+    begin = seconds / 4
+    good = [answer for answer in answers if answer.status == 200 and begin <= answer.at < seconds]
+    refused = [answer for answer in answers if answer.status != 200]
+    goodput = len(good) / (seconds - begin)
+    p99 = float(np.quantile([answer.latency for answer in answers if answer.status == 200], 0.99))
+    print(f"\n{model.stem}: {len(answers):,} requests, {offered:,.0f} each second for {seconds:.0f} s, "
+          f"sent {1000 * late:.1f} ms late (p99)\n")  # fmt: skip
+    statuses = dict(Counter(answer.status for answer in answers))
+    print(
+        table(
+            ("capacity before, after", "goodput", "of capacity", "answers by status", "refusals without Retry-After",
+             "p99 of the accepted, deadline"),
+            (
+                ", ".join(f"{value:,.0f}/s" for value in capacities),
+                f"{goodput:,.0f}/s",
+                f"{100 * goodput / capacity:.0f} %",
+                str(statuses),
+                str(sum(not answer.has_retry_after for answer in refused)),
+                f"{p99:.2f} s, {DEADLINE_SECONDS} s",
+            ),
+        )
+    )  # fmt: skip
+
+
+def _open_loop(port: int, request: bytes, rate: float, seconds: float) -> tuple[list[Answer], float]:
+    """Send each request when it is due, on a free connection or a new one; returns answers and p99 of the delay."""
+    answers: list[Answer] = []
+    delays: list[float] = []
+    free: list[Connection] = []
+
+    async def one(due: float, started: float) -> None:
+        connection = free.pop() if free else await Connection.open(port)
+        status, head, _ = await connection.ask(request)
+        now = time.perf_counter()
+        answers.append(Answer(now - started, now - due, status, b"\r\nretry-after:" in head))
+        free.append(connection)
+
+    async def all_of_them() -> None:
+        started = time.perf_counter()
+        tasks = set()
+        for number in range(int(rate * seconds)):
+            due = started + number / rate
+            if (wait := due - time.perf_counter()) > 0:
+                await asyncio.sleep(wait)
+            delays.append(time.perf_counter() - due)
+            tasks.add(asyncio.create_task(one(due, started)))
+        await asyncio.gather(*tasks)
+
+    asyncio.run(all_of_them())
+    return answers, float(np.quantile(delays, 0.99))
+
+
+def start(plan: Plan, model: Path) -> None:
+    """Seconds from the command to a ready server, and its memory when it has answered."""
+    body = form(FIELD, png(pictures(1, plan.size)[0]))
+    seconds, rss, pss = [], [], []
+    for _ in range(max(3, plan.rounds)):
+        with running(servers.ours(model, plan.threads)) as server:
+            seconds.append(server.seconds_to_ready)
+            closed_loop(server.port, server.path, body, 32, 2)
+            for values, value in zip((rss, pss), server.memory(), strict=True):
+                values.append(value)
+    print(
+        "\n"
+        + table(
+            ("start to ready", "resident, all processes", "proportional (shared pages once)"),
+            (
+                f"{statistics.median(seconds):.1f} s ({min(seconds):.1f} to {max(seconds):.1f})",
+                f"{statistics.median(rss):.0f} MiB",
+                f"{statistics.median(pss):.0f} MiB",
+            ),
+        )
+    )
