@@ -28,6 +28,7 @@ from tests.http_client import (
     GOOD,
     WAIT,
     assert_problem,
+    encode,
     is_ready,
     predictions,
     send,
@@ -132,6 +133,7 @@ def test_deadline_covers_decoding_and_decoding_is_bounded(
 ) -> None:
     """A decoder that hangs: two images at a time are decoded, everybody else gets 504, none piles up."""
     gate, running = threading.Event(), []
+    photo = encode(DIGITS[0], "JPEG")  # small PNG files are decoded at once, see service/small.py
 
     def hang(data: bytes, max_pixels: int) -> Image.Image:
         running.append(1)
@@ -142,13 +144,13 @@ def test_deadline_covers_decoding_and_decoding_is_bounded(
     model = FakeModel(predictor, deadline=0.2)
     with serve(model) as client, ThreadPoolExecutor(8) as pool:
         until(lambda: is_ready(client))
-        responses = list(pool.map(lambda _: send(client, GOOD), range(8)))
+        responses = list(pool.map(lambda _: send(client, photo), range(8)))
         for response in responses:
             assert_problem(response, 504, "deadline_exceeded")
         assert len(running) == 2
         assert model.requests == 0
         gate.set()
-        assert len(predictions(send(client, GOOD))) == 1
+        assert len(predictions(send(client, photo))) == 1
 
 
 def test_settings_that_could_never_serve_a_request_are_refused() -> None:
