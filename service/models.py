@@ -216,7 +216,7 @@ class Models:
             raise overloaded from error
         except (DeadlineExceeded, TimeoutError) as error:
             message = f"No prediction within {self.settings.deadline:g} s."
-            raise Problem(504, "deadline_exceeded", message) from error
+            raise Problem(504, "deadline_exceeded", message, retry_after=1) from error
         finally:
             self.requests -= 1
             served.leave()

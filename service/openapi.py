@@ -258,7 +258,7 @@ def _meanings(settings: Settings) -> dict[int, str]:
 def _problem(shape: str, status: int, settings: Settings) -> Json:
     answer = _ok(_ref(shape))
     answer["description"] = _meanings(settings)[status]
-    if status in (429, 503):
+    if status in (429, 503, 504):
         answer["headers"]["Retry-After"] = {"$ref": "#/components/headers/RetryAfter"}
     if status == 401:
         answer["headers"]["WWW-Authenticate"] = {"$ref": "#/components/headers/Authenticate"}

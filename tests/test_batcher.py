@@ -246,3 +246,21 @@ def test_close_answers_what_is_queued(infer: FakeInfer) -> None:
         assert [task.result().label.tolist() for task in [first, *others]] == [[n] for n in range(6)]
 
     run(infer, scenario, max_batch=2)
+
+
+def test_a_queue_longer_than_the_deadline_refuses_at_once(infer: FakeInfer) -> None:
+    async def scenario(batcher: Batcher) -> None:
+        infer.gate.clear()
+        asyncio.get_running_loop().call_later(0.1, infer.gate.set)
+        await batcher.predict(images(1), WAIT)  # now it knows its pace: 0.1 s a row, or slower
+        infer.gate.clear()
+        waiting = asyncio.create_task(batcher.predict(images(2, 3, 4, 5), WAIT))
+        await until(lambda: batcher.rows == 4)
+        with pytest.raises(Overloaded) as refused:
+            await batcher.predict(images(6), 0.15)
+        assert refused.value.retry_after > 0.15
+        assert batcher.rows == 4
+        infer.gate.set()
+        assert (await waiting).label.tolist() == [2, 3, 4, 5]
+
+    run(infer, scenario)
