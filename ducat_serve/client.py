@@ -40,6 +40,8 @@ class _Base:
         url: str,
         *,
         key: str | None = None,
+        model: str | None = None,
+        version: str | None = None,
         timeout: float = 30.0,
         retries: int = 3,
         max_wait: float = 30.0,
@@ -48,6 +50,7 @@ class _Base:
         Args:
             url: of the server, such as http://127.0.0.1:3000.
             key: API key, where the server asks for one.
+            model: name, where the server has several. version: of that model, instead of its newest.
             timeout: seconds for one attempt.
             retries: how often a request is sent again after 429, 503 or a lost connection.
             max_wait: seconds; where the server asks for a longer pause (a budget that is spent), it is an error.
@@ -58,6 +61,7 @@ class _Base:
         self._options: dict[str, Any] = {
             "base_url": url,
             "headers": headers,
+            "params": {name: value for name, value in (("model", model), ("version", version)) if value},
             "timeout": timeout,
             "trust_env": False,
         }

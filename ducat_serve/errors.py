@@ -71,6 +71,7 @@ EXTRAS = {
     "onnx": "export",
     "onnxruntime": "cpu",
     "onnxscript": "export",
+    "packaging": "serve",
     "prometheus_client": "serve",
     "pyautoattack": "train",
     "sklearn": "train",

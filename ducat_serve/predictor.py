@@ -65,6 +65,7 @@ class Predictor:
         device: "cuda" fails without a usable GPU; "auto" takes the GPU if it works and else the CPU,
             and says which in ``provider`` and ``fallback_reason``.
         threads: CPU threads for one prediction; None lets ONNX Runtime take every core.
+        optimised: False runs the graph as it was written, slowly: a reference for the one that runs fast.
 
     Raises:
         DataError: no such file. VerificationError: not written by ducat, or changed since.
@@ -76,9 +77,16 @@ class Predictor:
     provider: str
     fallback_reason: str | None
 
-    def __init__(self, path: str | Path, device: Device = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        device: Device = "auto",
+        threads: int | None = None,
+        *,
+        optimised: bool = True,
+    ) -> None:
         model = read_sealed(Path(path))
-        self._session, self.fallback_reason = _create_session(model, device, threads)
+        self._session, self.fallback_reason = _create_session(model, device, threads, optimised)
         self.provider = self._session.get_providers()[0]
         metadata = self._session.get_modelmeta().custom_metadata_map
         if METADATA_KEY not in metadata or SOURCE_KEY not in metadata:
@@ -119,9 +127,13 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def _create_session(model: bytes, device: Device, threads: int | None) -> tuple[Any, str | None]:
+def _create_session(
+    model: bytes, device: Device, threads: int | None, optimised: bool
+) -> tuple[Any, str | None]:
     ort = import_onnxruntime()
     options = ort.SessionOptions()
+    if not optimised:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     if threads is not None:

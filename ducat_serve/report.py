@@ -10,6 +10,7 @@ from ducat_serve.pixels import format_size
 
 NOT_MEASURED = "robustness not measured"
 MASKING = "gradient masking suspected"
+_KNOW_PAIRS = {"apgd-lse", "pair-margin-0", "pair-margin-1", "pair-margin-4", "targeted", "square-warm"}
 
 Precision = Literal["float32", "float16"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -132,6 +133,11 @@ class RobustnessReport(BaseModel):
     def failed_checks(self) -> tuple[SanityCheck, ...]:
         """Sanity checks that failed."""
         return tuple(check for check in self.sanity if not check.passed)
+
+    @property
+    def knows_pairs(self) -> bool:
+        """Whether an attack was run that knows the fold and the pairs of classes and dummies, as names say."""
+        return any(attack.name in _KNOW_PAIRS for attack in self.attacks)
 
     def summary(self) -> str:
         """One line for people."""

@@ -70,9 +70,7 @@ def _knowledge(spec: ModelSpec, report: RobustnessReport) -> str:
     """How much the attacks knew, as their names say."""
     if report.artefact == "onnx":
         return "Measured on this file by attacks that see its scores only:"
-    adaptive = {"apgd-lse", "pair-margin-0", "pair-margin-1", "pair-margin-4", "targeted", "square-warm"}
-    names = {attack.name for attack in report.attacks}
-    knows = ", the fold and the dummies" if spec.fold != "none" and names & adaptive else ""
+    knows = ", the fold and the dummies" if spec.fold != "none" and report.knows_pairs else ""
     return f"Measured on the deployed function by attacks that know the weights{knows}:"
 
 

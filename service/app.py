@@ -10,18 +10,17 @@ import bentoml
 os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
 
 from service.http import create_app
-from service.model import Model
+from service.models import Models
 from service.settings import Settings
 from service.stopping import install, require_installed
+from service.tracing import Tracing
 
-# As OpenTelemetry's own variables say: https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
-_traced = any(name.startswith("OTEL_EXPORTER_") for name in os.environ)
 _settings = Settings.from_environment()
-_model = Model(_settings)
-install(_model)
+_models = Models(_settings, Tracing.from_environment())
+install(_models)
 
 
-@bentoml.asgi_app(create_app(_model), path="/")
+@bentoml.asgi_app(create_app(_models), path="/")
 @bentoml.service(
     name="ducat",
     # Ours do the same for a fraction of the time (service/watch.py, docs/performance.md): 45 % of the throughput of a
@@ -30,7 +29,7 @@ install(_model)
     traffic={"timeout": _settings.deadline + 5},
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
-    tracing={"excluded_urls": None if _traced else ".*"},
+    tracing={"excluded_urls": ".*"},
 )
 class DucatService:
     """Robust image classification; see GET /v1/model for what was measured on this model."""
@@ -40,4 +39,4 @@ class DucatService:
         require_installed()
 
     def __is_ready__(self) -> bool:
-        return _model.is_ready
+        return _models.is_ready

@@ -23,6 +23,7 @@ from ducat_serve.predictor import Predictions
 Images = NDArray[np.uint8]
 Infer = Callable[[Images], Predictions]
 Observe = Callable[[int, list[float], float], None]
+Trace = Callable[[float, float, float, int], None]
 
 
 class Overloaded(Exception):
@@ -44,6 +45,7 @@ class _Piece:
     images: Images
     answer: asyncio.Future[Predictions]
     since: float
+    batched: tuple[float, float, int] | None = None  # when its batch started and ended, and that batch's rows
 
 
 class Batcher:
@@ -54,12 +56,20 @@ class Batcher:
         max_batch: most rows of one inference.
         max_queue: most rows waiting or running; beyond it requests are refused at once.
         observe: told of every batch: its rows, the seconds its pieces waited, the seconds it took.
+        trace: told in the context of every request, for each of its batches: since when it waited, when the batch
+            started and ended (`time.perf_counter`), and the batch's rows.
     """
 
     def __init__(
-        self, infer: Infer, *, max_batch: int, max_queue: int, observe: Observe = lambda *_: None
+        self,
+        infer: Infer,
+        *,
+        max_batch: int,
+        max_queue: int,
+        observe: Observe = lambda *_: None,
+        trace: Trace | None = None,
     ) -> None:
-        self._observe = observe
+        self._observe, self._trace = observe, trace
         self._infer = infer
         self._max_batch = max_batch
         self._max_queue = max_queue
@@ -104,6 +114,10 @@ class Batcher:
                 # A no-op where the answer is there; otherwise the client has gone and its rows go too.
                 if not piece.answer.done():
                     piece.answer.cancel()
+            if self._trace is not None:
+                for piece in pieces:
+                    if piece.batched is not None:
+                        self._trace(piece.since, *piece.batched)
         return answers[0] if len(answers) == 1 else _join(answers)
 
     async def close(self) -> None:
@@ -120,7 +134,10 @@ class Batcher:
             while batch := self._next_batch():
                 started = time.perf_counter()
                 await self._run(batch)
-                seconds, rows = time.perf_counter() - started, sum(len(p.images) for p in batch)
+                ended, rows = time.perf_counter(), sum(len(p.images) for p in batch)
+                seconds = ended - started
+                for piece in batch:
+                    piece.batched = (started, ended, rows)
                 self._observe(rows, [started - piece.since for piece in batch], seconds)
                 per_row = seconds / rows
                 self._seconds_per_row += 0.2 * (per_row - self._seconds_per_row)

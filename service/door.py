@@ -12,7 +12,7 @@ from service.limits import Allowance
 from service.problems import Problem
 from service.settings import Settings
 
-FOR_ADMINS = ("/metrics", "/admin/")
+FOR_ADMINS = ("/metrics", "/admin/", "/v2/repository/")
 GUARDED = ("/v1/", "/v2/models/", *FOR_ADMINS)
 EVERYONE = "everyone"
 

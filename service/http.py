@@ -7,41 +7,41 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, Router
 
 from service.answers import model_details
 from service.body_limit import BodyLimit
 from service.door import Door, charge
 from service.inputs import read_images
-from service.model import Model, log
-from service.page_headers import page_headers
+from service.models import Models, log
+from service.openapi import document
+from service.page_routes import page_routes
 from service.problems import Problem
+from service.reloading import reloading_on_sighup
 from service.v2_routes import v2_routes
 from service.watch import Watch
 
-PAGE = Path(__file__).parent / "page" / "index.html"
+PROBES = ("/livez", "/readyz", "/healthz")
 
 
-def create_app(model: Model) -> Starlette:
-    """The application; it starts and stops ``model`` with its own life."""
-    settings = model.settings
-    html = PAGE.read_text()
-    headers = page_headers(html)
+def create_app(models: Models) -> Starlette:
+    """The application; it starts and stops ``models`` with its own life."""
+    settings = models.settings
+    described = document(settings)
 
     async def predict(request: Request) -> Response:
-        async with model.admitted() as served:
+        async with models.admitted(*_which(request)) as served:
             spec = served.predictor.spec
-            with model.metrics.stage("decode"):
-                images = await read_images(request, spec, settings, model.decoding)
+            with models.stage("decode"):
+                images = await read_images(request, spec, settings, models.decoding)
             charge(request, len(images))
-            predictions = await model.predict(served, images, request)
+            predictions = await models.predict(served, images, request)
         return JSONResponse(
             {
                 "model": served.summary,
@@ -49,40 +49,52 @@ def create_app(model: Model) -> Starlette:
             }
         )
 
-    async def describe(_: Request) -> Response:
-        return JSONResponse(model_details(model.name, model.get().predictor))
+    async def describe(request: Request) -> Response:
+        served = models.get(*_which(request))
+        return JSONResponse(model_details(served.name, served.version, served.predictor))
+
+    async def index(_: Request) -> Response:
+        models.require_loaded()
+        return JSONResponse({"models": [served.summary for served in models.all()]})
 
     async def reload(_: Request) -> Response:
-        served = await model.reload()
-        return JSONResponse({"model": served.summary})
+        return JSONResponse({"models": [served.summary for served in await models.reload()]})
 
     async def metrics(_: Request) -> Response:
-        return Response(model.metrics.text(), media_type="text/plain; version=0.0.4")
+        return Response(models.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    async def page(_: Request) -> Response:
-        return HTMLResponse(html, headers=headers)
+    async def openapi(_: Request) -> Response:
+        return JSONResponse(described)
+
+    async def probe(_: Request) -> Response:
+        # BentoML answers GET before it comes here, and would leave other methods with a 404.
+        raise HTTPException(405, headers={"Allow": "GET, HEAD"})
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        starting = asyncio.create_task(model.start())
+        starting = asyncio.create_task(models.start())
         starting.add_done_callback(_end_on_failure)
-        yield
+        with reloading_on_sighup(models):
+            yield
         starting.cancel()
-        await model.stop()
+        await models.stop()
 
     routes = [
-        Route("/", page),
+        *page_routes(settings.samples),
+        Route("/openapi.json", openapi),
         Route("/metrics", metrics),
         Route("/admin/reload", reload, methods=["POST"]),
         Route("/v1/predict", predict, methods=["POST"]),
         Route("/v1/model", describe),
-        *v2_routes(model),
+        Route("/v1/models", index),
+        *v2_routes(models),
+        *(Route(path, probe, methods=()) for path in PROBES),
     ]
     return Starlette(
         # In a Mount, which matches every path: BentoML answers with its own pages what no route here matches.
         routes=[Mount("/", app=Router(routes, redirect_slashes=False))],
         middleware=[
-            Middleware(Watch, metrics=model.metrics, log_all=settings.access_log),
+            Middleware(Watch, metrics=models.metrics, tracing=models.tracing, log_all=settings.access_log),
             Middleware(Door, settings=settings),
             Middleware(BodyLimit, max_body=settings.max_body, max_bodies=settings.max_bodies),
         ],
@@ -93,6 +105,11 @@ def create_app(model: Model) -> Starlette:
         },
         lifespan=lifespan,
     )
+
+
+def _which(request: Request) -> tuple[str | None, str | None]:
+    """The model and the version that a request names, if any."""
+    return request.query_params.get("model"), request.query_params.get("version")
 
 
 def _end_on_failure(starting: asyncio.Task[None]) -> None:

@@ -31,6 +31,7 @@ from service.settings import Settings
 from service.uploads import FIELD, uploaded_files
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+NPY = "application/x-npy"
 _MAX_NPY_HEADER = 1000  # bytes; NumPy parses the header as a Python literal
 
 
@@ -43,7 +44,7 @@ async def read_images(
     """
     loop = asyncio.get_running_loop()
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "application/x-npy":
+    if kind == NPY:
         body = await request.body()
         return await loop.run_in_executor(threads, read_npy, body, spec, settings.max_images)
     if kind == "multipart/form-data":

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from ducat_serve.predictor import Predictions, Predictor
+from ducat_serve.predictor import Predictions
+from service.served import Served
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -20,7 +21,7 @@ _MASS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
 class Metrics:
-    """The service's metrics in a registry of their own: one process serves one model."""
+    """The service's metrics, in a registry of their own."""
 
     def __init__(self, queue_rows: Callable[[], int]) -> None:
         self._registry = CollectorRegistry()
@@ -53,14 +54,19 @@ class Metrics:
             queue_rows
         )
         self._model = Gauge(
-            "ducat_model_info", "The served model.", ("model", "digest", "provider"), registry=self._registry
+            "ducat_model_info",
+            "The served models.",
+            ("model", "version", "digest", "provider"),
+            registry=self._registry,
         )
         self._queue, self._infer = self._stages.labels("queue"), self._stages.labels("infer")
 
-    def loaded(self, name: str, predictor: Predictor) -> None:
-        """A model is ready; it replaces the one before."""
+    def serving(self, models: Sequence[Served]) -> None:
+        """These are served from now on."""
         self._model.clear()
-        self._model.labels(name, predictor.spec.weights_digest[:12], predictor.provider).set(1)
+        for served in models:
+            spec, provider = served.predictor.spec, served.predictor.provider
+            self._model.labels(served.name, served.version, spec.weights_digest[:12], provider).set(1)
 
     def batch(self, rows: int, waits: list[float], seconds: float) -> None:
         """A batch was inferred: ``waits`` are the seconds that its requests were queued."""

@@ -20,7 +20,6 @@ from ducat_serve.predictor import Predictions
 from ducat_serve.spec import ModelSpec
 from service.problems import Problem
 
-VERSION = "1"
 JSON_LENGTH = "Inference-Header-Content-Length"
 OUTPUTS = {"logits": "FP32", "label": "INT64", "dummy_mass": "FP32"}
 
@@ -36,16 +35,20 @@ class InferRequest:
 
 def server_metadata() -> dict[str, Any]:
     """Answer of `GET /v2`."""
-    return {"name": "ducat-serve", "version": __version__, "extensions": ["binary_tensor_data"]}
+    return {
+        "name": "ducat-serve",
+        "version": __version__,
+        "extensions": ["binary_tensor_data", "model_repository"],
+    }
 
 
-def model_metadata(name: str, spec: ModelSpec) -> dict[str, Any]:
+def model_metadata(name: str, versions: list[str], spec: ModelSpec) -> dict[str, Any]:
     """Answer of `GET /v2/models/NAME`."""
     height, width = spec.image_size
     shapes = {"logits": [-1, spec.num_classes], "label": [-1], "dummy_mass": [-1]}
     return {
         "name": name,
-        "versions": [VERSION],
+        "versions": versions,
         "platform": "onnx_onnxruntime",
         "inputs": [{"name": "images", "datatype": "UINT8", "shape": [-1, height, width, spec.channels]}],
         "outputs": [
@@ -73,7 +76,7 @@ def read_request(body: bytes, json_length: str | None, spec: ModelSpec, max_imag
     return InferRequest(_id(document), images, _outputs(document))
 
 
-def write_response(name: str, asked: InferRequest, predictions: Predictions) -> Response:
+def write_response(name: str, version: str, asked: InferRequest, predictions: Predictions) -> Response:
     """Answer of `POST /v2/models/NAME/infer`: JSON, or JSON and bytes where a binary output was asked for."""
     tensors, parts = [], []
     for output, is_binary in asked.outputs.items():
@@ -89,7 +92,7 @@ def write_response(name: str, asked: InferRequest, predictions: Predictions) -> 
         else:
             tensor["data"] = array.reshape(-1).tolist()
         tensors.append(tensor)
-    answer: dict[str, Any] = {"model_name": name, "model_version": VERSION, "outputs": tensors}
+    answer: dict[str, Any] = {"model_name": name, "model_version": version, "outputs": tensors}
     if asked.id is not None:
         answer["id"] = asked.id
     if not parts:
@@ -113,12 +116,26 @@ def _split(body: bytes, json_length: str | None) -> tuple[bytes, bytes]:
     return body[:length], body[length:]
 
 
+def read_options(body: bytes, kinds: dict[str, type]) -> dict[str, Any]:
+    """The JSON object that a body is, of keys that are of these types or missing; none where it is empty.
+
+    Raises Problem (400); keys that are not in ``kinds`` are nobody's business.
+    """
+    document = _json(body) if body else {}
+    for name, kind in kinds.items():
+        if not isinstance(document.get(name, kind()), kind):
+            raise Problem(400, "invalid_request", f"'{name}' is of the wrong type.")
+    return document
+
+
 def _json(header: bytes) -> dict[str, Any]:
     try:
         document = json.loads(header)
     except (ValueError, RecursionError) as error:
         raise Problem(400, "invalid_json", "The body is not JSON.") from error
-    return document if isinstance(document, dict) else {}
+    if not isinstance(document, dict):
+        raise Problem(400, "invalid_request", "The body is not a JSON object.")
+    return document
 
 
 def _only_input(document: dict[str, Any]) -> dict[str, Any]:
@@ -159,9 +176,14 @@ def _from_list(data: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
 
 def _id(document: dict[str, Any]) -> str | None:
     request_id = document.get("id")
-    if request_id is None or (isinstance(request_id, str) and request_id.isprintable()):
+    if request_id is None or (isinstance(request_id, str) and _is_unicode(request_id)):
         return request_id
-    raise Problem(400, "invalid_id", "'id' is a string of printable characters.")
+    raise Problem(400, "invalid_id", "'id' is a string of Unicode.")
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be sent back: JSON may spell half of a surrogate pair, which no encoding has."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _outputs(document: dict[str, Any]) -> dict[str, bool]:

@@ -14,7 +14,7 @@ def page_headers(html: str) -> dict[str, str]:
         "script-src": _hashes(html, "script"),
         "style-src": _hashes(html, "style"),
         "connect-src": "'self'",
-        "img-src": "'self' data: blob:",
+        "img-src": "'self'",
         "form-action": "'self'",
         "base-uri": "'none'",
         "frame-ancestors": "'none'",

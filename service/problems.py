@@ -1,8 +1,13 @@
-"""What a client can be told: one shape for every error, `{"error": {"code", "message"}}`."""
+"""What a client can be told: one shape for every error, `{"error": {"code", "message"}}`.
+
+Below /v2 it is `{"error": "message", "code": "code"}`: in the Open Inference Protocol the error is a string, and
+its clients print it.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from starlette.responses import JSONResponse
 from starlette.types import Scope
@@ -30,4 +35,9 @@ class Problem(Exception):
             headers["Retry-After"] = str(max(1, math.ceil(self.retry_after)))
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        return JSONResponse({"error": {"code": self.code, "message": self.message}}, self.status, headers)
+        return JSONResponse(self._document(scope["path"]), self.status, headers)
+
+    def _document(self, path: str) -> dict[str, Any]:
+        if path == "/v2" or path.startswith("/v2/"):
+            return {"error": self.message, "code": self.code}
+        return {"error": {"code": self.code, "message": self.message}}

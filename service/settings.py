@@ -36,6 +36,7 @@ class Settings(BaseModel):
     top_k: int = Field(default=5, ge=1)
     keys_file: Path | None = None  # API keys, a NAME:KEY per line
     api_keys: str | None = Field(default=None, repr=False)  # the same, separated by commas
+    samples: Path | None = None  # a folder of images that the page offers
     admin_key: str | None = Field(default=None, min_length=16, repr=False)  # guards /metrics
     access_log: bool = False  # a line for every request; those of 400 and above always have one
     rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # images per second and key

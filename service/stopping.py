@@ -1,8 +1,8 @@
 """The uvicorn server under BentoML's worker: it leaves politely, and has our bounds on connections.
 
 BentoML makes its server itself, `uvicorn.Server(config)`, and offers no way in. `install` puts ours in that place; it
-has the supervisor look after its worker every second, and pass Ctrl-C on. Where a future version goes another way,
-the server refuses to start.
+has the supervisor look after its worker every second, and pass Ctrl-C and SIGHUP on. Where a future version goes
+another way, the server refuses to start.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ducat_serve.errors import DucatError
 from service.connections import MAX_CONNECTIONS, Connection, Connections
-from service.model import Model, log
+from service.models import Models, log
 
 _OTHER_FILES = 128  # file descriptors that are no connections: libraries, logs, the model
 # BentoML's own is ten: a worker that was killed would be missed for longer than it takes to start.
 _CHECK_SECONDS = 1.0
 _OVERRIDDEN = {
-    SysHandler: ("handle_int", "quit"),
+    SysHandler: ("handle_int", "handle_hup", "quit"),
     uvicorn.Server: ("handle_exit", "on_tick", "shutdown"),
     HttpToolsProtocol: (
         *("connection_made", "connection_lost", "data_received", "shutdown", "send_400_response"),
@@ -38,14 +38,14 @@ _OVERRIDDEN = {
 }
 
 
-def install(model: Model) -> None:
+def install(models: Models) -> None:
     """Have BentoML use our server, in this process and before it starts one. Raises DucatError where it cannot."""
     for base, names in _OVERRIDDEN.items():
         for name in names:
             if not hasattr(base, name):
                 raise _other_version(f"{base.__name__}.{name} is gone")
-    uvicorn.Server = functools.partial(Server, model=model)  # type: ignore[misc, assignment]
-    SysHandler.handle_int = _interrupt
+    uvicorn.Server = functools.partial(Server, models=models)  # type: ignore[misc, assignment]
+    SysHandler.handle_int, SysHandler.handle_hup = _interrupt, _hang_up
     circus.create_standalone_arbiter = functools.partial(
         circus.create_standalone_arbiter, check_delay=_CHECK_SECONDS
     )
@@ -54,11 +54,20 @@ def install(model: Model) -> None:
 def _interrupt(supervisor: SysHandler) -> None:
     """On Ctrl-C the supervisor would send SIGTERM, as for a polite end; its workers are out of the terminal's reach."""
     try:
-        for watcher in supervisor.controller.arbiter.iter_watchers():
-            for worker in watcher.get_active_pids():
-                os.kill(worker, signal.SIGINT)
+        _send(supervisor, signal.SIGINT)
     finally:
         supervisor.quit()
+
+
+def _hang_up(supervisor: SysHandler) -> None:
+    """On SIGHUP the supervisor would start other workers, able to serve or not; ours reload in place."""
+    _send(supervisor, signal.SIGHUP)
+
+
+def _send(supervisor: SysHandler, number: signal.Signals) -> None:
+    for watcher in supervisor.controller.arbiter.iter_watchers():
+        for worker in watcher.get_active_pids():
+            os.kill(worker, number)
 
 
 def require_installed() -> None:
@@ -72,13 +81,13 @@ class Server(uvicorn.Server):
 
     is_running = False
 
-    def __init__(self, config: uvicorn.Config, model: Model) -> None:
+    def __init__(self, config: uvicorn.Config, models: Models) -> None:
         super().__init__(config)
         Server.is_running = True
-        settings = model.settings
+        settings = models.settings
         config.http, config.ws = Connection, "none"
         config.timeout_graceful_shutdown = settings.deadline + 1  # type: ignore[assignment]  # seconds, any number
-        self._model = model
+        self._models = models
         self._stop_at: float | None = None
         # However short the deadline: connections are kept as long between two requests.
         patience = max(settings.deadline, config.timeout_keep_alive)
@@ -87,18 +96,18 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM begins to drain; a second one, or Ctrl-C, stops at once."""
-        if sig != signal.SIGTERM or self._model.is_draining:
+        if sig != signal.SIGTERM or self._models.is_draining:
             super().handle_exit(sig, frame)
             return
-        self._model.is_draining = self._connections.is_draining = True
+        self._models.is_draining = self._connections.is_draining = True
 
     async def on_tick(self, counter: int) -> bool:
         """Called by uvicorn ten times a second."""
         now = asyncio.get_running_loop().time()
         if counter % 10 == 0:
             self._connections.sweep(now)
-        if self._model.is_draining and self._stop_at is None:
-            drain = self._model.settings.drain
+        if self._models.is_draining and self._stop_at is None:
+            drain = self._models.settings.drain
             log.info("SIGTERM: no longer ready; requests are answered for %g s more", drain)
             self._stop_at = now + drain
             self._connections.drain()

@@ -33,11 +33,22 @@ async def uploaded_files(request: Request, max_images: int) -> list[bytes]:
 
 
 class _Parser(MultiPartParser):
-    """Knows whether the form's closing boundary came; without it Starlette drops the last part silently."""
+    """Knows whether the form's closing boundary came; without it Starlette drops the last part silently.
+
+    A part that says it is an image is a file, whether or not it has a file name (RFC 7578 lets it have none).
+    """
 
     ended = False
     # Never to a file, which a full disk would refuse: bodies are bounded one by one and together (body_limit.py).
     spool_max_size = sys.maxsize
+
+    def on_headers_finished(self) -> None:
+        part = self._current_part
+        kind = dict(part.item_headers).get(b"content-type", b"").lower()
+        disposition = part.content_disposition or b""
+        if kind.startswith(b"image/") and b"filename" not in disposition:
+            part.content_disposition = disposition + b'; filename=""'
+        super().on_headers_finished()
 
     def on_end(self) -> None:
         self.ended = True

@@ -1,22 +1,26 @@
-"""Routes of the Open Inference Protocol v2: health, metadata, inference."""
+"""Routes of the Open Inference Protocol v2: health, metadata, inference; and Triton's model repository extension."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from ducat_serve.errors import DucatError
 from service import open_inference
 from service.door import charge
-from service.model import Model
+from service.models import Models, log
 from service.problems import Problem
+from service.served import Served
 
 
-def v2_routes(model: Model) -> list[Route]:
+def v2_routes(models: Models) -> list[Route]:
     """All routes below /v2; those of a model exist with and without its version."""
-    settings = model.settings
+    settings = models.settings
 
     async def server(_: Request) -> Response:
         return JSONResponse(open_inference.server_metadata())
@@ -25,48 +29,85 @@ def v2_routes(model: Model) -> list[Route]:
         return JSONResponse({"live": True})
 
     async def ready(_: Request) -> Response:
-        model.require_ready()
+        models.require_ready()
         return JSONResponse({"ready": True})
 
-    def require_named(request: Request) -> None:
-        name, version = (
-            request.path_params["name"],
-            request.path_params.get("version", open_inference.VERSION),
-        )
-        if name != model.name or version != open_inference.VERSION:
-            raise Problem(404, "unknown_model", f"There is no model '{name}' of version {version} here.")
+    def named(request: Request) -> Served:
+        return models.get(*_which(request))
 
     async def metadata(request: Request) -> Response:
-        require_named(request)
-        return JSONResponse(open_inference.model_metadata(model.name, model.get().predictor.spec))
+        served = named(request)
+        versions = models.versions(served.name)
+        return JSONResponse(open_inference.model_metadata(served.name, versions, served.predictor.spec))
 
     async def model_ready(request: Request) -> Response:
-        require_named(request)
-        model.require_ready()
-        return JSONResponse({"name": model.name, "ready": True})
+        served = named(request)
+        models.require_ready()
+        return JSONResponse({"name": served.name, "ready": True})
 
     async def infer(request: Request) -> Response:
-        require_named(request)
-        async with model.admitted() as served:
-            body = await request.body()
-            asked = await asyncio.get_running_loop().run_in_executor(
-                model.decoding,
-                open_inference.read_request,
-                body,
-                request.headers.get(open_inference.JSON_LENGTH),
-                served.predictor.spec,
-                settings.max_images,
-            )
+        async with models.admitted(*_which(request)) as served:
+            with models.stage("decode"):
+                body = await request.body()
+                asked = await asyncio.get_running_loop().run_in_executor(
+                    models.decoding,
+                    open_inference.read_request,
+                    body,
+                    request.headers.get(open_inference.JSON_LENGTH),
+                    served.predictor.spec,
+                    settings.max_images,
+                )
             charge(request, len(asked.images))
-            predictions = await model.predict(served, asked.images, request)
-        return open_inference.write_response(model.name, asked, predictions)
+            predictions = await models.predict(served, asked.images, request)
+        return open_inference.write_response(served.name, served.version, asked, predictions)
 
-    named = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
+    async def index(request: Request) -> Response:
+        if open_inference.read_options(await request.body(), {"ready": bool}).get("ready"):
+            return JSONResponse(_index(models.all(), {}))
+        try:
+            on_disk = await asyncio.to_thread(models.repository.find)
+        except DucatError as error:
+            log.error("The models on disk cannot be read: %s", error)
+            message = "The models on disk cannot be read; the cause is in the server's log."
+            raise Problem(422, "repository_unreadable", message) from error
+        return JSONResponse(_index(models.all(), on_disk))
+
+    async def load(request: Request) -> Response:
+        if open_inference.read_options(await request.body(), {"parameters": dict}).get("parameters"):
+            message = "Models are loaded from the server's own disk, as they are; 'parameters' are not taken."
+            raise Problem(400, "invalid_parameters", message)
+        await models.load(request.path_params["name"])
+        return JSONResponse({})
+
+    async def unload(request: Request) -> Response:
+        await models.unload(request.path_params["name"])
+        return JSONResponse({})
+
+    of_a_model = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
     return [
         Route("/v2", server),
         Route("/v2/health/live", live),
         Route("/v2/health/ready", ready),
-        *(Route(path, metadata) for path in named),
-        *(Route(f"{path}/ready", model_ready) for path in named),
-        *(Route(f"{path}/infer", infer, methods=["POST"]) for path in named),
+        *(Route(path, metadata) for path in of_a_model),
+        *(Route(f"{path}/ready", model_ready) for path in of_a_model),
+        *(Route(f"{path}/infer", infer, methods=["POST"]) for path in of_a_model),
+        Route("/v2/repository/index", index, methods=["POST"]),
+        Route("/v2/repository/models/{name}/load", load, methods=["POST"]),
+        Route("/v2/repository/models/{name}/unload", unload, methods=["POST"]),
+    ]
+
+
+def _which(request: Request) -> tuple[str, str | None]:
+    return request.path_params["name"], request.path_params.get("version")
+
+
+def _index(served: list[Served], on_disk: Mapping[str, Mapping[str, Path]]) -> list[dict[str, str]]:
+    """As Triton answers: everything that is served, and what is on disk and is not."""
+    ready = {(one.name, one.version) for one in served}
+    others = {(name, version) for name, versions in on_disk.items() for version in versions} - ready
+    return [
+        {"name": name, "version": version, "state": "READY", "reason": ""} for name, version in sorted(ready)
+    ] + [
+        {"name": name, "version": version, "state": "UNAVAILABLE", "reason": "unloaded"}
+        for name, version in sorted(others)
     ]

@@ -12,11 +12,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.metrics import Metrics
 from service.problems import Problem
+from service.tracing import Tracing
 
 log = logging.getLogger("ducat_serve.service")
 access_log = logging.getLogger("ducat_serve.access")
 access_log.setLevel(logging.INFO)
-_ROUTES = {"/v1/predict": "predict", "/v1/model": "model", "/": "page", "/metrics": "metrics"}
+_ROUTES = {
+    "/v1/predict": "predict",
+    "/v1/model": "model",
+    "/": "page",
+    "/metrics": "metrics",
+    "/openapi.json": "openapi",
+}
 # What a client may choose as its request id; anything else could forge lines of the log.
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
@@ -27,16 +34,23 @@ class Watch:
     Answers of 400 and above are logged, all of them with ``log_all``.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, log_all: bool) -> None:
-        self.app, self.metrics, self.log_all = app, metrics, log_all
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None, log_all: bool) -> None:
+        self.app, self.metrics, self.tracing, self.log_all = app, metrics, tracing, log_all
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, status = time.perf_counter(), 0
         request_id = _request_id(scope)
-        scope.setdefault("state", {})["request_id"] = request_id.decode()
+        scope.setdefault("state", {}).update(request_id=request_id.decode(), status=0)
+        if self.tracing is None:
+            await self._watched(scope, receive, send, request_id)
+        else:
+            with self.tracing.request(scope, route_of(scope["path"])):
+                await self._watched(scope, receive, send, request_id)
+
+    async def _watched(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
+        started, status = time.perf_counter(), 0
 
         async def marked(message: Message) -> None:
             nonlocal status
@@ -58,6 +72,7 @@ class Watch:
             seconds = time.perf_counter() - started
             self.metrics.requests.labels(route, str(status)).inc()
             self.metrics.seconds.labels(route).observe(seconds)
+            scope["state"]["status"] = status
             if reason := scope["state"].get("reason"):
                 self.metrics.rejects.labels(reason).inc()
             if self.log_all or status >= 400 or status == 0:
@@ -83,6 +98,8 @@ def route_of(path: str) -> str:
     """A name for metrics; never the path itself, of which a client could make any number."""
     if path.startswith("/v2"):
         return "infer" if path.endswith("/infer") else "v2"
+    if path.startswith("/samples"):
+        return "samples"
     return _ROUTES.get(path, "other")
 
 

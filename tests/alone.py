@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from tests.fault_server import running
-from tests.test_serve_process import WAIT
+from tests.server_process import WAIT
 
 _GET_FLAGS, _SET_FLAGS, _UP = 0x8913, 0x8914, 1  # of linux/sockios.h and net/if.h
 URL = "http://192.0.2.1/a.png"

@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from ducat_serve.cli.main import run
 from ducat_serve.predictor import Predictor
 from service.http import create_app
-from service.model import Model
+from service.models import Models
 from service.settings import Settings
 from tests.http_client import is_ready, until
 
@@ -70,6 +70,16 @@ def onnx_model(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return target
 
 
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export of another model of the same classes: one epoch, without dummies."""
+    folder = tmp_path_factory.mktemp("other") / "run"
+    flags = ["--epochs", "1", "--attack-steps", "1", "--precision", "float32", "--ducat", "off"]
+    assert run(["train", "--dataset", "digits", *flags, "--out", str(folder)]) == 0
+    assert run(["export", str(folder), "--onnx"]) == 0
+    return folder / "model.onnx"
+
+
 @pytest.fixture(scope="module")
 def predictor(onnx_model: Path) -> Predictor:
     """The exported model without the service."""
@@ -79,7 +89,7 @@ def predictor(onnx_model: Path) -> Predictor:
 @pytest.fixture(scope="module")
 def client(onnx_model: Path) -> Iterator[TestClient]:
     """The service with the real model, ready; no failure inside it reaches the test as an exception."""
-    model = Model(Settings(model=onnx_model))
+    model = Models(Settings(model=onnx_model))
     with TestClient(create_app(model), raise_server_exceptions=False) as test_client:
         until(lambda: is_ready(test_client))
         yield test_client

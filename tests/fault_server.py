@@ -21,7 +21,7 @@ import psutil
 
 from ducat_serve.predictor import Predictor
 from tests.http_client import DIGITS, GOOD, part
-from tests.test_serve_process import WAIT, Server, free_port, serve_command
+from tests.server_process import WAIT, Server, free_port, serve_command
 
 ADMIN = "m" * 32
 HOOKS = Path(__file__).parent / "fault_hooks"
@@ -176,4 +176,5 @@ def error_code(answer: bytes) -> str:
     """The code in the first answer on a connection."""
     _, _, body = answer.partition(b"\r\n\r\n")
     document, _ = json.JSONDecoder().raw_decode(body.decode())
-    return str(document["error"]["code"])
+    error = document["error"]
+    return str(document["code"] if isinstance(error, str) else error["code"])  # below /v2 the error is text

@@ -38,7 +38,7 @@ def test_help_imports_neither_torch_nor_anything_heavy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize("name", ["predict", "inspect", "serve", "networks"])
+@pytest.mark.parametrize("name", ["predict", "inspect", "serve", "bento", "networks"])
 def test_commands_of_the_serving_side_import_no_torch(name: str) -> None:
     code = (
         f"import sys; sys.modules['torch'] = None; from ducat_serve.cli.main import run;"
@@ -234,6 +234,8 @@ def test_demo_does_the_whole_job(tmp_path: Path) -> None:
     assert {"model.safetensors", "model.onnx", "metrics.csv"} <= {
         p.name for p in (tmp_path / "run").iterdir()
     }
+    assert [p.name for p in sorted((tmp_path / "run" / "samples").iterdir())][9] == "digit-9.png"
+    assert "--samples" in done.stderr.splitlines()[-1]
 
 
 def test_debug_keeps_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:

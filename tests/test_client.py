@@ -22,8 +22,8 @@ from ducat_serve.errors import DataError, DucatError
 from ducat_serve.predictor import Predictor
 from service.http import create_app
 from tests.http_client import DIGITS, GOOD, encode, until
+from tests.server_process import free_port
 from tests.test_door import ALICE
-from tests.test_serve_process import free_port
 from tests.test_service_life import FakeModel
 
 
@@ -193,3 +193,19 @@ def test_clients_that_leave_free_their_places_and_are_never_inferred(predictor: 
         running.join()
         assert len(sync_ask(url, "predict", GOOD)) == 1
     assert len(inferred) == 3, "the one that ran, at most one that was next, and the one that came after"
+
+
+@both
+def test_a_named_model_is_asked(ask: Ask, predictor: Predictor) -> None:
+    class Two(FakeModel):
+        async def start(self) -> None:
+            await super().start()
+            self.serve("other", {"2": (self.real, self.infer), "3": (self.real, self.infer)})
+
+    with serving_model(Two(predictor)) as url:
+        for named, version in (("2", "2"), (None, "3")):
+            description = ask(url, "model", model="other", version=named)
+            assert (description["name"], description["version"]) == ("other", version)
+        assert len(ask(url, "predict", GOOD, model="other")) == 1
+        with pytest.raises(ServerError, match="model_required"):
+            ask(url, "predict", GOOD)

@@ -21,7 +21,7 @@ import pytest
 
 from tests.fault_server import UPLOAD, FaultyServer, ending, error_code, head, running, trickle
 from tests.http_client import encode, part
-from tests.test_serve_process import WAIT
+from tests.server_process import WAIT
 
 PLACES = 12  # --max-queue
 MAX_BODY = 4 * 2**20
@@ -171,13 +171,18 @@ def test_clients_that_leave_in_the_middle_of_an_upload(server: FaultyServer) -> 
 def test_large_bodies_together_are_bounded(server: FaultyServer) -> None:
     """Eight of the largest at a time; the ninth is refused when its bytes come, and nothing of them stays."""
     begun = head("/v1/predict", MAX_BODY) + BEGUN
-    clients = [server.connect(begun + bytes(MAX_BODY - len(BEGUN) - 1)) for _ in range(9)]
-    ready, _, _ = select.select(clients, [], [], WAIT)
-    answer = ready[0].recv(65536)
-    assert answer.startswith(b"HTTP/1.1 429")
-    assert b"Too many large bodies" in answer
-    for client in clients:
-        client.close()
+    with contextlib.ExitStack() as open_clients:
+        clients = [server.connect(begun + bytes(MAX_BODY - len(BEGUN) - 1)) for _ in range(9)]
+        for client in clients:
+            open_clients.callback(client.close)
+        (refused, *_), _, _ = select.select(clients, [], [], WAIT)
+        answer = b""
+        while not answer.endswith(b"}}"):
+            piece = refused.recv(65536)
+            assert piece, answer
+            answer += piece
+        assert answer.startswith(b"HTTP/1.1 429")
+        assert b"Too many large bodies" in answer
     server.until(lambda: server.predict().status_code == 200, "their memory was never free again")
 
 

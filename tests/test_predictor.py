@@ -54,12 +54,18 @@ def test_label_is_the_largest_logit(predictor: Predictor, images: np.ndarray) ->
     np.testing.assert_array_equal(answer.label, answer.logits.argmax(axis=1))
 
 
-def test_an_image_is_judged_alone(predictor: Predictor, images: np.ndarray) -> None:
-    """Its neighbours in the batch change nothing: the batcher relies on it."""
-    together = predictor(images)
-    for row in range(len(images)):
-        alone = predictor(images[row : row + 1])
-        np.testing.assert_allclose(alone.logits[0], together.logits[row], rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_image_is_judged_alone(onnx_model: Path, threads: int) -> None:
+    """At any place in a batch of any size that the batcher makes, its neighbours change nothing."""
+    predictor = Predictor(onnx_model, "cpu", threads)
+    images = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3), dtype=np.uint8)
+    alone = np.concatenate([predictor(images[row : row + 1]).logits for row in range(32)])
+    assert len(np.unique(alone, axis=0)) == 32
+    for size in range(2, 33):
+        for start in range(0, 33 - size, max(1, size // 2)):
+            together = predictor(images[start : start + size])
+            np.testing.assert_allclose(together.logits, alone[start : start + size], rtol=0, atol=1e-5)
+            np.testing.assert_array_equal(together.label, alone[start : start + size].argmax(axis=1))
 
 
 def test_json_answer(predictor: Predictor, images: np.ndarray) -> None:

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from ducat_serve.cli.main import run
 from ducat_serve.predictor import Predictor
 from service.http import create_app
-from service.model import Model
+from service.models import Models
 from service.settings import Settings
 from tests.http_client import GOOD, assert_problem, is_ready, predictions, send, until
 from tests.test_door import bearer
@@ -25,19 +24,9 @@ from tests.test_watch import metrics
 ADMIN = "m" * 32
 
 
-@pytest.fixture(scope="module")
-def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another model of the same classes: one epoch, without dummies."""
-    folder = tmp_path_factory.mktemp("other") / "run"
-    flags = ["--epochs", "1", "--attack-steps", "1", "--precision", "float32", "--ducat", "off"]
-    assert run(["train", "--dataset", "digits", *flags, "--out", str(folder)]) == 0
-    assert run(["export", str(folder), "--onnx"]) == 0
-    return folder / "model.onnx"
-
-
 @contextmanager
-def serving(model: Path, **settings: Any) -> Iterator[tuple[TestClient, Model]]:
-    served = Model(Settings(model=model, admin_key=ADMIN, **settings))
+def serving(model: Path, **settings: Any) -> Iterator[tuple[TestClient, Models]]:
+    served = Models(Settings(model=model, admin_key=ADMIN, **settings))
     with TestClient(create_app(served), raise_server_exceptions=False) as client:
         until(lambda: is_ready(client))
         yield client, served
@@ -67,7 +56,7 @@ def test_a_new_file_is_served_after_a_reload_and_not_before(file: Path, other_mo
         answer = reload(client)
         assert answer.status_code == 200
         new = Predictor(other_model).spec.weights_digest
-        assert answer.json()["model"]["weights_digest"] == digest(client) == new != old
+        assert answer.json()["models"][0]["weights_digest"] == digest(client) == new != old
         assert predictions(send(client, GOOD)) != before
         models = [key[1] for key in metrics_of(client) if key[0] == "ducat_model_info"]
         assert models == [new[:12]]

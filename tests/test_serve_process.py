@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -23,52 +20,12 @@ import tritonclient.http
 from PIL import Image
 
 from ducat_serve.predictor import Predictor
+from tests.server_process import WAIT, Server, free_port, running, serve_command
 from training.data.digits import read_digits
 
-WAIT = 60  # seconds; reached only when a test fails
 MEMORY_LIMIT = 400e6  # bytes, all processes of the server together
 HOSTILE = ("service", "training", "export", "ducat_serve")  # modules in the user's folder; ours must win
 DIGITS = read_digits().test.images[:2]
-
-
-@dataclass
-class Server:
-    """A running `ducat serve`."""
-
-    process: psutil.Process
-    port: int
-    folder: Path
-    log: Path
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def all_processes(self) -> list[psutil.Process]:
-        """None where the server has ended; it takes its children with it."""
-        try:
-            return [self.process, *self.process.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return []
-
-    def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.url + path, trust_env=False, timeout=WAIT)
-
-    def is_ready(self) -> bool:
-        try:
-            return self.get("/readyz").status_code == 200
-        except httpx.TransportError:
-            return False
-
-
-def serve_command(model: Path, *options: str) -> list[str]:
-    return [sys.executable, "-P", "-m", "ducat_serve", "serve", str(model), *options]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -79,27 +36,8 @@ def server(onnx_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         (folder / f"{name}.py").write_text("raise SystemExit('the wrong module was imported')\n")
     for number, image in enumerate(DIGITS):
         Image.fromarray(image).save(folder / f"{number}.png")
-    port, log = free_port(), folder / "log.txt"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            serve_command(onnx_model, "--port", str(port)),
-            cwd=folder,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    server = Server(psutil.Process(process.pid), port, folder, log)
-    deadline = time.monotonic() + WAIT
-    try:
-        while not server.is_ready():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
-        yield server
-    finally:
-        for one in server.all_processes():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
-        process.wait(WAIT)
+    with running(onnx_model, folder) as one:
+        yield one
 
 
 def curl(server: Server, *arguments: str) -> str:

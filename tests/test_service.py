@@ -38,6 +38,7 @@ def test_prediction_is_the_models_own(client: TestClient, predictor: Predictor) 
     assert response.json() == {
         "model": {
             "name": "model",
+            "version": "1",
             "network": "resnet-small",
             "weights_digest": predictor.spec.weights_digest,
             "threat_model": "linf 0.1",
@@ -240,9 +241,8 @@ def test_body_limit_stops_reading() -> None:
     for announced, expected in ((None, 11_000), (b"10", 11_000), (b"10001", 0), (b"-1", 0)):
         headers = [] if announced is None else [(b"content-length", announced)]
         read, sent = 0, []
-        asyncio.run(
-            BodyLimit(application, 10_000, 80_000)({"type": "http", "headers": headers}, endless, send)
-        )
+        scope: Scope = {"type": "http", "path": "/v1/predict", "headers": headers}
+        asyncio.run(BodyLimit(application, 10_000, 80_000)(scope, endless, send))
         assert sent[0]["status"] == 413
         assert read == expected
 

@@ -26,7 +26,7 @@ from ducat_serve.images import decode
 from ducat_serve.predictor import Predictions, Predictor
 from service import stopping
 from service.http import create_app
-from service.model import Model
+from service.models import Models
 from service.settings import Settings
 from tests.http_client import (
     DIGITS,
@@ -40,7 +40,7 @@ from tests.http_client import (
 )
 
 
-class FakeModel(Model):
+class FakeModel(Models):
     """The real spec around an inference that a test can block (`gate`) or break (`failure`)."""
 
     def __init__(self, predictor: Predictor, **settings: Any) -> None:
@@ -52,7 +52,8 @@ class FakeModel(Model):
         self.failure: Exception | None = None
 
     async def start(self) -> None:
-        self.serve(self.real, self.infer)
+        self.serve("model", {"1": (self.real, self.infer)})
+        self.is_loaded = True
 
     def infer(self, images: NDArray[np.uint8]) -> Predictions:
         self.started.set()
@@ -62,12 +63,12 @@ class FakeModel(Model):
         return self.real(images)
 
 
-def serve(model: Model) -> TestClient:
+def serve(model: Models) -> TestClient:
     return TestClient(create_app(model), raise_server_exceptions=False)
 
 
 def test_before_the_model_is_loaded(onnx_model: Path) -> None:
-    class Loading(Model):
+    class Loading(Models):
         async def start(self) -> None:
             await asyncio.Event().wait()
 
@@ -96,9 +97,9 @@ def test_readyz_of_bentoml_waits_for_the_model(onnx_model: Path, monkeypatch: py
     app = importlib.import_module("service.app")
     service = app.DucatService.inner()
     assert not service.__is_ready__()
-    asyncio.run(app._model.start())
+    asyncio.run(app._models.start())
     assert service.__is_ready__()
-    asyncio.run(app._model.stop())
+    asyncio.run(app._models.stop())
     with pytest.raises(DucatError, match="another server than ours"):
         service.check_server()
 
@@ -108,7 +109,7 @@ def test_a_uvicorn_without_our_hooks_is_refused(monkeypatch: pytest.MonkeyPatch)
     before = uvicorn.Server
     monkeypatch.delattr(HttpToolsProtocol, "on_response_complete")
     with pytest.raises(DucatError, match=r"HttpToolsProtocol\.on_response_complete is gone"):
-        stopping.install(Model(Settings(model=Path("model.onnx"))))
+        stopping.install(Models(Settings(model=Path("model.onnx"))))
     assert uvicorn.Server is before
 
 
@@ -117,7 +118,7 @@ def test_a_model_that_does_not_load_ends_the_server(
 ) -> None:
     signals: list[int] = []
     monkeypatch.setattr("os.kill", lambda _pid, number: signals.append(number))
-    with serve(Model(Settings(model=tmp_path / "missing.onnx"))) as client:
+    with serve(Models(Settings(model=tmp_path / "missing.onnx"))) as client:
         until(lambda: bool(signals))
         assert_problem(send(client, GOOD), 503, "not_ready")
     assert signals == [signal.SIGTERM]

@@ -50,7 +50,8 @@ def command(epochs: int, out: Path | None, json: bool) -> None:
         _ducat(output, "train", "--dataset", "digits", *QUICK, "--epochs", str(epochs), "--out", str(folder))
         report = _ducat(output, "evaluate", str(folder))
         exported = _ducat(output, "export", str(folder), "--onnx")
-        with _server(output, Path(exported["model"])) as url:
+        samples = _write_samples(folder / "samples")
+        with _server(output, Path(exported["model"]), samples) as url:
             rows = _predict(url)
     right = sum(label == truth for _, truth, label, *_ in rows)
     output.table(
@@ -65,6 +66,8 @@ def command(epochs: int, out: Path | None, json: bool) -> None:
         f"{report['worst_case_accuracy']:.1%} in the worst case of {attacks} at eps {QUICK[1]}."
     )
     output.say(f"{right} of {len(rows)} images right over HTTP. Took {seconds:.0f} s.")
+    if out:
+        output.say(f"The page to try it yourself: ducat serve {out} --samples {samples}")
     output.result(
         {
             "clean_accuracy": report["clean_accuracy"],
@@ -92,13 +95,27 @@ def _ducat(output: Output, *arguments: str) -> dict[str, Any]:
     return document
 
 
+def _write_samples(folder: Path) -> Path:
+    """The first test image of every digit as a PNG file, for the page to offer."""
+    from PIL import Image
+
+    from training.data import load_dataset
+
+    test = load_dataset("digits").test
+    labels = test.labels.tolist()
+    folder.mkdir(exist_ok=True)
+    for digit in sorted(set(labels)):
+        Image.fromarray(test.images[labels.index(digit)]).save(folder / f"digit-{digit}.png")
+    return folder
+
+
 @contextlib.contextmanager
-def _server(output: Output, model: Path) -> Iterator[str]:
+def _server(output: Output, model: Path, samples: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    output.say(f"\n$ ducat serve {model} --port {port}")
-    arguments = ["serve", str(model), "--port", str(port)]
+    arguments = ["serve", str(model), "--port", str(port), "--samples", str(samples)]
+    output.say(f"\n$ ducat {' '.join(arguments)}")
     server = subprocess.Popen(
         [sys.executable, "-P", "-m", "ducat_serve", *arguments], stdout=subprocess.DEVNULL
     )

@@ -23,6 +23,7 @@ COMMANDS = {
     "export": "Export a checkpoint to ONNX, checked against torch.",
     "predict": "Predict image files with a .onnx or .safetensors model.",
     "serve": "Serve a .onnx model over HTTP.",
+    "bento": "Pack a .onnx model and the service into a Bento.",
     "inspect": "Show what a model file says about itself.",
     "datasets": "List the data sets.",
     "networks": "List the networks.",

@@ -80,6 +80,11 @@ from ducat_serve.output import Output
     help="Images per day (UTC) and key; more get 429.  [default: no limit]",
 )
 @click.option(
+    "--samples",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="A folder of at most 12 images that the page offers to everyone.  [default: none]",
+)
+@click.option(
     "--access-log", is_flag=True, help="Log every request, not only those that were refused or failed."
 )
 @device_option
@@ -99,11 +104,14 @@ def command(
     keys_file: Path | None,
     rate: float | None,
     daily_budget: int | None,
+    samples: Path | None,
     access_log: bool,
     device: str,
     json: bool,
 ) -> None:
-    """Serve MODEL (a model.onnx) over HTTP with BentoML, until SIGTERM or Ctrl-C.
+    """Serve MODEL over HTTP with BentoML, until SIGTERM or Ctrl-C; SIGHUP reads it again.
+
+    MODEL is a model.onnx, a folder with one, or a model repository: a folder with NAME/VERSION/model.onnx.
 
     \b
     Example:
@@ -111,7 +119,7 @@ def command(
       curl -F image=@photo.jpg http://127.0.0.1:3000/v1/predict
     """
     output = Output(json)
-    path = (model / "model.onnx" if model.is_dir() else model).resolve()
+    path = model.resolve()
     settings = {
         "model": path,
         "device": device,
@@ -126,15 +134,18 @@ def command(
         "keys_file": keys_file.resolve() if keys_file else None,
         "rate": rate,
         "daily_budget": daily_budget,
+        "samples": samples.resolve() if samples else None,
         "access_log": access_log,
     }
     variables = {f"DUCAT_SERVE_{k.upper()}": str(v) for k, v in settings.items() if v is not None}
-    _check(path, device, variables)
+    names = _check(path, device, variables)
     _require_free(host, port)
     environment = {**os.environ, **variables}
     environment["BENTOML_DO_NOT_TRACK"] = "True"
-    output.say(f"Serving {path.name} on http://{host}:{port} (page at /, POST /v1/predict); Ctrl-C stops it.")
-    output.result({"model": str(path), "url": f"http://{host}:{port}"})
+    output.say(
+        f"Serving {', '.join(names)} on http://{host}:{port} (page at /, POST /v1/predict); Ctrl-C stops it."
+    )
+    output.result({"model": str(path), "names": names, "url": f"http://{host}:{port}"})
     # The server takes this process's place, so signals reach it and nothing of the check above stays in memory.
     os.execve(sys.executable, [sys.executable, *server_arguments(host, port)], environment)
 
@@ -152,8 +163,11 @@ def server_arguments(host: str, port: int) -> list[str]:
             "--host", host, "--port", str(port)]  # fmt: skip
 
 
-def _check(path: Path, device: str, variables: dict[str, str]) -> None:
-    """Find out now, and with the right exit code, what would otherwise fail in a worker's log."""
+def _check(path: Path, device: str, variables: dict[str, str]) -> list[str]:
+    """Find out now, and with the right exit code, what would otherwise fail in a worker's log.
+
+    Returns the names of the models.
+    """
     import importlib.util
 
     from ducat_serve.predictor import Predictor
@@ -161,11 +175,20 @@ def _check(path: Path, device: str, variables: dict[str, str]) -> None:
     if importlib.util.find_spec("bentoml") is None:
         raise missing_extra("bentoml", "serve")
     from service.keys import Keys
+    from service.repository import Repository
+    from service.samples import read_samples
     from service.settings import Settings
+    from service.tracing import Tracing
 
     settings = Settings.from_environment({**os.environ, **variables})
     Keys(settings.keys_file, settings.api_keys)
-    Predictor(path, device=device, threads=1)  # type: ignore[arg-type]
+    read_samples(settings.samples)
+    Tracing.from_environment()
+    found = Repository(path).find()
+    for versions in found.values():
+        for file in versions.values():
+            Predictor(file, device=device, threads=1)  # type: ignore[arg-type]
+    return list(found)
 
 
 def _require_free(host: str, port: int) -> None:

@@ -1,0 +1,67 @@
+"""`ducat bento`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from ducat_serve.cli.options import common
+from ducat_serve.errors import UsageError, missing_extra
+from ducat_serve.output import Output
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
+
+
+@click.command("bento")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder to make.  [default: BentoML's store]",
+)
+@click.option("--name", default="ducat", show_default=True, help="Of the Bento; its version is the weights'.")
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Which ONNX Runtime it requires. One for cuda also runs where there is no GPU.",
+)
+@common
+def command(model: Path, out: Path | None, name: str, device: Literal["cpu", "cuda"], json: bool) -> None:
+    """Pack MODEL (a model.onnx) with the serving code and pinned requirements into a Bento.
+
+    No key and no setting of this machine goes in: the server reads DUCAT_SERVE_... where it runs.
+
+    \b
+    Example:
+      ducat bento model.onnx
+      bentoml serve ducat:latest
+    """
+    import importlib.util
+
+    if importlib.util.find_spec("bentoml") is None:
+        raise missing_extra("bentoml", "serve")
+    from ducat_serve.predictor import Predictor
+    from export.bento import build_bento
+
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"A Bento cannot be called '{name}'.",
+            "use lower-case letters and digits, and - _ . between them; at most 63",
+        )
+    output = Output(json)
+    path = model / "model.onnx" if model.is_dir() else model
+    spec = Predictor(path, device="cpu", threads=1).spec  # whole, ours, and it loads
+    # BentoML 1.4 finds a Bento in a folder by its absolute path only.
+    bento = build_bento(path, spec, name, device, out.resolve() if out else None)
+    for requirement in bento.unpinned:
+        output.warn(f"{requirement} is not installed here, so the Bento does not pin its version.")
+    output.say(f"{bento.tag}: {bento.path}" + ("" if bento.is_new else " (it was there already)"))
+    output.say(f"Next: bentoml serve {bento.path if out else bento.tag}")
+    output.result(
+        {"tag": bento.tag, "path": str(bento.path), "is_new": bento.is_new, "unpinned": list(bento.unpinned)}
+    )

@@ -1,0 +1,31 @@
+"""The process in which BentoML builds: arguments of `bentoml.build` as JSON on stdin, the Bento as JSON on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from typing import Any
+
+
+def build(order: dict[str, Any]) -> dict[str, Any]:
+    """Build a Bento, unless the store has one of this tag; then say whether it is the same."""
+    import bentoml
+    from bentoml._internal import configuration
+    from bentoml._internal.bento.build_config import BentoEnvSchema
+
+    # BentoML asks for uv even where it has nothing to lock, and where there is none it would pip install it.
+    configuration.get_uv_command = lambda: ["uv"]
+    try:
+        bento, is_new = bentoml.get(f"{order['name']}:{order['version']}"), False
+    except bentoml.exceptions.NotFound:
+        envs = [BentoEnvSchema(name=name, value=value) for name, value in order["envs"].items()]
+        bento, is_new = bentoml.build(**{**order, "envs": envs}), True
+    is_same = bento.info.labels.get("content") == order["labels"]["content"]
+    return {"tag": str(bento.tag), "path": str(bento.path), "is_new": is_new, "is_same": is_same}
+
+
+if __name__ == "__main__":
+    with contextlib.redirect_stdout(sys.stderr):  # BentoML prints
+        answer = build(json.load(sys.stdin))
+    json.dump(answer, sys.stdout)

@@ -1,0 +1,105 @@
+"""The robustness report in plain words, for people who never read a paper about attacks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ducat_serve.pixels import format_size
+from ducat_serve.report import RobustnessReport
+from ducat_serve.spec import ModelSpec
+
+
+def report_in_words(spec: ModelSpec) -> dict[str, Any]:
+    """What was measured on this model, as sentences; nothing that is not in its report.
+
+    ``sentences`` and ``warnings`` are lists of text; ``dummy_mass`` is one text, or None where none was measured.
+    """
+    report = spec.robustness
+    if report is None:
+        nothing = "Nobody measured the robustness of this model. Expect none."
+        return {"sentences": [], "warnings": [nothing], "dummy_mass": None}
+    return {
+        "sentences": [_clean(report), _worst_case(report), _how(report, spec), *_other_threat(report, spec)],
+        "warnings": _warnings(report),
+        "dummy_mass": _dummy_mass(report),
+    }
+
+
+def _clean(report: RobustnessReport) -> str:
+    return (
+        f"Of {report.examples} {report.split} images of {report.dataset}, "
+        f"{_percent(report.clean_accuracy)} were classified correctly."
+    )
+
+
+def _worst_case(report: RobustnessReport) -> str:
+    low, high = report.worst_case_interval
+    return (
+        f"{_percent(report.worst_case_accuracy)} (95\u00a0% interval {_percent(low)} to {_percent(high)}) stayed "
+        f"correct under every attack that was run. An attacker was allowed {_allowed(report.norm, report.eps)}."
+    )
+
+
+def _allowed(norm: str, eps: float) -> str:
+    size = format_size(eps)
+    return {
+        "linf": f"any change of at most {size} per pixel and colour, where black is 0 and white is 1",
+        "l2": f"any change of at most {size} in Euclidean length over the whole image, where black is 0 and white is 1",
+        "l1": f"any change that adds up to at most {size} over all pixels, where black is 0 and white is 1",
+    }[norm]
+
+
+def _how(report: RobustnessReport, spec: ModelSpec) -> str:
+    names = ", ".join(attack.name for attack in report.attacks)
+    if report.artefact == "onnx":
+        return (
+            f"Measured on the exported file, in {report.precision}, by attacks that see only its scores ({names}). "
+            "Attacks that know the weights are stronger, so expect less."
+        )
+    knows = " and the dummy classes" if spec.fold != "none" and report.knows_pairs else ""
+    return (
+        f"Measured on the deployed function, in {report.precision}, by attacks that know its weights{knows} ({names}). "
+        "It is a measurement, not a guarantee: a better attack may break more."
+    )
+
+
+def _other_threat(report: RobustnessReport, spec: ModelSpec) -> list[str]:
+    if (report.norm, report.eps) == (spec.threat_model.norm, spec.threat_model.eps):
+        return []
+    measured = f"{report.norm} {format_size(report.eps)}"
+    return [f"It was trained against changes of {spec.threat_model}, and measured under {measured}."]
+
+
+def _warnings(report: RobustnessReport) -> list[str]:
+    warnings = [
+        f"A check of the measurement failed ({check.name}): {check.expectation}, and that did not hold. The attacks "
+        "may have failed for a reason that a better one would not (gradient masking suspected)."
+        for check in report.failed_checks
+    ]
+    if report.artefact == "checkpoint" and not report.sanity:
+        warnings.append("The measurement itself was not checked: too few images were right to say anything.")
+    if report.split == "val":
+        warnings.append(
+            "Measured on val images, which had a say in training. Test images are the fair measure."
+        )
+    return warnings
+
+
+def _dummy_mass(report: RobustnessReport) -> str | None:
+    mass = report.dummy_mass
+    if mass is None:
+        return None
+    hidden = (
+        ""
+        if mass.auroc_adaptive is None
+        else f", and with {mass.auroc_adaptive:.2f} where the attack also lowered it"
+    )
+    return (
+        f"In the measurement it was {_percent(mass.clean_mean)} on average for unchanged images, and "
+        f"{_percent(mass.adversarial_mean)} for changed ones that fooled the model. It told the two apart with an "
+        f"AUROC of {mass.auroc:.2f}{hidden}; 0.5 is no better than a coin."
+    )
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}\u00a0%"

@@ -1,0 +1,70 @@
+"""Where models come from: one file, or a model repository with the layout that Triton and KServe use.
+
+models/            given to `ducat serve models/`
+  cats/
+    1/model.onnx
+    2/model.onnx
+  digits/
+    1/model.onnx
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from ducat_serve.errors import DataError, UsageError
+
+FILE = "model.onnx"
+ONLY_VERSION = "1"  # of a model that is served from one file
+# What may stand in a URL and in a metric's label.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+
+
+class Repository:
+    """The models below a path, as they are on disk now.
+
+    Args:
+        path: a model file; or a folder with `model.onnx` in it; or one with NAME/VERSION/model.onnx.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._is_folder = path.is_dir()  # for good: a folder that goes away does not become a file
+
+    def find(self) -> Mapping[str, Mapping[str, Path]]:
+        """Files by name and version, sorted; version 1 and the file's own name where the path is one model.
+
+        Raises DataError where there is none, UsageError for a folder that cannot name a model or a version.
+        """
+        if not self._is_folder:
+            return {_name_of(self._path): {ONLY_VERSION: self._path}}
+        if (self._path / FILE).exists():
+            return {Path(FILE).stem: {ONLY_VERSION: self._path / FILE}}
+        found: dict[str, dict[str, Path]] = {}
+        for file in sorted(self._path.glob(f"*/*/{FILE}")):
+            name, version = _checked_name(file.parent.parent.name), file.parent.name
+            if not _VERSION.fullmatch(version):
+                raise UsageError(f"{file}: '{version}' is no version.", "name the folder 1, 2, 3, ...")
+            found.setdefault(name, {})[version] = file
+        if not found:
+            raise DataError(
+                f"There is neither {FILE} nor NAME/VERSION/{FILE} in {self._path}.",
+                f"ducat export run/ --onnx --out {self._path}/{FILE}",
+            )
+        return found
+
+
+def _name_of(file: Path) -> str:
+    """Of a single file: its own name, as far as that can be in a URL."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).strip("-.")[:64] or "model"
+
+
+def _checked_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"'{name}' cannot name a model.", "rename it with letters, digits and . _ -, at most 64 of them"
+        )
+    return name
