@@ -99,7 +99,7 @@ class Server(uvicorn.Server):
         if sig != signal.SIGTERM or self._models.is_draining:
             super().handle_exit(sig, frame)
             return
-        self._models.is_draining = True
+        self._models.is_draining = self._connections.is_draining = True
 
     async def on_tick(self, counter: int) -> bool:
         """Called by uvicorn ten times a second."""

@@ -9,6 +9,7 @@ import resource
 import selectors
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -89,6 +90,15 @@ class FaultyServer(Server):
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=WAIT)
         connection.sendall(data)
         return connection
+
+
+@contextlib.contextmanager
+def ending(stop: threading.Event) -> Iterator[None]:
+    """Set ``stop`` in the end, also where a test fails: clients in threads would keep it from ending."""
+    try:
+        yield
+    finally:
+        stop.set()
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.fault_server import UPLOAD, FaultyServer, error_code, head, running, trickle
+from tests.fault_server import UPLOAD, FaultyServer, ending, error_code, head, running, trickle
 from tests.http_client import encode, part
 from tests.server_process import WAIT
 
@@ -55,6 +55,7 @@ def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fa
 def _next_good_request(server: FaultyServer) -> Iterator[None]:
     """What every test here ends with: nothing is left of the fault."""
     yield
+    server.switch("hold", None)  # still there where a test failed
     server.assert_good()
     log = server.log.read_text()
     assert log.count("Traceback") == log.count(FAULT)
@@ -261,7 +262,7 @@ def test_a_worker_that_is_killed_under_load(server: FaultyServer) -> None:
             except httpx.TransportError:
                 lost.append(client)
 
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(4) as pool, ending(stop):
         load = [pool.submit(ask, client) for client in range(4)]
         server.until(lambda: len(answers) > 20, "no load")
         killed = server.worker

@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.fault_server import FaultyServer, running
+from tests.fault_server import FaultyServer, ending, running
 from tests.http_client import GOOD
 from tests.server_process import WAIT
 
@@ -25,12 +25,13 @@ FILES = {"image": ("a.png", GOOD, "image/png")}
 def test_sigterm_under_load_loses_no_request(onnx_model: Path, tmp_path: Path) -> None:
     """It is not ready at once, answers everybody for a while, then lets nobody in and answers those who were."""
     with running(onnx_model, tmp_path, "--drain", "4") as server:
-        refused, lost, answers, draining = [], [], [], threading.Event()
+        refused, lost, answers = [], [], []
+        draining, stop = threading.Event(), threading.Event()
 
         def ask(client: int) -> None:
             """Over one connection for as long as the server lets it, as clients do; no request is tried again."""
             with httpx.Client(trust_env=False, timeout=WAIT) as http:
-                while True:
+                while not stop.is_set():
                     was_draining = draining.is_set()
                     try:
                         answers.append((was_draining, http.post(server.url + "/v1/predict", files=FILES)))
@@ -42,7 +43,7 @@ def test_sigterm_under_load_loses_no_request(onnx_model: Path, tmp_path: Path) -
 
         idle, fresh = server.connect(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n"), server.connect()
         assert idle.recv(15) == b"HTTP/1.1 200 OK"
-        with ThreadPoolExecutor(6) as pool:
+        with ThreadPoolExecutor(6) as pool, ending(stop):
             load = [pool.submit(ask, client) for client in range(6)]
             server.until(lambda: len(answers) > 20, "no load")
             processes = server.all_processes()
