@@ -36,10 +36,11 @@ def create_app(models: Models) -> Starlette:
     described = document(settings)
 
     async def predict(request: Request) -> Response:
-        async with models.admitted(*_which(request)) as served:
+        async with models.admitted(*_which(request)) as admission:
+            served = admission.served
             spec = served.predictor.spec
             with models.stage("decode"):
-                images = await read_images(request, spec, settings, models.decoding)
+                images = await read_images(request, spec, settings, models.decoding, admission.take)
             charge(request, len(images))
             predictions = await models.predict(served, images, request)
         return JSONResponse(

@@ -17,6 +17,7 @@ import base64
 import binascii
 import io
 import json
+from collections.abc import Callable
 from concurrent.futures import Executor
 from math import prod
 
@@ -37,17 +38,20 @@ _MAX_NPY_HEADER = 1000  # bytes; NumPy parses the header as a Python literal
 
 
 async def read_images(
-    request: Request, spec: ModelSpec, settings: Settings, threads: Executor
+    request: Request, spec: ModelSpec, settings: Settings, threads: Executor, take: Callable[[int], None]
 ) -> NDArray[np.uint8]:
     """Decode every image to the model's size, in ``threads``: so many at a time and no more. Small ones at once.
 
+    ``take`` is told how many there are before any is decoded, and may refuse them.
     Returns uint8 [N, H, W, channels]. Raises Problem for anything that is not 1 to ``max_images`` images.
     """
     loop = asyncio.get_running_loop()
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == NPY:
         body = await request.body()
-        return await loop.run_in_executor(threads, read_npy, body, spec, settings.max_images)
+        images = await loop.run_in_executor(threads, read_npy, body, spec, settings.max_images)
+        take(len(images))
+        return images
     if kind == "multipart/form-data":
         files = await uploaded_files(request, settings.max_images)
     elif kind == "application/json":
@@ -61,6 +65,7 @@ async def read_images(
             f"Send multipart/form-data with a file field '{FIELD}', an image file (image/*), application/json with "
             f"base64, or application/x-npy, not '{kind}'.",
         )
+    take(len(files))
     arrays = []
     small = small_images(files)
     for number, data in enumerate(files):

@@ -28,6 +28,21 @@ log.setLevel(logging.INFO)
 DECODING_THREADS = 2
 
 
+class Admission:
+    """A request that was let in: what will answer it, and how many images it holds in memory."""
+
+    def __init__(self, models: Models, served: Served) -> None:
+        self._models, self.served = models, served
+        self.images = 0
+
+    def take(self, images: int) -> None:
+        """Count so many images, before they are decoded. Raises Problem (429) where all together are too many."""
+        if self._models.images + images > self._models.settings.max_queue:
+            raise _overloaded()
+        self._models.images += images
+        self.images += images
+
+
 class Models:
     """What is served, by name and version; every version is replaced as a whole, at once."""
 
@@ -38,6 +53,7 @@ class Models:
         self.is_draining = False  # SIGTERM came: requests are still answered, but others should go elsewhere
         self.metrics = Metrics(lambda: sum(served.batcher.rows for served in self.all()))
         self.requests = 0  # being read, decoded or predicted
+        self.images = 0  # of theirs that are in memory, or are about to be
         # A decoded 25-megapixel image takes hundreds of megabytes for a moment: two at a time, no more.
         self.decoding = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode")
         self._served: dict[str, dict[str, Served]] = {}
@@ -197,29 +213,28 @@ class Models:
             raise Problem(503, "not_ready", "The model is still loading.", retry_after=1)
 
     @contextlib.asynccontextmanager
-    async def admitted(self, name: str | None, version: str | None) -> AsyncIterator[Served]:
+    async def admitted(self, name: str | None, version: str | None) -> AsyncIterator[Admission]:
         """Let a request in: refused at once where too many are, ended at the deadline, decoding included.
 
         Raises Problem as `get` does, and 429 at the limit, 504 at the deadline.
         """
-        served = self.get(name, version)
-        overloaded = Problem(429, "overloaded", "The server is at its limit; try again later.", retry_after=1)
+        admission = Admission(self, self.get(name, version))
         if self.requests >= self.settings.max_queue:
-            raise overloaded
+            raise _overloaded()
         self.requests += 1
-        served.users += 1
+        admission.served.users += 1
         try:
             async with asyncio.timeout(self.settings.deadline):
-                yield served
+                yield admission
         except Overloaded as error:
-            overloaded.retry_after = error.retry_after
-            raise overloaded from error
+            raise _overloaded(error.retry_after) from error
         except (DeadlineExceeded, TimeoutError) as error:
             message = f"No prediction within {self.settings.deadline:g} s."
             raise Problem(504, "deadline_exceeded", message, retry_after=1) from error
         finally:
             self.requests -= 1
-            served.leave()
+            self.images -= admission.images
+            admission.served.leave()
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -240,6 +255,10 @@ class Models:
             predictions = await waiting
         self.metrics.answered(served.name, predictions)
         return predictions
+
+
+def _overloaded(retry_after: float = 1) -> Problem:
+    return Problem(429, "overloaded", "The server is at its limit; try again later.", retry_after=retry_after)
 
 
 async def _unless_gone(request: Request, answer: Coroutine[Any, Any, Predictions]) -> Predictions:

@@ -46,7 +46,8 @@ def v2_routes(models: Models) -> list[Route]:
         return JSONResponse({"name": served.name, "ready": True})
 
     async def infer(request: Request) -> Response:
-        async with models.admitted(*_which(request)) as served:
+        async with models.admitted(*_which(request)) as admission:
+            served = admission.served
             with models.stage("decode"):
                 body = await request.body()
                 asked = await asyncio.get_running_loop().run_in_executor(
@@ -57,6 +58,7 @@ def v2_routes(models: Models) -> list[Route]:
                     served.predictor.spec,
                     settings.max_images,
                 )
+            admission.take(len(asked.images))
             charge(request, len(asked.images))
             predictions = await models.predict(served, asked.images, request)
         return open_inference.write_response(served.name, served.version, asked, predictions)

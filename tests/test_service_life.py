@@ -143,6 +143,32 @@ def test_overload(predictor: Predictor) -> None:
         assert len(predictions(send(client, GOOD))) == 1
 
 
+def test_images_of_all_requests_together_are_bounded_before_they_are_decoded(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, decoded = threading.Event(), []
+
+    def hang(data: bytes, max_pixels: int) -> Image.Image:
+        decoded.append(1)
+        assert gate.wait(WAIT)
+        return decode(data, max_pixels)
+
+    monkeypatch.setattr("service.inputs.decode", hang)
+    model = FakeModel(predictor, max_queue=10, max_images=8)
+    photo = encode(DIGITS[0], "JPEG")
+    with serve(model) as client, ThreadPoolExecutor(1) as pool:
+        until(lambda: is_ready(client))
+        first = pool.submit(send, client, *[photo] * 8)
+        until(lambda: bool(decoded))
+        for _ in range(3):
+            assert_problem(send(client, *[photo] * 3), 429, "overloaded")
+        assert len(decoded) == 1, "nothing of what was refused"
+        gate.set()
+        assert len(predictions(first.result(WAIT))) == 8
+        assert model.images == 0
+        assert len(predictions(send(client, *[photo] * 3))) == 3
+
+
 def test_deadline(predictor: Predictor) -> None:
     model = FakeModel(predictor, deadline=0.05)
     model.gate.clear()
