@@ -11,7 +11,8 @@ from typing import Any
 from ducat_serve import __version__
 from service.inputs import NPY
 from service.open_inference import JSON_LENGTH
-from service.openapi_schemas import schemas
+from service.openapi_components import ADMIN, KEYS, PROBLEM, TEXT, V2_PROBLEM, components, ok
+from service.openapi_schemas import ref
 from service.samples import KINDS, MAX_SAMPLES
 from service.settings import Settings
 from service.uploads import FIELD
@@ -19,9 +20,6 @@ from service.uploads import FIELD
 Json = dict[str, Any]
 
 _FILE: Json = {"type": "string", "format": "binary"}
-_TEXT: Json = {"type": "string"}
-_PROBLEM, _V2_PROBLEM = "Problem", "InferenceProblem"
-_NUMBER: Json = {"type": "string", "pattern": "^[1-9][0-9]*$"}
 _ALWAYS = (413, 500)  # the body limit and the last resort are around every route
 _MODEL = (503,)
 _PREDICTION = (400, 429, 503, 504)
@@ -42,44 +40,33 @@ def document(settings: Settings) -> Json:
             {"name": "operation", "description": "Probes, metrics, administration."},
         ],
         "paths": _paths(settings),
-        "components": {
-            "schemas": schemas(settings),
-            "responses": {
-                f"{shape}{status}": _problem(shape, status, settings)
-                for shape in (_PROBLEM, _V2_PROBLEM)
-                for status in _meanings(settings)
-            },
-            "headers": _HEADERS,
-            "parameters": _parameters(settings),
-            "securitySchemes": {**(_KEYS if _wants_keys(settings) else {}), **(_ADMIN if settings.admin_key else {})},
-        },
+        "components": components(settings, _keys(settings) | _admin(settings)),
     }  # fmt: skip
 
 
 def _paths(settings: Settings) -> Json:
-    key = _KEYS if _wants_keys(settings) else {}
-    admin = _ADMIN if settings.admin_key else {}
+    key, admin = _keys(settings), _admin(settings)
     paths = {
-        "/": {"get": _operation("page", "A page to try the model", "v1", _ok(_TEXT, "text/html"))},
+        "/": {"get": _operation("page", "A page to try the model", "v1", ok(TEXT, "text/html"))},
         "/samples": {
             "get": _operation("samples", "Names of the images that the page offers", "v1",
-                              _ok({"type": "array", "items": _TEXT, "maxItems": MAX_SAMPLES}))
+                              ok({"type": "array", "items": TEXT, "maxItems": MAX_SAMPLES}))
         },
         "/samples/{name}": {
             "parameters": [_parameter("SampleName")],
-            "get": _operation("sample", "One of these images", "v1", _ok(_FILE, *sorted(set(KINDS.values()))), (404,)),
+            "get": _operation("sample", "One of these images", "v1", ok(_FILE, *sorted(set(KINDS.values()))), (404,)),
         },
         "/openapi.json": {
-            "get": _operation("openapi", "This document", "operation", _ok({"type": "object"}))
+            "get": _operation("openapi", "This document", "operation", ok({"type": "object"}))
         },
         "/v1/predict": {"parameters": _WHICH, "post": _predict(key)},
         "/v1/model": {
             "parameters": _WHICH,
             "get": _operation("model", "What the model is, what was measured on it, and how it runs here", "v1",
-                              _ok(_ref("ModelDetails")), (400, 404, *_MODEL), key)
+                              ok(ref("ModelDetails")), (400, 404, *_MODEL), key)
         },
         "/v1/models": {
-            "get": _operation("models", "All that is served, in every version", "v1", _ok(_ref("Models")), _MODEL, key)
+            "get": _operation("models", "All that is served, in every version", "v1", ok(ref("Models")), _MODEL, key)
         },
         **_v2(key),
         "/livez": {"get": _probe("livez", "Whether the process answers")},
@@ -87,7 +74,7 @@ def _paths(settings: Settings) -> Json:
         "/readyz": {"get": _probe("readyz", "200 only when the model is loaded, checked and warm", 503)},
         "/metrics": {
             "get": _operation("metrics", "Metrics in Prometheus' text format", "operation",
-                              _ok(_TEXT, "text/plain"), guard=admin)
+                              ok(TEXT, "text/plain"), guard=admin)
         },
     }  # fmt: skip
     if admin:
@@ -100,12 +87,12 @@ def _administration(admin: Json) -> Json:
     return {
         "/admin/reload": {
             "post": _operation("reload", "Read every model again and swap in those that are sound", "operation",
-                               _ok(_ref("Models")), (422,), admin)
+                               ok(ref("Models")), (422,), admin)
         },
         "/v2/repository/index": {
             "post": {
                 **_operation("repositoryIndex", "What is served, and what is on disk and is not", "v2",
-                             _ok({"type": "array", "items": _ref("RepositoryEntry")}), (400, 422), admin),
+                             ok({"type": "array", "items": ref("RepositoryEntry")}), (400, 422), admin),
                 "requestBody": _json_body({"type": "object", "properties": {"ready": {"type": "boolean"}}}),
             }
         },
@@ -113,7 +100,7 @@ def _administration(admin: Json) -> Json:
             "parameters": named,
             "post": {
                 **_operation("loadModel", "Read every version of a model again and swap them in if all are sound", "v2",
-                             _ok({"type": "object"}), (400, 404, 422), admin),
+                             ok({"type": "object"}), (400, 404, 422), admin),
                 "requestBody": _json_body(
                     {"type": "object", "properties": {"parameters": {"type": "object", "maxProperties": 0}}}
                 ),
@@ -121,7 +108,7 @@ def _administration(admin: Json) -> Json:
         },
         "/v2/repository/models/{name}/unload": {
             "parameters": named,
-            "post": _operation("unloadModel", "Serve a model no longer", "v2", _ok({"type": "object"}),
+            "post": _operation("unloadModel", "Serve a model no longer", "v2", ok({"type": "object"}),
                                (404, *_MODEL), admin),
         },
     }  # fmt: skip
@@ -133,19 +120,19 @@ def _json_body(schema: Json) -> Json:
 
 def _predict(guard: Json) -> Json:
     operation = _operation(
-        "predict", "Classify images", "v1", _ok(_ref("PredictAnswer")), (404, 415, *_PREDICTION), guard
+        "predict", "Classify images", "v1", ok(ref("PredictAnswer")), (404, 415, *_PREDICTION), guard
     )
     operation["requestBody"] = {
         "required": True,
         "description": "PNG, JPEG, WebP or BMP files, resized to the model's size; or an array, never resized.",
         "content": {
             "multipart/form-data": {
-                "schema": _ref("ImageForm"),
+                "schema": ref("ImageForm"),
                 "encoding": {FIELD: {"contentType": "image/png, image/jpeg, image/webp, image/bmp"}},
             },
             "image/*": {"schema": _FILE},
             "application/octet-stream": {"schema": _FILE},
-            "application/json": {"schema": _ref("Base64Images")},
+            "application/json": {"schema": ref("Base64Images")},
             NPY: {
                 "schema": {**_FILE, "description": "uint8 [N, H, W, channels] of exactly the model's size"}
             },
@@ -157,12 +144,12 @@ def _predict(guard: Json) -> Json:
 def _v2(key: Json) -> Json:
     ready = _object(ready={"const": True})
     paths: Json = {
-        "/v2": {"get": _operation("serverMetadata", "The server", "v2", _ok(_ref("ServerMetadata")))},
+        "/v2": {"get": _operation("serverMetadata", "The server", "v2", ok(ref("ServerMetadata")))},
         "/v2/health/live": {
-            "get": _operation("serverLive", "Whether the process answers", "v2", _ok(_object(live={"const": True})))
+            "get": _operation("serverLive", "Whether the process answers", "v2", ok(_object(live={"const": True})))
         },
         "/v2/health/ready": {
-            "get": _operation("serverReady", "Whether the model would answer", "v2", _ok(ready), _MODEL)
+            "get": _operation("serverReady", "Whether the model would answer", "v2", ok(ready), _MODEL)
         },
     }  # fmt: skip
     for path, of in (("/v2/models/{name}", ""), ("/v2/models/{name}/versions/{version}", "OfVersion")):
@@ -171,19 +158,19 @@ def _v2(key: Json) -> Json:
         paths[path] = {
             "parameters": named,
             "get": _operation(f"modelMetadata{of}", "Inputs and outputs of the model", "v2",
-                              _ok(_ref("ModelMetadata")), missing, key),
+                              ok(ref("ModelMetadata")), missing, key),
         }  # fmt: skip
         paths[f"{path}/ready"] = {
             "parameters": named,
             "get": _operation(f"modelReady{of}", "Whether the model would answer", "v2",
-                              _ok(_object(name=_TEXT, ready={"const": True})), missing, key),
+                              ok(_object(name=TEXT, ready={"const": True})), missing, key),
         }  # fmt: skip
         paths[f"{path}/infer"] = {"parameters": named, "post": _infer(f"infer{of}", key)}
     return paths
 
 
 def _infer(name: str, guard: Json) -> Json:
-    answer = _ok(_ref("InferAnswer"))
+    answer = ok(ref("InferAnswer"))
     answer["content"]["application/octet-stream"] = {"schema": _FILE}
     answer["headers"][JSON_LENGTH] = {"$ref": "#/components/headers/JsonLength"}
     operation = _operation(name, "Classify a tensor of images", "v2", answer, (404, *_PREDICTION), guard)
@@ -191,7 +178,7 @@ def _infer(name: str, guard: Json) -> Json:
     operation["requestBody"] = {
         "required": True,
         "content": {
-            "application/json": {"schema": _ref("InferRequest")},
+            "application/json": {"schema": ref("InferRequest")},
             "application/octet-stream": {
                 "schema": {**_FILE, "description": "an InferRequest, then the bytes of its tensor"}
             },
@@ -205,7 +192,7 @@ def _operation(
 ) -> Json:
     """An operation of ours; ``guard`` has the security schemes, any one of which opens it."""
     statuses = sorted({*problems, *_ALWAYS, *((401,) if guard else ())})
-    shape = _V2_PROBLEM if tag == "v2" else _PROBLEM
+    shape = V2_PROBLEM if tag == "v2" else PROBLEM
     return {
         "operationId": name,
         "summary": summary,
@@ -218,7 +205,7 @@ def _operation(
 
 def _probe(name: str, summary: str, *failures: int) -> Json:
     """A route that BentoML answers: no request id, plain text."""
-    content = {"text/plain": {"schema": _TEXT}}
+    content = {"text/plain": {"schema": TEXT}}
     return {
         "operationId": name,
         "summary": summary,
@@ -231,116 +218,12 @@ def _probe(name: str, summary: str, *failures: int) -> Json:
     }
 
 
-def _ok(schema: Json, *media_types: str) -> Json:
-    return {
-        "description": "The answer",
-        "headers": {"X-Request-Id": {"$ref": "#/components/headers/RequestId"}},
-        "content": {kind: {"schema": schema} for kind in media_types or ("application/json",)},
-    }
+def _keys(settings: Settings) -> Json:
+    return KEYS if settings.keys_file or settings.api_keys else {}
 
 
-def _meanings(settings: Settings) -> dict[int, str]:
-    bounds = f"{settings.max_body} bytes, {settings.max_images} images, or {settings.max_pixels} pixels of one image"
-    return {
-        400: "The request cannot be read; `code` says why",
-        401: "No known key was sent",
-        404: "There is nothing of that name",
-        413: f"More than {bounds}",
-        415: "The body is of a type that is not taken",
-        422: "The new file was refused, and what was served stays",
-        429: "The server is at its limit, or what this client may ask is spent",
-        500: "The server failed to answer; the cause is in its log",
-        503: "The models are still loading",
-        504: f"No prediction within {settings.deadline:g} s",
-    }
-
-
-def _problem(shape: str, status: int, settings: Settings) -> Json:
-    answer = _ok(_ref(shape))
-    answer["description"] = _meanings(settings)[status]
-    if status in (429, 503, 504):
-        answer["headers"]["Retry-After"] = {"$ref": "#/components/headers/RetryAfter"}
-    if status == 401:
-        answer["headers"]["WWW-Authenticate"] = {"$ref": "#/components/headers/Authenticate"}
-    return answer
-
-
-_ID: Json = {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"}
-_HEADERS: Json = {
-    "RequestId": {"required": True, "schema": _ID, "description": "Names this request in the server's log"},
-    "RetryAfter": {
-        "required": True,
-        "schema": {"type": "integer", "minimum": 1},
-        "description": "Seconds after which the same request may succeed",
-    },
-    "Authenticate": {"required": True, "schema": {"const": "Bearer"}},
-    "JsonLength": {
-        "schema": {"type": "integer", "minimum": 0},
-        "description": "With application/octet-stream: the bytes of JSON before those of the tensors",
-    },
-}
-
-
-def _parameters(settings: Settings) -> Json:
-    return {
-        "RequestId": {
-            "name": "X-Request-Id",
-            "in": "header",
-            "schema": _TEXT,
-            "description": "Comes back if it is 1 to 64 letters, digits, dots, hyphens or underscores",
-        },
-        "JsonLength": {"name": JSON_LENGTH, "in": "header", **_HEADERS["JsonLength"]},
-        "ModelName": {
-            "name": "name",
-            "in": "path",
-            "required": True,
-            "schema": {"type": "string", "minLength": 1},
-            **({"example": settings.model.stem} if settings.model.suffix else {}),
-        },
-        "SampleName": {
-            "name": "name",
-            "in": "path",
-            "required": True,
-            "schema": {"type": "string", "minLength": 1},
-        },
-        "ModelVersion": {
-            "name": "version",
-            "in": "path",
-            "required": True,
-            "schema": _NUMBER,
-            "example": "1",
-        },
-        "WhichModel": {
-            "name": "model",
-            "in": "query",
-            "schema": {"type": "string", "minLength": 1},
-            "description": "Where several are served: the one that is meant",
-        },
-        "WhichVersion": {
-            "name": "version",
-            "in": "query",
-            "schema": _NUMBER,
-            "description": "Of that model, instead of its newest",
-        },
-    }
-
-
-_KEYS: Json = {
-    "key": {"type": "http", "scheme": "bearer", "description": "An API key"},
-    "keyHeader": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An API key"},
-}
-_ADMIN: Json = {
-    "admin": {"type": "http", "scheme": "bearer", "description": "The admin key"},
-    "adminHeader": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The admin key"},
-}
-
-
-def _wants_keys(settings: Settings) -> bool:
-    return bool(settings.keys_file or settings.api_keys)
-
-
-def _ref(schema: str) -> Json:
-    return {"$ref": f"#/components/schemas/{schema}"}
+def _admin(settings: Settings) -> Json:
+    return ADMIN if settings.admin_key else {}
 
 
 _WHICH = [{"$ref": f"#/components/parameters/Which{what}"} for what in ("Model", "Version")]

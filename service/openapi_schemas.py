@@ -65,10 +65,10 @@ def _v1(settings: Settings) -> Json:
             dummy_mass={**_FRACTION, "description": "A signal of shifted inputs, not a defence"},
         ),
         "PredictAnswer": _object(
-            model=_ref("ModelSummary"),
-            predictions={"type": "array", **count, "items": _ref("Prediction")},
+            model=ref("ModelSummary"),
+            predictions={"type": "array", **count, "items": ref("Prediction")},
         ),
-        "Models": _object(models={"type": "array", "items": _ref("ModelSummary")}),
+        "Models": _object(models={"type": "array", "items": ref("ModelSummary")}),
         "ModelSummary": _object(
             name=_STRING,
             version=_VERSION,
@@ -81,8 +81,8 @@ def _v1(settings: Settings) -> Json:
         "ModelDetails": _object(
             name=_STRING,
             version=_VERSION,
-            spec=_ref("ModelSpec"),
-            robustness={"anyOf": [_ref("RobustnessReport"), {"const": NOT_MEASURED}]},
+            spec=ref("ModelSpec"),
+            robustness={"anyOf": [ref("RobustnessReport"), {"const": NOT_MEASURED}]},
             robustness_summary=_STRING,
             robustness_in_words=_object(
                 sentences={"type": "array", "items": _STRING},
@@ -107,7 +107,7 @@ def _v2(settings: Settings) -> Json:
     pixel = {"type": "integer", "minimum": 0, "maximum": 255}
     declared = _object(name=_STRING, datatype=_STRING, shape={"type": "array", "items": {"type": "integer"}})
     output_name = {"enum": list(OUTPUTS)}
-    request = _object(inputs={"type": "array", "minItems": 1, "maxItems": 1, "items": _ref("InputTensor")})
+    request = _object(inputs={"type": "array", "minItems": 1, "maxItems": 1, "items": ref("InputTensor")})
     request["properties"] |= {
         "id": {"type": ["string", "null"], "description": "Comes back in the answer"},
         "outputs": {
@@ -132,7 +132,7 @@ def _v2(settings: Settings) -> Json:
     answer = _object(
         model_name=_STRING,
         model_version=_VERSION,
-        outputs={"type": "array", "items": _ref("OutputTensor")},
+        outputs={"type": "array", "items": ref("OutputTensor")},
     )
     answer["properties"]["id"] = _STRING
     output = _object(
@@ -175,5 +175,6 @@ def _flags(name: str) -> Json:
     return {"type": "object", "properties": {name: {"type": "boolean"}}}
 
 
-def _ref(name: str) -> Json:
+def ref(name: str) -> Json:
+    """To one of these."""
     return {"$ref": f"#/components/schemas/{name}"}
