@@ -12,7 +12,10 @@ os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
 
 from service.http import create_app
 from service.model import Model
+from service.no_timer import take_out_timer
 from service.settings import Settings
+
+take_out_timer()
 
 # As OpenTelemetry's own variables say: https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
 _traced = any(name.startswith("OTEL_EXPORTER_") for name in os.environ)
@@ -24,8 +27,7 @@ _model = Model(_settings)
 @bentoml.service(
     name="ducat",
     # Ours do the same for a fraction of the time (service/watch.py, docs/performance.md): 45 % of the throughput of a
-    # small model. BentoML's timeout cannot be switched off, and keeps a timer for as long after every request: a little
-    # more than our deadline, which comes first and answers in the shape of every other error.
+    # small model. The timeout is taken out above; here it is for BentoML's own clients.
     traffic={"timeout": _settings.deadline + 5},
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
@@ -39,7 +41,7 @@ class DucatService:
 
 
 # What is imported by now stays for good. Without this a fifth of the time at 32 requests in flight goes into looking
-# for garbage among it: BentoML's timers of finished requests, above, bring about many full collections.
+# for garbage among it.
 gc.collect()
 gc.freeze()
 gc.set_threshold(10_000, 10, 10)
