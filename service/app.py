@@ -12,10 +12,12 @@ os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
 
 from service.http import create_app
 from service.models import Models
+from service.no_layers import take_out_layers
 from service.settings import Settings
 from service.stopping import install, require_installed
 from service.tracing import Tracing
 
+take_out_layers()
 _settings = Settings.from_environment()
 _models = Models(_settings, Tracing.from_environment())
 install(_models)
@@ -24,13 +26,8 @@ install(_models)
 @bentoml.asgi_app(create_app(_models), path="/")
 @bentoml.service(
     name="ducat",
-    # Ours do the same for a fraction of the time (service/watch.py, docs/performance.md): 45 % of the throughput of a
-    # small model. BentoML's timeout cannot be switched off, and keeps a timer for as long after every request: a little
-    # more than our deadline, which comes first and answers in the shape of every other error.
-    traffic={"timeout": _settings.deadline + 5},
+    traffic={"timeout": _settings.deadline + 5},  # for BentoML's own clients
     metrics={"enabled": False},
-    logging={"access": {"enabled": False}},
-    tracing={"excluded_urls": ".*"},
 )
 class DucatService:
     """Robust image classification; see GET /v1/model for what was measured on this model."""
@@ -44,7 +41,7 @@ class DucatService:
 
 
 # What is imported by now stays for good. Without this a fifth of the time at 32 requests in flight goes into looking
-# for garbage among it: BentoML's timers of finished requests, above, bring about many full collections.
+# for garbage among it.
 gc.collect()
 gc.freeze()
 gc.set_threshold(10_000, 10, 10)

@@ -116,6 +116,16 @@ def test_a_uvicorn_without_our_hooks_is_refused(monkeypatch: pytest.MonkeyPatch)
     assert uvicorn.Server is before
 
 
+@pytest.mark.filterwarnings("ignore")  # BentoML's own imports
+def test_bentoml_puts_none_of_its_layers_around_ours(
+    onnx_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DUCAT_SERVE_MODEL", str(onnx_model))
+    service = importlib.import_module("service.app").DucatService
+    layers = [middleware.cls.__name__ for middleware in service.to_asgi(is_main=True).user_middleware]
+    assert layers == []
+
+
 def test_a_model_that_does_not_load_ends_the_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

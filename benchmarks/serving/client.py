@@ -75,6 +75,10 @@ class Connection:
     async def open(cls, port: int) -> Connection:
         return cls(*await asyncio.open_connection("127.0.0.1", port))
 
+    @property
+    def is_open(self) -> bool:
+        return not self._reader.at_eof()
+
     async def ask(self, request: bytes) -> tuple[int, bytes, bytes]:
         """Status, head in lower case, body."""
         self._writer.write(request)

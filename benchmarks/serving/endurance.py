@@ -134,7 +134,7 @@ def _open_loop(port: int, request: bytes, rate: float, seconds: float) -> tuple[
     free: list[Connection] = []
 
     async def one(due: float, started: float) -> None:
-        connection = free.pop() if free else await Connection.open(port)
+        connection = await _fresh(free, port)
         status, head, _ = await connection.ask(request)
         now = time.perf_counter()
         answers.append(Answer(now - started, now - due, status, b"\r\nretry-after:" in head))
@@ -153,6 +153,16 @@ def _open_loop(port: int, request: bytes, rate: float, seconds: float) -> tuple[
 
     asyncio.run(all_of_them())
     return answers, float(np.quantile(delays, 0.99))
+
+
+async def _fresh(free: list[Connection], port: int) -> Connection:
+    """A connection that the server has not closed for idling."""
+    while free:
+        connection = free.pop()
+        if connection.is_open:
+            return connection
+        connection.close()
+    return await Connection.open(port)
 
 
 def start(plan: Plan, model: Path) -> None:

@@ -15,11 +15,11 @@ import bentoml
 from _bentoml_impl.server.app import ServiceAppFactory
 
 from service.http import create_app
-from service.model import Model
+from service.models import Models
 from service.settings import Settings
 
 layers = set(filter(None, os.environ["LAYERS"].split(",")))
-model = Model(Settings.from_environment())
+models = Models(Settings.from_environment())
 _taken_out = set()
 if "timeout" not in layers:
     _taken_out.add("TimeoutMiddleware")
@@ -37,7 +37,7 @@ def _some(factory: ServiceAppFactory):  # type: ignore[no-untyped-def]
 ServiceAppFactory.middlewares = property(_some)
 
 
-@bentoml.asgi_app(create_app(model), path="/")
+@bentoml.asgi_app(create_app(models), path="/")
 @bentoml.service(
     name="layers",
     traffic={"timeout": 15, **({"max_concurrency": 1000} if "concurrency" in layers else {})},
@@ -49,7 +49,7 @@ class Layers:
     """The application of `ducat serve`."""
 
     def __is_ready__(self) -> bool:
-        return model.is_ready
+        return models.is_ready
 
 
 gc.collect()

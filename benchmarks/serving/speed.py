@@ -19,9 +19,9 @@ from serving.uploads import form, pictures, png
 LAYERS = (
     ("BentoML with none of its layers", ""),
     ("+ request context (always there)", "context"),
-    ("+ timeout (always there)", "timeout"),
+    ("+ timeout (taken out by `ducat serve`)", "timeout"),
     ("+ tracing with every URL excluded (always there)", "tracing_off"),
-    ("these three: what `ducat serve` has", "context,timeout,tracing_off"),
+    ("context and tracing_off: what `ducat serve` has", "context,tracing_off"),
     ("+ tracing", "tracing"),
     ("+ metrics", "metrics"),
     ("+ access log", "access_log"),

@@ -12,15 +12,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from service.http import create_app
-from service.model import Model
+from service.models import Models
 from service.settings import Settings
 
-model = Model(Settings.from_environment())
-app = create_app(model)
+models = Models(Settings.from_environment())
+app = create_app(models)
 
 
 async def _ready(_: Request) -> Response:
-    return Response(status_code=200 if model.is_ready else 503)
+    return Response(status_code=200 if models.is_ready else 503)
 
 
 app.router.routes.insert(0, Route("/readyz", _ready))
