@@ -226,7 +226,7 @@ def write(name: str, study: Study, done: dict[str, Numbers], results: Path) -> N
 Written by the command below; what it means is said in docs/method.md. {len(ordered)} of {len(study.rows)} rows.
 Data: {one["data"]}. Threat model: {one["threat_model"]}. Standard suite, float32, on the deployed function.
 In per cent; mean ± standard deviation over seeds, or one seed and its 95 % interval. Machine: 2 x86-64 cores with
-AMX, no GPU.
+AMX or AVX-512-BF16, no GPU.
 
     export OMP_NUM_THREADS=1
     python benchmarks/study.py {name}
