@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import shutil
 import subprocess
@@ -204,6 +205,25 @@ def test_inspect_of_both_artefacts(
         documents.append(json.loads(capsys.readouterr().out))
     assert documents[0]["spec"] == documents[1]["spec"]
     assert documents[0]["source checkpoint"] == documents[1]["sha256"]
+
+
+def test_doctor_names_every_package_of_every_extra(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--json"]) == 0
+    found = {check["name"]: check["found"] for check in json.loads(capsys.readouterr().out)["checks"]}
+    for package in ("torch", "filelock", "onnxscript", "bentoml", "multipart", "httpx"):
+        assert found[package] == importlib.metadata.version(package)
+    assert not {"pytest", "ducat-serve[train]"} & set(found)
+
+
+def test_doctor_without_our_metadata(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(name: str) -> list[str]:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "requires", missing)
+    assert run(["doctor", "--json"]) == 0
+    assert "without its metadata" in capsys.readouterr().out
 
 
 def test_doctor_finds_two_onnxruntimes(

@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 from typing import NamedTuple
 
@@ -62,13 +63,16 @@ def _version(package: str) -> str | None:
 
 
 def _packages() -> list[Check]:
-    extras = {
-        "torch": "train",
-        "torchvision": "train",
-        "onnx": "export",
-        "onnxscript": "export",
-        "bentoml": "serve",
-    }
+    """What our extras require, as our own metadata says; the two ONNX Runtimes are looked at below."""
+    try:
+        requirements = importlib.metadata.requires("ducat-serve") or []
+    except importlib.metadata.PackageNotFoundError:  # as in our Docker image and in a Bento
+        return [Check("packages", "not looked at: ducat-serve runs from its source, without its metadata")]
+    extras: dict[str, str] = {}
+    for requirement in requirements:
+        found = re.match(r"([\w.-]+).*extra == [\"'](\w+)[\"']", requirement)
+        if found and found[2] not in ("dev", "cpu", "gpu"):
+            extras.setdefault(found[1], found[2])
     return [
         Check(package, _version(package) or f"not installed (pip install 'ducat-serve[{extra}]')")
         for package, extra in extras.items()
