@@ -21,6 +21,7 @@ from ducat_serve.errors import DataError, DucatError
 
 Image = str | Path | bytes
 _RETRIED = (429, 503)
+_LOST = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout)
 _FIRST_WAIT = 0.5  # seconds; doubled with each retry where the server names no time
 
 
@@ -52,7 +53,8 @@ class _Base:
             key: API key, where the server asks for one.
             model: name, where the server has several. version: of that model, instead of its newest.
             timeout: seconds for one attempt.
-            retries: how often a request is sent again after 429, 503 or a lost connection.
+            retries: how often a request is sent again after 429, 503 or a lost connection. Not after a timeout: the
+                server may be working on it, and would charge it again.
             max_wait: seconds; where the server asks for a longer pause (a budget that is spent), it is an error.
         """
         self._retries, self._max_wait = retries, max_wait
@@ -66,9 +68,12 @@ class _Base:
             "trust_env": False,
         }
 
-    def _pause(self, attempt: int, response: httpx.Response | None) -> float | None:
+    def _pause(
+        self, attempt: int, response: httpx.Response | None, lost: httpx.TransportError | None
+    ) -> float | None:
         """Seconds until the next attempt; None where there is to be none."""
-        if attempt >= self._retries or (response is not None and response.status_code not in _RETRIED):
+        may_help = isinstance(lost, _LOST) if response is None else response.status_code in _RETRIED
+        if attempt >= self._retries or not may_help:
             return None
         asked = response.headers.get("Retry-After", "") if response is not None else ""
         wait = float(asked) if asked.isdigit() else _FIRST_WAIT * 2**attempt
@@ -108,7 +113,9 @@ class Client(_Base):
                 response, lost = self._http.request(method, path, **content), None
             except httpx.TransportError as error:
                 response, lost = None, error
-            pause = None if response is not None and response.is_success else self._pause(attempt, response)
+            pause = (
+                None if response is not None and response.is_success else self._pause(attempt, response, lost)
+            )
             if pause is None:
                 return _checked(response, lost)
             time.sleep(pause)
@@ -144,7 +151,9 @@ class AsyncClient(_Base):
                 response, lost = await self._http.request(method, path, **content), None
             except httpx.TransportError as error:
                 response, lost = None, error
-            pause = None if response is not None and response.is_success else self._pause(attempt, response)
+            pause = (
+                None if response is not None and response.is_success else self._pause(attempt, response, lost)
+            )
             if pause is None:
                 return _checked(response, lost)
             await asyncio.sleep(pause)

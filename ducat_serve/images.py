@@ -8,11 +8,13 @@ model's size: resize the shorter side (bilinear, antialiased), then crop the cen
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+_STRIP = 256  # rows
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 MAX_PIXELS = 40_000_000
 # Pillow's own limit warns through a filter that all threads share; ours is checked before any pixel is decoded.
@@ -74,12 +76,21 @@ def to_array(image: Image.Image, channels: int = 3) -> NDArray[np.uint8]:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
         # Pillow's own conversion clips 16-bit grey instead of scaling it.
-        grey = np.asarray(image, dtype=np.int64).clip(0, 65535)
+        grey = np.asarray(image)
         transparent = image.info.get("transparency")
-        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+        image = Image.fromarray(_eight_bits(grey))
         if transparent is not None:
-            image.putalpha(Image.fromarray(((grey != transparent) * 255).astype(np.uint8)))
+            image.putalpha(Image.fromarray((grey != transparent).view(np.uint8) * np.uint8(255)))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _eight_bits(grey: NDArray[Any]) -> NDArray[np.uint8]:
+    """16-bit grey, scaled; a strip at a time, since an image of 25 megapixels would take hundreds of megabytes more."""
+    scaled = np.empty(grey.shape, np.uint8)
+    for start in range(0, len(grey), _STRIP):
+        strip = grey[start : start + _STRIP].astype(np.int64).clip(0, 65535)
+        scaled[start : start + _STRIP] = (strip + 128) // 257
+    return scaled

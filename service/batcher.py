@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -75,7 +76,7 @@ class Batcher:
         self._max_queue = max_queue
         self._waiting: deque[_Piece] = deque()
         self._rows = 0  # waiting or running
-        self._seconds_per_row = 0.0  # until a batch was timed
+        self._seconds_per_batch = 0.0  # until one was timed
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
         self._running: asyncio.Task[None] | None = None
 
@@ -92,7 +93,8 @@ class Batcher:
             DeadlineExceeded: no answer within ``deadline`` seconds; the place in the queue is free again.
             Exception: what ``infer`` raised for these images (for them alone, not for their neighbours).
         """
-        wait = self._rows * self._seconds_per_row
+        # Of batches as they come: after small ones it is too little, never too much.
+        wait = math.ceil(self._rows / self._max_batch) * self._seconds_per_batch
         if self._rows + len(images) > self._max_queue or wait > deadline:
             raise Overloaded(retry_after=max(0.1, wait))
         loop = asyncio.get_running_loop()
@@ -159,9 +161,9 @@ class Batcher:
         return batch
 
     def _answers(self, batch: list[_Piece]) -> list[Predictions | Exception]:
-        images = batch[0].images if len(batch) == 1 else np.concatenate([piece.images for piece in batch])
         try:
-            answer = self._infer(images)
+            parts = [piece.images for piece in batch]
+            answer = self._infer(parts[0] if len(parts) == 1 else np.concatenate(parts))
         except Exception as error:
             if len(batch) == 1:
                 return [error]
@@ -183,8 +185,8 @@ class Batcher:
             else:
                 piece.answer.set_result(answer)
         self._observe(rows, [started - piece.since for piece in batch], seconds)
-        before, now = self._seconds_per_row, seconds / rows
-        self._seconds_per_row = before + 0.2 * (now - before) if before else now
+        before = self._seconds_per_batch
+        self._seconds_per_batch = before + 0.2 * (seconds - before) if before else seconds
 
 
 def _join(answers: list[Predictions]) -> Predictions:

@@ -14,7 +14,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 MAX_CONNECTIONS = 2048
-MAX_HEAD = 64 * 2**10  # bytes of a request that are not its body
+MAX_HEAD = 64 * 2**10  # bytes before a body, or behind it
+MAX_FIELDS = 100  # of a request: headers and trailers together
 MAX_PIPELINED = 100  # requests sent on a connection before the answers to those before them
 LAST_CALL = 0.5  # seconds for a connection without a request when the server stops
 
@@ -60,8 +61,9 @@ class Connection(HttpToolsProtocol):
     server_state: Connections
     waiting_since: float | None = None
     _unread_since: float | None = None
-    _bytes = 0  # of the request that is being read
-    _body = 0
+    _fields = 0  # of the request that is being read
+    _came_forward = False  # whether a head ended or a body grew since this was set
+    _stalled = 0  # bytes since then
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -70,11 +72,14 @@ class Connection(HttpToolsProtocol):
         self.server_state.make_room(self)
 
     def data_received(self, data: bytes) -> None:
-        self._bytes += len(data)
+        self._came_forward = False
         super().data_received(data)
-        # Heads and trailers are bounded, and so is what chunks of a body may waste: six bytes go with one at worst.
-        if self._bytes - 9 * self._body > MAX_HEAD and not self.transport.is_closing():
-            self._refuse(431, "head_too_large", f"A request's head is at most {MAX_HEAD} bytes.")
+        # Neither the end of a head nor of a body: a head or a trailer that goes on, or the size of a chunk that does.
+        self._stalled = 0 if self._came_forward else self._stalled + len(data)
+        too_large = self._stalled > MAX_HEAD or self._fields > MAX_FIELDS
+        if too_large and not self.transport.is_closing():
+            message = f"A request's head is at most {MAX_HEAD} bytes and {MAX_FIELDS} fields."
+            self._refuse(431, "head_too_large", message)
         if len(self.pipeline) > MAX_PIPELINED:
             self.transport.abort()
 
@@ -85,11 +90,17 @@ class Connection(HttpToolsProtocol):
             cycle.message_event.set()
 
     def on_message_begin(self) -> None:
-        self._bytes = self._body = 0
+        self._fields = 0
         super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._fields += 1
+        if self._fields <= MAX_FIELDS:  # the others are not kept, not even until the refusal
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
+        self._came_forward = True
         self.waiting_since = None
         while self._unanswered and self._unanswered[0].response_complete:
             self._unanswered.popleft()
@@ -98,7 +109,7 @@ class Connection(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
-        self._body += len(body)
+        self._came_forward = True
         super().on_body(body)
 
     def on_response_complete(self) -> None:

@@ -62,7 +62,7 @@ class Door:
     def _require_admin(self, request: Request) -> None:
         """Without an admin key the metrics are open, as Prometheus expects them, and nothing else is there."""
         wanted = self._settings.admin_key
-        if wanted is None and request.url.path != "/metrics":
+        if wanted is None and request.scope["path"] != "/metrics":
             raise Problem(404, "not_found", "There is nothing here; the server has no admin key.")
         if wanted is not None and not hmac.compare_digest(_key(request).encode(), wanted.encode()):
             raise Problem(401, "unauthorized", "Send the admin key as 'Authorization: Bearer KEY'.")

@@ -17,7 +17,7 @@ from starlette.routing import Mount, Route, Router
 
 from service.answers import model_details
 from service.body_limit import BodyLimit
-from service.door import Door, charge
+from service.door import Door
 from service.inputs import read_images
 from service.models import Models, log
 from service.openapi import document
@@ -36,12 +36,11 @@ def create_app(models: Models) -> Starlette:
     described = document(settings)
 
     async def predict(request: Request) -> Response:
-        async with models.admitted(*_which(request)) as admission:
+        async with models.admitted(request, *_which(request)) as admission:
             served = admission.served
             spec = served.predictor.spec
             with models.stage("decode"):
                 images = await read_images(request, spec, settings, models.decoding, admission.take)
-            charge(request, len(images))
             predictions = await models.predict(served, images, request)
         return JSONResponse(
             {

@@ -34,6 +34,8 @@ from service.uploads import FIELD, uploaded_files
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 NPY = "application/x-npy"
+_JSON = 'Send {"images": ["base64 of an image file", ...]}.'
+_MAX_JSON_PARTS = 16  # objects and lists
 _MAX_NPY_HEADER = 1000  # bytes; NumPy parses the header as a Python literal
 
 
@@ -55,7 +57,9 @@ async def read_images(
     if kind == "multipart/form-data":
         files = await uploaded_files(request, settings.max_images)
     elif kind == "application/json":
-        files = _from_json(await request.body(), settings.max_images)
+        body = await request.body()
+        # A large document holds up everybody while it is parsed.
+        files = await loop.run_in_executor(threads, _from_json, body, settings.max_images)
     elif kind.startswith("image/") or kind == "application/octet-stream":
         files = [await request.body()]
     else:
@@ -104,13 +108,16 @@ def read_npy(body: bytes, spec: ModelSpec, max_images: int) -> NDArray[np.uint8]
 
 
 def _from_json(body: bytes, max_images: int) -> list[bytes]:
+    # An object with one list of text; millions of small lists and objects in it would take gigabytes.
+    if body.count(b"{") + body.count(b"[") > _MAX_JSON_PARTS:
+        raise Problem(400, "invalid_request", _JSON)
     try:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise Problem(400, "invalid_json", "The body is not JSON.") from error
     images = document.get("images") if isinstance(document, dict) else None
     if not isinstance(images, list) or not images or not all(isinstance(text, str) for text in images):
-        raise Problem(400, "invalid_request", 'Send {"images": ["base64 of an image file", ...]}.')
+        raise Problem(400, "invalid_request", _JSON)
     if len(images) > max_images:
         raise Problem(413, "too_many_images", f"At most {max_images} images per request.")
     try:

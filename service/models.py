@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from ducat_serve.errors import DataError
 from ducat_serve.predictor import Predictions, Predictor
 from service.batcher import Batcher, DeadlineExceeded, Infer, Overloaded
+from service.door import charge
 from service.metrics import Metrics
 from service.problems import Problem
 from service.repository import Repository
@@ -31,14 +32,18 @@ DECODING_THREADS = 2
 class Admission:
     """A request that was let in: what will answer it, and how many images it holds in memory."""
 
-    def __init__(self, models: Models, served: Served) -> None:
-        self._models, self.served = models, served
+    def __init__(self, models: Models, served: Served, request: Request) -> None:
+        self._models, self.served, self._request = models, served, request
         self.images = 0
 
     def take(self, images: int) -> None:
-        """Count so many images, before they are decoded. Raises Problem (429) where all together are too many."""
+        """Count so many images and charge them to the client, before they are decoded.
+
+        Raises Problem (429) where all together are too many, or these are more than the client has left.
+        """
         if self._models.images + images > self._models.settings.max_queue:
             raise _overloaded()
+        charge(self._request, images)
         self._models.images += images
         self.images += images
 
@@ -199,11 +204,13 @@ class Models:
     @property
     def is_ready(self) -> bool:
         """Whether requests should come here."""
-        return self.is_loaded and not self.is_draining
+        return self.is_loaded and bool(self._served) and not self.is_draining
 
     def require_ready(self) -> None:
         """Raises Problem (503) before all models are loaded, and while the server drains."""
         self.require_loaded()
+        if not self._served:
+            raise Problem(503, "not_ready", "No model is served.", retry_after=1)
         if self.is_draining:
             raise Problem(503, "stopping", "The server is stopping.", retry_after=1)
 
@@ -213,12 +220,14 @@ class Models:
             raise Problem(503, "not_ready", "The model is still loading.", retry_after=1)
 
     @contextlib.asynccontextmanager
-    async def admitted(self, name: str | None, version: str | None) -> AsyncIterator[Admission]:
+    async def admitted(
+        self, request: Request, name: str | None, version: str | None
+    ) -> AsyncIterator[Admission]:
         """Let a request in: refused at once where too many are, ended at the deadline, decoding included.
 
         Raises Problem as `get` does, and 429 at the limit, 504 at the deadline.
         """
-        admission = Admission(self, self.get(name, version))
+        admission = Admission(self, self.get(name, version), request)
         if self.requests >= self.settings.max_queue:
             raise _overloaded()
         self.requests += 1

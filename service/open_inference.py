@@ -20,6 +20,7 @@ from ducat_serve.predictor import Predictions
 from ducat_serve.spec import ModelSpec
 from service.problems import Problem
 
+_MAX_JSON_PARTS = 64  # lists and objects, besides those of nested data
 JSON_LENGTH = "Inference-Header-Content-Length"
 OUTPUTS = {"logits": "FP32", "label": "INT64", "dummy_mass": "FP32"}
 
@@ -61,6 +62,7 @@ def model_metadata(name: str, versions: list[str], spec: ModelSpec) -> dict[str,
 def read_request(body: bytes, json_length: str | None, spec: ModelSpec, max_images: int) -> InferRequest:
     """Read an inference request; ``json_length`` is the header of the binary extension. Raises Problem."""
     header, binary = _split(body, json_length)
+    _require_few_parts(header, spec, max_images)
     document = _json(header)
     tensor = _only_input(document)
     shape = _shape(tensor, spec, max_images)
@@ -126,6 +128,14 @@ def read_options(body: bytes, kinds: dict[str, type]) -> dict[str, Any]:
         if not isinstance(document.get(name, kind()), kind):
             raise Problem(400, "invalid_request", f"'{name}' is of the wrong type.")
     return document
+
+
+def _require_few_parts(header: bytes, spec: ModelSpec, max_images: int) -> None:
+    """Millions of empty lists or objects would take gigabytes before anybody could look at them."""
+    height, width = spec.image_size
+    lists = max_images * (1 + height * (1 + width)) + _MAX_JSON_PARTS
+    if header.count(b"[") > lists or header.count(b"{") > _MAX_JSON_PARTS:
+        raise Problem(400, "invalid_request", "The JSON holds more lists or objects than a request has.")
 
 
 def _json(header: bytes) -> dict[str, Any]:

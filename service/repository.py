@@ -10,12 +10,14 @@ models/            given to `ducat serve models/`
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from ducat_serve.errors import DataError, UsageError
 
+log = logging.getLogger("ducat_serve.service")
 FILE = "model.onnx"
 ONLY_VERSION = "1"  # of a model that is served from one file
 # What may stand in a URL and in a metric's label.
@@ -37,7 +39,8 @@ class Repository:
     def find(self) -> Mapping[str, Mapping[str, Path]]:
         """Files by name and version, sorted; version 1 and the file's own name where the path is one model.
 
-        Raises DataError where there is none, UsageError for a folder that cannot name a model or a version.
+        Folders that are no version are left out, with a warning.
+        Raises DataError where there is no model, UsageError for a folder that cannot name one.
         """
         if not self._is_folder:
             return {_name_of(self._path): {ONLY_VERSION: self._path}}
@@ -46,8 +49,9 @@ class Repository:
         found: dict[str, dict[str, Path]] = {}
         for file in sorted(self._path.glob(f"*/*/{FILE}")):
             name, version = _checked_name(file.parent.parent.name), file.parent.name
-            if not _VERSION.fullmatch(version):
-                raise UsageError(f"{file}: '{version}' is no version.", "name the folder 1, 2, 3, ...")
+            if not _VERSION.fullmatch(version):  # half copied, put aside: as Triton does
+                log.warning("%s is not served: '%s' is no version (1, 2, 3, ...)", file, version)
+                continue
             found.setdefault(name, {})[version] = file
         if not found:
             raise DataError(

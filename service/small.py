@@ -1,7 +1,7 @@
 """Which images are decoded at once on the event loop: those that cost less than handing them to a thread and back.
 
-Decoding must never hold up other requests, so only what is bounded before it is decoded counts: a PNG of few bytes and
-few pixels by its header, without compressed texts or profiles beside the picture.
+Decoding must never hold up other requests, so only what is bounded before it is decoded counts: a PNG of few bytes, of
+few pixels by its one header, and of few chunks, all of kinds that cost nothing (no text, profile or EXIF).
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ MAX_BYTES = 16 * 1024
 MAX_PIXELS = 64 * 64  # of one request; about 0.15 ms
 _LEAST_PIXELS = 32 * 32  # what the smallest image counts for
 _START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR"
-_MAY_INFLATE = (b"zTXt", b"iTXt", b"iCCP")
+_HEADER = 33  # bytes: the signature and the whole IHDR chunk
+_PLAIN = {b"PLTE", b"tRNS", b"IDAT", b"sRGB", b"gAMA", b"cHRM", b"pHYs"}
+_MAX_CHUNKS = 16
 
 
 def small_images(files: list[bytes]) -> int:
@@ -26,9 +28,20 @@ def small_images(files: list[bytes]) -> int:
 
 
 def _pixels(data: bytes) -> int:
-    if len(data) > MAX_BYTES or data[:16] != _START or len(data) < 24:
-        return MAX_PIXELS + 1
-    if any(kind in data for kind in _MAY_INFLATE):
+    if len(data) > MAX_BYTES or data[:16] != _START or not _is_plain(data):
         return MAX_PIXELS + 1
     width, height = struct.unpack_from(">II", data, 16)
     return max(_LEAST_PIXELS, int(width * height))
+
+
+def _is_plain(data: bytes) -> bool:
+    """Whether nothing costly, and no second header, is behind the first one."""
+    at = _HEADER
+    for _ in range(_MAX_CHUNKS):
+        length, kind = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8]
+        if kind == b"IEND":
+            return True
+        if kind not in _PLAIN:
+            return False
+        at += length + 12
+    return False

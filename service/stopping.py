@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import socket
+from pathlib import Path
 from types import FrameType
 
 import psutil
@@ -33,7 +34,7 @@ _OVERRIDDEN = {
     uvicorn.Server: ("handle_exit", "on_tick", "shutdown"),
     HttpToolsProtocol: (
         *("connection_made", "connection_lost", "data_received", "shutdown", "send_400_response"),
-        *("on_message_begin", "on_headers_complete", "on_body", "on_response_complete"),
+        *("on_message_begin", "on_header", "on_headers_complete", "on_body", "on_response_complete"),
     ),
 }
 
@@ -60,14 +61,28 @@ def _interrupt(supervisor: SysHandler) -> None:
 
 
 def _hang_up(supervisor: SysHandler) -> None:
-    """On SIGHUP the supervisor would start other workers, able to serve or not; ours reload in place."""
-    _send(supervisor, signal.SIGHUP)
+    """On SIGHUP the supervisor would start other workers, able to serve or not; ours reload in place.
+
+    One that is only starting would die of it, and is about to read its models anyway.
+    """
+    _send(supervisor, signal.SIGHUP, if_handled=True)
 
 
-def _send(supervisor: SysHandler, number: signal.Signals) -> None:
+def _send(supervisor: SysHandler, number: signal.Signals, if_handled: bool = False) -> None:
     for watcher in supervisor.controller.arbiter.iter_watchers():
         for worker in watcher.get_active_pids():
-            os.kill(worker, number)
+            if not if_handled or _handles(worker, number):
+                os.kill(worker, number)
+
+
+def _handles(process: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal, as Linux says; elsewhere we cannot know."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return True
+    handled = int(status.split("SigCgt:")[1].split()[0], 16)
+    return bool(handled >> (number - 1) & 1)
 
 
 def require_installed() -> None:

@@ -12,7 +12,6 @@ from starlette.routing import Route
 
 from ducat_serve.errors import DucatError
 from service import open_inference
-from service.door import charge
 from service.models import Models, log
 from service.problems import Problem
 from service.served import Served
@@ -46,7 +45,7 @@ def v2_routes(models: Models) -> list[Route]:
         return JSONResponse({"name": served.name, "ready": True})
 
     async def infer(request: Request) -> Response:
-        async with models.admitted(*_which(request)) as admission:
+        async with models.admitted(request, *_which(request)) as admission:
             served = admission.served
             with models.stage("decode"):
                 body = await request.body()
@@ -59,7 +58,6 @@ def v2_routes(models: Models) -> list[Route]:
                     settings.max_images,
                 )
             admission.take(len(asked.images))
-            charge(request, len(asked.images))
             predictions = await models.predict(served, asked.images, request)
         return open_inference.write_response(served.name, served.version, asked, predictions)
 

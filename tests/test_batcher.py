@@ -252,7 +252,7 @@ def test_a_queue_longer_than_the_deadline_refuses_at_once(infer: FakeInfer) -> N
     async def scenario(batcher: Batcher) -> None:
         infer.gate.clear()
         asyncio.get_running_loop().call_later(0.1, infer.gate.set)
-        await batcher.predict(images(1), WAIT)  # now it knows its pace: 0.1 s a row, or slower
+        await batcher.predict(images(1), WAIT)  # now it knows its pace: 0.1 s a batch, or slower
         infer.gate.clear()
         waiting = asyncio.create_task(batcher.predict(images(2, 3, 4, 5), WAIT))
         await until(lambda: batcher.rows == 4)
@@ -262,5 +262,18 @@ def test_a_queue_longer_than_the_deadline_refuses_at_once(infer: FakeInfer) -> N
         assert batcher.rows == 4
         infer.gate.set()
         assert (await waiting).label.tolist() == [2, 3, 4, 5]
+
+    run(infer, scenario, max_batch=2)
+
+
+def test_a_burst_after_lone_requests_is_not_refused(infer: FakeInfer) -> None:
+    """A batch of one tells what a batch costs, not what a row of a full one does."""
+
+    async def scenario(batcher: Batcher) -> None:
+        infer.gate.clear()
+        asyncio.get_running_loop().call_later(0.1, infer.gate.set)
+        await batcher.predict(images(1), WAIT)
+        burst = await asyncio.gather(*(batcher.predict(images(n), 2.0) for n in range(60)))
+        assert [answer.label.tolist() for answer in burst] == [[n] for n in range(60)]
 
     run(infer, scenario)

@@ -82,7 +82,7 @@ def test_the_models_own_answers(ask: Ask, predictor: Predictor, tmp_path: Path) 
 
 @both
 def test_refusals_are_errors_with_the_servers_words(ask: Ask, predictor: Predictor, tmp_path: Path) -> None:
-    with serving(predictor, api_keys=f"alice:{ALICE}", daily_budget=1) as url:
+    with serving(predictor, api_keys=f"alice:{ALICE}", daily_budget=2) as url:
         with pytest.raises(ServerError, match="401 unauthorized"):
             ask(url, "predict", GOOD)
         with pytest.raises(ServerError) as caught:

@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 import service.keys as keys_module
 from ducat_serve.cli.main import run
 from ducat_serve.errors import DataError, DucatError, UsageError
+from ducat_serve.images import decode
 from ducat_serve.predictor import Predictor
 from service.http import create_app
 from service.keys import Keys
@@ -141,9 +142,23 @@ def test_each_key_has_its_own_budget_counted_in_images(predictor: Predictor) -> 
         assert_problem(response, 429, "budget_spent")
 
 
-def test_images_that_do_not_decode_are_not_charged(predictor: Predictor) -> None:
-    with serving(predictor, daily_budget=1) as client:
-        assert_problem(send(client, b"no image"), 400, "invalid_image")
+def test_images_are_charged_before_they_are_decoded(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a budget also bounds the work of decoding; requests without any image cost nothing."""
+    decoded: list[int] = []
+
+    def counted(data: bytes, max_pixels: int) -> Any:
+        decoded.append(len(data))
+        return decode(data, max_pixels)
+
+    monkeypatch.setattr("service.inputs.decode", counted)
+    with serving(predictor, daily_budget=3) as client:
+        assert_problem(client.post("/v1/predict", content=b"--B--", headers=MULTIPART), 400, "missing_image")
+        assert_problem(send(client, GOOD, b"no image"), 400, "invalid_image")
+        assert len(decoded) == 2
+        assert_problem(send(client, GOOD, GOOD), 429, "budget_spent")
+        assert len(decoded) == 2, "what was refused is not decoded"
         assert len(predictions(send(client, GOOD))) == 1
         assert_problem(send(client, GOOD), 429, "budget_spent")
 

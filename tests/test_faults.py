@@ -92,6 +92,34 @@ def test_heads_and_trailers_without_a_bound(server: FaultyServer) -> None:
     assert {error_code(answer) for answer in answers if answer} <= {"head_too_large"}
 
 
+def test_many_small_fields_cost_no_memory(server: FaultyServer) -> None:
+    """Behind a body as large as one may be as well, where each line would otherwise be kept."""
+    line = b"a:\r\n" * 10_000
+    start = b"POST /nothing HTTP/1.1\r\nHost: x\r\n"
+    body = MAX_BODY - 1
+    chunk = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % body + bytes(body) + b"\r\n0\r\n"
+    before = server.worker.memory_info().rss
+    for first in (start, start + chunk):
+        connection = server.connect(first)
+        with contextlib.suppress(ConnectionError):  # it is cut off
+            for _ in range(200):
+                connection.sendall(line)
+        connection.close()
+    assert server.worker.memory_info().rss - before < 30e6
+
+
+def test_too_many_fields_are_refused_in_words(server: FaultyServer) -> None:
+    connection = server.connect(b"GET /v2 HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * 101)
+    answer = b""
+    while not answer.endswith(b"}"):
+        piece = connection.recv(65536)
+        assert piece, answer
+        answer += piece
+    assert answer.startswith(b"HTTP/1.1 431")
+    assert error_code(answer) == "head_too_large"
+    connection.close()
+
+
 def test_what_is_no_http_gets_an_error_like_any_other(server: FaultyServer) -> None:
     (answer,) = trickle([(server.connect(b"\x16\x03\x01 hello\r\n\r\n"), b"")])
     assert answer.startswith(b"HTTP/1.1 400")

@@ -111,6 +111,16 @@ def test_bad_json(client: TestClient, document: Any, status: int, code: str) -> 
     assert len(predictions(client.post("/v1/predict", json=base64_of(GOOD)))) == 1
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 10, b"\xff\xfe"])
 def test_json_that_is_none(client: TestClient, content: bytes) -> None:
     assert_problem(post(client, content, "application/json"), 400, "invalid_json")
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a": [' + b"{}, " * 100_000 + b"{}]}"])
+def test_json_of_many_parts_is_refused_before_it_is_parsed(
+    client: TestClient, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("json.loads", lambda *_: pytest.fail("it was parsed"))
+    answer = post(client, content, "application/json")
+    monkeypatch.undo()
+    assert_problem(answer, 400, "invalid_request")

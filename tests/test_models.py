@@ -196,11 +196,27 @@ def test_a_model_that_computes_something_else_here_is_refused(
         assert predictions(ask(client, "?model=plain")) == before
 
 
-@pytest.mark.parametrize("layout", ["v1", "01", "0", "-1", "1.5"])
-def test_a_folder_that_is_no_version(onnx_model: Path, tmp_path: Path, layout: str) -> None:
+@pytest.mark.parametrize("layout", ["v1", "01", "0", "-1", "1.5", "2.tmp"])
+def test_a_folder_that_is_no_version_is_left_out(
+    onnx_model: Path, tmp_path: Path, layout: str, caplog: pytest.LogCaptureFixture
+) -> None:
     place(onnx_model, tmp_path, "cats", layout)
-    with pytest.raises(UsageError, match="is no version"):
+    with pytest.raises(DataError, match="neither"):
         Repository(tmp_path).find()
+    file = place(onnx_model, tmp_path, "cats", "1")
+    assert Repository(tmp_path).find() == {"cats": {"1": file}}
+    assert f"'{layout}' is no version" in caplog.text
+
+
+def test_nothing_is_ready_where_nothing_is_served(onnx_model: Path) -> None:
+    with serving(onnx_model) as (client, models):
+        assert admin(client, "models/model/unload").status_code == 200
+        assert_problem(client.get("/v2/health/ready"), 503, "not_ready")
+        assert not models.is_ready
+        assert_problem(ask(client), 404, "unknown_model")
+        assert reload(client).status_code == 200
+        assert models.is_ready
+        assert predictions(ask(client))
 
 
 @pytest.mark.parametrize("name", ["my cats", "-cats", "k\u00e4tzchen", "c" * 65])

@@ -103,9 +103,20 @@ def test_v2_bad_tensor(client: TestClient, body: Any, status: int, code: str) ->
     assert infer(client, tensor(PIXELS)).status_code == 200
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b"9" * 5000])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[" * 5000, b"9" * 5000])
 def test_v2_body_that_is_not_json(client: TestClient, content: bytes) -> None:
     assert_problem(client.post("/v2/models/model/infer", content=content), 400, "invalid_json")
+
+
+@pytest.mark.parametrize("content", [b'{"inputs": [' + b"[], " * 20_000 + b"[]]}", b"{" * 100])
+def test_v2_json_of_many_parts_is_refused_before_it_is_parsed(
+    client: TestClient, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """100 images of 8 x 8 pixels are 7,300 lists at most."""
+    monkeypatch.setattr("json.loads", lambda *_: pytest.fail("it was parsed"))
+    answer = client.post("/v2/models/model/infer", content=content)
+    monkeypatch.undo()
+    assert_problem(answer, 400, "invalid_request")
 
 
 def binary(

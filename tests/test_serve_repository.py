@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
 from ducat_serve.predictor import Predictor
 from tests.http_client import GOOD
-from tests.server_process import WAIT, Server, running
+from tests.server_process import WAIT, Server, free_port, running, serve_command
 from tests.test_models import place
 
 ADMIN = "m" * 32
@@ -29,6 +32,34 @@ def log_says(server: Server, text: str) -> None:
     while text not in server.log.read_text():
         assert time.monotonic() < deadline, server.log.read_text()
         time.sleep(0.02)
+
+
+def test_sighup_while_the_server_starts_ends_nothing(onnx_model: Path, tmp_path: Path) -> None:
+    port, log = free_port(), tmp_path / "log.txt"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            serve_command(onnx_model, "--port", str(port)),
+            env={**os.environ, "BENTOML_CONTAINERIZED": "true"},  # where a lost worker ends the server
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    server = Server(psutil.Process(process.pid), port, tmp_path, log)
+    deadline = time.monotonic() + WAIT
+    try:
+        while len(server.all_processes()) < 2:
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.005)
+        workers = {one.pid for one in server.all_processes()}
+        while not server.is_ready():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            process.send_signal(signal.SIGHUP)
+            time.sleep(0.05)
+        assert {one.pid for one in server.all_processes()} == workers
+    finally:
+        for one in server.all_processes():
+            one.kill()
+        process.wait(WAIT)
 
 
 def test_a_repository_is_reloaded_by_sighup_and_by_tritonclient(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
@@ -12,6 +14,11 @@ from tests.http_client import DIGITS, GOOD, bomb, encode
 
 def png(size: int, **options: object) -> bytes:
     return encode(np.zeros((size, size, 3), np.uint8), **options)
+
+
+def empty(kind: bytes) -> bytes:
+    """A chunk without content."""
+    return bytes(4) + kind + zlib.crc32(kind).to_bytes(4)
 
 
 def text(compressed: bool) -> bytes:
@@ -40,6 +47,10 @@ def test_small_png_files_count_until_their_pixels_are_used_up() -> None:
         pytest.param(text(compressed=True), id="a compressed text"),
         pytest.param(text(compressed=False), id="a long text"),
         pytest.param(encode(DIGITS[0], icc_profile=bytes(100)), id="a profile"),
+        pytest.param(encode(DIGITS[0], exif=bytes(100)), id="EXIF"),
+        pytest.param(GOOD[:33] + bomb()[8:], id="a second, larger header"),
+        pytest.param(GOOD[:33] + empty(b"IDAT") * 16 + GOOD[33:], id="many chunks"),
+        pytest.param(GOOD[:33] + b"\xff\xff\xff\xffIDAT" + GOOD[33:], id="a chunk beyond the end"),
         pytest.param(encode(DIGITS[0], "JPEG"), id="JPEG"),
         pytest.param(encode(Image.fromarray(DIGITS[0]), "WEBP"), id="WebP"),
     ],

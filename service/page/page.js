@@ -256,7 +256,7 @@ async function predictOnce(chosen, level) {
     form.append("image", noisy ?? chosen.file, noisy ? "noise.png" : chosen.file.name);
     const started = performance.now();
     const body = await ask("/v1/predict" + which(), { method: "POST", body: form, signal: asking.signal });
-    if (chosen === picture) showAnswer(body.predictions[0], performance.now() - started, level);
+    if (chosen === picture) showAnswer(body.predictions[0], performance.now() - started, noisy ? level : 0);
     // Somebody put another model in its place: what the page says of it is out of date.
     if (model && body.model.weights_digest !== model.spec.weights_digest) describe();
   } catch (error) {
