@@ -98,6 +98,8 @@ def test_many_small_fields_cost_no_memory(server: FaultyServer) -> None:
     start = b"POST /nothing HTTP/1.1\r\nHost: x\r\n"
     body = MAX_BODY - 1
     chunk = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % body + bytes(body) + b"\r\n0\r\n"
+    reset = Path(f"/proc/{server.worker.pid}/clear_refs")
+    reset.write_text("5")  # the highest figure so far is forgotten
     before = server.worker.memory_info().rss
     for first in (start, start + chunk):
         connection = server.connect(first)
@@ -105,7 +107,8 @@ def test_many_small_fields_cost_no_memory(server: FaultyServer) -> None:
             for _ in range(200):
                 connection.sendall(line)
         connection.close()
-    assert server.worker.memory_info().rss - before < 30e6
+    status = Path(f"/proc/{server.worker.pid}/status").read_text()
+    assert int(status.split("VmHWM:")[1].split()[0]) * 1024 - before < 60e6
 
 
 def test_too_many_fields_are_refused_in_words(server: FaultyServer) -> None:
