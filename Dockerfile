@@ -2,7 +2,7 @@
 #   docker build --tag ducat-serve .                                  CUDA, and the CPU where there is no GPU
 #   docker build --build-arg RUNTIME=cpu --tag ducat-serve:cpu .      CPU only, without the CUDA libraries
 # The model comes in when the container starts, or in a later image:
-#   docker run --gpus all -p 3000:3000 -v "$PWD/model.onnx:/models/model.onnx:ro" ducat-serve
+#   docker run --gpus all -p 3000:3000 -v "$PWD/models:/models:ro" ducat-serve
 #   FROM ducat-serve
 #   COPY model.onnx /models/model.onnx
 
