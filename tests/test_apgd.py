@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -13,6 +15,7 @@ from training.attacks import losses
 from training.attacks.apgd import apgd
 from training.attacks.ball import Ball, distance
 from training.attacks.criteria import misclassified, misclassified_unflagged, right
+from training.attacks.reference import autoattack
 from training.attacks.square import square
 from training.attacks.targeted import apgd_targeted
 from training.attacks.transfer import transfer
@@ -384,3 +387,19 @@ def test_an_unflagged_criterion_needs_both() -> None:
     criterion = misclassified_unflagged("none", lambda r: r[:, 2], threshold=0.0)
     decided = torch.stack([raw[:, 0], raw[:, 1], raw[:, 2]], dim=1)
     assert criterion(decided, labels).tolist() == [False, False, False, True]
+
+
+def test_autoattack_takes_no_debugger_or_coverage_away() -> None:
+    def trace(*_: object) -> None: ...
+
+    model = Deployed(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), "none").eval()  # type: ignore[arg-type]
+    images, labels = torch.rand(2, 3, 2, 2), torch.tensor([0, 1])
+    before = sys.gettrace()
+    try:
+        sys.settrace(trace)
+        autoattack(
+            model, images, labels, Ball("linf", 0.01), misclassified("none"), generator=stream(0, "trace")
+        )
+        assert sys.gettrace() is trace
+    finally:
+        sys.settrace(before)

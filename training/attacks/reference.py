@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -37,7 +41,8 @@ def autoattack(
     except ImportError as error:
         raise missing_extra("pyautoattack", "train") from error
 
-    with frozen(model), torch.random.fork_rng():  # it seeds the global generators
+    # It seeds the global generators, and takes away the trace function of debuggers and coverage.
+    with frozen(model), torch.random.fork_rng(), _trace_function_kept():
         with torch.no_grad():
             classes = model(images[:1]).shape[1]
         few = {"version": "custom", "attacks": ["apgd-ce", "fab", "square"]} if classes < 4 else {}
@@ -50,3 +55,12 @@ def autoattack(
         # Its `view` calls need contiguous images.
         found, _ = attack.run_standard_evaluation(images.contiguous(), labels, batch_size=len(images))
     return ball.project(images, found.detach())
+
+
+@contextlib.contextmanager
+def _trace_function_kept() -> Iterator[None]:
+    before = sys.gettrace()
+    try:
+        yield
+    finally:
+        sys.settrace(before)
