@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import selectors
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +19,7 @@ import psutil
 
 from ducat_serve.predictor import Predictor
 from tests.http_client import DIGITS, GOOD, part
-from tests.server_process import WAIT, Server, free_port, serve_command
+from tests.server_process import WAIT, Server, free_port, serve_command, started
 
 ADMIN = "m" * 32
 HOOKS = Path(__file__).parent / "fault_hooks"
@@ -110,31 +108,16 @@ def running(
     ``files``: soft and hard limit of its open files.
     """
     folder.mkdir(exist_ok=True)
-    port, log = free_port(), folder / "log.txt"
+    port = free_port()
     environment = {
         **os.environ,
         "FAULTS": str(folder),
         "PYTHONPATH": os.pathsep.join([str(HOOKS), os.environ.get("PYTHONPATH", "")]),
         "DUCAT_SERVE_ADMIN_KEY": ADMIN,
     }
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            serve_command(model, "--port", str(port), *options),
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_NOFILE, files)) if files else None,
-        )
-    server = FaultyServer(psutil.Process(process.pid), port, folder, log, Predictor(model, "cpu"))
-    try:
-        server.until(lambda: process.poll() is not None or server.is_ready(), "never ready")
-        assert process.poll() is None, log.read_text()
-        yield server
-    finally:
-        for one in server.all_processes():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
-        process.wait(WAIT)
+    command = serve_command(model, "--port", str(port), *options)
+    with started(command, port, folder, environment, files) as server:
+        yield FaultyServer(server.process, port, folder, server.log, Predictor(model, "cpu"))
 
 
 def head(path: str, length: int, method: str = "POST", **headers: str) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -60,13 +61,25 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def started(
-    command: list[str], port: int, folder: Path, environment: Mapping[str, str] | None = None
+    command: list[str],
+    port: int,
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    files: tuple[int, int] | None = None,
 ) -> Iterator[Server]:
-    """``command`` running in ``folder``, ready, with its output in log.txt; killed with its children afterwards."""
+    """``command`` running in ``folder``, ready, with its output in log.txt; killed with its children afterwards.
+
+    ``files``: soft and hard limit of its open files.
+    """
     log = folder / "log.txt"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
+            command,
+            cwd=folder,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_NOFILE, files)) if files else None,
         )
     server = Server(psutil.Process(process.pid), port, folder, log)
     deadline = time.monotonic() + WAIT
