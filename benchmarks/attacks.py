@@ -21,7 +21,7 @@ from ducat_serve.checkpoint import checkpoint_path
 from ducat_serve.cli.run_data import load_training_data
 from ducat_serve.deployed import Deployed, load
 from ducat_serve.output import Output
-from ducat_serve.recovery import recover
+from ducat_serve.pairs import recover
 from training.attacks.ball import Ball, distance
 from training.attacks.criteria import misclassified, right
 from training.attacks.reference import autoattack

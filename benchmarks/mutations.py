@@ -72,7 +72,7 @@ MUTATIONS = (
     ),
     Mutation(
         "targets among the originals only",
-        "ducat_serve/recovery.py",
+        "ducat_serve/pairs.py",
         'return (labels,) if fold == "none" else (labels, labels + num_classes)',
         "return (labels,)",
     ),
@@ -84,7 +84,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the pair's weight is not detached",
-        "ducat_serve/recovery.py",
+        "ducat_serve/pairs.py",
         "(temperature * pair.detach())",
         "(temperature * pair + 0.1 * pair)",
     ),

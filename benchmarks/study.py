@@ -24,7 +24,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ducat_serve.checkpoint import read_spec
-from ducat_serve.pixels import format_size
+from ducat_serve.threat_model import format_size
 
 Numbers = dict[str, Any]  # of one row, as they are in the JSON file
 Groups = dict[tuple[str, ...], list[Numbers]]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ducat_serve.checkpoint import checkpoint_path, read_checkpoint
 from ducat_serve.errors import VerificationError
 from ducat_serve.networks import create_network
-from ducat_serve.recovery import fold_logits
+from ducat_serve.pairs import fold_logits
 from ducat_serve.spec import Fold, ModelSpec, Normalisation
 
 

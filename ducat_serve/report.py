@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ducat_serve.pixels import format_size
+from ducat_serve.threat_model import format_size
 
 NOT_MEASURED = "robustness not measured"
 MASKING = "gradient masking suspected"

@@ -13,26 +13,13 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from ducat_serve.errors import VerificationError
-from ducat_serve.pixels import format_size
 from ducat_serve.report import Precision, RobustnessReport
+from ducat_serve.threat_model import ThreatModel
 
 SCHEMA_VERSION = 1
 METADATA_KEY = "ducat"
 
 Fold = Literal["none", "max", "lse"]
-Norm = Literal["linf", "l2", "l1"]
-
-
-class ThreatModel(BaseModel):
-    """What the attacker may change: a ball of radius ``eps`` (pixels in [0, 1]) in ``norm``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    norm: Norm
-    eps: float = Field(gt=0, allow_inf_nan=False)
-
-    def __str__(self) -> str:
-        return f"{self.norm} {format_size(self.eps)}"
 
 
 class Normalisation(BaseModel):

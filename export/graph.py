@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ducat_serve.deployed import Classifier
-from ducat_serve.recovery import dummy_mass, fold_logits
+from ducat_serve.pairs import dummy_mass, fold_logits
 from ducat_serve.report import Precision
 from ducat_serve.spec import Fold
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ducat_serve.images import RESIZE_POLICY
-from ducat_serve.pixels import format_size
 from ducat_serve.report import MASKING, NOT_MEASURED, RobustnessReport
 from ducat_serve.spec import ModelSpec
+from ducat_serve.threat_model import format_size
 
 _METHOD = {
     "off": "no dummy classes",

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from ducat_serve.deployed import LoadedModel
 from ducat_serve.errors import VerificationError
+from ducat_serve.pairs import dummy_mass, fold_logits, recover
 from ducat_serve.predictor import Predictor
-from ducat_serve.recovery import dummy_mass, fold_logits, recover
 
 BATCH_SIZES = (1, 2, 7)
 # Two correct implementations differ by rounding in the order of sums, in proportion to the logits. float16 is

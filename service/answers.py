@@ -7,7 +7,7 @@ from typing import Any
 from ducat_serve.images import RESIZE_POLICY
 from ducat_serve.predictor import Predictor
 from ducat_serve.report import NOT_MEASURED
-from service.plain_words import report_in_words
+from ducat_serve.report_text import report_in_words
 
 
 def model_summary(name: str, version: str, predictor: Predictor) -> dict[str, Any]:

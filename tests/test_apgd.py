@@ -10,7 +10,7 @@ from torch import nn
 
 from ducat_serve.deployed import Deployed
 from ducat_serve.errors import UsageError
-from ducat_serve.spec import Norm
+from ducat_serve.threat_model import Norm
 from training.attacks import losses
 from training.attacks.apgd import apgd
 from training.attacks.ball import Ball, distance

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ducat_serve.deployed import Deployed
-from ducat_serve.spec import Norm
+from ducat_serve.threat_model import Norm
 from training.attacks.ball import Ball, distance
 from training.attacks.criteria import misclassified
 from training.attacks.frozen import frozen

@@ -16,7 +16,7 @@ import torch
 from ducat_serve.checkpoint import read_checkpoint, read_spec, weights_digest, write_checkpoint
 from ducat_serve.deployed import build_classifier, load, load_weights
 from ducat_serve.errors import DataError, DucatError, VerificationError
-from ducat_serve.recovery import fold_logits
+from ducat_serve.pairs import fold_logits
 from ducat_serve.spec import ModelSpec
 
 

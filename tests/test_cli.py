@@ -102,7 +102,7 @@ def test_errors_say_cause_and_next_step(
 def test_unexpected_errors_have_no_traceback_unless_debug(tmp_path: Path) -> None:
     """A bug must not look like a wall of text; --debug shows it."""
     code = (
-        "import sys; from ducat_serve.cli import main; import ducat_serve.cli.networks as n\n"
+        "import sys; from ducat_serve.cli import main; import ducat_serve.cli.commands.networks as n\n"
         "def boom(*a, **k): raise RuntimeError('kaboom')\n"
         "n.Output = boom; sys.exit(main.run(sys.argv[1:]))"
     )
@@ -229,7 +229,7 @@ def test_doctor_without_our_metadata(
 def test_doctor_finds_two_onnxruntimes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import ducat_serve.cli.doctor as doctor
+    import ducat_serve.cli.commands.doctor as doctor
 
     monkeypatch.setattr(doctor, "_version", lambda _: "1.0")
     assert run(["doctor"]) == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ducat_serve.errors import UsageError
-from ducat_serve.pixels import format_size, parse_size
+from ducat_serve.threat_model import format_size, parse_size
 from training.config import resolve
 from training.data import DATASETS
 from training.recipes import load_recipe, recipe_of

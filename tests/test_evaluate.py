@@ -18,7 +18,7 @@ from ducat_serve.errors import UsageError, VerificationError
 from ducat_serve.output import Output
 from ducat_serve.predictor import Predictor
 from ducat_serve.report import RobustnessReport
-from ducat_serve.spec import ThreatModel
+from ducat_serve.threat_model import ThreatModel
 from training.batches import DeviceSplit
 from training.data import load_dataset
 from training.data.cache import Split

@@ -14,7 +14,7 @@ from ducat_serve.deployed import Deployed, load
 from ducat_serve.errors import DataError, UsageError
 from ducat_serve.output import Output
 from ducat_serve.report import RobustnessReport
-from ducat_serve.spec import ThreatModel
+from ducat_serve.threat_model import ThreatModel
 from training.batches import DeviceSplit
 from training.data import load_dataset
 from training.data.cache import Split

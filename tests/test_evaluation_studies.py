@@ -12,7 +12,7 @@ from torch import nn
 from ducat_serve.deployed import Deployed
 from ducat_serve.output import Output
 from ducat_serve.report import RobustnessReport
-from ducat_serve.spec import ThreatModel
+from ducat_serve.threat_model import ThreatModel
 from training.attacks.ball import Ball, distance
 from training.attacks.criteria import misclassified
 from training.batches import DeviceSplit

@@ -17,9 +17,10 @@ from ducat_serve.checkpoint import file_sha256, read_checkpoint, read_spec, weig
 from ducat_serve.cli.main import run
 from ducat_serve.deployed import load
 from ducat_serve.errors import VerificationError
+from ducat_serve.pairs import dummy_mass, recover
 from ducat_serve.predictor import Predictor
-from ducat_serve.recovery import dummy_mass, recover
-from ducat_serve.spec import ModelSpec, Normalisation, ThreatModel
+from ducat_serve.spec import ModelSpec, Normalisation
+from ducat_serve.threat_model import ThreatModel
 from training.data import load_dataset
 
 

@@ -16,7 +16,7 @@ from ducat_serve.checkpoint import read_checkpoint, read_spec
 from ducat_serve.cli.main import run
 from ducat_serve.deployed import load
 from ducat_serve.errors import DucatError
-from ducat_serve.recovery import fold_logits, folded_log_posterior, widen_head
+from ducat_serve.pairs import fold_logits, folded_log_posterior, widen_head
 from tests.test_trainer import assert_same_run, rows, run_until, trainer
 from training.attacks.n_fgsm import noisy, step_once
 from training.signals import StopSignal

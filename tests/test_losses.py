@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ducat_serve.recovery import fold_logits
+from ducat_serve.pairs import fold_logits
 from ducat_serve.spec import Fold
 from training.attacks import losses
 

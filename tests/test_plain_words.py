@@ -8,8 +8,9 @@ import pytest
 
 from ducat_serve.predictor import Predictor
 from ducat_serve.report import AttackResult, ClassResult, DummyMass, RobustnessReport, SanityCheck
-from ducat_serve.spec import ModelSpec, ThreatModel
-from service.plain_words import report_in_words
+from ducat_serve.report_text import report_in_words
+from ducat_serve.spec import ModelSpec
+from ducat_serve.threat_model import ThreatModel
 
 FAILED = SanityCheck(name="steps", expectation="more steps leave no more", passed=False, figures={"a": 0.5})
 PASSED = SanityCheck(name="ball", expectation="a ball of all images leaves nothing", passed=True, figures={})

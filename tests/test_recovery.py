@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ducat_serve.recovery import (
+from ducat_serve.pairs import (
     dummy_mass,
     dummy_share,
     fold_logits,

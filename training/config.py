@@ -7,8 +7,8 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ducat_serve.errors import UsageError
-from ducat_serve.pixels import parse_size
-from ducat_serve.spec import Norm, ThreatModel, first_problem
+from ducat_serve.spec import first_problem
+from ducat_serve.threat_model import Norm, ThreatModel, parse_size
 from training.objectives.ducat import Mode
 from training.recipes import load_recipe, recipe_of
 

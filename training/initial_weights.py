@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ducat_serve.checkpoint import checkpoint_path, read_checkpoint
 from ducat_serve.errors import UsageError
-from ducat_serve.recovery import widen_head
+from ducat_serve.pairs import widen_head
 from ducat_serve.spec import ModelSpec
 from training.config import TrainConfig
 from training.data import Dataset

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ducat_serve.deployed import Deployed
-from ducat_serve.recovery import dummy_share, recover
+from ducat_serve.pairs import dummy_share, recover
 from training.attacks.ball import Ball
 from training.attacks.criteria import misclassified, right
 from training.attacks.frozen import frozen

@@ -12,7 +12,8 @@ import torch
 
 from ducat_serve.checkpoint import weights_digest, write_checkpoint
 from ducat_serve.networks import create_network
-from ducat_serve.spec import ModelSpec, Normalisation, ThreatModel
+from ducat_serve.spec import ModelSpec, Normalisation
+from ducat_serve.threat_model import ThreatModel
 from export.onnx_writer import export_onnx
 from serving.uploads import pictures
 

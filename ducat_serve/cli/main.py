@@ -13,7 +13,7 @@ import click
 from ducat_serve import __version__
 from ducat_serve.errors import EXTRAS, DucatError, missing_extra
 
-# Name -> short help; the command itself is `command` in ducat_serve/cli/<name>.py.
+# Name -> short help; the command itself is `command` in ducat_serve/cli/commands/<name>.py.
 COMMANDS = {
     "train": "Train a robust classifier and write a run folder.",
     "recipes": "List, show and copy the settings that `ducat train` starts from.",
@@ -41,7 +41,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"ducat_serve.cli.{name}").command
+        command: click.Command = importlib.import_module(f"ducat_serve.cli.commands.{name}").command
         return command
 
     def resolve_command(

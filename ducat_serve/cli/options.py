@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from ducat_serve.errors import DataError, UsageError, unknown_name
-from ducat_serve.pixels import parse_size
+from ducat_serve.threat_model import parse_size
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ducat_serve.output import Output
-from ducat_serve.pixels import format_size
 from ducat_serve.report import MASKING, RobustnessReport
 from ducat_serve.spec import ModelSpec
+from ducat_serve.threat_model import format_size
 
 LEGACY = "legacy 2C: non-adaptive, not a robustness claim"
 _SCORES = {"dummy_mass": "dummy mass", "confidence": "softmax confidence"}

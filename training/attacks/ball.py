@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ducat_serve.spec import Norm, ThreatModel
+from ducat_serve.threat_model import Norm, ThreatModel
 
 # Share of coordinates that one l1 step moves; steepest l1 ascent moves one pixel and is far too slow
 # (sparse l1 descent: Tramer and Boneh 2019, "Adversarial training and robustness for multiple perturbations").

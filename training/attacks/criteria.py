@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ducat_serve.recovery import fold_logits
+from ducat_serve.pairs import fold_logits
 from ducat_serve.spec import Fold
 
 Criterion = Callable[[Tensor, Tensor], Tensor]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ducat_serve.recovery import fold_logits, pair_weighted_logit, without_pair
+from ducat_serve.pairs import fold_logits, pair_weighted_logit, without_pair
 from ducat_serve.spec import Fold
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]

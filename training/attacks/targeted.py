@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ducat_serve.deployed import Deployed
-from ducat_serve.recovery import pair_columns
+from ducat_serve.pairs import pair_columns
 from training.attacks.apgd import apgd
 from training.attacks.ball import Ball
 from training.attacks.criteria import Criterion

@@ -16,7 +16,7 @@ from ducat_serve.deployed import Deployed
 from ducat_serve.errors import UsageError, VerificationError
 from ducat_serve.output import Output
 from ducat_serve.report import AttackResult, ClassResult, Precision, RobustnessReport
-from ducat_serve.spec import ThreatModel
+from ducat_serve.threat_model import ThreatModel
 from training.attacks.ball import Ball, largest_eps
 from training.attacks.criteria import misclassified
 from training.attacks.frozen import frozen

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from ducat_serve.deployed import Deployed
-from ducat_serve.recovery import fold_logits
+from ducat_serve.pairs import fold_logits
 from ducat_serve.report import DummyMass
 from training.attacks.criteria import misclassified, right
 from training.evaluation.runner import Runner

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ducat_serve.deployed import Deployed
-from ducat_serve.recovery import recover
+from ducat_serve.pairs import recover
 from training.attacks.criteria import misclassified
 from training.evaluation.runner import Runner
 from training.evaluation.stages import Target, stage

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ducat_serve.recovery import dummy_mass_log_odds, fold_logits
+from ducat_serve.pairs import dummy_mass_log_odds, fold_logits
 from ducat_serve.spec import Fold
 from training.attacks.apgd import apgd
 from training.attacks.criteria import Suspicion

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ducat_serve.recovery import folded_log_posterior, pair_cross_entropy
+from ducat_serve.pairs import folded_log_posterior, pair_cross_entropy
 from ducat_serve.spec import Fold
 
 Mode = Literal["off", "paper", "folded"]

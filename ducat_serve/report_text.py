@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ducat_serve.pixels import format_size
 from ducat_serve.report import RobustnessReport
 from ducat_serve.spec import ModelSpec
+from ducat_serve.threat_model import format_size
 
 
 def report_in_words(spec: ModelSpec) -> dict[str, Any]:

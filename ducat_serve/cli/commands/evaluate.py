@@ -11,7 +11,7 @@ import click
 
 from ducat_serve import __version__
 from ducat_serve.cli.options import PIXEL_SIZE, common, data_options, device_option
-from ducat_serve.cli.release_bar import Bar, require
+from ducat_serve.cli.release_gate import Bar, require
 from ducat_serve.cli.report_table import show_report
 from ducat_serve.errors import InterruptedRun, UsageError, missing_extra
 from ducat_serve.output import Output
@@ -20,7 +20,7 @@ from ducat_serve.spec import ModelSpec
 
 if TYPE_CHECKING:
     from ducat_serve.predictor import Device
-    from ducat_serve.spec import ThreatModel
+    from ducat_serve.threat_model import ThreatModel
     from training.data import Dataset
     from training.data.cache import Split
 
@@ -221,7 +221,7 @@ def _export_writer() -> Callable[[Path, RobustnessReport], None]:
 
 
 def _threat_model(spec: ModelSpec, norm: str | None, eps: float | None) -> ThreatModel:
-    from ducat_serve.spec import ThreatModel
+    from ducat_serve.threat_model import ThreatModel
 
     if eps == 0:
         raise UsageError(

@@ -1,8 +1,25 @@
-"""Perturbation sizes as people write them: `8/255`. Sizes are in pixels, and pixels are in [0, 1]."""
+"""What the attacker may change: a norm and a radius. Sizes are in pixels, and pixels are in [0, 1]."""
 
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Norm = Literal["linf", "l2", "l1"]
+
+
+class ThreatModel(BaseModel):
+    """What the attacker may change: a ball of radius ``eps`` (pixels in [0, 1]) in ``norm``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    norm: Norm
+    eps: float = Field(gt=0, allow_inf_nan=False)
+
+    def __str__(self) -> str:
+        return f"{self.norm} {format_size(self.eps)}"
 
 
 def parse_size(text: str) -> float:

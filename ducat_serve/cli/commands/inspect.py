@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from ducat_serve.checkpoint import checkpoint_path, file_sha256
-from ducat_serve.cli.artefact import read_verified_spec
 from ducat_serve.cli.options import common
+from ducat_serve.model_file import read_verified_spec
 from ducat_serve.output import Output
 from ducat_serve.report import NOT_MEASURED
 
