@@ -10,12 +10,12 @@ import bentoml
 # Our metrics are those of one process in memory; BentoML would have them go through files, for its own that are off.
 os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
 
-from service.http import create_app
-from service.models import Models
-from service.no_layers import take_out_layers
+from service.application import create_app
+from service.models.registry import Models
+from service.server.bentoml_patches import take_out_layers
+from service.server.server import install, require_installed
 from service.settings import Settings
-from service.stopping import install, require_installed
-from service.tracing import Tracing
+from service.telemetry.tracing import Tracing
 
 take_out_layers()
 _settings = Settings.from_environment()

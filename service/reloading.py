@@ -8,8 +8,8 @@ import signal
 import threading
 from collections.abc import Iterator
 
-from service.models import Models, log
-from service.problems import Problem
+from service.errors import Problem
+from service.models.registry import Models, log
 
 
 @contextlib.contextmanager

@@ -16,8 +16,8 @@ from starlette.testclient import TestClient
 
 from ducat_serve.cli.main import run
 from ducat_serve.predictor import Predictor
-from service.http import create_app
-from service.models import Models
+from service.application import create_app
+from service.models.registry import Models
 from service.settings import Settings
 from tests.http_client import is_ready, until
 

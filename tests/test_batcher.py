@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ducat_serve.predictor import Predictions
-from service.batcher import Batcher, DeadlineExceeded, Overloaded
+from service.models.batcher import Batcher, DeadlineExceeded, Overloaded
 
 WAIT = 10.0  # seconds; reached only when a test fails
 BAD = 255

@@ -164,7 +164,7 @@ def test_it_is_served_from_anywhere_and_answers_as_the_predictor(
     copy = shutil.copytree(built, tmp_path / "bento" if by == "folder" else store / "bentos/ducat/copy")
     information = (copy / "bento.yaml").read_text()
     (copy / "bento.yaml").write_text(information.replace(built.name, "copy", 1))
-    page = copy / "src/service/page/index.html"
+    page = copy / "src/service/page/static/index.html"
     page.write_text(page.read_text() + "<!-- of the Bento -->")
     port = free_port()
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}

@@ -20,7 +20,7 @@ import ducat_serve
 from ducat_serve.client import AsyncClient, Client, ServerError
 from ducat_serve.errors import DataError, DucatError
 from ducat_serve.predictor import Predictor
-from service.http import create_app
+from service.application import create_app
 from tests.http_client import DIGITS, GOOD, encode, until
 from tests.server_process import free_port
 from tests.test_door import ALICE

@@ -16,7 +16,7 @@ from tests.http_client import GOOD, send
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 FILES = sorted(path for path in DEPLOY.iterdir() if path.suffix in (".yaml", ".json"))
-SOURCES = [*(Path(__file__).parent.parent / "service").glob("*.py"), Path("ducat_serve/images.py")]
+SOURCES = [*(Path(__file__).parent.parent / "service").rglob("*.py"), Path("ducat_serve/images.py")]
 
 
 def documents(path: Path) -> list[Any]:

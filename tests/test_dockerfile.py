@@ -242,7 +242,7 @@ def test_command_healthcheck_and_expose_agree_on_the_port(instructions: list[Ins
     ("path", "expected"),
     [
         ("pyproject.toml", False),
-        ("service/page/index.html", False),
+        ("service/page/static/index.html", False),
         ("training/recipes/digits.toml", False),
         ("training/data/digits.py", False),
         ("ducat_serve/cli/__pycache__/main.cpython-311.pyc", True),

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-import service.keys as keys_module
+import service.middleware.api_keys as keys_module
 from ducat_serve.cli.main import run
 from ducat_serve.errors import DataError, DucatError, UsageError
 from ducat_serve.images import decode
 from ducat_serve.predictor import Predictor
-from service.http import create_app
-from service.keys import Keys
-from service.limits import Allowance
-from service.page_headers import page_headers
-from service.problems import Problem
+from service.application import create_app
+from service.errors import Problem
+from service.middleware.api_keys import Keys
+from service.middleware.rate_limit import Allowance
+from service.page.headers import page_headers
 from tests.http_client import GOOD, MULTIPART, assert_problem, is_ready, part, predictions, send, until
 from tests.test_service_life import FakeModel
 
@@ -152,7 +152,7 @@ def test_images_are_charged_before_they_are_decoded(
         decoded.append(len(data))
         return decode(data, max_pixels)
 
-    monkeypatch.setattr("service.inputs.decode", counted)
+    monkeypatch.setattr("service.api.images.decode", counted)
     with serving(predictor, daily_budget=3) as client:
         assert_problem(client.post("/v1/predict", content=b"--B--", headers=MULTIPART), 400, "missing_image")
         assert_problem(send(client, GOOD, b"no image"), 400, "invalid_image")

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from ducat_serve.errors import DataError, UsageError
 from ducat_serve.predictor import Predictions, Predictor
-from service.repository import Repository
+from service.models.repository import Repository
 from tests.http_client import DIGITS, GOOD, assert_problem, predictions
 from tests.test_door import bearer
 from tests.test_reload import ADMIN, metrics_of, reload, serving

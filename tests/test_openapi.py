@@ -21,8 +21,8 @@ from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
 from ducat_serve.predictor import Predictor
-from service.http import PROBES, create_app
-from service.openapi import document
+from service.application import PROBES, create_app
+from service.openapi.document import document
 from service.settings import Settings
 from tests.conftest import PROJECT
 from tests.http_client import GOOD, WAIT, is_ready, send, until
@@ -130,7 +130,7 @@ def test_bounds_are_those_of_the_settings() -> None:
 
 def test_every_status_that_the_service_can_answer_has_a_meaning() -> None:
     """405 and unknown paths belong to no operation."""
-    sources = "".join(file.read_text() for file in (PROJECT / "service").glob("*.py"))
+    sources = "".join(file.read_text() for file in (PROJECT / "service").rglob("*.py"))
     raised = set(re.findall(r"Problem\(\s*(\d{3}),", sources)) - {"405"}
     assert len(raised) > 6
     described = {status for one in operations(document(FULL)).values() for status in one["responses"]}

@@ -14,8 +14,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from ducat_serve.predictor import Predictor
-from service.http import create_app
-from service.models import Models
+from service.application import create_app
+from service.models.registry import Models
 from service.settings import Settings
 from tests.http_client import GOOD, assert_problem, is_ready, predictions, send, until
 from tests.test_door import bearer

@@ -10,9 +10,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from ducat_serve.errors import DataError
-from service.http import create_app
-from service.models import Models
-from service.samples import MAX_BYTES, MAX_SAMPLES, read_samples
+from service.application import create_app
+from service.models.registry import Models
+from service.page.samples import MAX_BYTES, MAX_SAMPLES, read_samples
 from service.settings import Settings
 from tests.http_client import DIGITS, GOOD, assert_problem, encode
 

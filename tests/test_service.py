@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ducat_serve.images import RESIZE_POLICY
 from ducat_serve.predictor import Predictor
-from service.body_limit import BodyLimit
+from service.middleware.body_limit import BodyLimit
 from tests.http_client import (
     DIGITS,
     GOOD,

@@ -24,9 +24,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from ducat_serve.errors import DucatError, UsageError
 from ducat_serve.images import decode
 from ducat_serve.predictor import Predictions, Predictor
-from service import stopping
-from service.http import create_app
-from service.models import Models
+from service.application import create_app
+from service.models.registry import Models
+from service.server import server as stopping
 from service.settings import Settings
 from tests.http_client import (
     DIGITS,
@@ -163,7 +163,7 @@ def test_images_of_all_requests_together_are_bounded_before_they_are_decoded(
         assert gate.wait(WAIT)
         return decode(data, max_pixels)
 
-    monkeypatch.setattr("service.inputs.decode", hang)
+    monkeypatch.setattr("service.api.images.decode", hang)
     model = FakeModel(predictor, max_queue=10, max_images=8)
     photo = encode(DIGITS[0], "JPEG")
     with serve(model) as client, ThreadPoolExecutor(1) as pool:
@@ -194,14 +194,14 @@ def test_deadline_covers_decoding_and_decoding_is_bounded(
 ) -> None:
     """A decoder that hangs: two images at a time are decoded, everybody else gets 504, none piles up."""
     gate, running = threading.Event(), []
-    photo = encode(DIGITS[0], "JPEG")  # small PNG files are decoded at once, see service/small.py
+    photo = encode(DIGITS[0], "JPEG")  # small PNG files are decoded at once, see service/api/small.py
 
     def hang(data: bytes, max_pixels: int) -> Image.Image:
         running.append(1)
         assert gate.wait(WAIT)
         return decode(data, max_pixels)
 
-    monkeypatch.setattr("service.inputs.decode", hang)
+    monkeypatch.setattr("service.api.images.decode", hang)
     model = FakeModel(predictor, deadline=0.2)
     with serve(model) as client, ThreadPoolExecutor(8) as pool:
         until(lambda: is_ready(client))

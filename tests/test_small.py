@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from service.small import MAX_BYTES, MAX_PIXELS, small_images
+from service.api.small import MAX_BYTES, MAX_PIXELS, small_images
 from tests.http_client import DIGITS, GOOD, bomb, encode
 
 

@@ -19,8 +19,8 @@ from starlette.testclient import TestClient
 
 from ducat_serve.errors import DucatError, UsageError
 from ducat_serve.predictor import Predictor
-from service.http import create_app
-from service.tracing import Tracing
+from service.application import create_app
+from service.telemetry.tracing import Tracing
 from tests.http_client import GOOD, is_ready, predictions, send, until
 from tests.server_process import running
 from tests.test_service_life import FakeModel

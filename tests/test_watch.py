@@ -12,8 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from ducat_serve.predictor import Predictor
-from service.http import create_app
-from service.watch import route_of
+from service.application import create_app
+from service.middleware.request_log import route_of
 from tests.http_client import DIGITS, GOOD, assert_problem, encode, is_ready, predictions, send, until
 from tests.test_door import ALICE, bearer, serving
 from tests.test_service_life import FakeModel

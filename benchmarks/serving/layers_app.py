@@ -14,8 +14,8 @@ import os
 import bentoml
 from _bentoml_impl.server.app import ServiceAppFactory
 
-from service.http import create_app
-from service.models import Models
+from service.application import create_app
+from service.models.registry import Models
 from service.settings import Settings
 
 layers = set(filter(None, os.environ["LAYERS"].split(",")))

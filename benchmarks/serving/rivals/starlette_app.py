@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from service.http import create_app
-from service.models import Models
+from service.application import create_app
+from service.models.registry import Models
 from service.settings import Settings
 
 models = Models(Settings.from_environment())

@@ -158,7 +158,7 @@ def server_arguments(host: str, port: int) -> list[str]:
     """
     import service
 
-    working_dir = Path(service.__file__).parent / "page"
+    working_dir = Path(service.__file__).parent / "page" / "static"
     return ["-P", "-m", "bentoml", "serve", "service.app:DucatService", "--working-dir", str(working_dir),
             "--host", host, "--port", str(port)]  # fmt: skip
 
@@ -174,11 +174,11 @@ def _check(path: Path, device: str, variables: dict[str, str]) -> list[str]:
 
     if importlib.util.find_spec("bentoml") is None:
         raise missing_extra("bentoml", "serve")
-    from service.keys import Keys
-    from service.repository import Repository
-    from service.samples import read_samples
+    from service.middleware.api_keys import Keys
+    from service.models.repository import Repository
+    from service.page.samples import read_samples
     from service.settings import Settings
-    from service.tracing import Tracing
+    from service.telemetry.tracing import Tracing
 
     settings = Settings.from_environment({**os.environ, **variables})
     Keys(settings.keys_file, settings.api_keys)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from service.problems import Problem
+from service.errors import Problem
 
 _DAY = 86_400
 

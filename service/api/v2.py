@@ -11,10 +11,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ducat_serve.errors import DucatError
-from service import open_inference
-from service.models import Models, log
-from service.problems import Problem
-from service.served import Served
+from service.api import open_inference
+from service.errors import Problem
+from service.models.registry import Models, log
+from service.models.served import Served
 
 
 def v2_routes(models: Models) -> list[Route]:

@@ -11,7 +11,7 @@ from multipart import (
 )
 from starlette.requests import Request
 
-from service.problems import Problem
+from service.errors import Problem
 
 FIELD = "image"
 _MAX_OTHER_FIELDS = 8

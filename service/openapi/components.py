@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from service.open_inference import JSON_LENGTH
-from service.openapi_schemas import ref, schemas
+from service.api.open_inference import JSON_LENGTH
+from service.openapi.schemas import ref, schemas
 from service.settings import Settings
 
 Json = dict[str, Any]

@@ -27,10 +27,10 @@ from starlette.requests import Request
 
 from ducat_serve.images import ImageError, decode, fit, to_array
 from ducat_serve.spec import ModelSpec
-from service.problems import Problem
+from service.api.forms import FIELD, uploaded_files
+from service.api.small import small_images
+from service.errors import Problem
 from service.settings import Settings
-from service.small import small_images
-from service.uploads import FIELD, uploaded_files
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 NPY = "application/x-npy"

@@ -9,13 +9,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from ducat_serve import __version__
-from service.inputs import NPY
-from service.open_inference import JSON_LENGTH
-from service.openapi_components import ADMIN, KEYS, PROBLEM, TEXT, V2_PROBLEM, components, ok
-from service.openapi_schemas import ref
-from service.samples import KINDS, MAX_SAMPLES
+from service.api.forms import FIELD
+from service.api.images import NPY
+from service.api.open_inference import JSON_LENGTH
+from service.openapi.components import ADMIN, KEYS, PROBLEM, TEXT, V2_PROBLEM, components, ok
+from service.openapi.schemas import ref
+from service.page.samples import KINDS, MAX_SAMPLES
 from service.settings import Settings
-from service.uploads import FIELD
 
 Json = dict[str, Any]
 

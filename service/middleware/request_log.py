@@ -10,9 +10,9 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.metrics import Metrics
-from service.problems import Problem
-from service.tracing import Tracing
+from service.errors import Problem
+from service.telemetry.metrics import Metrics
+from service.telemetry.tracing import Tracing
 
 log = logging.getLogger("ducat_serve.service")
 access_log = logging.getLogger("ducat_serve.access")

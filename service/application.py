@@ -15,17 +15,17 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, Router
 
-from service.answers import model_details
-from service.body_limit import BodyLimit
-from service.door import Door
-from service.inputs import read_images
-from service.models import Models, log
-from service.openapi import document
-from service.page_routes import page_routes
-from service.problems import Problem
+from service.api.images import read_images
+from service.api.responses import model_details
+from service.api.v2 import v2_routes
+from service.errors import Problem
+from service.middleware.auth import Door
+from service.middleware.body_limit import BodyLimit
+from service.middleware.request_log import Watch
+from service.models.registry import Models, log
+from service.openapi.document import document
+from service.page.routes import page_routes
 from service.reloading import reloading_on_sighup
-from service.v2_routes import v2_routes
-from service.watch import Watch
 
 PROBES = ("/livez", "/readyz", "/healthz")
 

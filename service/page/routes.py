@@ -8,11 +8,11 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from service.page_headers import page_headers
-from service.problems import Problem
-from service.samples import read_samples
+from service.errors import Problem
+from service.page.headers import page_headers
+from service.page.samples import read_samples
 
-FOLDER = Path(__file__).parent / "page"
+FOLDER = Path(__file__).parent / "static"
 # Where each file goes in index.html. One document, so that its policy names the hashes of all that it may run.
 _PARTS = {
     "<style></style>": ("<style>\n{}</style>", ("page.css",)),

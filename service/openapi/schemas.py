@@ -13,9 +13,9 @@ from pydantic.json_schema import models_json_schema
 from ducat_serve.images import RESIZE_POLICY
 from ducat_serve.report import NOT_MEASURED
 from ducat_serve.spec import ModelSpec
-from service.open_inference import OUTPUTS
+from service.api.forms import FIELD
+from service.api.open_inference import OUTPUTS
 from service.settings import Settings
-from service.uploads import FIELD
 
 Json = dict[str, Any]
 

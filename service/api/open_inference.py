@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from ducat_serve import __version__
 from ducat_serve.predictor import Predictions
 from ducat_serve.spec import ModelSpec
-from service.problems import Problem
+from service.errors import Problem
 
 _MAX_JSON_PARTS = 64  # lists and objects, besides those of nested data
 JSON_LENGTH = "Inference-Header-Content-Length"

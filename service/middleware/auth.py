@@ -7,9 +7,9 @@ import hmac
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.keys import Keys
-from service.limits import Allowance
-from service.problems import Problem
+from service.errors import Problem
+from service.middleware.api_keys import Keys
+from service.middleware.rate_limit import Allowance
 from service.settings import Settings
 
 FOR_ADMINS = ("/metrics", "/admin/", "/v2/repository/")

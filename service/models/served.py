@@ -9,8 +9,8 @@ import numpy as np
 
 from ducat_serve.errors import VerificationError
 from ducat_serve.predictor import Predictor
-from service.answers import model_summary
-from service.batcher import Batcher
+from service.api.responses import model_summary
+from service.models.batcher import Batcher
 from service.settings import Settings
 
 # Two correct implementations differ by the order of their sums, in proportion to the logits: export's gate for

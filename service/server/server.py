@@ -23,8 +23,8 @@ from circus.sighandler import SysHandler
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ducat_serve.errors import DucatError
-from service.connections import MAX_CONNECTIONS, Connection, Connections
-from service.models import Models, log
+from service.models.registry import Models, log
+from service.server.connections import MAX_CONNECTIONS, Connection, Connections
 
 _OTHER_FILES = 128  # file descriptors that are no connections: libraries, logs, the model
 # BentoML's own is ten: a worker that was killed would be missed for longer than it takes to start.

@@ -15,14 +15,14 @@ from starlette.requests import ClientDisconnect, Request
 
 from ducat_serve.errors import DataError
 from ducat_serve.predictor import Predictions, Predictor
-from service.batcher import Batcher, DeadlineExceeded, Infer, Overloaded
-from service.door import charge
-from service.metrics import Metrics
-from service.problems import Problem
-from service.repository import Repository
-from service.served import Served, load
+from service.errors import Problem
+from service.middleware.auth import charge
+from service.models.batcher import Batcher, DeadlineExceeded, Infer, Overloaded
+from service.models.repository import Repository
+from service.models.served import Served, load
 from service.settings import Settings
-from service.tracing import Tracing
+from service.telemetry.metrics import Metrics
+from service.telemetry.tracing import Tracing
 
 log = logging.getLogger("ducat_serve.service")
 log.setLevel(logging.INFO)

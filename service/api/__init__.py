@@ -1,0 +1,1 @@
+"""How requests become images and predictions, and back."""

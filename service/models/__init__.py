@@ -1,0 +1,1 @@
+"""What is served: loading, swapping and batching. Knows no request."""

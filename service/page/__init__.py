@@ -1,0 +1,1 @@
+"""The page that tries the model in a browser."""

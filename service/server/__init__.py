@@ -1,0 +1,1 @@
+"""Our uvicorn server and its connections."""
