@@ -18,19 +18,19 @@ import torch
 from torch import Tensor
 
 from ducat_serve.checkpoint import checkpoint_path
-from ducat_serve.cli.run_data import load_training_data
 from ducat_serve.deployed import Deployed, load
 from ducat_serve.output import Output
 from ducat_serve.pairs import recover
+from training.attacks.autoattack import autoattack
 from training.attacks.ball import Ball, distance
 from training.attacks.criteria import misclassified, right
-from training.attacks.reference import autoattack
 from training.batches import DeviceSplit, to_pixels
 from training.device import exact_float32
 from training.evaluation.effort import Effort, counted
 from training.evaluation.intervals import wilson
 from training.evaluation.stages import Target, suite
 from training.randomness import stream
+from training.run.dataset import load_training_data
 
 
 def ours(model: Deployed, images: Tensor, labels: Tensor, ball: Ball, batch: int) -> Tensor:

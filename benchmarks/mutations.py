@@ -50,7 +50,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the last image instead of the best",
-        "training/attacks/search.py",
+        "training/attacks/base.py",
         "chosen = index[better]",
         "better = torch.ones_like(better)\n        chosen = index[better]",
     ),

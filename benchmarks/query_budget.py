@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ducat_serve.cli.run_data import load_training_data
 from ducat_serve.deployed import Deployed
 from ducat_serve.output import Output
 from ducat_serve.predictor import Predictor
@@ -28,6 +27,7 @@ from training.attacks.square import square
 from training.batches import DeviceSplit, to_pixels
 from training.evaluation.exported import exported
 from training.randomness import stream
+from training.run.dataset import load_training_data
 
 MARKS = (1, 10, 100, 300, 1000, 3000, 10_000, 30_000)
 BUDGETS = (100, 1000, 5000, 20_000, 100_000)  # images per day

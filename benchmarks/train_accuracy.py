@@ -22,7 +22,7 @@ from training.batches import DeviceSplit
 from training.config import TrainConfig, resolve
 from training.data import load_dataset
 from training.device import fastest_precision
-from training.run_folder import RunFolder
+from training.run.folder import RunFolder
 from training.trainer import Trainer
 from training.validation import validate
 

@@ -30,7 +30,7 @@ from training.config import resolve
 from training.data import Dataset
 from training.data.cache import Split
 from training.device import LAYOUT, fastest_precision
-from training.run_folder import RunFolder
+from training.run.folder import RunFolder
 from training.trainer import Trainer
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -13,15 +13,15 @@ from ducat_serve.errors import UsageError
 from ducat_serve.threat_model import Norm
 from training.attacks import losses
 from training.attacks.apgd import apgd
+from training.attacks.autoattack import autoattack
 from training.attacks.ball import Ball, distance
 from training.attacks.criteria import misclassified, misclassified_unflagged, right
-from training.attacks.reference import autoattack
 from training.attacks.square import square
-from training.attacks.targeted import apgd_targeted
+from training.attacks.targeted_apgd import apgd_targeted
 from training.attacks.transfer import transfer
 from training.attacks.walk import dense_checkpoints
+from training.evaluation.detectors import scores
 from training.evaluation.stages import ATTACKS, SUITES, Target, stage, suite
-from training.evaluation.suspicion import scores
 from training.randomness import stream
 
 WRONG = misclassified("none")

@@ -12,11 +12,11 @@ from PIL import Image
 
 from ducat_serve.checkpoint import read_checkpoint, read_spec, write_checkpoint
 from ducat_serve.cli.main import run
-from ducat_serve.comparison import Candidate, differences, pareto_front
 from ducat_serve.deployed import load
 from ducat_serve.report import RobustnessReport, SanityCheck
 from ducat_serve.spec import ModelSpec
 from export.model_card import model_card
+from training.evaluation.comparison import Candidate, differences, pareto_front
 from training.evaluation.plot import plot_comparison
 
 

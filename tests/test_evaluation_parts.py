@@ -22,7 +22,7 @@ from training.evaluation import evaluate as evaluate_module
 from training.evaluation.effort import Batches, counted
 from training.evaluation.evaluate import Plan, Subject, evaluate
 from training.evaluation.stages import Stage, Target, stage
-from training.evaluation.unfinished import Unfinished
+from training.evaluation.state import Unfinished
 
 THREAT = ThreatModel(norm="linf", eps=0.1)
 

@@ -18,9 +18,9 @@ from ducat_serve.deployed import load
 from ducat_serve.errors import DucatError
 from ducat_serve.pairs import fold_logits, folded_log_posterior, widen_head
 from tests.test_trainer import assert_same_run, rows, run_until, trainer
-from training.attacks.n_fgsm import noisy, step_once
+from training.attacks.inner import noisy, step_once
+from training.overfitting import is_catastrophic, is_spike
 from training.signals import StopSignal
-from training.symptoms import is_catastrophic, is_spike
 from training.trainer import Trainer
 
 EPS = 0.1
@@ -163,8 +163,8 @@ def test_dummies_are_added_to_a_plain_model(plain: Path, tmp_path: Path, mode: s
     from ducat_serve.output import Output
     from training.config import resolve
     from training.data import load_dataset
-    from training.initial_weights import InitialWeights
-    from training.run_folder import RunFolder
+    from training.initial import InitialWeights
+    from training.run.folder import RunFolder
 
     initial = InitialWeights.read(plain)
     config = resolve("digits", {"ducat": mode, "initial_weights": initial.spec.weights_digest})

@@ -7,7 +7,7 @@ import torch
 
 from ducat_serve.errors import UsageError
 from ducat_serve.networks import NETWORKS, create_network
-from training.attacks.fused import FusedTwin
+from training.fused_classifier import FusedTwin
 
 
 @pytest.mark.parametrize("name", list(NETWORKS))

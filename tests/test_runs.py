@@ -17,9 +17,9 @@ from tensorboardX.proto.event_pb2 import Event
 from ducat_serve.checkpoint import read_spec
 from ducat_serve.cli.main import run
 from training.config import resolve
-from training.curves import draw_curves
-from training.run_folder import RunFolder, kept_row
-from training.symptoms import is_overfitting
+from training.overfitting import is_overfitting
+from training.run.curves import draw_curves
+from training.run.folder import RunFolder, kept_row
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_folder_that_cannot_be_written_to(
 
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from training.run_folder import RunFolder\n"
+        "import os, sys; from pathlib import Path; from training.run.folder import RunFolder\n"
         f"with RunFolder(Path({str(tmp_path)!r})).locked(): os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9

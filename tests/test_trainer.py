@@ -24,7 +24,7 @@ from ducat_serve.output import Output
 from training.config import resolve
 from training.data import load_dataset
 from training.objectives import AdversarialTraining
-from training.run_folder import METRICS, RunFolder
+from training.run.folder import METRICS, RunFolder
 from training.signals import StopSignal
 from training.trainer import Trainer
 

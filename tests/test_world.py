@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from ducat_serve.checkpoint import read_checkpoint
-from training.launch import _first_failure
-from training.world import World
+from training.distributed.launch import _first_failure
+from training.distributed.processes import World
 
 _END = "import os; c = {}; os.kill(os.getpid(), -c) if c < 0 else os._exit(c)"
 
@@ -66,10 +66,10 @@ from torch import nn
 from ducat_serve.output import Output
 from training.config import resolve
 from training.data import load_dataset
-from training.run_folder import RunFolder
+from training.run.folder import RunFolder
 import training.trainer as module
 from training.trainer import Trainer
-from training.world import World
+from training.distributed.processes import World
 
 CASES = [("pgd-at", "off", 32), ("pgd-at", "paper", 33), ("trades", "folded", 32), ("consistency", "folded", 33)]
 out = Path(sys.argv[1])

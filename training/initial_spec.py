@@ -10,7 +10,7 @@ import numpy as np
 from ducat_serve.spec import ModelSpec, Normalisation
 from training.config import TrainConfig
 from training.data import Dataset
-from training.initial_weights import InitialWeights
+from training.initial import InitialWeights
 from training.objectives.ducat import FOLDS
 
 

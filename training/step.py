@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from ducat_serve.deployed import Classifier
 from ducat_serve.errors import DucatError
 from training.attacks.ball import Ball
-from training.attacks.fused import FusedTwin
-from training.attacks.n_fgsm import noisy, step_once
+from training.attacks.inner import noisy, step_once
 from training.attacks.pgd import ascend_loss
 from training.batches import TrainingBatches
 from training.config import TrainConfig
 from training.device import LAYOUT
+from training.distributed.processes import World
+from training.fused_classifier import FusedTwin
 from training.objectives import create_objective
 from training.objectives.ducat import Ducat
 from training.objectives.objective import in_float
 from training.randomness import stream
-from training.world import World
 
 _BACKEND = "inductor"
 

@@ -21,16 +21,16 @@ from training.batches import DeviceSplit, TrainingBatches
 from training.config import TrainConfig
 from training.data import Dataset
 from training.device import LAYOUT, exact_float32
+from training.distributed.processes import World
+from training.initial import InitialWeights
 from training.initial_spec import initial_spec
-from training.initial_weights import InitialWeights
-from training.metrics import MetricsLog, make_row
-from training.run_folder import RunFolder, kept_row
+from training.overfitting import OVERFITTING_EPOCHS, is_catastrophic, is_overfitting, is_spike
+from training.run.folder import RunFolder, kept_row
+from training.run.metrics import MetricsLog, make_row
+from training.run.state import RunState, load_state, save_state
 from training.signals import StopSignal
-from training.state import RunState, load_state, save_state
 from training.step import TrainingStep
-from training.symptoms import OVERFITTING_EPOCHS, is_catastrophic, is_overfitting, is_spike
 from training.validation import ValidationResult, validate
-from training.world import World
 
 # Long epochs are saved on the way as well; a state costs a second or two at most.
 _SAVE_EVERY_SECONDS = 600

@@ -17,8 +17,8 @@ from training.attacks.frozen import frozen
 from training.attacks.pgd import ascend_loss, pgd
 from training.batches import DeviceSplit
 from training.config import TrainConfig
+from training.distributed.processes import World
 from training.randomness import stream
-from training.world import World
 
 VALIDATION_BATCH = 128
 

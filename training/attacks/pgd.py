@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ducat_serve.deployed import Deployed
 from training.attacks.ball import Ball
+from training.attacks.base import Best, look
 from training.attacks.criteria import Criterion
 from training.attacks.frozen import frozen
 from training.attacks.losses import cross_entropy
-from training.attacks.search import Best, look
 
 LossFunction = Callable[[Tensor], Tensor]
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ducat_serve.deployed import Deployed
 from training.attacks.ball import Ball
+from training.attacks.base import Best, look
 from training.attacks.criteria import Criterion
 from training.attacks.frozen import frozen
 from training.attacks.losses import margin
-from training.attacks.search import Best, look
 
 _FIRST_SHARE = 0.8  # of the pixels that the first square covers (AutoAttack's setting)
 _HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # of the queries, at which the share halves

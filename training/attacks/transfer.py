@@ -10,10 +10,10 @@ from torch import Tensor
 from ducat_serve.deployed import Deployed
 from training.attacks.apgd import apgd
 from training.attacks.ball import Ball
+from training.attacks.base import Best, look
 from training.attacks.criteria import Criterion, misclassified
 from training.attacks.frozen import frozen
 from training.attacks.losses import cross_entropy, margin
-from training.attacks.search import Best, look
 
 
 def transfer(

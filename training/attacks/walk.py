@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from training.attacks.ball import Ball
-from training.attacks.search import Look
+from training.attacks.base import Look
 
 _MOMENTUM = 0.75  # alpha: the weight of the new step against the last move
 _PROGRESS = 0.75  # rho: the share of steps that must have increased the loss to keep the step size

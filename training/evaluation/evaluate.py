@@ -21,15 +21,15 @@ from training.attacks.ball import Ball, largest_eps
 from training.attacks.criteria import misclassified
 from training.attacks.frozen import frozen
 from training.batches import DeviceSplit, to_pixels
+from training.evaluation.detection import rejection
 from training.evaluation.effort import Batches, counted
 from training.evaluation.examples import Examples
 from training.evaluation.intervals import wilson
 from training.evaluation.legacy import legacy_2c_accuracy
-from training.evaluation.rejection import rejection
 from training.evaluation.runner import Runner
 from training.evaluation.sanity import check_sanity
 from training.evaluation.stages import Stage
-from training.evaluation.unfinished import Unfinished
+from training.evaluation.state import Unfinished
 
 
 @dataclass(frozen=True)

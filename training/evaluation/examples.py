@@ -12,8 +12,8 @@ from ducat_serve.deployed import Deployed
 from ducat_serve.pairs import fold_logits
 from ducat_serve.report import DummyMass
 from training.attacks.criteria import misclassified, right
+from training.evaluation.detectors import Score, scores
 from training.evaluation.runner import Runner
-from training.evaluation.suspicion import Score, scores
 
 ADAPTIVE_EXAMPLES = 500
 

@@ -10,8 +10,8 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from ducat_serve import atomic
-from ducat_serve.comparison import Candidate, differences, pareto_front
 from ducat_serve.threat_model import format_size
+from training.evaluation.comparison import Candidate, differences, pareto_front
 from training.evaluation.intervals import wilson
 
 _COLOURS = ("#1b6ca8", "#c8553d", "#4f7942", "#7b4b94", "#b8860b", "#2a9d8f", "#8d6e63", "#5c6770")

@@ -20,7 +20,7 @@ from training.evaluation.evaluate import Plan, Subject
 from training.evaluation.exported import exported
 from training.evaluation.stages import BLACK_BOX, SUITES, Stage, Target, stage
 from training.evaluation.stages import suite as build_suite
-from training.run_folder import RunFolder
+from training.run.folder import RunFolder
 
 # The same attacks as on the deployed function, so that what differs is only what they know.
 _LEGACY = ("apgd-ce", "apgd-dlr", "targeted", "square-warm")

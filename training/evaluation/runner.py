@@ -11,8 +11,8 @@ from torch import Tensor
 from ducat_serve.deployed import Deployed
 from ducat_serve.output import Output
 from training.attacks.ball import Ball
+from training.attacks.base import Attack
 from training.attacks.criteria import Criterion
-from training.attacks.search import Attack
 from training.batches import DeviceSplit, to_pixels
 from training.evaluation.effort import Batches
 from training.randomness import stream

@@ -16,10 +16,10 @@ from ducat_serve.deployed import Deployed
 from ducat_serve.report import SanityCheck
 from training.attacks.apgd import apgd
 from training.attacks.ball import Ball, largest_eps
+from training.attacks.base import Attack, Best, look
 from training.attacks.criteria import Criterion, misclassified
 from training.attacks.frozen import frozen
 from training.attacks.losses import cross_entropy, margin
-from training.attacks.search import Attack, Best, look
 from training.attacks.square import square
 from training.attacks.transfer import transfer
 from training.evaluation.examples import Examples

@@ -15,13 +15,13 @@ from ducat_serve.errors import UsageError, unknown_name
 from ducat_serve.spec import Fold
 from training.attacks import losses
 from training.attacks.apgd import apgd
-from training.attacks.diversified import diversified_square
+from training.attacks.autoattack import autoattack
+from training.attacks.base import Attack
 from training.attacks.pgd import pgd
-from training.attacks.reference import autoattack
-from training.attacks.search import Attack
 from training.attacks.square import square
-from training.attacks.targeted import apgd_targeted
+from training.attacks.targeted_apgd import apgd_targeted
 from training.attacks.transfer import transfer
+from training.attacks.warm_square import diversified_square
 
 Settings = dict[str, int | float | str]
 

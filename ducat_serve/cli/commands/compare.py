@@ -14,8 +14,8 @@ from ducat_serve.output import Output
 from ducat_serve.report import MASKING, NOT_MEASURED
 
 if TYPE_CHECKING:
-    from ducat_serve.comparison import Candidate
     from ducat_serve.spec import ModelSpec
+    from training.evaluation.comparison import Candidate
 
 
 @click.command("compare")
@@ -38,7 +38,7 @@ def command(models: tuple[Path, ...], out: Path, json: bool) -> None:
     Example:
       ducat compare runs/off runs/paper runs/folded --out results/digits
     """
-    from ducat_serve.comparison import differences, pareto_front, to_json
+    from training.evaluation.comparison import differences, pareto_front, to_json
     from training.evaluation.plot import plot_comparison
 
     output = Output(json)
@@ -68,7 +68,7 @@ def command(models: tuple[Path, ...], out: Path, json: bool) -> None:
 
 
 def _read(models: tuple[Path, ...]) -> list[Candidate]:
-    from ducat_serve.comparison import Candidate
+    from training.evaluation.comparison import Candidate
 
     candidates = []
     for name, given in zip(_names(models), models, strict=True):

@@ -109,13 +109,13 @@ def command(
     """
     from ducat_serve.atomic import write_text
     from ducat_serve.checkpoint import checkpoint_path, read_checkpoint, write_checkpoint
-    from ducat_serve.cli.run_data import load_training_data
     from training.batches import DeviceSplit
     from training.data.cache import content_digest
     from training.device import choose_device, exact_float32
     from training.evaluation.evaluate import evaluate
     from training.evaluation.prepare import prepare
-    from training.evaluation.unfinished import Unfinished
+    from training.evaluation.state import Unfinished
+    from training.run.dataset import load_training_data
 
     output = Output(json)
     path = checkpoint_path(model)

@@ -108,7 +108,7 @@ def _real_images(
 ) -> NDArray[np.uint8] | None:
     """Some val images of the data set that the model was trained on, if they are on this machine."""
     from ducat_serve.checkpoint import read_spec
-    from ducat_serve.cli.run_data import load_training_data
+    from training.run.dataset import load_training_data
 
     spec: ModelSpec = read_spec(checkpoint)
     try:

@@ -50,7 +50,7 @@ def command(folder: Path, json: bool) -> None:
 
 def _describe(path: Path) -> dict[str, Any]:
     from ducat_serve.checkpoint import read_spec
-    from training.run_folder import RunFolder, kept_row
+    from training.run.folder import RunFolder, kept_row
 
     folder = RunFolder(path)
     try:

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from training.config import TrainConfig
     from training.data import Dataset
-    from training.initial_weights import InitialWeights
-    from training.run_folder import RunFolder
+    from training.distributed.processes import World
+    from training.initial import InitialWeights
+    from training.run.folder import RunFolder
     from training.trainer import Trainer
-    from training.world import World
 
 DEFAULT_DATASET = "digits"
 ROBUSTNESS_LOSS = 0.02  # accuracy on val; less is noise
@@ -86,12 +86,12 @@ def command(
       ducat train --resume runs/folded
     """
     from training.device import choose_device
-    from training.run_folder import RunFolder
+    from training.distributed.processes import World, launched, local_device
+    from training.run.folder import RunFolder
     from training.trainer import Trainer
-    from training.world import World, launched, local_device
 
     if devices is not None and devices > 1 and not launched():
-        from training.launch import launch
+        from training.distributed.launch import launch
 
         return launch(devices, ctx.find_root().obj, Output(json))
     output = Output(json)
@@ -144,7 +144,7 @@ def _estimate(trainer: Trainer, output: Output) -> None:
 
 
 def _train(trainer: Trainer, data_dir: Path | None, output: Output, *, resumed: bool) -> None:
-    from training.curves import draw_curves
+    from training.run.curves import draw_curves
     from training.signals import StopSignal
 
     config, dataset, folder, world = trainer.config, trainer.dataset, trainer.folder, trainer.world
@@ -196,7 +196,7 @@ def _conclude(summary: dict[str, Any], folder: RunFolder, output: Output) -> Non
 
 
 def _initial(path: Path | None) -> InitialWeights | None:
-    from training.initial_weights import InitialWeights
+    from training.initial import InitialWeights
 
     return InitialWeights.read(path) if path else None
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from ducat_serve.report import Rejection
 from training.attacks.criteria import misclassified_unflagged
 from training.batches import DeviceSplit
+from training.evaluation.detectors import Score
 from training.evaluation.examples import Examples
 from training.evaluation.runner import Runner
-from training.evaluation.suspicion import Score
 
 FLAGGED = (0.01, 0.05, 0.10)  # of clean val images
 MAX_EXAMPLES = 500

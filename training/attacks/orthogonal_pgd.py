@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ducat_serve.deployed import Deployed
 from training.attacks.ball import Ball
+from training.attacks.base import Best, Look, usable
 from training.attacks.criteria import Criterion
 from training.attacks.frozen import frozen
 from training.attacks.losses import Loss, margin
-from training.attacks.search import Best, Look, usable
 
 
 def orthogonal_pgd(

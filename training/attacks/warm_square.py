@@ -13,10 +13,10 @@ from torch import Tensor
 from ducat_serve.deployed import Deployed
 from training.attacks.apgd import apgd
 from training.attacks.ball import Ball
+from training.attacks.base import Best, look, usable
 from training.attacks.criteria import Criterion
 from training.attacks.frozen import frozen
 from training.attacks.losses import margin, pair_margin
-from training.attacks.search import Best, look, usable
 from training.attacks.square import square
 
 _DIVERSIFYING_STEPS = 2  # of size eps; the paper's setting for white-box attacks

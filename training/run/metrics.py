@@ -7,7 +7,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from training.config import TrainConfig
-from training.run_folder import RunFolder
+from training.run.folder import RunFolder
 from training.validation import ValidationResult
 
 

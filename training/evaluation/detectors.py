@@ -17,10 +17,10 @@ from torch import Tensor
 from ducat_serve.pairs import dummy_mass_log_odds, fold_logits
 from ducat_serve.spec import Fold
 from training.attacks.apgd import apgd
+from training.attacks.base import Attack
 from training.attacks.criteria import Suspicion
 from training.attacks.losses import Loss
-from training.attacks.orthogonal import orthogonal_pgd
-from training.attacks.search import Attack
+from training.attacks.orthogonal_pgd import orthogonal_pgd
 
 _STEPS = 100
 

@@ -24,7 +24,7 @@ def load_training_data(
 ) -> Dataset:
     """The data set of a checkpoint, split as it was for training. Raises DataError as `load_dataset` does."""
     from training.data import load_dataset
-    from training.run_folder import RunFolder
+    from training.run.folder import RunFolder
 
     name = dataset or str(spec.training["recipe"]["dataset"])  # type: ignore[call-overload, index]
     try:

@@ -1,0 +1,1 @@
+"""Several processes: starting them, dealing out batches, reducing what they found."""
