@@ -18,11 +18,11 @@ from typing import NamedTuple
 
 PROJECT = Path(__file__).parent.parent
 TESTS = (
-    "tests/test_attacks.py",
-    "tests/test_apgd.py",
-    "tests/test_losses.py",
-    "tests/test_evaluation_parts.py",
-    "tests/test_evaluation_studies.py",
+    "tests/training/attacks/test_attacks.py",
+    "tests/training/attacks/test_apgd.py",
+    "tests/training/attacks/test_losses.py",
+    "tests/training/evaluation/test_parts.py",
+    "tests/training/evaluation/test_studies.py",
 )
 
 

@@ -19,7 +19,7 @@ from ducat_serve.predictor import Predictor
 from service.application import create_app
 from service.models.registry import Models
 from service.settings import Settings
-from tests.http_client import is_ready, until
+from tests.support.http_client import is_ready, until
 
 PROJECT = Path(__file__).parent.parent
 SHARED_DATA = PROJECT.parent / "shared" / "data"

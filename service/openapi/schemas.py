@@ -1,7 +1,7 @@
 """JSON Schemas of all bodies: those of the models' own descriptions from pydantic, the others as they are written.
 
-Answers list every key as required. tests/test_openapi.py compares them with real answers, keys that are not listed
-included.
+Answers list every key as required. tests/service/test_openapi.py compares them with real answers, keys that are not
+listed included.
 """
 
 from __future__ import annotations

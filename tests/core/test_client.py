@@ -1,0 +1,211 @@
+"""`ducat_serve.Client` and `AsyncClient` against the real application, and against a server with moods."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+
+import ducat_serve
+from ducat_serve.client import AsyncClient, Client, ServerError
+from ducat_serve.errors import DataError, DucatError
+from ducat_serve.predictor import Predictor
+from service.application import create_app
+from tests.service.test_auth import ALICE
+from tests.service.test_service_life import FakeModel
+from tests.support.http_client import DIGITS, GOOD, encode, until
+from tests.support.server_process import free_port
+
+
+@contextmanager
+def serving(predictor: Predictor, **settings: Any) -> Iterator[str]:
+    """The real application behind a real socket."""
+    with serving_model(FakeModel(predictor, **settings)) as url:
+        yield url
+
+
+@contextmanager
+def serving_model(model: FakeModel) -> Iterator[str]:
+    port = free_port()
+    app = create_app(model)
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    until(lambda: server.started)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+Ask = Callable[..., Any]
+
+
+def sync_ask(url: str, method: str, *arguments: Any, **options: Any) -> Any:
+    with Client(url, **options) as client:
+        return getattr(client, method)(*arguments)
+
+
+def async_ask(url: str, method: str, *arguments: Any, **options: Any) -> Any:
+    async def asked() -> Any:
+        async with AsyncClient(url, **options) as client:
+            return await getattr(client, method)(*arguments)
+
+    return asyncio.run(asked())
+
+
+both = pytest.mark.parametrize("ask", [sync_ask, async_ask])
+
+
+@both
+def test_the_models_own_answers(ask: Ask, predictor: Predictor, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encode(DIGITS[0]))
+    with serving(predictor) as url:
+        answers = ask(url, "predict", tmp_path / "a.png", encode(DIGITS[1]))
+        assert answers == ask(url, "predict_array", DIGITS[:2])
+        assert ask(url, "model")["spec"]["weights_digest"] == predictor.spec.weights_digest
+    expected = predictor(DIGITS[:2])
+    assert [answer["class_id"] for answer in answers] == expected.label.tolist()
+    np.testing.assert_allclose([answer["dummy_mass"] for answer in answers], expected.dummy_mass, rtol=1e-5)
+
+
+@both
+def test_refusals_are_errors_with_the_servers_words(ask: Ask, predictor: Predictor, tmp_path: Path) -> None:
+    with serving(predictor, api_keys=f"alice:{ALICE}", daily_budget=2) as url:
+        with pytest.raises(ServerError, match="401 unauthorized"):
+            ask(url, "predict", GOOD)
+        with pytest.raises(ServerError) as caught:
+            ask(url, "predict", b"no image", key=ALICE)
+        assert (caught.value.status, caught.value.code) == (400, "invalid_image")
+        assert len(ask(url, "predict", GOOD, key=ALICE)) == 1
+        started = time.monotonic()
+        with pytest.raises(ServerError, match="budget_spent"):
+            ask(url, "predict", GOOD, key=ALICE)
+        assert time.monotonic() - started < 5, "nobody waits for tomorrow"
+        with pytest.raises(DataError, match="nowhere"):
+            ask(url, "predict", tmp_path / "nowhere.png", key=ALICE)
+
+
+@contextmanager
+def moody(*answers: tuple[int, dict[str, str]]) -> Iterator[tuple[str, list[float]]]:
+    """A server that gives these answers in order; status 0 cuts the connection. The last one stays."""
+    times: list[float] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            status, headers = answers[min(len(times), len(answers) - 1)]
+            times.append(time.monotonic())
+            if status == 0:
+                self.connection.close()
+                return
+            body = {"predictions": [1]} if status == 200 else {"error": {"code": "busy", "message": "Busy"}}
+            content = json.dumps(body).encode()
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(content))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", times
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@both
+def test_retry_after_is_honoured(ask: Ask) -> None:
+    with moody((429, {"Retry-After": "1"}), (503, {}), (200, {})) as (url, times):
+        assert ask(url, "predict", GOOD) == [1]
+    assert len(times) == 3
+    assert times[1] - times[0] >= 1
+    assert times[2] - times[1] >= 0.9, "0.5 s, doubled"
+
+
+@both
+def test_a_lost_connection_is_tried_again(ask: Ask) -> None:
+    with moody((0, {}), (200, {})) as (url, times):
+        assert ask(url, "predict", GOOD) == [1]
+    assert len(times) == 2
+
+
+@both
+@pytest.mark.parametrize(("status", "expected"), [(429, 3), (400, 1), (500, 1), (504, 1)])
+def test_only_what_may_succeed_is_sent_again_and_not_for_ever(ask: Ask, status: int, expected: int) -> None:
+    with moody((status, {"Retry-After": "0"})) as (url, times), pytest.raises(ServerError, match="Busy"):
+        ask(url, "predict", GOOD, retries=2)
+    assert len(times) == expected
+
+
+@both
+def test_a_server_that_is_not_there(ask: Ask) -> None:
+    with pytest.raises(DucatError, match="cannot be reached") as caught:
+        ask(f"http://127.0.0.1:{free_port()}", "model", retries=0)
+    assert "ducat serve" in str(caught.value)
+
+
+def test_both_are_public_and_loaded_when_asked_for() -> None:
+    assert ducat_serve.Client is Client
+    assert ducat_serve.AsyncClient is AsyncClient
+
+
+def test_clients_that_leave_free_their_places_and_are_never_inferred(predictor: Predictor) -> None:
+    model = FakeModel(predictor, max_batch=1, max_queue=100)
+    inferred: list[int] = []
+    infer = model.infer
+    model.infer = lambda images: inferred.append(len(images)) or infer(images)  # type: ignore[func-returns-value, method-assign]
+    model.gate.clear()
+    with serving_model(model) as url:
+        running = threading.Thread(target=sync_ask, args=(url, "predict", GOOD))
+        running.start()
+        assert model.started.wait(30)
+
+        async def leave() -> None:
+            async with AsyncClient(url, retries=0) as client:
+                asks = [asyncio.ensure_future(client.predict(GOOD)) for _ in range(20)]
+                while model.get().batcher.rows < 21:
+                    await asyncio.sleep(0.01)
+                for ask in asks:
+                    ask.cancel()
+                await asyncio.gather(*asks, return_exceptions=True)
+
+        asyncio.run(leave())
+        batcher = model.get().batcher
+        until(lambda: batcher.rows == 1 and model.requests == 1)
+        model.gate.set()
+        running.join()
+        assert len(sync_ask(url, "predict", GOOD)) == 1
+    assert len(inferred) == 3, "the one that ran, at most one that was next, and the one that came after"
+
+
+@both
+def test_a_named_model_is_asked(ask: Ask, predictor: Predictor) -> None:
+    class Two(FakeModel):
+        async def start(self) -> None:
+            await super().start()
+            self.serve("other", {"2": (self.real, self.infer), "3": (self.real, self.infer)})
+
+    with serving_model(Two(predictor)) as url:
+        for named, version in (("2", "2"), (None, "3")):
+            description = ask(url, "model", model="other", version=named)
+            assert (description["name"], description["version"]) == ("other", version)
+        assert len(ask(url, "predict", GOOD, model="other")) == 1
+        with pytest.raises(ServerError, match="model_required"):
+            ask(url, "predict", GOOD)

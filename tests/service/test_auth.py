@@ -1,0 +1,262 @@
+"""API keys, rates and budgets: who may ask, and how much."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+import service.middleware.api_keys as keys_module
+from ducat_serve.cli.main import run
+from ducat_serve.errors import DataError, DucatError, UsageError
+from ducat_serve.images import decode
+from ducat_serve.predictor import Predictor
+from service.application import create_app
+from service.errors import Problem
+from service.middleware.api_keys import Keys
+from service.middleware.rate_limit import Allowance
+from service.page.headers import page_headers
+from tests.service.test_service_life import FakeModel
+from tests.support.http_client import (
+    GOOD,
+    MULTIPART,
+    assert_problem,
+    is_ready,
+    part,
+    predictions,
+    send,
+    until,
+)
+
+ALICE, BOB = "a" * 32, "b" * 32
+DAY = 86_400
+
+
+@contextmanager
+def serving(predictor: Predictor, **settings: Any) -> Iterator[TestClient]:
+    with TestClient(create_app(FakeModel(predictor, **settings)), raise_server_exceptions=False) as client:
+        until(lambda: is_ready(client))
+        yield client
+
+
+def ask(client: TestClient, images: int = 1, **headers: str) -> Any:
+    content = part(GOOD) * images + b"--B--\r\n"
+    return client.post("/v1/predict", content=content, headers={**MULTIPART, **headers})
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def allowance(
+    rate: float | None = None, burst: int = 10, daily: int | None = None
+) -> tuple[Allowance, Clock, Clock]:
+    clock, calendar = Clock(), Clock()
+    calendar.now = 20_000 * DAY + 3600.0  # one o'clock
+    return Allowance(rate, burst, daily, clock, calendar), clock, calendar
+
+
+def test_a_bucket_refills_at_its_rate_up_to_its_burst() -> None:
+    subject, clock, _ = allowance(rate=2, burst=10)
+    subject.charge(10)
+    with pytest.raises(Problem) as caught:
+        subject.charge(3)
+    assert (caught.value.status, caught.value.code, caught.value.retry_after) == (429, "rate_limited", 1.5)
+    clock.now += 1.5
+    subject.charge(3)
+    with pytest.raises(Problem):
+        subject.charge(1)
+    clock.now += 1000
+    subject.charge(10)
+    with pytest.raises(Problem):
+        subject.require(1)
+
+
+def test_what_is_refused_costs_nothing() -> None:
+    subject, clock, _ = allowance(rate=1, burst=10, daily=100)
+    for _ in range(50):
+        with pytest.raises(Problem):
+            subject.charge(11)
+    subject.charge(10)
+    clock.now += 10
+    subject.charge(10)
+
+
+def test_a_budget_is_for_a_day_and_a_clock_that_jumps_gives_no_second_one() -> None:
+    subject, _, calendar = allowance(daily=5)
+    subject.charge(4)
+    with pytest.raises(Problem) as caught:
+        subject.charge(2)
+    assert (caught.value.code, caught.value.retry_after) == ("budget_spent", 23 * 3600)
+    subject.charge(1)
+    calendar.now -= 40 * DAY
+    with pytest.raises(Problem) as caught:
+        subject.charge(1)
+    assert caught.value.retry_after is not None
+    assert 0 < caught.value.retry_after <= DAY
+    calendar.now += 40 * DAY + 22.5 * 3600
+    with pytest.raises(Problem):
+        subject.charge(1)
+    calendar.now += 3600
+    subject.charge(5)
+
+
+def test_no_key_or_a_wrong_one_is_refused_before_the_body_is_read(predictor: Predictor) -> None:
+    with serving(predictor, api_keys=f"alice:{ALICE},bob:{BOB}") as client:
+        for headers in (
+            {},
+            bearer("wrong"),
+            bearer(ALICE[:-1]),
+            {"authorization": f"Basic {ALICE}"},
+            bearer("é"),
+        ):
+            encoded = {name: value.encode("latin-1") for name, value in headers.items()}
+            response = client.post("/v1/predict", content=b"not even a form", headers=encoded)  # type: ignore[arg-type]
+            assert_problem(response, 401, "unauthorized")
+            assert response.headers["www-authenticate"] == "Bearer"
+        for path in ("/v1/model", "/v2/models/model", "/v2/models/model/ready"):
+            assert_problem(client.get(path), 401, "unauthorized")
+            assert client.get(path, headers=bearer(BOB)).status_code == 200
+        assert_problem(client.post("/v2/models/model/infer", json={}), 401, "unauthorized")
+        assert len(predictions(ask(client, **bearer(ALICE)))) == 1
+        assert len(predictions(ask(client, **{"x-api-key": BOB}))) == 1
+        for path in ("/", "/v2", "/v2/health/live", "/v2/health/ready"):
+            assert client.get(path).status_code == 200, "probes and the page need no key"
+
+
+def test_each_key_has_its_own_budget_counted_in_images(predictor: Predictor) -> None:
+    with serving(predictor, api_keys=f"alice:{ALICE},bob:{BOB}", daily_budget=5) as client:
+        assert len(predictions(ask(client, 3, **bearer(ALICE)))) == 3
+        refused = ask(client, 3, **bearer(ALICE))
+        assert_problem(refused, 429, "budget_spent")
+        assert int(refused.headers["retry-after"]) > 0
+        assert len(predictions(ask(client, 2, **bearer(ALICE)))) == 2
+        assert_problem(ask(client, **bearer(ALICE)), 429, "budget_spent")
+        assert client.get("/v1/model", headers=bearer(ALICE)).status_code == 200
+        assert len(predictions(ask(client, 5, **bearer(BOB)))) == 5
+        data = {"inputs": [{"name": "images", "datatype": "UINT8", "shape": [1, 8, 8, 3], "data": [0] * 192}]}
+        response = client.post("/v2/models/model/infer", json=data, headers=bearer(BOB))
+        assert_problem(response, 429, "budget_spent")
+
+
+def test_images_are_charged_before_they_are_decoded(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a budget also bounds the work of decoding; requests without any image cost nothing."""
+    decoded: list[int] = []
+
+    def counted(data: bytes, max_pixels: int) -> Any:
+        decoded.append(len(data))
+        return decode(data, max_pixels)
+
+    monkeypatch.setattr("service.api.images.decode", counted)
+    with serving(predictor, daily_budget=3) as client:
+        assert_problem(client.post("/v1/predict", content=b"--B--", headers=MULTIPART), 400, "missing_image")
+        assert_problem(send(client, GOOD, b"no image"), 400, "invalid_image")
+        assert len(decoded) == 2
+        assert_problem(send(client, GOOD, GOOD), 429, "budget_spent")
+        assert len(decoded) == 2, "what was refused is not decoded"
+        assert len(predictions(send(client, GOOD))) == 1
+        assert_problem(send(client, GOOD), 429, "budget_spent")
+
+
+def test_a_rate_without_keys_is_shared_by_all(predictor: Predictor) -> None:
+    with serving(predictor, rate=0.001, max_images=2) as client:
+        assert len(predictions(ask(client, 2))) == 2
+        refused = ask(client)
+        assert_problem(refused, 429, "rate_limited")
+        assert int(refused.headers["retry-after"]) > 500
+
+
+def test_keys_are_read_again_when_their_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(keys_module, "_LOOK_EVERY_SECONDS", 0)
+    file = tmp_path / "keys"
+    file.write_text(f"# ours\n\nalice:{ALICE}\n")
+    keys = Keys(file, f"fixed:{'f' * 32}")
+    assert (keys.name_of(ALICE), keys.name_of(BOB), keys.name_of("f" * 32)) == ("alice", None, "fixed")
+    file.write_text(f"bob:{BOB}\n")
+    assert (keys.name_of(ALICE), keys.name_of(BOB), keys.name_of("f" * 32)) == (None, "bob", "fixed")
+    with caplog.at_level(logging.ERROR):
+        file.write_text("half a line")
+        assert keys.name_of(BOB) == "bob", "a bad file changes nothing"
+        file.unlink()
+        assert keys.name_of(BOB) == "bob"
+    assert "half a line" not in caplog.text
+    assert "entry 1" in caplog.text
+    replacement = tmp_path / "new"
+    replacement.write_text(f"alice:{ALICE}\n")
+    replacement.replace(file)
+    assert keys.name_of(ALICE) == "alice"
+
+
+@pytest.mark.parametrize(
+    "line", ["nocolon", "name:short", ":" + "k" * 32, "two words:" + "k" * 32, "n:" + "é" * 32]
+)
+def test_a_bad_key_is_named_by_its_place_never_by_its_text(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"alice:{ALICE}\n{line}\n")
+    with pytest.raises(UsageError, match="entry 2") as caught:
+        Keys(file, None)
+    assert line not in str(caught.value)
+
+
+def test_a_missing_file_of_keys_never_means_no_keys(
+    tmp_path: Path, onnx_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(DataError):
+        Keys(tmp_path / "none", None)
+    assert run(["serve", str(onnx_model), "--keys-file", str(tmp_path / "none")]) == 4
+    assert "API keys" in capsys.readouterr().err
+
+
+def test_comparing_keys_takes_no_short_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every known key is compared, as digests of one length, wherever the right one stands."""
+    lengths: list[tuple[int, int]] = []
+    original = keys_module.hmac.compare_digest
+
+    def counted(a: bytes, b: bytes) -> bool:
+        lengths.append((len(a), len(b)))
+        return original(a, b)
+
+    keys = Keys(None, ",".join(f"k{i}:{str(i) * 32}" for i in range(5)))
+    monkeypatch.setattr(keys_module.hmac, "compare_digest", counted)
+    for key in ("0" * 32, "4" * 32, "wrong", ""):
+        lengths.clear()
+        keys.name_of(key)
+        assert lengths == [(32, 32)] * 5
+
+
+def test_the_page_may_load_nothing_but_itself(client: TestClient) -> None:
+    response = client.get("/")
+    policy = response.headers["content-security-policy"]
+    assert policy == page_headers(response.text)["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert policy.count("sha256-") == 2, "one script, one style"
+    assert "http" not in policy
+    for word in ("onclick=", "style=", "javascript:", 'src="', "<link"):
+        assert word not in response.text, "the policy would block it"
+    assert response.headers["x-frame-options"] == "DENY"
+
+
+def test_settings_never_print_keys(onnx_model: Path) -> None:
+    from service.settings import Settings
+
+    assert ALICE not in repr(Settings(model=onnx_model, api_keys=f"alice:{ALICE}"))
+    with pytest.raises(DucatError) as caught:
+        Keys(None, f"alice {ALICE}")
+    assert ALICE not in str(caught.value)

@@ -1,0 +1,126 @@
+"""The ways to send images besides a form: raw body, JSON with base64, .npy."""
+
+from __future__ import annotations
+
+import base64
+import io
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from tests.support.http_client import DIGITS, GOOD, assert_problem, bomb, encode, predictions, send
+
+
+def npy(array: Any, version: tuple[int, int] = (1, 0)) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.asarray(array), version=version)
+    return buffer.getvalue()
+
+
+def post(client: TestClient, content: bytes, kind: str) -> Any:
+    return client.post("/v1/predict", content=content, headers={"content-type": kind})
+
+
+def base64_of(*images: bytes) -> dict[str, Any]:
+    return {"images": [base64.b64encode(image).decode() for image in images]}
+
+
+@pytest.mark.parametrize("kind", ["image/png", "image/jpeg", "IMAGE/PNG; q=1", "application/octet-stream"])
+def test_an_image_as_the_whole_body(client: TestClient, kind: str) -> None:
+    """What it is, is read from the image; the type only says that there is one."""
+    assert predictions(post(client, GOOD, kind)) == predictions(send(client, GOOD))
+
+
+def test_base64_and_npy_are_the_same_prediction(client: TestClient) -> None:
+    images = DIGITS[:3]
+    expected = predictions(send(client, *map(encode, images)))
+    assert predictions(client.post("/v1/predict", json=base64_of(*map(encode, images)))) == expected
+    for version in ((1, 0), (2, 0)):
+        assert predictions(post(client, npy(images, version), "application/x-npy")) == expected
+
+
+def lying_header(shape: str) -> bytes:
+    """A .npy file with a header of our choice and 192 bytes behind it."""
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(192)
+
+
+ONE = np.zeros((1, 8, 8, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "code"),
+    [
+        pytest.param(b"", 400, "invalid_npy", id="empty"),
+        pytest.param(b"\x93NUMPY", 400, "invalid_npy", id="magic alone"),
+        pytest.param(GOOD, 400, "invalid_npy", id="an image"),
+        pytest.param(npy(ONE)[:-1], 400, "invalid_npy", id="cut"),
+        pytest.param(npy(ONE) + b"x", 400, "invalid_npy", id="too long"),
+        pytest.param(npy(ONE.astype(np.float32)), 400, "invalid_shape", id="floats"),
+        pytest.param(npy(ONE[0]), 400, "invalid_shape", id="no batch"),
+        pytest.param(npy(ONE[:0]), 400, "invalid_shape", id="no image"),
+        pytest.param(npy(np.zeros((1, 16, 16, 3), np.uint8)), 400, "invalid_shape", id="another size"),
+        pytest.param(
+            npy(np.asfortranarray(np.zeros((2, 8, 8, 3), np.uint8))), 400, "invalid_shape", id="Fortran"
+        ),
+        pytest.param(npy(np.zeros((101, 8, 8, 3), np.uint8)), 413, "too_many_images", id="101 images"),
+        pytest.param(lying_header("(1, 8, 8, 3)")[:-1], 400, "invalid_npy", id="header by hand, cut"),
+        pytest.param(lying_header("(10**9, 8, 8, 3)"), 400, "invalid_npy", id="expression in the header"),
+        pytest.param(lying_header("(100, 8, 8, 3)"), 400, "invalid_npy", id="shape lies"),
+        pytest.param(lying_header("(-1, 8, 8, 3)"), 400, "invalid_shape", id="negative"),
+        pytest.param(lying_header("(9999999999999, 8, 8, 3)"), 413, "too_many_images", id="huge"),
+        pytest.param(pickle.dumps(ONE), 400, "invalid_npy", id="a pickle"),
+    ],
+)
+def test_bad_npy(client: TestClient, content: bytes, status: int, code: str) -> None:
+    assert_problem(post(client, content, "application/x-npy"), status, code)
+    assert len(predictions(post(client, lying_header("(1, 8, 8, 3)"), "application/x-npy"))) == 1
+
+
+def test_an_array_of_objects_is_never_unpickled(client: TestClient) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return pytest.fail, ("it was unpickled",)
+
+    buffer = io.BytesIO()
+    objects = np.empty((1, 8, 8, 3), object)
+    objects[...] = Bomb()
+    np.lib.format.write_array(buffer, objects, allow_pickle=True)
+    assert_problem(post(client, buffer.getvalue(), "application/x-npy"), 400, "invalid_shape")
+
+
+@pytest.mark.parametrize(
+    ("document", "status", "code"),
+    [
+        pytest.param([], 400, "invalid_request", id="list"),
+        pytest.param({"images": []}, 400, "invalid_request", id="no image"),
+        pytest.param({"images": "abc"}, 400, "invalid_request", id="text"),
+        pytest.param({"images": [1]}, 400, "invalid_request", id="number"),
+        pytest.param({"images": ["http://169.254.169.254/"]}, 400, "invalid_base64", id="URL"),
+        pytest.param({"images": ["é"]}, 400, "invalid_base64", id="not ASCII"),
+        pytest.param({"images": ["AAAA"]}, 400, "invalid_image", id="no image inside"),
+        pytest.param(base64_of(bomb()), 413, "image_too_large", id="bomb"),
+        pytest.param(base64_of(*[GOOD] * 101), 413, "too_many_images", id="101 images"),
+    ],
+)
+def test_bad_json(client: TestClient, document: Any, status: int, code: str) -> None:
+    assert_problem(client.post("/v1/predict", json=document), status, code)
+    assert len(predictions(client.post("/v1/predict", json=base64_of(GOOD)))) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 10, b"\xff\xfe"])
+def test_json_that_is_none(client: TestClient, content: bytes) -> None:
+    assert_problem(post(client, content, "application/json"), 400, "invalid_json")
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a": [' + b"{}, " * 100_000 + b"{}]}"])
+def test_json_of_many_parts_is_refused_before_it_is_parsed(
+    client: TestClient, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("json.loads", lambda *_: pytest.fail("it was parsed"))
+    answer = post(client, content, "application/json")
+    monkeypatch.undo()
+    assert_problem(answer, 400, "invalid_request")

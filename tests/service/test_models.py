@@ -1,0 +1,235 @@
+"""Several models by name and version: who answers, and how they come and go while the server runs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from ducat_serve.errors import DataError, UsageError
+from ducat_serve.predictor import Predictions, Predictor
+from service.models.repository import Repository
+from tests.service.test_auth import bearer
+from tests.service.test_reload import ADMIN, metrics_of, reload, serving
+from tests.support.http_client import DIGITS, GOOD, assert_problem, predictions
+
+
+def place(file: Path, repository: Path, name: str, version: str) -> Path:
+    folder = repository / name / version
+    folder.mkdir(parents=True)
+    return Path(shutil.copy(file, folder / "model.onnx"))
+
+
+@pytest.fixture
+def repository(onnx_model: Path, other_model: Path, tmp_path: Path) -> Path:
+    """paper in versions 2 and 10, plain in version 1; 10 is newer than 2."""
+    place(onnx_model, tmp_path, "paper", "2")
+    place(other_model, tmp_path, "paper", "10")
+    place(other_model, tmp_path, "plain", "1")
+    return tmp_path
+
+
+def ask(client: TestClient, query: str = "") -> Any:
+    return client.post(f"/v1/predict{query}", content=GOOD, headers={"content-type": "image/png"})
+
+
+def ask_v2(client: TestClient, path: str) -> Any:
+    tensor = {
+        "name": "images",
+        "datatype": "UINT8",
+        "shape": [1, 8, 8, 3],
+        "data": DIGITS[0].ravel().tolist(),
+    }
+    return client.post(f"/v2/models/{path}/infer", json={"inputs": [tensor]})
+
+
+def admin(client: TestClient, path: str, **body: Any) -> Any:
+    return client.post(f"/v2/repository/{path}", json=body, headers=bearer(ADMIN))
+
+
+def states(client: TestClient, **body: Any) -> dict[tuple[str, str], str]:
+    answer = admin(client, "index", **body)
+    assert answer.status_code == 200
+    return {(one["name"], one["version"]): one["state"] for one in answer.json()}
+
+
+@pytest.mark.parametrize(
+    ("query", "path", "name", "version"),
+    [
+        ("?model=paper&version=2", "paper/versions/2", "paper", "2"),
+        ("?model=paper&version=10", "paper/versions/10", "paper", "10"),
+        ("?model=paper", "paper", "paper", "10"),
+        ("?model=plain", "plain", "plain", "1"),
+    ],
+)
+def test_the_named_model_answers(repository: Path, query: str, path: str, name: str, version: str) -> None:
+    predictor = Predictor(repository / name / version / "model.onnx")
+    expected = predictor(DIGITS[:1])
+    with serving(repository) as (client, _):
+        answer = ask(client, query)
+        assert predictions(answer) == expected.to_json(predictor.spec.labels, 5)
+        model = answer.json()["model"]
+        assert (model["name"], model["version"]) == (name, version)
+        assert model["weights_digest"] == predictor.spec.weights_digest
+        assert client.get(f"/v1/model{query}").json()["version"] == version
+        v2 = ask_v2(client, path).json()
+        assert (v2["model_name"], v2["model_version"]) == (name, version)
+        np.testing.assert_array_equal(np.float32(v2["outputs"][0]["data"]), expected.logits[0])
+
+
+def test_a_request_that_names_none_of_several_or_an_unknown_one(repository: Path) -> None:
+    with serving(repository) as (client, _):
+        answer = ask(client)
+        assert_problem(answer, 400, "model_required")
+        assert "paper, plain" in answer.text
+        assert_problem(client.get("/v1/model"), 400, "model_required")
+        for query in ("?model=other", "?model=", "?model=paper&version=3", "?model=../paper"):
+            assert_problem(ask(client, query), 404, "unknown_model")
+        for path in ("other", "paper/versions/3"):
+            assert_problem(ask_v2(client, path), 404, "unknown_model")
+            assert_problem(client.get(f"/v2/models/{path}/ready"), 404, "unknown_model")
+        listed = client.get("/v1/models").json()["models"]
+        assert [(m["name"], m["version"]) for m in listed] == [
+            ("paper", "2"),
+            ("paper", "10"),
+            ("plain", "1"),
+        ]
+        assert client.get("/v2/models/paper").json()["versions"] == ["2", "10"]
+
+
+def test_models_come_and_go_while_others_answer(repository: Path, onnx_model: Path) -> None:
+    with serving(repository) as (client, models):
+        place(onnx_model, repository, "late", "1")
+        assert states(client)["late", "1"] == "UNAVAILABLE"
+        assert_problem(ask(client, "?model=late"), 404, "unknown_model")
+        assert admin(client, "models/late/load").status_code == 200
+        assert predictions(ask(client, "?model=late"))
+        assert states(client)["late", "1"] == "READY"
+        assert admin(client, "models/late/unload", parameters={"unload_dependents": False}).status_code == 200
+        assert_problem(ask(client, "?model=late"), 404, "unknown_model")
+        assert ("late", "1") not in states(client, ready=True)
+        assert_problem(admin(client, "models/late/unload"), 404, "unknown_model")
+        assert_problem(admin(client, "models/never/load"), 404, "unknown_model")
+        assert_problem(admin(client, "index", ready="yes"), 400, "invalid_request")
+        for body in (b"[]", b"1", b'{"parameters": []}'):
+            answer = client.post("/v2/repository/models/plain/load", content=body, headers=bearer(ADMIN))
+            assert_problem(answer, 400, "invalid_request")
+        shutil.rmtree(repository / "paper" / "10")
+        assert admin(client, "models/paper/load").status_code == 200
+        assert ask(client, "?model=paper").json()["model"]["version"] == "2"
+        served = {key[3:] for key in metrics_of(client) if key[0] == "ducat_model_info"}
+        assert len(served) == 2 == len(models.all())
+        assert predictions(ask(client, "?model=plain"))
+
+
+def test_no_version_is_swapped_where_one_is_bad(repository: Path, onnx_model: Path) -> None:
+    with serving(repository) as (client, _):
+        before = states(client)
+        shutil.copy(onnx_model, repository / "plain" / "1" / "model.onnx")
+        shutil.copy(onnx_model, repository / "paper" / "10" / "model.onnx")
+        (repository / "paper" / "2" / "model.onnx").write_bytes(b"garbage")
+        old = ask(client, "?model=paper").json()["model"]["weights_digest"]
+        assert_problem(admin(client, "models/paper/load"), 422, "model_refused")
+        assert ask(client, "?model=paper").json()["model"]["weights_digest"] == old
+        # Reading all again takes what is good and names what is not.
+        answer = reload(client)
+        assert_problem(answer, 422, "model_refused")
+        assert "paper" in answer.text
+        assert "plain" not in answer.text
+        assert ask(client, "?model=paper").json()["model"]["weights_digest"] == old
+        new = Predictor(onnx_model).spec.weights_digest
+        assert ask(client, "?model=plain").json()["model"]["weights_digest"] == new
+        assert states(client) == before
+
+
+def test_a_repository_that_went_away_changes_nothing(repository: Path) -> None:
+    with serving(repository) as (client, _):
+        repository.rename(repository.with_name("moved"))
+        assert_problem(reload(client), 422, "model_refused")
+        assert predictions(ask(client, "?model=paper"))
+        assert_problem(admin(client, "index"), 422, "repository_unreadable")
+        assert ("plain", "1") in states(client, ready=True)
+
+
+def test_only_admins_use_the_repository(repository: Path, client: TestClient) -> None:
+    for path in ("index", "models/paper/load", "models/paper/unload"):
+        assert_problem(client.post(f"/v2/repository/{path}"), 404, "not_found")
+    with serving(repository, api_keys=f"alice:{'a' * 32}") as (guarded, _):
+        for path in ("index", "models/paper/load", "models/paper/unload"):
+            for headers in ({}, bearer("a" * 32)):
+                assert_problem(guarded.post(f"/v2/repository/{path}", headers=headers), 401, "unauthorized")
+        assert_problem(ask(guarded, "?model=paper"), 401, "unauthorized")
+        assert_problem(guarded.get("/v1/models"), 401, "unauthorized")
+        assert_problem(
+            admin(guarded, "models/paper/load", parameters={"config": "{}"}), 400, "invalid_parameters"
+        )
+        assert states(guarded)["paper", "2"] == "READY"
+
+
+def test_a_model_that_computes_something_else_here_is_refused(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a broken kernel would: finite, consistent answers that are not the graph's."""
+    with serving(repository) as (client, _):
+        before = predictions(ask(client, "?model=plain"))
+        original, optimised = Predictor.__call__, Predictor.__init__
+
+        def remember(self: Predictor, *args: Any, **options: Any) -> None:
+            optimised(self, *args, **options)
+            self.is_broken = options.get("optimised", True)  # type: ignore[attr-defined]
+
+        def off(self: Predictor, images: Any) -> Predictions:
+            answer = original(self, images)
+            if not self.is_broken:  # type: ignore[attr-defined]
+                return answer
+            logits = answer.logits[:, ::-1]
+            return Predictions(logits, logits.argmax(axis=1), answer.dummy_mass)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Predictor, "__init__", remember)
+            patch.setattr(Predictor, "__call__", off)
+            assert_problem(admin(client, "models/plain/load"), 422, "model_refused")
+        assert predictions(ask(client, "?model=plain")) == before
+
+
+@pytest.mark.parametrize("layout", ["v1", "01", "0", "-1", "1.5", "2.tmp"])
+def test_a_folder_that_is_no_version_is_left_out(
+    onnx_model: Path, tmp_path: Path, layout: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    place(onnx_model, tmp_path, "cats", layout)
+    with pytest.raises(DataError, match="neither"):
+        Repository(tmp_path).find()
+    file = place(onnx_model, tmp_path, "cats", "1")
+    assert Repository(tmp_path).find() == {"cats": {"1": file}}
+    assert f"'{layout}' is no version" in caplog.text
+
+
+def test_nothing_is_ready_where_nothing_is_served(onnx_model: Path) -> None:
+    with serving(onnx_model) as (client, models):
+        assert admin(client, "models/model/unload").status_code == 200
+        assert_problem(client.get("/v2/health/ready"), 503, "not_ready")
+        assert not models.is_ready
+        assert_problem(ask(client), 404, "unknown_model")
+        assert reload(client).status_code == 200
+        assert models.is_ready
+        assert predictions(ask(client))
+
+
+@pytest.mark.parametrize("name", ["my cats", "-cats", "k\u00e4tzchen", "c" * 65])
+def test_a_folder_that_cannot_name_a_model(onnx_model: Path, tmp_path: Path, name: str) -> None:
+    place(onnx_model, tmp_path, name, "1")
+    with pytest.raises(UsageError, match="cannot name a model"):
+        Repository(tmp_path).find()
+
+
+def test_one_file_is_a_model_of_its_own_name(tmp_path: Path) -> None:
+    file = tmp_path / "my cats!.onnx"
+    assert Repository(file).find() == {"my-cats": {"1": file}}
+    with pytest.raises(DataError, match="neither"):
+        Repository(tmp_path).find()
+    (tmp_path / "model.onnx").touch()
+    assert Repository(tmp_path).find() == {"model": {"1": tmp_path / "model.onnx"}}

@@ -1,0 +1,253 @@
+"""A model that loads, blocks or fails: readiness, overload, deadlines, shutting down."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+from bentoml._internal.utils import circus
+from circus.sighandler import SysHandler
+from numpy.typing import NDArray
+from PIL import Image
+from starlette.testclient import TestClient
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from ducat_serve.errors import DucatError, UsageError
+from ducat_serve.images import decode
+from ducat_serve.predictor import Predictions, Predictor
+from service.application import create_app
+from service.models.registry import Models
+from service.server import server as stopping
+from service.settings import Settings
+from tests.support.http_client import (
+    DIGITS,
+    GOOD,
+    WAIT,
+    assert_problem,
+    encode,
+    is_ready,
+    predictions,
+    send,
+    until,
+)
+
+LARGE = encode(Image.new("RGB", (200, 200)))  # too large to be decoded at once
+
+
+class FakeModel(Models):
+    """The real spec around an inference that a test can block (`gate`) or break (`failure`)."""
+
+    def __init__(self, predictor: Predictor, **settings: Any) -> None:
+        super().__init__(Settings(model=Path("model.onnx"), **settings))
+        self.real = predictor
+        self.gate = threading.Event()
+        self.gate.set()
+        self.started = threading.Event()
+        self.failure: Exception | None = None
+
+    async def start(self) -> None:
+        self.serve("model", {"1": (self.real, self.infer)})
+        self.is_loaded = True
+
+    def infer(self, images: NDArray[np.uint8]) -> Predictions:
+        self.started.set()
+        assert self.gate.wait(WAIT)
+        if self.failure is not None:
+            raise self.failure
+        return self.real(images)
+
+
+def serve(model: Models) -> TestClient:
+    return TestClient(create_app(model), raise_server_exceptions=False)
+
+
+def test_before_the_model_is_loaded(onnx_model: Path) -> None:
+    class Loading(Models):
+        async def start(self) -> None:
+            await asyncio.Event().wait()
+
+    with serve(Loading(Settings(model=onnx_model))) as client:
+        for response in (
+            send(client, GOOD),
+            client.get("/v1/model"),
+            client.get("/v2/health/ready"),
+            client.post("/v2/models/model/infer", content=b"{}"),
+        ):
+            assert_problem(response, 503, "not_ready")
+            assert int(response.headers["retry-after"]) >= 1
+        assert client.get("/v2/health/live").status_code == 200
+        assert client.get("/").status_code == 200
+
+
+@pytest.mark.filterwarnings("ignore")  # BentoML's own imports
+def test_readyz_of_bentoml_waits_for_the_model(onnx_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DUCAT_SERVE_MODEL", str(onnx_model))
+    for owner, name in (
+        (uvicorn, "Server"),
+        (circus, "create_standalone_arbiter"),
+        (SysHandler, "handle_int"),
+    ):
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # what the module changes is changed back
+    app = importlib.import_module("service.app")
+    service = app.DucatService.inner()
+    assert not service.__is_ready__()
+    asyncio.run(app._models.start())
+    assert service.__is_ready__()
+    asyncio.run(app._models.stop())
+    with pytest.raises(DucatError, match="another server than ours"):
+        service.check_server()
+
+
+def test_a_uvicorn_without_our_hooks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bound that silently does not hold would be worse than no server."""
+    before = uvicorn.Server
+    monkeypatch.delattr(HttpToolsProtocol, "on_response_complete")
+    with pytest.raises(DucatError, match=r"HttpToolsProtocol\.on_response_complete is gone"):
+        stopping.install(Models(Settings(model=Path("model.onnx"))))
+    assert uvicorn.Server is before
+
+
+@pytest.mark.filterwarnings("ignore")  # BentoML's own imports
+def test_bentoml_puts_none_of_its_layers_around_ours(
+    onnx_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DUCAT_SERVE_MODEL", str(onnx_model))
+    service = importlib.import_module("service.app").DucatService
+    layers = [middleware.cls.__name__ for middleware in service.to_asgi(is_main=True).user_middleware]
+    assert layers == []
+
+
+def test_a_model_that_does_not_load_ends_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    signals: list[int] = []
+    monkeypatch.setattr("os.kill", lambda _pid, number: signals.append(number))
+    with serve(Models(Settings(model=tmp_path / "missing.onnx"))) as client:
+        until(lambda: bool(signals))
+        assert_problem(send(client, GOOD), 503, "not_ready")
+    assert signals == [signal.SIGTERM]
+    assert "missing.onnx" in caplog.text
+
+
+def test_overload(predictor: Predictor) -> None:
+    model = FakeModel(predictor, max_queue=1, max_images=1)
+    model.gate.clear()
+    with serve(model) as client, ThreadPoolExecutor(1) as pool:
+        until(lambda: is_ready(client))
+        first = pool.submit(send, client, GOOD)
+        assert model.started.wait(WAIT)
+        response = send(client, GOOD)
+        model.gate.set()
+        assert_problem(response, 429, "overloaded")
+        assert int(response.headers["retry-after"]) >= 1
+        assert len(predictions(first.result(WAIT))) == 1
+        assert len(predictions(send(client, GOOD))) == 1
+
+
+def test_images_of_all_requests_together_are_bounded_before_they_are_decoded(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, decoded = threading.Event(), []
+
+    def hang(data: bytes, max_pixels: int) -> Image.Image:
+        decoded.append(1)
+        assert gate.wait(WAIT)
+        return decode(data, max_pixels)
+
+    monkeypatch.setattr("service.api.images.decode", hang)
+    model = FakeModel(predictor, max_queue=10, max_images=8)
+    photo = encode(DIGITS[0], "JPEG")
+    with serve(model) as client, ThreadPoolExecutor(1) as pool:
+        until(lambda: is_ready(client))
+        first = pool.submit(send, client, *[photo] * 8)
+        until(lambda: bool(decoded))
+        for _ in range(3):
+            assert_problem(send(client, *[photo] * 3), 429, "overloaded")
+        assert len(decoded) == 1, "nothing of what was refused"
+        gate.set()
+        assert len(predictions(first.result(WAIT))) == 8
+        assert model.images == 0
+        assert len(predictions(send(client, *[photo] * 3))) == 3
+
+
+def test_deadline(predictor: Predictor) -> None:
+    model = FakeModel(predictor, deadline=0.05)
+    model.gate.clear()
+    with serve(model) as client:
+        until(lambda: is_ready(client))
+        response = send(client, GOOD)
+        model.gate.set()
+        assert_problem(response, 504, "deadline_exceeded")
+
+
+def test_deadline_covers_decoding_and_decoding_is_bounded(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decoder that hangs: two images at a time are decoded, everybody else gets 504, none piles up."""
+    gate, running = threading.Event(), []
+    photo = encode(DIGITS[0], "JPEG")  # small PNG files are decoded at once, see service/api/small.py
+
+    def hang(data: bytes, max_pixels: int) -> Image.Image:
+        running.append(1)
+        assert gate.wait(WAIT)
+        return decode(data, max_pixels)
+
+    monkeypatch.setattr("service.api.images.decode", hang)
+    model = FakeModel(predictor, deadline=0.2)
+    with serve(model) as client, ThreadPoolExecutor(8) as pool:
+        until(lambda: is_ready(client))
+        responses = list(pool.map(lambda _: send(client, LARGE), range(8)))
+        for response in responses:
+            assert_problem(response, 504, "deadline_exceeded")
+        assert len(running) == 2
+        assert model.requests == 0
+        gate.set()
+        assert len(predictions(send(client, photo))) == 1
+
+
+def test_settings_that_could_never_serve_a_request_are_refused() -> None:
+    with pytest.raises(UsageError, match="max_queue 5 is less than the 100 images"):
+        Settings.from_environment({"DUCAT_SERVE_MODEL": "m.onnx", "DUCAT_SERVE_MAX_QUEUE": "5"})
+
+
+def test_failing_inference(predictor: Predictor, caplog: pytest.LogCaptureFixture) -> None:
+    model = FakeModel(predictor)
+    with serve(model) as client:
+        until(lambda: is_ready(client))
+        model.failure = RuntimeError("secret /home/me/model.onnx")
+        with caplog.at_level(logging.ERROR):
+            response = send(client, GOOD)
+        assert_problem(response, 500, "internal_error")
+        assert "secret" not in response.text
+        assert "secret /home/me/model.onnx" in caplog.text  # the operator does learn the cause
+        model.failure = None
+        assert len(predictions(send(client, GOOD))) == 1
+
+
+def test_stopping_answers_what_is_queued(predictor: Predictor) -> None:
+    model = FakeModel(predictor)
+    model.gate.clear()
+
+    async def scenario() -> None:
+        app = create_app(model)
+        async with app.router.lifespan_context(app):
+            await asyncio.sleep(0)  # lets the model start
+            request = asyncio.create_task(model.get().batcher.predict(DIGITS[:1], WAIT))
+            assert await asyncio.to_thread(model.started.wait, WAIT)
+            asyncio.get_running_loop().call_later(0.05, model.gate.set)
+        assert request.done()
+        assert request.result().label.shape == (1,)
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        model.gate.set()

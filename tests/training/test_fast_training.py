@@ -1,0 +1,324 @@
+"""N-FGSM and its guard, averaged weights, initial checkpoints, spikes, compiled networks."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ducat_serve.checkpoint import read_checkpoint, read_spec
+from ducat_serve.cli.main import run
+from ducat_serve.deployed import load
+from ducat_serve.errors import DucatError
+from ducat_serve.pairs import fold_logits, folded_log_posterior, widen_head
+from tests.training.test_trainer import assert_same_run, rows, run_until, trainer
+from training.attacks.inner import noisy, step_once
+from training.overfitting import is_catastrophic, is_spike
+from training.signals import StopSignal
+from training.trainer import Trainer
+
+EPS = 0.1
+
+
+def test_n_fgsm_is_the_published_step() -> None:
+    """Uniform noise of 2 eps, one step of eps along the sign, no projection, pixels kept in [0, 1]."""
+    images = torch.rand(200, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    start = noisy(images, EPS, torch.Generator().manual_seed(1))
+    inside = (images > 0.3) & (images < 0.7)  # where no clamp hides what was drawn
+    moved = (start - images)[inside]
+    assert moved.abs().max() <= 2 * EPS + 1e-6
+    assert moved.std().item() == pytest.approx(2 * EPS / 3**0.5, rel=0.05)
+    weight = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(2))
+    after = step_once(lambda x: (x * weight).sum(dim=(1, 2, 3)), start, EPS)
+    torch.testing.assert_close(after, (start + EPS * weight.sign()).clamp(0, 1))
+    assert (after - images).abs().max() > EPS, "not projected"
+    assert after.min() >= 0
+    assert after.max() <= 1
+
+
+def test_one_step_attacks_until_the_dummies_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import training.step as step
+
+    subject = trainer(tmp_path / "run", inner_attack="n-fgsm", attack_steps=3)
+    seen: list[str] = []
+    for name in ("ascend_loss", "step_once"):
+        original = getattr(step, name)
+        monkeypatch.setattr(step, name, lambda *a, n=name, o=original, **k: seen.append(n) or o(*a, **k))
+    subject.run(StopSignal())
+    assert seen == ["step_once"] * 10 + ["ascend_loss"] * 10
+    table = rows(tmp_path / "run")
+    assert [row["val_fgsm_accuracy"] != "" for row in table] == [True, True, False, False]
+
+
+def epochs(*accuracies: tuple[float, float]) -> list[dict[str, Any]]:
+    return [{"val_pgd_accuracy": pgd, "val_fgsm_accuracy": fgsm} for pgd, fgsm in accuracies]
+
+
+@pytest.mark.parametrize(
+    ("history", "expected"),
+    [
+        ([(0.1, 0.2)], False),
+        ([(0.3, 0.4), (0.0, 0.8)], True),
+        ([(0.3, 0.4), (0.14, 0.4)], True),
+        ([(0.3, 0.4), (0.16, 0.8)], False),  # fell, but not by half
+        ([(0.3, 0.4), (0.1, 0.2)], False),  # both fell: a bad epoch, no overfitting to one step
+        ([(0.3, 0.4), (0.35, 0.45), (0.1, 0.44)], False),
+    ],
+)
+def test_what_catastrophic_overfitting_is(history: list[tuple[float, float]], expected: bool) -> None:
+    assert is_catastrophic(epochs(*history)) is expected
+
+
+def test_the_guard_falls_back_to_pgd_says_so_and_survives_resumption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import training.step as step
+    import training.trainer as module
+
+    monkeypatch.setattr(module, "is_catastrophic", lambda rows: len(rows) == 2)
+    changes = {"ducat": "off", "ducat_start": None, "inner_attack": "n-fgsm", "epochs": 4}
+    seen: list[int] = []
+    original = step.ascend_loss
+    monkeypatch.setattr(step, "ascend_loss", lambda *a, **k: seen.append(1) or original(*a, **k))
+    whole = trainer(tmp_path / "whole", **changes)
+    whole.run(StopSignal())
+    assert len(seen) == 2 * 5, "epochs 3 and 4"
+    assert "From epoch 3 on the inner attack is PGD-1" in capsys.readouterr().err
+    run_until(trainer(tmp_path / "run", **changes), 13)
+    second = trainer(tmp_path / "run", **changes)
+    second.resume()
+    assert second.state.fell_back
+    second.run(StopSignal())
+    for name in ("model.safetensors", "last.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+
+
+def test_averaged_weights_are_what_is_kept_and_resume_exactly(tmp_path: Path) -> None:
+    changes = {"ema_decay": 0.9}
+    whole = trainer(tmp_path / "whole", **changes)
+    history: list[Tensor] = []
+    original = whole.train_step
+
+    def recorded(*arguments: Any) -> Tensor:
+        loss = original(*arguments)
+        history.append(whole.classifier.network.state_dict()["fc.weight"].clone())
+        return loss
+
+    whole.train_step = recorded  # type: ignore[method-assign]
+    whole.run(StopSignal())
+    literal = history[0].double()
+    for weights in history[1:]:
+        literal = 0.9 * literal + 0.1 * weights.double()
+    kept = torch.from_numpy(read_checkpoint(tmp_path / "whole" / "last.safetensors")[1]["fc.weight"].copy())
+    torch.testing.assert_close(kept.double(), literal, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(kept, history[-1], atol=1e-4)
+    run_until(trainer(tmp_path / "run", **changes), 8)
+    second = trainer(tmp_path / "run", **changes)
+    second.resume()
+    second.run(StopSignal())
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_every_so_many_epochs_are_kept(tmp_path: Path) -> None:
+    trainer(tmp_path / "run", save_every=2).run(StopSignal())
+    kept = sorted(path.name for path in (tmp_path / "run").glob("epoch-*"))
+    assert kept == ["epoch-002.safetensors", "epoch-004.safetensors"]
+    last = (tmp_path / "run" / "last.safetensors").read_bytes()
+    assert (tmp_path / "run" / "epoch-004.safetensors").read_bytes() == last
+
+
+def test_a_new_dummy_changes_no_decision() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(50, 8, generator=generator, dtype=torch.float64)
+    weight, bias = (torch.randn(*s, generator=generator, dtype=torch.float64) for s in ((5, 8), (5,)))
+    logits = features @ weight.T + bias
+    wide_weight, wide_bias = widen_head(weight, bias)
+    wide = features @ wide_weight.T + wide_bias
+    assert wide.shape == (50, 10)
+    torch.testing.assert_close(fold_logits(wide, "max"), logits, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(folded_log_posterior(wide), logits.log_softmax(dim=1), rtol=1e-12, atol=1e-12)
+
+
+FAST = ["--epochs", "1", "--attack-steps", "1", "--batch-size", "256", "--precision", "float32"]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plain") / "run"
+    assert run(["train", "--dataset", "digits", "--ducat", "off", *FAST, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("mode", ["paper", "folded"])
+def test_dummies_are_added_to_a_plain_model(plain: Path, tmp_path: Path, mode: str) -> None:
+    """Before the first update the new model is the old one; --initial-checkpoint is kept by its digest alone."""
+    import training.trainer as module
+    from ducat_serve.deployed import Deployed
+    from ducat_serve.output import Output
+    from training.config import resolve
+    from training.data import load_dataset
+    from training.initial import InitialWeights
+    from training.run.folder import RunFolder
+
+    initial = InitialWeights.read(plain)
+    config = resolve("digits", {"ducat": mode, "initial_weights": initial.spec.weights_digest})
+    subject = module.Trainer(
+        config, load_dataset("digits"), RunFolder(tmp_path), torch.device("cpu"), Output(), initial=initial
+    )
+    images = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    new = Deployed(subject.classifier, subject.spec.fold).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            new(images).log_softmax(dim=1), load(plain)(images).log_softmax(dim=1), rtol=1e-4, atol=1e-4
+        )
+    folder = tmp_path / "run"
+    arguments = ["train", "--dataset", "digits", "--ducat", mode, "--ducat-start", "1", *FAST]
+    assert run([*arguments, "--initial-checkpoint", str(plain), "--out", str(folder)]) == 0
+    recipe = read_spec(folder / "model.safetensors").training["recipe"]
+    assert recipe["initial_weights"] == initial.spec.weights_digest  # type: ignore[index, call-overload]
+    assert str(plain) not in (folder / "config.json").read_text()
+
+
+def test_a_run_from_a_checkpoint_is_resumed_without_it(plain: Path, tmp_path: Path) -> None:
+    """Stopped in its first step: the state that was saved at the start holds the weights."""
+    moved = tmp_path / "moved"
+    shutil.copytree(plain, moved)
+    arguments = [
+        "train",
+        "--dataset",
+        "digits",
+        "--ducat",
+        "folded",
+        *FAST,
+        "--initial-checkpoint",
+        str(moved),
+    ]
+    assert run([*arguments, "--out", str(tmp_path / "whole")]) == 0
+    original = Trainer.train_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", lambda *_: (_ for _ in ()).throw(RuntimeError("power cut")))
+        assert run([*arguments, "--out", str(tmp_path / "run")]) == 1
+    assert Trainer.train_step is original
+    shutil.rmtree(moved)
+    assert run(["train", "--resume", str(tmp_path / "run")]) == 0
+    for name in ("model.safetensors", "last.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--network", "resnet18"], "other network"),
+        (["--seed", "1"], "--seed 0"),
+        (["--dataset", "cifar10"], "other classes"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(
+    plain: Path, tmp_path: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "cifar10" in arguments:
+        (tmp_path / "cifar10" / "train" / "a").mkdir(parents=True)
+        from PIL import Image
+
+        for split in ("train", "test"):
+            for name in "ab":
+                (tmp_path / "cifar10" / split / name).mkdir(parents=True, exist_ok=True)
+                for number in range(4):
+                    Image.new("RGB", (32, 32)).save(tmp_path / "cifar10" / split / name / f"{number}.png")
+        arguments = [*arguments, "--data-dir", str(tmp_path), "--batch-size", "2"]
+    command = ["train", "--dataset", "digits", *FAST, "--initial-checkpoint", str(plain), *arguments]
+    assert run([*command, "--out", str(tmp_path / "run")]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_dummies_are_not_thrown_away(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        "train",
+        "--dataset",
+        "digits",
+        "--ducat",
+        "off",
+        *FAST,
+        "--initial-checkpoint",
+        str(run_folder),
+    ]
+    assert run([*command, "--out", str(tmp_path / "run")]) == 2
+    assert "has dummy classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("loss", "before", "expected"),
+    [
+        (2.5, [], False),
+        (2.9, [0.1] * 60, False),  # thirty times as much, but no more than guessing costs
+        (29.0, [2.3] * 60, False),
+        (31.0, [2.3] * 60, True),
+        (31.0, [], True),
+        (95.0, [10.0] * 60, False),
+        (101.0, [10.0] * 60, True),
+    ],
+)
+def test_what_a_spike_is(loss: float, before: list[float], expected: bool) -> None:
+    assert is_spike(loss, before, num_logits=20) is expected
+
+
+def test_a_spike_stops_the_run_and_the_state_before_is_kept(tmp_path: Path) -> None:
+    subject = trainer(tmp_path / "run")
+    count, original = iter(range(100)), subject.train_step
+    subject.train_step = lambda *a: original(*a) * (100 if next(count) == 7 else 1)  # type: ignore[method-assign]
+    with pytest.raises(DucatError, match=r"at epoch 2, step 2\. The last good state is kept"):
+        subject.run(StopSignal())
+    fresh = trainer(tmp_path / "run")
+    fresh.resume()
+    assert (fresh.state.epoch, fresh.state.step) == (2, 0)
+
+
+def test_a_signal_in_a_long_attack_saves_at_once(tmp_path: Path) -> None:
+    """One step of this attack takes far more than the 10 s that a preempted machine has."""
+    subject, stop = trainer(tmp_path / "run", attack_steps=100_000), StopSignal()
+    between, calls = subject.step.objective, iter(range(10**9))
+    original = type(between).attack_loss
+
+    def counted(*arguments: Any) -> Tensor:
+        if next(calls) == 5:
+            stop.received = signal.SIGTERM
+        return original(*arguments)
+
+    started = time.monotonic()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(between), "attack_loss", counted)
+        with pytest.raises(DucatError, match="saved at epoch 1, step 0"):
+            subject.run(stop)
+    assert time.monotonic() - started < 10
+    assert all(p.requires_grad for p in subject.classifier.parameters())
+
+
+def test_compiled_and_plain_networks_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced but not compiled, which takes minutes (docs/performance.md): the trace is the same step."""
+    import training.step as step
+
+    monkeypatch.setattr(step, "_BACKEND", "aot_eager")
+    plain_one, compiled = trainer(tmp_path / "a"), trainer(tmp_path / "b", compile=True)
+    losses = []
+    for subject in (plain_one, compiled):
+        subject.classifier.train()
+        order = subject.batches.order(1)
+        losses.append([subject.train_step(order, 1, step).item() for step in range(2)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert compiled.step.updated is not compiled.classifier
+    assert compiled.step.attacked is not compiled.step.twin.model
+
+
+def test_compile_needs_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(DucatError, match=r"needs a C\+\+ compiler"):
+        trainer(tmp_path / "run", compile=True)
