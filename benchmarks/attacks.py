@@ -91,7 +91,7 @@ def main() -> None:
 
     path = checkpoint_path(arguments.model)
     loaded = load(path)
-    model, spec = loaded.module, loaded.spec
+    model, spec = loaded, loaded.spec
     assert isinstance(model, Deployed)
     data = load_training_data(
         path, spec, dataset=None, data_dir=arguments.data_dir, offline=True, output=Output()

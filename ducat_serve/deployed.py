@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from ducat_serve.checkpoint import checkpoint_path, read_checkpoint
 from ducat_serve.errors import VerificationError
 from ducat_serve.networks import create_network
 from ducat_serve.pairs import fold_logits
-from ducat_serve.spec import Fold, ModelSpec, Normalisation
+from ducat_serve.spec import Fold, ModelSpec
 
 
 class Classifier(nn.Module):
@@ -23,9 +23,10 @@ class Classifier(nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(self, network: nn.Module, normalisation: Normalisation) -> None:
+    def __init__(self, network: nn.Module, spec: ModelSpec) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.spec = network, spec
+        normalisation = spec.normalisation
         # Not persistent: these values belong to the ModelSpec, not to the weights.
         for name, values in (("pixel_mean", normalisation.mean), ("pixel_std", normalisation.std)):
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
@@ -37,34 +38,40 @@ class Classifier(nn.Module):
 
 
 class Deployed(nn.Module):
-    """The deployed function: pixels in [0, 1] to C logits through the fold that the ModelSpec names."""
+    """The deployed function: pixels in [0, 1] to C logits through a fold.
 
-    def __init__(self, classifier: Classifier, fold: Fold) -> None:
+    Args:
+        classifier: float images [N, channels, H, W] in [0, 1] to raw logits, [N, 2C] or, for the fold "none", [N, C].
+        fold: how its logits are folded; of a model of ours the fold that its ModelSpec names.
+    """
+
+    def __init__(self, classifier: nn.Module, fold: Fold) -> None:
         super().__init__()
         self.classifier = classifier
         self.fold: Fold = fold
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the checkpoint says about itself. Raises AttributeError for a classifier that is not one of ours."""
+        if not isinstance(self.classifier, Classifier):
+            raise AttributeError(f"{type(self.classifier).__name__} has no ModelSpec")
+        return self.classifier.spec
 
     def forward(self, images: Tensor) -> Tensor:
         """Float images [N, channels, H, W] in [0, 1] to logits [N, C]."""
         return fold_logits(self.classifier(images), self.fold)
 
 
-class LoadedModel(nn.Module):
-    """A module read from a checkpoint, together with its ModelSpec as ``.spec``."""
-
-    def __init__(self, module: nn.Module, spec: ModelSpec) -> None:
-        super().__init__()
-        self.module = module
-        self.spec = spec
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Float images [N, channels, H, W] in [0, 1] to logits: [N, C], or [N, 2C] for ``folded=False``."""
-        logits: Tensor = self.module(images)
-        return logits
+@overload
+def load(path: str | Path, *, folded: Literal[True] = True) -> Deployed: ...
 
 
-def load(path: str | Path, *, folded: bool = True) -> LoadedModel:
-    """Load a checkpoint as a torch module in eval mode, its weights frozen.
+@overload
+def load(path: str | Path, *, folded: Literal[False]) -> Classifier: ...
+
+
+def load(path: str | Path, *, folded: bool = True) -> Deployed | Classifier:
+    """Load a checkpoint as a torch module in eval mode, its weights frozen; its ModelSpec is ``.spec``.
 
     Args:
         path: a `model.safetensors` written by `ducat train`, or the run folder that holds it.
@@ -82,8 +89,8 @@ def load(path: str | Path, *, folded: bool = True) -> LoadedModel:
     spec, tensors = read_checkpoint(checkpoint_path(path))
     classifier = build_classifier(spec)
     load_weights(classifier, tensors, str(path))
-    module: nn.Module = Deployed(classifier, spec.fold) if folded else classifier
-    return LoadedModel(module, spec).eval().requires_grad_(False)
+    model = Deployed(classifier, spec.fold) if folded else classifier
+    return model.eval().requires_grad_(False)
 
 
 def build_classifier(spec: ModelSpec) -> Classifier:
@@ -91,7 +98,7 @@ def build_classifier(spec: ModelSpec) -> Classifier:
     network = create_network(
         spec.network, channels=spec.channels, image_size=spec.image_size, outputs=spec.num_logits
     )
-    return Classifier(network, spec.normalisation)
+    return Classifier(network, spec)
 
 
 def load_weights(classifier: Classifier, tensors: Mapping[str, NDArray[Any]], source: str) -> None:

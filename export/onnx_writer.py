@@ -53,7 +53,7 @@ def export_onnx(
     spec = raw.spec
     if precision != spec.precision:
         spec = spec.model_copy(update={"precision": precision, "robustness": None})
-    graph = DeployGraph(in_precision(raw.module, precision), spec.fold).eval()  # type: ignore[arg-type]
+    graph = DeployGraph(in_precision(raw, precision), spec.fold).eval()
     model = seal(_serialise(graph, spec, file_sha256(checkpoint)))
     with atomic.replacing(target) as temporary:
         temporary.write_bytes(model)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from ducat_serve.deployed import LoadedModel
+from ducat_serve.deployed import Classifier
 from ducat_serve.errors import VerificationError
 from ducat_serve.pairs import dummy_mass, fold_logits, recover
 from ducat_serve.predictor import Predictor
@@ -36,7 +36,7 @@ class ParityReport:
     labels_compared: int
 
 
-def check_parity(onnx_file: Path, raw: LoadedModel, real: Images | None = None) -> ParityReport:
+def check_parity(onnx_file: Path, raw: Classifier, real: Images | None = None) -> ParityReport:
     """Compare an exported file with torch on black, white, random, smooth, real and adversarial images.
 
     Args:
@@ -82,7 +82,7 @@ def check_parity(onnx_file: Path, raw: LoadedModel, real: Images | None = None) 
     return ParityReport(images_checked, real_images, logit_difference, mass_difference, labels_compared)
 
 
-def _probes(raw: LoadedModel, real: Images | None) -> Iterator[tuple[str, Images]]:
+def _probes(raw: Classifier, real: Images | None) -> Iterator[tuple[str, Images]]:
     height, width = raw.spec.image_size
     generator = np.random.default_rng(0)
     for size in BATCH_SIZES:
@@ -108,7 +108,7 @@ def _smooth(generator: np.random.Generator, shape: tuple[int, ...]) -> Images:
     return result
 
 
-def _adversarial(raw: LoadedModel, images: Images) -> Images:
+def _adversarial(raw: Classifier, images: Images) -> Images:
     """One large gradient-sign step away from the predicted label: images near decision boundaries."""
     pixels = _pixels(images).requires_grad_(True)
     logits = fold_logits(raw(pixels), raw.spec.fold)
@@ -120,7 +120,7 @@ def _adversarial(raw: LoadedModel, images: Images) -> Images:
 
 @torch.no_grad()
 def _torch_answer(
-    raw: LoadedModel, images: Images
+    raw: Classifier, images: Images
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
     unfolded = raw(_pixels(images))
     logits = fold_logits(unfolded, raw.spec.fold)

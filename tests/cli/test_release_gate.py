@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ducat_serve.cli.main import run
-from ducat_serve.deployed import Deployed, load
+from ducat_serve.deployed import load
 from ducat_serve.output import Output
 from training.attacks.ball import Ball
 from training.batches import DeviceSplit
@@ -42,11 +42,10 @@ def gap(model: Path, folder: Path) -> float:
         return 100 * (legacy - worst)
     # Without dummies nothing is recovered: the same attack, as a control.
     loaded = load(model)
-    assert isinstance(loaded.module, Deployed)
     data = DeviceSplit.of(load_dataset("digits").test, torch.device("cpu"))
     ball = Ball.of(loaded.spec.threat_model)
     assert (ball.norm, ball.eps) == ("linf", 0.2)
-    runner = Runner(loaded.module, data, ball, 0, Batches(256, Output()), Output())
+    runner = Runner(loaded, data, ball, 0, Batches(256, Output()), Output())
     return 100 * (legacy_2c_accuracy(runner, ("apgd-ce",)) - worst)
 
 

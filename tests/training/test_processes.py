@@ -89,7 +89,7 @@ class Plain(nn.Module):
 
 def build(spec):
     from ducat_serve.deployed import Classifier
-    return Classifier(Plain(spec.num_logits), spec.normalisation).double()
+    return Classifier(Plain(spec.num_logits), spec).double()
 
 
 module.build_classifier = build

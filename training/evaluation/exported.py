@@ -25,4 +25,4 @@ class ExportedClassifier(nn.Module):
 
 def exported(predictor: Predictor) -> Deployed:
     """The deployed function of an ONNX file; its fold is inside the graph, so there is none left to apply."""
-    return Deployed(ExportedClassifier(predictor), "none").eval()  # type: ignore[arg-type]
+    return Deployed(ExportedClassifier(predictor), "none").eval()

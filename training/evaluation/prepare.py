@@ -81,8 +81,7 @@ def prepare(
         legacy_attacks=_LEGACY if thorough else _LEGACY[:1],
         surrogate=surrogate,
     )
-    model = loaded.module.to(device).to(memory_format=LAYOUT)
-    assert isinstance(model, Deployed)
+    model = loaded.to(device).to(memory_format=LAYOUT)
     return Prepared(spec, model, plan, "checkpoint", digest, studies=thorough)
 
 
@@ -105,8 +104,7 @@ def _pre_dummy(
     if (before.spec.labels, before.spec.image_size) != (spec.labels, spec.image_size):
         output.warn(f"no transfer attack: {file} belongs to another model.")
         return None, None
-    module = before.module.to(device).to(memory_format=LAYOUT)
-    assert isinstance(module, Deployed)
+    module = before.to(device).to(memory_format=LAYOUT)
     return module, before.spec.weights_digest
 
 
@@ -142,6 +140,4 @@ def _source(path: Path, checkpoint: Path | None, spec: ModelSpec, output: Output
             raise VerificationError(problem, "name the checkpoint that it was exported from")
         output.warn(f"no transfer attack: {problem}")
         return None
-    module = load(file).module
-    assert isinstance(module, Deployed)
-    return module
+    return load(file)

@@ -14,7 +14,7 @@ from ducat_serve.cli.options import common, device_option
 from ducat_serve.errors import DataError, missing_extra
 from ducat_serve.images import ImageError, decode, fit, to_array
 from ducat_serve.output import Output
-from ducat_serve.predictor import Predictions, Predictor
+from ducat_serve.predictor import Device, Predictions, Predictor
 from ducat_serve.spec import ModelSpec
 
 BATCH_SIZE = 32
@@ -30,7 +30,7 @@ Infer = Callable[[NDArray[np.uint8]], Predictions]
 )
 @device_option
 @common
-def command(model: Path, images: tuple[Path, ...], top_k: int, device: str, json: bool) -> None:
+def command(model: Path, images: tuple[Path, ...], top_k: int, device: Device, json: bool) -> None:
     """Predict IMAGES with MODEL: a model.onnx (torch is not needed) or a model.safetensors.
 
     \b
@@ -54,16 +54,16 @@ def command(model: Path, images: tuple[Path, ...], top_k: int, device: str, json
     output.result({"model": str(model), "predictions": predictions})
 
 
-def _open(model: Path, device: str, output: Output) -> tuple[ModelSpec, Infer]:
+def _open(model: Path, device: Device, output: Output) -> tuple[ModelSpec, Infer]:
     if model.suffix != ".onnx":
         return _open_checkpoint(model, device, output)
-    predictor = Predictor(model, device=device)  # type: ignore[arg-type]
+    predictor = Predictor(model, device=device)
     if predictor.fallback_reason:
         output.say(f"Device: cpu ({predictor.fallback_reason})")
     return predictor.spec, predictor
 
 
-def _open_checkpoint(model: Path, device: str, output: Output) -> tuple[ModelSpec, Infer]:
+def _open_checkpoint(model: Path, device: Device, output: Output) -> tuple[ModelSpec, Infer]:
     try:
         import torch
 
@@ -74,7 +74,7 @@ def _open_checkpoint(model: Path, device: str, output: Output) -> tuple[ModelSpe
         raise missing_extra(error.name or "torch", "train") from error
     raw = load(model, folded=False)
     where = choose_device(device, output)
-    graph = DeployGraph(raw.module, raw.spec.fold).eval().to(where)  # type: ignore[arg-type]
+    graph = DeployGraph(raw, raw.spec.fold).eval().to(where)
 
     @torch.no_grad()
     def infer(images: NDArray[np.uint8]) -> Predictions:

@@ -72,7 +72,7 @@ def oracle(
         distances = gaps / torch.linalg.vector_norm(slopes, dual, dim=2)
         distances.scatter_(1, labels.unsqueeze(1), torch.inf)
     nearest = distances.amin(dim=1)
-    return Deployed(model, "none"), images, labels, nearest, nearest.median().item()  # type: ignore[arg-type]
+    return Deployed(model, "none"), images, labels, nearest, nearest.median().item()
 
 
 def run(
@@ -112,7 +112,7 @@ def test_finds_every_image_nearer_than_eps_and_none_beyond(norm: Norm, name: str
         "pair-margin-0",
         "pair-margin-4",
     ):  # for models with dummies: here ones that never win
-        model = Deployed(WithIdleDummies(model.classifier), "max")  # type: ignore[arg-type]
+        model = Deployed(WithIdleDummies(model.classifier), "max")
     found = run(name, model, images, labels, Ball(norm, eps), classes)
     wrong = model(found).argmax(dim=1) != labels
     clear = (nearest - eps).abs() > 0.01 * eps  # on the sphere itself float32 decides
@@ -137,7 +137,7 @@ def test_l1_finds_every_image_that_spending_greedily_can_fool(name: str) -> None
     spent = room.gather(1, order).cumsum(dim=1).clamp_max(eps)
     spent = spent.diff(dim=1, prepend=torch.zeros(150, 1, dtype=torch.float64))
     reachable = (slope.abs().gather(1, order) * spent).sum(dim=1) - gap
-    found = run(name, Deployed(model, "none"), images, labels, Ball("l1", eps), 2)  # type: ignore[arg-type]
+    found = run(name, Deployed(model, "none"), images, labels, Ball("l1", eps), 2)
     wrong = model(found).argmax(dim=1) != labels
     clear = reachable.abs() > 0.03 * gap
     assert 30 < wrong.sum() < 120
@@ -171,10 +171,10 @@ class SafeSink(nn.Module):
 def test_the_safe_sink_fools_the_raw_attack_and_not_ours() -> None:
     images = torch.full((8, 3, 2, 2), 0.5)
     labels = torch.zeros(8, dtype=torch.long)
-    ball, model = Ball("linf", 0.2), Deployed(SafeSink(), "max")  # type: ignore[arg-type]
+    ball, model = Ball("linf", 0.2), Deployed(SafeSink(), "max")
     assert (model(images).argmax(dim=1) == labels).all()
     unaware = apgd(
-        Deployed(SafeSink(), "none"),  # type: ignore[arg-type]
+        Deployed(SafeSink(), "none"),
         images,
         labels,
         ball,
@@ -198,7 +198,7 @@ def test_every_attack_stays_inside_and_leaves_the_model_alone(norm: Norm, name: 
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 10))
     network.train()
-    model = Deployed(network, "max")  # type: ignore[arg-type]
+    model = Deployed(network, "max")
     statistics = network[1].running_mean.clone()
     images, labels = torch.rand(5, 3, 5, 5), torch.arange(5)
     eps = {"linf": 0.05, "l2": 0.3, "l1": 2.0}[norm]
@@ -226,7 +226,7 @@ def test_square_needs_no_gradient_and_finds_what_it_should() -> None:
             return torch.from_numpy(model(candidates).detach().numpy().copy())  # no graph survives this
 
     found = square(
-        Deployed(ScoresOnly(), "none"),  # type: ignore[arg-type]
+        Deployed(ScoresOnly(), "none"),
         images,
         labels,
         Ball("linf", eps),
@@ -250,7 +250,7 @@ def test_targeted_looks_at_dummies_too() -> None:
             raw[:, 3] = -5 + 0 * level
             return raw + torch.nn.functional.one_hot(torch.tensor(8), 10) * (20 * (level - 0.55)).unsqueeze(1)
 
-    model = Deployed(OnlyDummy(), "max")  # type: ignore[arg-type]
+    model = Deployed(OnlyDummy(), "max")
     images, labels = torch.full((3, 3, 2, 2), 0.5), torch.zeros(3, dtype=torch.long)
     found = apgd_targeted(
         model,
@@ -278,7 +278,7 @@ def test_targeted_looks_at_dummies_below_four_classes_too(classes: int) -> None:
             raw[:, classes + 1] = -20 * (level + 0.1)
             return raw
 
-    model = Deployed(DarkDummy(), "max")  # type: ignore[arg-type]
+    model = Deployed(DarkDummy(), "max")
     images, labels = torch.full((3, 3, 2, 2), 0.5), torch.zeros(3, dtype=torch.long)
     found = run("targeted", model, images, labels, Ball("linf", 0.2), classes)
     assert (model(found).argmax(dim=1) == 1).all()
@@ -295,7 +295,7 @@ def test_suites_fit_the_model() -> None:
     assert "apgd-lse" not in names["lse"]  # there it is apgd-ce
     assert [n for n in names["none"] if "margin" in n] == ["pair-margin-1"]
     assert "transfer" not in names["max"]  # there is no surrogate
-    surrogate = Deployed(nn.Identity(), "max")  # type: ignore[arg-type]
+    surrogate = Deployed(nn.Identity(), "max")
     assert "transfer" in [s.name for s in suite("standard", Target("max", 10, surrogate))]
     assert set(SUITES["quick"]) < set(SUITES["standard"]) < set(SUITES["full"]) == set(ATTACKS)
     assert "needs 4 classes" in str(stage("apgd-dlr", Target("none", 3)).settings["loss"])
@@ -318,7 +318,7 @@ def test_transfer_shows_what_it_found_on_the_surrogate() -> None:
         def forward(self, candidates: torch.Tensor) -> torch.Tensor:
             return (model(candidates) * 1000).round() / 1000
 
-    target = Deployed(Rounded(), "none")  # type: ignore[arg-type]
+    target = Deployed(Rounded(), "none")
     ball = Ball("linf", eps)
     blind = run("apgd-ce", target, images, labels, ball, 2)
     found = transfer(target, images, labels, ball, WRONG, surrogate=model, steps=50, generator=stream(0, "t"))
@@ -335,7 +335,7 @@ def test_a_start_is_where_the_attack_begins() -> None:
             inside = (candidates.flatten(1) > 0.69).all(dim=1).float()
             return torch.stack([1 - 2 * inside, torch.zeros_like(inside)], dim=1) + 0 * candidates.sum()
 
-    model = Deployed(Island(), "none")  # type: ignore[arg-type]
+    model = Deployed(Island(), "none")
     images, labels = torch.full((2, 3, 2, 2), 0.5), torch.zeros(2, dtype=torch.long)
     ball, corner = Ball("linf", 0.2), torch.full((2, 3, 2, 2), 0.6999)
     for start, expected in ((None, False), (corner, True)):
@@ -392,7 +392,7 @@ def test_an_unflagged_criterion_needs_both() -> None:
 def test_autoattack_takes_no_debugger_or_coverage_away() -> None:
     def trace(*_: object) -> None: ...
 
-    model = Deployed(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), "none").eval()  # type: ignore[arg-type]
+    model = Deployed(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), "none").eval()
     images, labels = torch.rand(2, 3, 2, 2), torch.tensor([0, 1])
     before = sys.gettrace()
     try:

@@ -21,7 +21,7 @@ WRONG = misclassified("none")
 
 
 def plain(network: nn.Module) -> Deployed:
-    return Deployed(network, "none")  # type: ignore[arg-type]
+    return Deployed(network, "none")
 
 
 @settings(max_examples=60, deadline=None)

@@ -50,11 +50,11 @@ def test_split() -> DeviceSplit:
 
 def test_a_raw_2c_model_is_refused(checkpoint: Path, test_split: DeviceSplit) -> None:
     with pytest.raises(UsageError, match="10 logits, but this model returns 20"):
-        measure(Deployed(load(checkpoint, folded=False).module, "none").eval(), test_split)
+        measure(Deployed(load(checkpoint, folded=False), "none").eval(), test_split)
 
 
 def test_clean_accuracy_is_what_counting_gives(checkpoint: Path, test_split: DeviceSplit) -> None:
-    model = load(checkpoint).module
+    model = load(checkpoint)
     with torch.no_grad():
         answers = model(test_split.images.float() / 255).argmax(dim=1)
     report = measure(model, test_split)
@@ -67,15 +67,13 @@ def test_clean_accuracy_is_what_counting_gives(checkpoint: Path, test_split: Dev
 
 
 def test_batch_size_does_not_change_clean_accuracy(checkpoint: Path, test_split: DeviceSplit) -> None:
-    accuracies = {
-        measure(load(checkpoint).module, test_split, size).clean_accuracy for size in (7, 100, 1000)
-    }
+    accuracies = {measure(load(checkpoint), test_split, size).clean_accuracy for size in (7, 100, 1000)}
     assert len(accuracies) == 1
 
 
 def test_a_model_in_train_mode_is_refused(checkpoint: Path, test_split: DeviceSplit) -> None:
     """One module is enough; and the attacks themselves leave modes alone (see test_attacks)."""
-    model = load(checkpoint).module
+    model = load(checkpoint)
     next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d)).train()
     with pytest.raises(UsageError, match="train mode"):
         measure(model, test_split)
@@ -91,13 +89,13 @@ def test_a_model_in_train_mode_is_refused(checkpoint: Path, test_split: DeviceSp
 def test_an_eps_that_is_not_in_pixels(
     checkpoint: Path, test_split: DeviceSplit, threat: ThreatModel, word: str
 ) -> None:
-    model = load(checkpoint).module
+    model = load(checkpoint)
     with pytest.raises(UsageError, match=word):
         evaluate(model, test_split, SUBJECT, threat, Plan(()), seed=0, batch_size=9, output=Output())
 
 
 def test_labels_images_and_answers_that_cannot_be(checkpoint: Path, test_split: DeviceSplit) -> None:
-    model = load(checkpoint).module
+    model = load(checkpoint)
     images, labels = test_split.images, test_split.labels
     with pytest.raises(UsageError, match="Labels must be 0 to 9, found 10"):
         measure(model, DeviceSplit(images, labels + 1))
@@ -113,7 +111,7 @@ def test_labels_images_and_answers_that_cannot_be(checkpoint: Path, test_split: 
             return torch.full((len(pixels), 20), torch.nan)
 
     with pytest.raises(VerificationError, match="NaN to 359 clean images"):
-        measure(Deployed(Broken(), "max").eval(), test_split)  # type: ignore[arg-type]
+        measure(Deployed(Broken(), "max").eval(), test_split)
 
 
 def test_wilson_interval_against_published_values() -> None:
@@ -227,7 +225,7 @@ def test_release_gate(evaluated: Path, bar: str, code: int, capsys: pytest.Captu
 
 
 def test_a_model_without_dummies_has_no_dummy_mass(tmp_path: Path) -> None:
-    model = Deployed(nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), "none").eval()  # type: ignore[arg-type]
+    model = Deployed(nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), "none").eval()
     data = DeviceSplit.of(load_dataset("digits").val, torch.device("cpu"))
     report = measure(model, data)
     assert report.dummy_mass is None
@@ -255,7 +253,7 @@ def test_worst_case_is_per_example() -> None:
     images = np.zeros((12, 8, 8, 3), np.uint8) + (labels + 1).astype(np.uint8)[:, None, None, None]
     data = DeviceSplit.of(Split(images, labels), torch.device("cpu"))
     report = evaluate(
-        Deployed(Bright(), "none").eval(),  # type: ignore[arg-type]
+        Deployed(Bright(), "none").eval(),
         data,
         SUBJECT,
         THREAT,

@@ -54,7 +54,7 @@ def stages_for(model: Deployed, *names: str) -> tuple[Stage, ...]:
 def test_a_resumed_evaluation_repeats_no_attack_and_gives_the_same_report(
     checkpoint: Path, few: DeviceSplit, tmp_path: Path
 ) -> None:
-    model = load(checkpoint).module
+    model = load(checkpoint)
     assert isinstance(model, Deployed)
     pgd, ce, square = stages_for(model, "pgd", "apgd-ce", "square")
     whole = measure(model, few, Plan((pgd, ce, square)))
@@ -84,7 +84,7 @@ def test_a_resumed_evaluation_repeats_no_attack_and_gives_the_same_report(
 
 
 def test_what_cannot_be_resumed_is_left_alone(checkpoint: Path, few: DeviceSplit, tmp_path: Path) -> None:
-    model = load(checkpoint).module
+    model = load(checkpoint)
     path = tmp_path / "partial.safetensors"
     plan = Plan(stages_for(model, "pgd"))  # type: ignore[arg-type]
     measure(model, few, plan, unfinished=Unfinished(path, {"seed": 0, "eps": 1}))  # type: ignore[arg-type]
@@ -169,7 +169,7 @@ def test_effort_is_what_was_really_asked() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     with torch.no_grad():
         network[1].bias.copy_(torch.tensor([1e3, 0.0, 0.0]))
-    model = Deployed(network, "none").eval()  # type: ignore[arg-type]
+    model = Deployed(network, "none").eval()
     data = DeviceSplit(torch.full((5, 3, 2, 2), 128, dtype=torch.uint8), torch.zeros(5, dtype=torch.long))
     report = measure(
         model, data, Plan((stage("pgd", Target("none", 3)), stage("square", Target("none", 3))), sanity=False)

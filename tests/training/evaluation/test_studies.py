@@ -66,7 +66,7 @@ class Steps(nn.Module):
 def test_masked_gradients_are_called_out(masked: bool, capsys: pytest.CaptureFixture[str]) -> None:
     grey = torch.full((40, 3, 4, 4), 128, dtype=torch.uint8)
     data = DeviceSplit(grey, torch.zeros(40, dtype=torch.long))
-    model = Deployed(Steps(masked), "none").eval()  # type: ignore[arg-type]
+    model = Deployed(Steps(masked), "none").eval()
     report = measure(model, data, Plan((stage("pgd", Target("none", 2)),)))
     failed = {check.name for check in report.failed_checks}
     assert ("gradient masking suspected" in report.summary()) == masked
@@ -80,7 +80,7 @@ def test_masked_gradients_are_called_out(masked: bool, capsys: pytest.CaptureFix
 def test_few_images_say_nothing_about_masking() -> None:
     grey = torch.full((19, 3, 4, 4), 128, dtype=torch.uint8)
     data = DeviceSplit(grey, torch.zeros(19, dtype=torch.long))
-    model = Deployed(Steps(True), "none").eval()  # type: ignore[arg-type]
+    model = Deployed(Steps(True), "none").eval()
     assert measure(model, data, Plan((stage("pgd", Target("none", 2)),))).sanity == ()
 
 
@@ -97,8 +97,8 @@ def test_one_image_of_slack_is_one_image() -> None:
 def test_transfer_that_beats_white_box_is_called_out() -> None:
     grey = torch.full((40, 3, 4, 4), 128, dtype=torch.uint8)
     data = DeviceSplit(grey, torch.zeros(40, dtype=torch.long))
-    surrogate = Deployed(Steps(False), "none").eval()  # type: ignore[arg-type]
-    model = Deployed(Steps(True), "none").eval()  # type: ignore[arg-type]
+    surrogate = Deployed(Steps(False), "none").eval()
+    model = Deployed(Steps(True), "none").eval()
     report = measure(model, data, Plan((stage("pgd", Target("none", 2)),), surrogate=surrogate))
     check = next(c for c in report.sanity if c.name == "transfer is weaker than white-box")
     assert not check.passed
@@ -126,7 +126,7 @@ def two_roads(count: int) -> tuple[Deployed, DeviceSplit]:
     generator = torch.Generator().manual_seed(0)
     images = torch.full((count, 3, 2, 2), 128, dtype=torch.uint8)
     images[:, 0] += torch.randint(-3, 4, (count, 1, 1), generator=generator).to(torch.uint8)
-    model = Deployed(TwoRoads(), "max").eval()  # type: ignore[arg-type]
+    model = Deployed(TwoRoads(), "max").eval()
     return model, DeviceSplit(images, torch.zeros(count, dtype=torch.long))
 
 
@@ -168,7 +168,7 @@ def test_flagging_keeps_what_an_attack_cannot_hide() -> None:
             return torch.stack([0.06 - (level - 0.5), zero, zero - 9, -4 + 60 * (level - 0.5)], 1)
 
     _, data = two_roads(60)
-    model = Deployed(OneRoad(), "max").eval()  # type: ignore[arg-type]
+    model = Deployed(OneRoad(), "max").eval()
     plan = Plan((stage("pgd", Target("max", 2)),), sanity=False, val=data)
     report = measure(model, data, plan)
     assert report.worst_case_accuracy == 0
@@ -190,7 +190,7 @@ def test_legacy_stops_at_the_labels_own_dummy() -> None:
 
     grey = torch.full((30, 3, 2, 2), 128, dtype=torch.uint8)
     data = DeviceSplit(grey, torch.zeros(30, dtype=torch.long))
-    model = Deployed(Sink(), "max").eval()  # type: ignore[arg-type]
+    model = Deployed(Sink(), "max").eval()
     runner = Runner(model, data, Ball("linf", 0.1), 0, Batches(16, Output()), Output())
     report = measure(model, data, Plan((stage("pair-margin-1", Target("max", 2)),), sanity=False))
     assert report.worst_case_accuracy == 0
@@ -201,7 +201,7 @@ def test_legacy_stops_at_the_labels_own_dummy() -> None:
 def test_without_dummies_legacy_is_the_plain_accuracy_under_attack() -> None:
     grey = torch.full((30, 3, 4, 4), 128, dtype=torch.uint8)
     data = DeviceSplit(grey, torch.zeros(30, dtype=torch.long))
-    model = Deployed(Steps(False), "none").eval()  # type: ignore[arg-type]
+    model = Deployed(Steps(False), "none").eval()
     near = Runner(model, data, Ball("linf", 0.1), 0, Batches(16, Output()), Output())
     far = Runner(model, data, Ball("linf", 0.01), 0, Batches(16, Output()), Output())
     assert legacy_2c_accuracy(near, ("apgd-ce",)) == 0.0
@@ -219,7 +219,7 @@ def test_nan_answers_to_adversarial_images_count_as_wrong_and_lose_no_report() -
             return torch.where((level > 0.51).unsqueeze(1), torch.nan, raw)
 
     data = DeviceSplit(torch.full((24, 3, 2, 2), 128, dtype=torch.uint8), torch.zeros(24, dtype=torch.long))
-    model = Deployed(Fragile(), "max").eval()  # type: ignore[arg-type]
+    model = Deployed(Fragile(), "max").eval()
     report = measure(model, data, Plan((stage("square", Target("max", 2)),), val=data))
     assert report.worst_case_accuracy == 0
     assert report.dummy_mass is None  # nothing that can be counted
@@ -237,7 +237,7 @@ def test_nan_gradients_do_not_push_an_image_out_of_the_ball(norm: str) -> None:
             return torch.stack([1 + level + kink, level], dim=1)
 
     images = torch.full((5, 3, 2, 2), 0.5)
-    model = Deployed(Rooted(), "none").eval()  # type: ignore[arg-type]
+    model = Deployed(Rooted(), "none").eval()
     for name in ("pgd", "apgd-ce", "square-warm"):
         found = stage(name, Target("none", 2)).attack(
             model,
@@ -280,7 +280,7 @@ def test_onnx_runtime_out_of_memory_is_recognised() -> None:
 
 
 def test_a_class_without_images_has_no_accuracy() -> None:
-    model = Deployed(Steps(False), "none").eval()  # type: ignore[arg-type]
+    model = Deployed(Steps(False), "none").eval()
     data = DeviceSplit(torch.full((4, 3, 2, 2), 128, dtype=torch.uint8), torch.zeros(4, dtype=torch.long))
     report = measure(model, data, Plan((stage("pgd", Target("none", 2)),)))
     assert [c.clean_accuracy for c in report.per_class] == [1.0, None]
