@@ -307,7 +307,9 @@ def serving(model: Path) -> Iterator[int]:
     with socket.create_server((HOST, 0)) as probe:
         port = probe.getsockname()[1]
     ducat = Path(sys.executable).with_name("ducat")
-    server = subprocess.Popen([ducat, "serve", model, "--port", str(port)], stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        [ducat, "serve", model, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         while ask(port, Sent("GET", "/readyz", {}, b"").raw()) != 200:
             if server.poll() is not None:
