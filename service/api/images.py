@@ -28,7 +28,6 @@ from starlette.requests import Request
 from ducat_serve.images import ImageError, decode, fit, to_array
 from ducat_serve.spec import ModelSpec
 from service.api.forms import FIELD, uploaded_files
-from service.api.small import small_images
 from service.errors import Problem
 from service.settings import Settings
 
@@ -42,7 +41,7 @@ _MAX_NPY_HEADER = 1000  # bytes; NumPy parses the header as a Python literal
 async def read_images(
     request: Request, spec: ModelSpec, settings: Settings, threads: Executor, take: Callable[[int], None]
 ) -> NDArray[np.uint8]:
-    """Decode every image to the model's size, in ``threads``: so many at a time and no more. Small ones at once.
+    """Decode every image to the model's size, in ``threads``: so many at a time and no more.
 
     ``take`` is told how many there are before any is decoded, and may refuse them.
     Returns uint8 [N, H, W, channels]. Raises Problem for anything that is not 1 to ``max_images`` images.
@@ -71,13 +70,9 @@ async def read_images(
         )
     take(len(files))
     arrays = []
-    small = small_images(files)
     for number, data in enumerate(files):
         try:
-            if number < small:
-                arrays.append(_decode(data, spec, settings.max_pixels))
-            else:
-                arrays.append(await loop.run_in_executor(threads, _decode, data, spec, settings.max_pixels))
+            arrays.append(await loop.run_in_executor(threads, _decode, data, spec, settings.max_pixels))
         except ImageError as error:
             which = f"Image {number + 1}: " if len(files) > 1 else ""
             status = 413 if error.code == "image_too_large" else 400

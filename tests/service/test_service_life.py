@@ -33,14 +33,11 @@ from tests.support.http_client import (
     GOOD,
     WAIT,
     assert_problem,
-    encode,
     is_ready,
     predictions,
     send,
     until,
 )
-
-LARGE = encode(Image.new("RGB", (200, 200)))  # too large to be decoded at once
 
 
 class FakeModel(Models):
@@ -165,18 +162,17 @@ def test_images_of_all_requests_together_are_bounded_before_they_are_decoded(
 
     monkeypatch.setattr("service.api.images.decode", hang)
     model = FakeModel(predictor, max_queue=10, max_images=8)
-    photo = encode(DIGITS[0], "JPEG")
     with serve(model) as client, ThreadPoolExecutor(1) as pool:
         until(lambda: is_ready(client))
-        first = pool.submit(send, client, *[photo] * 8)
+        first = pool.submit(send, client, *[GOOD] * 8)
         until(lambda: bool(decoded))
         for _ in range(3):
-            assert_problem(send(client, *[photo] * 3), 429, "overloaded")
+            assert_problem(send(client, *[GOOD] * 3), 429, "overloaded")
         assert len(decoded) == 1, "nothing of what was refused"
         gate.set()
         assert len(predictions(first.result(WAIT))) == 8
         assert model.images == 0
-        assert len(predictions(send(client, *[photo] * 3))) == 3
+        assert len(predictions(send(client, *[GOOD] * 3))) == 3
 
 
 def test_deadline(predictor: Predictor) -> None:
@@ -194,7 +190,6 @@ def test_deadline_covers_decoding_and_decoding_is_bounded(
 ) -> None:
     """A decoder that hangs: two images at a time are decoded, everybody else gets 504, none piles up."""
     gate, running = threading.Event(), []
-    photo = encode(DIGITS[0], "JPEG")  # small PNG files are decoded at once, see service/api/small.py
 
     def hang(data: bytes, max_pixels: int) -> Image.Image:
         running.append(1)
@@ -205,13 +200,13 @@ def test_deadline_covers_decoding_and_decoding_is_bounded(
     model = FakeModel(predictor, deadline=0.2)
     with serve(model) as client, ThreadPoolExecutor(8) as pool:
         until(lambda: is_ready(client))
-        responses = list(pool.map(lambda _: send(client, LARGE), range(8)))
+        responses = list(pool.map(lambda _: send(client, GOOD), range(8)))
         for response in responses:
             assert_problem(response, 504, "deadline_exceeded")
         assert len(running) == 2
         assert model.requests == 0
         gate.set()
-        assert len(predictions(send(client, photo))) == 1
+        assert len(predictions(send(client, GOOD))) == 1
 
 
 def test_settings_that_could_never_serve_a_request_are_refused() -> None:
