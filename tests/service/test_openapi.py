@@ -25,10 +25,9 @@ from service.application import PROBES, create_app
 from service.openapi.document import document
 from service.settings import Settings
 from tests.conftest import PROJECT
-from tests.service.test_auth import bearer, serving
-from tests.service.test_open_inference import binary, binary_tensor, tensor
-from tests.service.test_service_life import FakeModel
+from tests.support.application import FakeModel, bearer, serve, serving
 from tests.support.http_client import GOOD, WAIT, is_ready, send, until
+from tests.support.request_bodies import binary, binary_tensor, tensor
 from tests.support.server_process import free_port, serve_command, started
 
 KEY, ADMIN = "k" * 32, "a" * 32  # as in schemathesis.toml
@@ -131,7 +130,7 @@ def test_bounds_are_those_of_the_settings() -> None:
 def test_every_status_that_the_service_can_answer_has_a_meaning() -> None:
     """405 and unknown paths belong to no operation."""
     sources = "".join(file.read_text() for file in (PROJECT / "service").rglob("*.py"))
-    raised = set(re.findall(r"Problem\(\s*(\d{3}),", sources)) - {"405"}
+    raised = set(re.findall(r"APIError\(\s*(\d{3}),", sources)) - {"405"}
     assert len(raised) > 6
     described = {status for one in operations(document(FULL)).values() for status in one["responses"]}
     assert described == raised | {"200"}
@@ -208,7 +207,7 @@ def test_limits_are_answered_as_described(predictor: Predictor) -> None:
         assert conforms(client, "POST", "/v1/predict", refused) == 429
         assert refused.headers["retry-after"]
     model = FakeModel(predictor, deadline=0.05)
-    with TestClient(create_app(model), raise_server_exceptions=False) as client:
+    with serve(model) as client:
         until(lambda: is_ready(client))
         model.gate.clear()
         assert conforms(client, "POST", "/v1/predict", send(client, GOOD)) == 504

@@ -19,9 +19,9 @@ from playwright.sync_api import Browser, Page, Request, expect
 from ducat_serve.cli.main import run
 from ducat_serve.images import fit
 from ducat_serve.predictor import Predictor
-from tests.service.test_models import place
 from tests.support.browser import chromium, serving
 from tests.support.http_client import DIGITS, encode, until
+from tests.support.model_repository import place
 from tests.support.server_process import WAIT, Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("page")]

@@ -19,9 +19,8 @@ from starlette.testclient import TestClient
 
 from ducat_serve.errors import DucatError, UsageError
 from ducat_serve.predictor import Predictor
-from service.application import create_app
 from service.telemetry.tracing import Tracing
-from tests.service.test_service_life import FakeModel
+from tests.support.application import FakeModel, serve
 from tests.support.http_client import GOOD, is_ready, predictions, send, until
 from tests.support.server_process import running
 
@@ -46,7 +45,7 @@ def traced(predictor: Predictor, **settings: Any) -> Iterator[tuple[TestClient, 
     spans = Spans()
     model = FakeModel(predictor, **settings)
     model.tracing = spans.tracing
-    with TestClient(create_app(model), raise_server_exceptions=False) as client:
+    with serve(model) as client:
         until(lambda: is_ready(client))
         yield client, model, spans
 

@@ -12,8 +12,8 @@ from typing import Any
 import schemathesis
 from hypothesis import strategies as st
 
-from tests.service.test_images import npy
 from tests.support.http_client import DIGITS, encode
+from tests.support.request_bodies import npy
 
 HEADER = "Inference-Header-Content-Length"
 IMAGES = [encode(image, kind) for image in DIGITS[:2] for kind in ("PNG", "JPEG", "WEBP", "BMP")]
