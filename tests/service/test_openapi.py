@@ -21,8 +21,12 @@ from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
 from ducat_serve.predictor import Predictor
+from service.api.forms import FIELD
+from service.api.images import NPY
+from service.api.open_inference import JSON_LENGTH, OUTPUTS
 from service.application import PROBES, create_app
 from service.openapi.document import document
+from service.page.samples import KINDS
 from service.settings import Settings
 from tests.conftest import PROJECT
 from tests.support.application import FakeModel, bearer, serve, serving
@@ -125,6 +129,28 @@ def test_bounds_are_those_of_the_settings() -> None:
     assert components["schemas"]["Prediction"]["properties"]["top_k"]["maxItems"] == 3
     assert "1234 bytes, 7 images" in components["responses"]["Problem413"]["description"]
     assert "2.5 s" in components["responses"]["Problem504"]["description"]
+
+
+def test_names_are_those_of_the_code() -> None:
+    described = document(FULL)
+    assert "${" not in json.dumps(described)
+    schemas, paths = described["components"]["schemas"], described["paths"]
+    samples = paths["/samples/{name}"]["get"]["responses"]["200"]
+    assert set(samples["content"]) == set(KINDS.values())
+    sent = paths["/v1/predict"]["post"]["requestBody"]["content"]
+    assert NPY in sent
+    assert list(sent["multipart/form-data"]["encoding"]) == schemas["ImageForm"]["required"] == [FIELD]
+    assert described["components"]["parameters"]["JsonLength"]["name"] == JSON_LENGTH
+    output = schemas["OutputTensor"]["properties"]
+    assert output["name"]["enum"] == list(OUTPUTS)
+    assert set(output["datatype"]["enum"]) == set(OUTPUTS.values())
+
+
+def test_a_model_is_an_example_where_it_is_known() -> None:
+    name = document(PLAIN)["components"]["parameters"]["ModelName"]
+    assert name["example"] == "model"
+    of_a_folder = document(Settings(model=Path("models")))["components"]["parameters"]["ModelName"]
+    assert of_a_folder == {key: value for key, value in name.items() if key != "example"}
 
 
 def test_every_status_that_the_service_can_answer_has_a_meaning() -> None:
