@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import logging
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,9 @@ from tests.support.http_client import (
 DAY = 86_400
 
 
-def ask(client: TestClient, images: int = 1, **headers: str) -> Any:
+def ask(client: TestClient, headers: dict[str, str] | None = None, images: int = 1) -> Any:
     content = part(GOOD) * images + b"--B--\r\n"
-    return client.post("/v1/predict", content=content, headers={**MULTIPART, **headers})
+    return client.post("/v1/predict", content=content, headers={**MULTIPART, **(headers or {})})
 
 
 class Clock:
@@ -103,30 +104,30 @@ def test_no_key_or_a_wrong_one_is_refused_before_the_body_is_read(predictor: Pre
             {"authorization": f"Basic {ALICE}"},
             bearer("é"),
         ):
-            encoded = {name: value.encode("latin-1") for name, value in headers.items()}
-            response = client.post("/v1/predict", content=b"not even a form", headers=encoded)  # type: ignore[arg-type]
+            encoded: Any = {name: value.encode("latin-1") for name, value in headers.items()}
+            response = client.post("/v1/predict", content=b"not even a form", headers=encoded)
             assert_error(response, 401, "unauthorized")
             assert response.headers["www-authenticate"] == "Bearer"
         for path in ("/v1/model", "/v2/models/model", "/v2/models/model/ready"):
             assert_error(client.get(path), 401, "unauthorized")
             assert client.get(path, headers=bearer(BOB)).status_code == 200
         assert_error(client.post("/v2/models/model/infer", json={}), 401, "unauthorized")
-        assert len(predictions(ask(client, **bearer(ALICE)))) == 1
-        assert len(predictions(ask(client, **{"x-api-key": BOB}))) == 1
+        assert len(predictions(ask(client, bearer(ALICE)))) == 1
+        assert len(predictions(ask(client, {"x-api-key": BOB}))) == 1
         for path in ("/", "/v2", "/v2/health/live", "/v2/health/ready"):
             assert client.get(path).status_code == 200, "probes and the page need no key"
 
 
 def test_each_key_has_its_own_budget_counted_in_images(predictor: Predictor) -> None:
     with serving(predictor, api_keys=f"alice:{ALICE},bob:{BOB}", daily_budget=5) as client:
-        assert len(predictions(ask(client, 3, **bearer(ALICE)))) == 3
-        refused = ask(client, 3, **bearer(ALICE))
+        assert len(predictions(ask(client, bearer(ALICE), 3))) == 3
+        refused = ask(client, bearer(ALICE), 3)
         assert_error(refused, 429, "budget_spent")
         assert int(refused.headers["retry-after"]) > 0
-        assert len(predictions(ask(client, 2, **bearer(ALICE)))) == 2
-        assert_error(ask(client, **bearer(ALICE)), 429, "budget_spent")
+        assert len(predictions(ask(client, bearer(ALICE), 2))) == 2
+        assert_error(ask(client, bearer(ALICE)), 429, "budget_spent")
         assert client.get("/v1/model", headers=bearer(ALICE)).status_code == 200
-        assert len(predictions(ask(client, 5, **bearer(BOB)))) == 5
+        assert len(predictions(ask(client, bearer(BOB), 5))) == 5
         data = {"inputs": [{"name": "images", "datatype": "UINT8", "shape": [1, 8, 8, 3], "data": [0] * 192}]}
         response = client.post("/v2/models/model/infer", json=data, headers=bearer(BOB))
         assert_error(response, 429, "budget_spent")
@@ -155,7 +156,7 @@ def test_images_are_charged_before_they_are_decoded(
 
 def test_a_rate_without_keys_is_shared_by_all(predictor: Predictor) -> None:
     with serving(predictor, rate=0.001, max_images=2) as client:
-        assert len(predictions(ask(client, 2))) == 2
+        assert len(predictions(ask(client, images=2))) == 2
         refused = ask(client)
         assert_error(refused, 429, "rate_limited")
         assert int(refused.headers["retry-after"]) > 500
@@ -207,14 +208,14 @@ def test_a_missing_file_of_keys_never_means_no_keys(
 def test_comparing_keys_takes_no_short_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every known key is compared, as digests of one length, wherever the right one stands."""
     lengths: list[tuple[int, int]] = []
-    original = keys_module.hmac.compare_digest
+    original = hmac.compare_digest
 
     def counted(a: bytes, b: bytes) -> bool:
         lengths.append((len(a), len(b)))
         return original(a, b)
 
     keys = Keys(None, ",".join(f"k{i}:{str(i) * 32}" for i in range(5)))
-    monkeypatch.setattr(keys_module.hmac, "compare_digest", counted)
+    monkeypatch.setattr(hmac, "compare_digest", counted)
     for key in ("0" * 32, "4" * 32, "wrong", ""):
         lengths.clear()
         keys.name_of(key)
