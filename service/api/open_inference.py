@@ -35,7 +35,7 @@ class InferRequest:
 
 
 def server_metadata() -> dict[str, Any]:
-    """Answer of `GET /v2`."""
+    """Response of `GET /v2`."""
     return {
         "name": "ducat-serve",
         "version": __version__,
@@ -44,7 +44,7 @@ def server_metadata() -> dict[str, Any]:
 
 
 def model_metadata(name: str, versions: list[str], spec: ModelSpec) -> dict[str, Any]:
-    """Answer of `GET /v2/models/NAME`."""
+    """Response of `GET /v2/models/NAME`."""
     height, width = spec.image_size
     shapes = {"logits": [-1, spec.num_classes], "label": [-1], "dummy_mass": [-1]}
     return {
@@ -79,7 +79,7 @@ def read_request(body: bytes, json_length: str | None, spec: ModelSpec, max_imag
 
 
 def write_response(name: str, version: str, asked: InferRequest, predictions: Predictions) -> Response:
-    """Answer of `POST /v2/models/NAME/infer`: JSON, or JSON and bytes where a binary output was asked for."""
+    """Response of `POST /v2/models/NAME/infer`: JSON, or JSON and bytes where a binary output was asked for."""
     tensors, parts = [], []
     for output, is_binary in asked.outputs.items():
         array = getattr(predictions, output)
@@ -94,12 +94,12 @@ def write_response(name: str, version: str, asked: InferRequest, predictions: Pr
         else:
             tensor["data"] = array.reshape(-1).tolist()
         tensors.append(tensor)
-    answer: dict[str, Any] = {"model_name": name, "model_version": version, "outputs": tensors}
+    body: dict[str, Any] = {"model_name": name, "model_version": version, "outputs": tensors}
     if asked.id is not None:
-        answer["id"] = asked.id
+        body["id"] = asked.id
     if not parts:
-        return JSONResponse(answer)
-    header = json.dumps(answer).encode()
+        return JSONResponse(body)
+    header = json.dumps(body).encode()
     return Response(
         b"".join([header, *parts]),
         media_type="application/octet-stream",

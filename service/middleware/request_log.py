@@ -29,9 +29,9 @@ _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 class RequestLog:
-    """Puts `X-Request-Id` (the client's own if it is harmless) on every answer and counts it.
+    """Puts `X-Request-Id` (the client's own if it is harmless) on every response and counts it.
 
-    Answers of 400 and above are logged, all of them with ``log_all``.
+    Responses of 400 and above are logged, all of them with ``log_all``.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None, log_all: bool) -> None:
@@ -64,7 +64,7 @@ class RequestLog:
         except Exception as error:
             log.error("%s %s failed", scope["method"], scope["path"][:200], exc_info=error)
             if status:
-                raise  # the answer has begun; cutting the connection is all that is left
+                raise  # the response has begun; cutting the connection is all that is left
             failure = APIError(500, "internal_error", "The server failed to answer; the cause is in its log.")
             await failure.response(scope)(scope, receive, marked)
         finally:
