@@ -47,7 +47,7 @@ class _Piece:
     """Rows of one request that go through inference together."""
 
     images: Images
-    answer: asyncio.Future[Predictions]
+    result: asyncio.Future[Predictions]
     since: float  # `time.perf_counter`, as are all times here
     deadline: float
     batched: tuple[float, float, int] | None = None  # when its batch started and ended, and that batch's rows
@@ -112,7 +112,7 @@ class Batcher:
 
         Raises:
             Overloaded: as `require_room` does; nothing was done.
-            DeadlineExceeded: no answer within ``deadline`` seconds; the place in the queue is free again.
+            DeadlineExceeded: no result within ``deadline`` seconds; the place in the queue is free again.
             Exception: what ``infer`` raised for these images (for them alone, not for their neighbours).
         """
         self.require_room(len(images), deadline)
@@ -124,26 +124,26 @@ class Batcher:
         ]
         for piece in pieces:
             self._rows += len(piece.images)
-            piece.answer.add_done_callback(functools.partial(self._release, len(piece.images)))
+            piece.result.add_done_callback(functools.partial(self._release, len(piece.images)))
             self._waiting.append(piece)
         if self._running is None:
             self._running = asyncio.create_task(self._drain())
         try:
             async with asyncio.timeout(deadline):
-                answers = [await piece.answer for piece in pieces]
+                results = [await piece.result for piece in pieces]
         except TimeoutError:
             raise DeadlineExceeded from None
         finally:
             for piece in pieces:
-                # Where there is no answer yet the client has gone, and its rows go too. Looking at the others keeps
+                # Where there is no result yet the client has gone, and its rows go too. Looking at the others keeps
                 # asyncio from logging an error that another piece of this request has already raised.
-                if not piece.answer.cancel() and not piece.answer.cancelled():
-                    piece.answer.exception()
+                if not piece.result.cancel() and not piece.result.cancelled():
+                    piece.result.exception()
             if self._trace is not None:
                 for piece in pieces:
                     if piece.batched is not None:
                         self._trace(piece.since, *piece.batched)
-        return answers[0] if len(answers) == 1 else _join(answers)
+        return results[0] if len(results) == 1 else _join(results)
 
     async def close(self) -> None:
         """Answer what is queued, then stop the inference thread."""
@@ -166,8 +166,8 @@ class Batcher:
         """Batch after batch in the inference thread, which never waits for a busy event loop in between."""
         while batch := self._next_batch(loop):
             started = time.perf_counter()
-            answers = self._answers(batch)
-            loop.call_soon_threadsafe(self._deliver, batch, answers, started, time.perf_counter() - started)
+            results = self._infer_batch(batch)
+            loop.call_soon_threadsafe(self._deliver, batch, results, started, time.perf_counter() - started)
 
     def _next_batch(self, loop: asyncio.AbstractEventLoop) -> list[_Piece]:
         """The first pieces that will be done in time; where none will, those that may be: an estimate can be wrong."""
@@ -177,7 +177,7 @@ class Batcher:
         rows = 0
         while self._waiting:
             piece = self._waiting[0]
-            if piece.answer.done() or piece.deadline <= now:  # nobody waits for it any more
+            if piece.result.done() or piece.deadline <= now:  # nobody waits for it any more
                 pass
             elif piece.deadline < now + self._seconds_per_batch:
                 late.append(piece)
@@ -196,43 +196,43 @@ class Batcher:
             loop.call_soon_threadsafe(_expire, piece)
         return batch
 
-    def _answers(self, batch: list[_Piece]) -> list[Predictions | Exception]:
+    def _infer_batch(self, batch: list[_Piece]) -> list[Predictions | Exception]:
         try:
             parts = [piece.images for piece in batch]
-            answer = self._infer(parts[0] if len(parts) == 1 else np.concatenate(parts))
+            predictions = self._infer(parts[0] if len(parts) == 1 else np.concatenate(parts))
         except Exception as error:
             if len(batch) == 1:
                 return [error]
             # Something in this batch is bad; only its own request should suffer.
-            return [self._answers([piece])[0] for piece in batch]
+            return [self._infer_batch([piece])[0] for piece in batch]
         ends = np.cumsum([len(piece.images) for piece in batch]).tolist()
-        return [answer.rows(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+        return [predictions.rows(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
     def _deliver(
-        self, batch: list[_Piece], answers: list[Predictions | Exception], started: float, seconds: float
+        self, batch: list[_Piece], results: list[Predictions | Exception], started: float, seconds: float
     ) -> None:
         rows = sum(len(piece.images) for piece in batch)
-        for piece, answer in zip(batch, answers, strict=True):
+        for piece, result in zip(batch, results, strict=True):
             piece.batched = (started, started + seconds, rows)
-            if piece.answer.done():  # its client has gone
+            if piece.result.done():  # its client has gone
                 continue
-            if isinstance(answer, Exception):
-                piece.answer.set_exception(answer)
+            if isinstance(result, Exception):
+                piece.result.set_exception(result)
             else:
-                piece.answer.set_result(answer)
+                piece.result.set_result(result)
         self._observe(rows, [started - piece.since for piece in batch], seconds)
         before = self._seconds_per_batch
         self._seconds_per_batch = before + 0.2 * (seconds - before) if before else seconds
 
 
 def _expire(piece: _Piece) -> None:
-    if not piece.answer.done():  # its own timeout may have come first
-        piece.answer.set_exception(DeadlineExceeded())
+    if not piece.result.done():  # its own timeout may have come first
+        piece.result.set_exception(DeadlineExceeded())
 
 
-def _join(answers: list[Predictions]) -> Predictions:
+def _join(results: list[Predictions]) -> Predictions:
     return Predictions(
-        logits=np.concatenate([answer.logits for answer in answers]),
-        label=np.concatenate([answer.label for answer in answers]),
-        dummy_mass=np.concatenate([answer.dummy_mass for answer in answers]),
+        logits=np.concatenate([one.logits for one in results]),
+        label=np.concatenate([one.label for one in results]),
+        dummy_mass=np.concatenate([one.dummy_mass for one in results]),
     )
