@@ -11,14 +11,14 @@ from multipart import (
 )
 from starlette.requests import Request
 
-from service.errors import Problem
+from service.errors import APIError
 
 FIELD = "image"
 _MAX_OTHER_FIELDS = 8
 
 
 async def uploaded_files(request: Request, max_images: int) -> list[bytes]:
-    """The contents of every file in the field `image` of a multipart form. Raises Problem."""
+    """The contents of every file in the field `image` of a multipart form. Raises APIError."""
     body = await request.body()
     try:
         _, options = parse_options_header(request.headers["content-type"])
@@ -28,12 +28,12 @@ async def uploaded_files(request: Request, max_images: int) -> list[bytes]:
     except (ValueError, LookupError) as error:
         raise _malformed("its charset is unusable") from error
     if not images:
-        raise Problem(400, "missing_image", f"There is no file in the field '{FIELD}'.")
+        raise APIError(400, "missing_image", f"There is no file in the field '{FIELD}'.")
     return images
 
 
 def _images(body: bytes, options: dict[str, str], max_images: int) -> list[bytes]:
-    """Raises Problem, and MultipartError also where the closing boundary is missing."""
+    """Raises APIError, and MultipartError also where the closing boundary is missing."""
     images: list[bytes] = []
     others = 0
     chunks: list[bytes] = []
@@ -52,7 +52,7 @@ def _images(body: bytes, options: dict[str, str], max_images: int) -> list[bytes
             else:
                 others += 1
             if len(images) > max_images:
-                raise Problem(413, "too_many_images", f"At most {max_images} images per request.")
+                raise APIError(413, "too_many_images", f"At most {max_images} images per request.")
             if others > _MAX_OTHER_FIELDS:
                 raise _malformed(f"it has more than {_MAX_OTHER_FIELDS} fields besides '{FIELD}'")
     return images
@@ -62,8 +62,8 @@ def _require_file(segment: MultipartSegment) -> None:
     """A part that says it is an image is a file, whether or not it has a file name (RFC 7578 lets it have none)."""
     if segment.filename is None and not (segment.content_type or "").startswith("image/"):
         message = f"The field '{FIELD}' must be a file upload. URLs and text are never fetched."
-        raise Problem(400, "not_a_file", message)
+        raise APIError(400, "not_a_file", message)
 
 
-def _malformed(why: str) -> Problem:
-    return Problem(400, "malformed_form", f"The form cannot be read: {why}.")
+def _malformed(why: str) -> APIError:
+    return APIError(400, "malformed_form", f"The form cannot be read: {why}.")

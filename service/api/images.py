@@ -28,8 +28,7 @@ from starlette.requests import Request
 from ducat_serve.images import ImageError, decode, fit, to_array
 from ducat_serve.spec import ModelSpec
 from service.api.forms import FIELD, uploaded_files
-from service.api.small import small_images
-from service.errors import Problem
+from service.errors import APIError
 from service.settings import Settings
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -42,10 +41,10 @@ _MAX_NPY_HEADER = 1000  # bytes; NumPy parses the header as a Python literal
 async def read_images(
     request: Request, spec: ModelSpec, settings: Settings, threads: Executor, take: Callable[[int], None]
 ) -> NDArray[np.uint8]:
-    """Decode every image to the model's size, in ``threads``: so many at a time and no more. Small ones at once.
+    """Decode every image to the model's size, in ``threads``: so many at a time and no more.
 
     ``take`` is told how many there are before any is decoded, and may refuse them.
-    Returns uint8 [N, H, W, channels]. Raises Problem for anything that is not 1 to ``max_images`` images.
+    Returns uint8 [N, H, W, channels]. Raises APIError for anything that is not 1 to ``max_images`` images.
     """
     loop = asyncio.get_running_loop()
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -63,7 +62,7 @@ async def read_images(
     elif kind.startswith("image/") or kind == "application/octet-stream":
         files = [await request.body()]
     else:
-        raise Problem(
+        raise APIError(
             415,
             "unsupported_media_type",
             f"Send multipart/form-data with a file field '{FIELD}', an image file (image/*), application/json with "
@@ -71,59 +70,55 @@ async def read_images(
         )
     take(len(files))
     arrays = []
-    small = small_images(files)
     for number, data in enumerate(files):
         try:
-            if number < small:
-                arrays.append(_decode(data, spec, settings.max_pixels))
-            else:
-                arrays.append(await loop.run_in_executor(threads, _decode, data, spec, settings.max_pixels))
+            arrays.append(await loop.run_in_executor(threads, _decode, data, spec, settings.max_pixels))
         except ImageError as error:
             which = f"Image {number + 1}: " if len(files) > 1 else ""
             status = 413 if error.code == "image_too_large" else 400
-            raise Problem(status, error.code, f"{which}{error}.") from error
+            raise APIError(status, error.code, f"{which}{error}.") from error
     return np.stack(arrays)
 
 
 def read_npy(body: bytes, spec: ModelSpec, max_images: int) -> NDArray[np.uint8]:
-    """A .npy file of images, read without pickle and without trusting its header. Raises Problem."""
+    """A .npy file of images, read without pickle and without trusting its header. Raises APIError."""
     file = io.BytesIO(body)
     try:
         read_header = _HEADERS[np.lib.format.read_magic(file)]
         shape, fortran, dtype = read_header(file, max_header_size=_MAX_NPY_HEADER)
     except Exception as error:  # NumPy's header parser raises many types on hostile input
-        raise Problem(400, "invalid_npy", "The body is not a .npy file of version 1 or 2.") from error
+        raise APIError(400, "invalid_npy", "The body is not a .npy file of version 1 or 2.") from error
     expected = (*spec.image_size, spec.channels)
     if dtype != np.uint8 or fortran or len(shape) != 4 or shape[1:] != expected or shape[0] < 1:
-        raise Problem(
+        raise APIError(
             400,
             "invalid_shape",
             f"The array is uint8 [N, {', '.join(map(str, expected))}] in C order; arrays are not resized.",
         )
     if shape[0] > max_images:
-        raise Problem(413, "too_many_images", f"At most {max_images} images per request.")
+        raise APIError(413, "too_many_images", f"At most {max_images} images per request.")
     if len(body) - file.tell() != prod(shape):
-        raise Problem(400, "invalid_npy", "The .npy file is longer or shorter than its header says.")
+        raise APIError(400, "invalid_npy", "The .npy file is longer or shorter than its header says.")
     return np.frombuffer(body, dtype=np.uint8, offset=file.tell()).reshape(shape)
 
 
 def _from_json(body: bytes, max_images: int) -> list[bytes]:
     # An object with one list of text; millions of small lists and objects in it would take gigabytes.
     if body.count(b"{") + body.count(b"[") > _MAX_JSON_PARTS:
-        raise Problem(400, "invalid_request", _JSON)
+        raise APIError(400, "invalid_request", _JSON)
     try:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise Problem(400, "invalid_json", "The body is not JSON.") from error
+        raise APIError(400, "invalid_json", "The body is not JSON.") from error
     images = document.get("images") if isinstance(document, dict) else None
     if not isinstance(images, list) or not images or not all(isinstance(text, str) for text in images):
-        raise Problem(400, "invalid_request", _JSON)
+        raise APIError(400, "invalid_request", _JSON)
     if len(images) > max_images:
-        raise Problem(413, "too_many_images", f"At most {max_images} images per request.")
+        raise APIError(413, "too_many_images", f"At most {max_images} images per request.")
     try:
         return [base64.b64decode(text, validate=True) for text in images]
     except (binascii.Error, ValueError) as error:
-        raise Problem(400, "invalid_base64", "An image is not base64. URLs are never fetched.") from error
+        raise APIError(400, "invalid_base64", "An image is not base64. URLs are never fetched.") from error
 
 
 def _decode(data: bytes, spec: ModelSpec, max_pixels: int) -> NDArray[np.uint8]:

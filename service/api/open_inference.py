@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from ducat_serve import __version__
 from ducat_serve.predictor import Predictions
 from ducat_serve.spec import ModelSpec
-from service.errors import Problem
+from service.errors import APIError
 
 _MAX_JSON_PARTS = 64  # lists and objects, besides those of nested data
 JSON_LENGTH = "Inference-Header-Content-Length"
@@ -35,7 +35,7 @@ class InferRequest:
 
 
 def server_metadata() -> dict[str, Any]:
-    """Answer of `GET /v2`."""
+    """Response of `GET /v2`."""
     return {
         "name": "ducat-serve",
         "version": __version__,
@@ -44,7 +44,7 @@ def server_metadata() -> dict[str, Any]:
 
 
 def model_metadata(name: str, versions: list[str], spec: ModelSpec) -> dict[str, Any]:
-    """Answer of `GET /v2/models/NAME`."""
+    """Response of `GET /v2/models/NAME`."""
     height, width = spec.image_size
     shapes = {"logits": [-1, spec.num_classes], "label": [-1], "dummy_mass": [-1]}
     return {
@@ -60,7 +60,7 @@ def model_metadata(name: str, versions: list[str], spec: ModelSpec) -> dict[str,
 
 
 def read_request(body: bytes, json_length: str | None, spec: ModelSpec, max_images: int) -> InferRequest:
-    """Read an inference request; ``json_length`` is the header of the binary extension. Raises Problem."""
+    """Read an inference request; ``json_length`` is the header of the binary extension. Raises APIError."""
     header, binary = _split(body, json_length)
     _require_few_parts(header, spec, max_images)
     document = _json(header)
@@ -79,7 +79,7 @@ def read_request(body: bytes, json_length: str | None, spec: ModelSpec, max_imag
 
 
 def write_response(name: str, version: str, asked: InferRequest, predictions: Predictions) -> Response:
-    """Answer of `POST /v2/models/NAME/infer`: JSON, or JSON and bytes where a binary output was asked for."""
+    """Response of `POST /v2/models/NAME/infer`: JSON, or JSON and bytes where a binary output was asked for."""
     tensors, parts = [], []
     for output, is_binary in asked.outputs.items():
         array = getattr(predictions, output)
@@ -94,12 +94,12 @@ def write_response(name: str, version: str, asked: InferRequest, predictions: Pr
         else:
             tensor["data"] = array.reshape(-1).tolist()
         tensors.append(tensor)
-    answer: dict[str, Any] = {"model_name": name, "model_version": version, "outputs": tensors}
+    body: dict[str, Any] = {"model_name": name, "model_version": version, "outputs": tensors}
     if asked.id is not None:
-        answer["id"] = asked.id
+        body["id"] = asked.id
     if not parts:
-        return JSONResponse(answer)
-    header = json.dumps(answer).encode()
+        return JSONResponse(body)
+    header = json.dumps(body).encode()
     return Response(
         b"".join([header, *parts]),
         media_type="application/octet-stream",
@@ -111,7 +111,7 @@ def _split(body: bytes, json_length: str | None) -> tuple[bytes, bytes]:
     if json_length is None:
         return body, b""
     if not (json_length.isascii() and json_length.isdigit()) or int(json_length[:20]) > len(body):
-        raise Problem(
+        raise APIError(
             400, "invalid_header", f"{JSON_LENGTH} is the length of the JSON, at most that of the body."
         )
     length = int(json_length)
@@ -119,14 +119,14 @@ def _split(body: bytes, json_length: str | None) -> tuple[bytes, bytes]:
 
 
 def read_options(body: bytes, kinds: dict[str, type]) -> dict[str, Any]:
-    """The JSON object that a body is, of keys that are of these types or missing; none where it is empty.
+    """The JSON object in a body, whose keys in ``kinds`` are of these types or missing; {} for an empty body.
 
-    Raises Problem (400); keys that are not in ``kinds`` are nobody's business.
+    Raises APIError (400). Other keys are ignored.
     """
     document = _json(body) if body else {}
     for name, kind in kinds.items():
         if not isinstance(document.get(name, kind()), kind):
-            raise Problem(400, "invalid_request", f"'{name}' is of the wrong type.")
+            raise APIError(400, "invalid_request", f"'{name}' is of the wrong type.")
     return document
 
 
@@ -135,26 +135,26 @@ def _require_few_parts(header: bytes, spec: ModelSpec, max_images: int) -> None:
     height, width = spec.image_size
     lists = max_images * (1 + height * (1 + width)) + _MAX_JSON_PARTS
     if header.count(b"[") > lists or header.count(b"{") > _MAX_JSON_PARTS:
-        raise Problem(400, "invalid_request", "The JSON holds more lists or objects than a request has.")
+        raise APIError(400, "invalid_request", "The JSON holds more lists or objects than a request has.")
 
 
 def _json(header: bytes) -> dict[str, Any]:
     try:
         document = json.loads(header)
     except (ValueError, RecursionError) as error:
-        raise Problem(400, "invalid_json", "The body is not JSON.") from error
+        raise APIError(400, "invalid_json", "The body is not JSON.") from error
     if not isinstance(document, dict):
-        raise Problem(400, "invalid_request", "The body is not a JSON object.")
+        raise APIError(400, "invalid_request", "The body is not a JSON object.")
     return document
 
 
 def _only_input(document: dict[str, Any]) -> dict[str, Any]:
     inputs = document.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
-        raise Problem(400, "invalid_request", "Send {'inputs': [one tensor named 'images']}.")
+        raise APIError(400, "invalid_request", "Send {'inputs': [one tensor named 'images']}.")
     tensor: dict[str, Any] = inputs[0]
     if tensor.get("name") != "images" or tensor.get("datatype") != "UINT8":
-        raise Problem(400, "invalid_tensor", "The input tensor is named 'images' and has datatype UINT8.")
+        raise APIError(400, "invalid_tensor", "The input tensor is named 'images' and has datatype UINT8.")
     return tensor
 
 
@@ -166,9 +166,11 @@ def _shape(tensor: dict[str, Any], spec: ModelSpec, max_images: int) -> tuple[in
         or not all(type(n) is int and n > 0 for n in shape)
         or shape[1:] != expected
     ):
-        raise Problem(400, "invalid_shape", f"The shape of 'images' is [N, {', '.join(map(str, expected))}].")
+        raise APIError(
+            400, "invalid_shape", f"The shape of 'images' is [N, {', '.join(map(str, expected))}]."
+        )
     if shape[0] > max_images:
-        raise Problem(413, "too_many_images", f"At most {max_images} images per request.")
+        raise APIError(413, "too_many_images", f"At most {max_images} images per request.")
     return tuple(shape)
 
 
@@ -178,9 +180,9 @@ def _from_list(data: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     values = array.ravel().tolist()
     if array.shape not in (shape, (prod(shape),)) or set(map(type, values)) != {int}:
         message = f"'data' must hold {prod(shape)} integers, flat or nested as 'shape' says."
-        raise Problem(400, "invalid_data", message)
+        raise APIError(400, "invalid_data", message)
     if min(values) < 0 or max(values) > 255:
-        raise Problem(400, "invalid_data", "Pixels are integers from 0 to 255.")
+        raise APIError(400, "invalid_data", "Pixels are integers from 0 to 255.")
     return np.array(values, dtype=np.uint8).reshape(shape)
 
 
@@ -188,7 +190,7 @@ def _id(document: dict[str, Any]) -> str | None:
     request_id = document.get("id")
     if request_id is None or (isinstance(request_id, str) and _is_unicode(request_id)):
         return request_id
-    raise Problem(400, "invalid_id", "'id' is a string of Unicode.")
+    raise APIError(400, "invalid_id", "'id' is a string of Unicode.")
 
 
 def _is_unicode(text: str) -> bool:
@@ -205,26 +207,26 @@ def _outputs(document: dict[str, Any]) -> dict[str, bool]:
     if not isinstance(named, list) or not all(
         isinstance(o, dict) and o.get("name") in OUTPUTS for o in named
     ):
-        raise Problem(400, "invalid_outputs", f"'outputs' names some of {', '.join(OUTPUTS)}.")
+        raise APIError(400, "invalid_outputs", f"'outputs' names some of {', '.join(OUTPUTS)}.")
     return {output["name"]: _flag(output, "binary_data", default) for output in named}
 
 
 def _flag(holder: dict[str, Any], name: str, default: bool) -> bool:
     value = _parameters(holder).get(name, default)
     if not isinstance(value, bool):
-        raise Problem(400, "invalid_parameters", f"'{name}' is true or false.")
+        raise APIError(400, "invalid_parameters", f"'{name}' is true or false.")
     return value
 
 
 def _parameters(holder: dict[str, Any]) -> dict[str, Any]:
     parameters = holder.get("parameters", {})
     if not isinstance(parameters, dict):
-        raise Problem(400, "invalid_parameters", "'parameters' is an object.")
+        raise APIError(400, "invalid_parameters", "'parameters' is an object.")
     return parameters
 
 
-def _bad_size(expected: int, found: int) -> Problem:
-    return Problem(
+def _bad_size(expected: int, found: int) -> APIError:
+    return APIError(
         400,
         "invalid_data",
         f"The JSON says {expected} bytes of binary data and no 'data' beside them; {found} bytes follow it.",

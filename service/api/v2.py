@@ -12,14 +12,15 @@ from starlette.routing import Route
 
 from ducat_serve.errors import DucatError
 from service.api import open_inference
-from service.errors import Problem
-from service.models.registry import Models, log
-from service.models.served import Served
+from service.api.admission import AdmissionControl
+from service.errors import APIError
+from service.models.registry import log
+from service.models.served import LoadedVersion
 
 
-def v2_routes(models: Models) -> list[Route]:
+def v2_routes(control: AdmissionControl) -> list[Route]:
     """All routes below /v2; those of a model exist with and without its version."""
-    settings = models.settings
+    models = control.models
 
     async def server(_: Request) -> Response:
         return JSONResponse(open_inference.server_metadata())
@@ -31,35 +32,35 @@ def v2_routes(models: Models) -> list[Route]:
         models.require_ready()
         return JSONResponse({"ready": True})
 
-    def named(request: Request) -> Served:
+    def named(request: Request) -> LoadedVersion:
         return models.get(*_which(request))
 
     async def metadata(request: Request) -> Response:
-        served = named(request)
-        versions = models.versions(served.name)
-        return JSONResponse(open_inference.model_metadata(served.name, versions, served.predictor.spec))
+        loaded = named(request)
+        versions = models.versions(loaded.name)
+        return JSONResponse(open_inference.model_metadata(loaded.name, versions, loaded.predictor.spec))
 
     async def model_ready(request: Request) -> Response:
-        served = named(request)
+        loaded = named(request)
         models.require_ready()
-        return JSONResponse({"name": served.name, "ready": True})
+        return JSONResponse({"name": loaded.name, "ready": True})
 
     async def infer(request: Request) -> Response:
-        async with models.admitted(request, *_which(request)) as admission:
-            served = admission.served
-            with models.stage("decode"):
+        async with control.admitted(request, *_which(request)) as admission:
+            loaded = admission.loaded
+            with admission.stage("decode"):
                 body = await request.body()
                 asked = await asyncio.get_running_loop().run_in_executor(
-                    models.decoding,
+                    control.decoding,
                     open_inference.read_request,
                     body,
                     request.headers.get(open_inference.JSON_LENGTH),
-                    served.predictor.spec,
-                    settings.max_images,
+                    loaded.predictor.spec,
+                    models.settings.max_images,
                 )
             admission.take(len(asked.images))
-            predictions = await models.predict(served, asked.images, request)
-        return open_inference.write_response(served.name, served.version, asked, predictions)
+            predictions = await admission.predict(asked.images)
+        return open_inference.write_response(loaded.name, loaded.version, asked, predictions)
 
     async def index(request: Request) -> Response:
         if open_inference.read_options(await request.body(), {"ready": bool}).get("ready"):
@@ -69,13 +70,13 @@ def v2_routes(models: Models) -> list[Route]:
         except DucatError as error:
             log.error("The models on disk cannot be read: %s", error)
             message = "The models on disk cannot be read; the cause is in the server's log."
-            raise Problem(422, "repository_unreadable", message) from error
+            raise APIError(422, "repository_unreadable", message) from error
         return JSONResponse(_index(models.all(), on_disk))
 
     async def load(request: Request) -> Response:
         if open_inference.read_options(await request.body(), {"parameters": dict}).get("parameters"):
             message = "Models are loaded from the server's own disk, as they are; 'parameters' are not taken."
-            raise Problem(400, "invalid_parameters", message)
+            raise APIError(400, "invalid_parameters", message)
         await models.load(request.path_params["name"])
         return JSONResponse({})
 
@@ -101,7 +102,7 @@ def _which(request: Request) -> tuple[str, str | None]:
     return request.path_params["name"], request.path_params.get("version")
 
 
-def _index(served: list[Served], on_disk: Mapping[str, Mapping[str, Path]]) -> list[dict[str, str]]:
+def _index(served: list[LoadedVersion], on_disk: Mapping[str, Mapping[str, Path]]) -> list[dict[str, str]]:
     """As Triton answers: everything that is served, and what is on disk and is not."""
     ready = {(one.name, one.version) for one in served}
     others = {(name, version) for name, versions in on_disk.items() for version in versions} - ready

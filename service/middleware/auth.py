@@ -7,9 +7,9 @@ import hmac
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.errors import Problem
+from service.errors import APIError
 from service.middleware.api_keys import Keys
-from service.middleware.rate_limit import Allowance
+from service.middleware.rate_limit import Quota
 from service.settings import Settings
 
 FOR_ADMINS = ("/metrics", "/admin/", "/v2/repository/")
@@ -17,17 +17,17 @@ GUARDED = ("/v1/", "/v2/models/", *FOR_ADMINS)
 EVERYONE = "everyone"
 
 
-class Door:
-    """Answers 401 without a known key, 429 where nothing is left; else puts the `Allowance` into the scope's state.
+class Auth:
+    """Answers 401 without a known key, 429 where nothing is left; else puts the `Quota` into the scope's state.
 
-    Without keys all clients share one allowance.
+    Without keys all clients share one quota.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app = app
         self.keys = Keys(settings.keys_file, settings.api_keys)
         self._settings = settings
-        self._allowances: dict[str, Allowance] = {}  # as many as there are keys
+        self._quotas: dict[str, Quota] = {}  # as many as there are keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].startswith(GUARDED):
@@ -40,13 +40,13 @@ class Door:
                 name = self._who(request)
                 if self.keys.are_required:
                     request.state.key = name
-                allowance = self._allowance(name)
+                quota = self._quota(name)
                 if scope["method"] == "POST":
-                    allowance.require(1)
-            except Problem as problem:
-                await problem.response(scope)(scope, receive, send)
+                    quota.require(1)
+            except APIError as error:
+                await error.response(scope)(scope, receive, send)
                 return
-            request.state.allowance = allowance
+            request.state.quota = quota
         await self.app(scope, receive, send)
 
     def _who(self, request: Request) -> str:
@@ -56,22 +56,22 @@ class Door:
         name = self.keys.name_of(key) if key else None
         if name is None:
             message = "Send a known API key as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'."
-            raise Problem(401, "unauthorized", message)
+            raise APIError(401, "unauthorized", message)
         return name
 
     def _require_admin(self, request: Request) -> None:
         """Without an admin key the metrics are open, as Prometheus expects them, and nothing else is there."""
         wanted = self._settings.admin_key
         if wanted is None and request.scope["path"] != "/metrics":
-            raise Problem(404, "not_found", "There is nothing here; the server has no admin key.")
+            raise APIError(404, "not_found", "There is nothing here; the server has no admin key.")
         if wanted is not None and not hmac.compare_digest(_key(request).encode(), wanted.encode()):
-            raise Problem(401, "unauthorized", "Send the admin key as 'Authorization: Bearer KEY'.")
+            raise APIError(401, "unauthorized", "Send the admin key as 'Authorization: Bearer KEY'.")
 
-    def _allowance(self, name: str) -> Allowance:
-        if name not in self._allowances:
+    def _quota(self, name: str) -> Quota:
+        if name not in self._quotas:
             settings = self._settings
-            self._allowances[name] = Allowance(settings.rate, settings.burst, settings.daily_budget)
-        return self._allowances[name]
+            self._quotas[name] = Quota(settings.rate, settings.burst, settings.daily_budget)
+        return self._quotas[name]
 
 
 def _key(request: Request) -> str:
@@ -80,7 +80,7 @@ def _key(request: Request) -> str:
 
 
 def charge(request: Request, images: int) -> None:
-    """Charge the images of a request to its client, once they are known. Raises Problem (429)."""
-    allowance: Allowance | None = getattr(request.state, "allowance", None)
-    if allowance is not None:
-        allowance.charge(images)
+    """Charge the images of a request to its client, once they are known. Raises APIError (429)."""
+    quota: Quota | None = getattr(request.state, "quota", None)
+    if quota is not None:
+        quota.charge(images)

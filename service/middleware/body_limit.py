@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import Problem
+from service.errors import APIError
 
 
 class _Refused(Exception):
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem.code)
-        self.problem = problem
+    def __init__(self, error: APIError) -> None:
+        super().__init__(error.code)
+        self.error = error
 
 
 class BodyLimit:
@@ -28,7 +28,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        too_large = Problem(
+        too_large = APIError(
             413, "body_too_large", f"The request body is over the limit of {self.max_body} bytes."
         )
         length = dict(scope["headers"]).get(b"content-length", b"0")
@@ -48,7 +48,7 @@ class BodyLimit:
                 raise _Refused(too_large)
             if self.held > self.max_bodies:
                 text = "Too many large bodies at a time; try again later."
-                raise _Refused(Problem(429, "overloaded", text, retry_after=1))
+                raise _Refused(APIError(429, "overloaded", text, retry_after=1))
             return message
 
         async def watched(message: Message) -> None:
@@ -60,6 +60,6 @@ class BodyLimit:
             await self.app(scope, counted, watched)
         except _Refused as refused:
             if not started:
-                await refused.problem.response(scope)(scope, receive, send)
+                await refused.error.response(scope)(scope, receive, send)
         finally:
             self.held -= received

@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from service.errors import Problem
+from service.errors import APIError
 
 _DAY = 86_400
 
 
 @dataclass
-class Allowance:
+class Quota:
     """What one client has left.
 
     Args:
@@ -41,20 +41,20 @@ class Allowance:
         self._day = self._today()
 
     def require(self, images: int) -> None:
-        """Raise Problem (429, with Retry-After) unless ``images`` could be charged now; nothing is charged."""
+        """Raise APIError (429, with Retry-After) unless ``images`` could be charged now; nothing is charged."""
         self._refill()
         if self.daily is not None and self._spent + images > self.daily:
             left = (self._day + 1) * _DAY - self.calendar()
             message = (
                 f"The budget of {self.daily} images per day is spent; {self.daily - self._spent} are left."
             )
-            raise Problem(429, "budget_spent", message, retry_after=min(max(1.0, left), _DAY))
+            raise APIError(429, "budget_spent", message, retry_after=min(max(1.0, left), _DAY))
         if self.rate is not None and self._tokens < images:
             message = f"More than {self.rate:g} images per second."
-            raise Problem(429, "rate_limited", message, retry_after=(images - self._tokens) / self.rate)
+            raise APIError(429, "rate_limited", message, retry_after=(images - self._tokens) / self.rate)
 
     def charge(self, images: int) -> None:
-        """Take ``images`` from what is left. Raises Problem (429) where that is less; then nothing is taken."""
+        """Take ``images`` from what is left. Raises APIError (429) where that is less; then nothing is taken."""
         self.require(images)
         self._tokens -= images
         self._spent += images

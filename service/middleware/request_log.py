@@ -10,7 +10,7 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import Problem
+from service.errors import APIError
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import Tracing
 
@@ -28,10 +28,10 @@ _ROUTES = {
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
-class Watch:
-    """Puts `X-Request-Id` (the client's own if it is harmless) on every answer and counts it.
+class RequestLog:
+    """Puts `X-Request-Id` (the client's own if it is harmless) on every response and counts it.
 
-    Answers of 400 and above are logged, all of them with ``log_all``.
+    Responses of 400 and above are logged, all of them with ``log_all``.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None, log_all: bool) -> None:
@@ -44,12 +44,12 @@ class Watch:
         request_id = _request_id(scope)
         scope.setdefault("state", {}).update(request_id=request_id.decode(), status=0)
         if self.tracing is None:
-            await self._watched(scope, receive, send, request_id)
+            await self._logged(scope, receive, send, request_id)
         else:
             with self.tracing.request(scope, route_of(scope["path"])):
-                await self._watched(scope, receive, send, request_id)
+                await self._logged(scope, receive, send, request_id)
 
-    async def _watched(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
+    async def _logged(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
         started, status = time.perf_counter(), 0
 
         async def marked(message: Message) -> None:
@@ -64,8 +64,8 @@ class Watch:
         except Exception as error:
             log.error("%s %s failed", scope["method"], scope["path"][:200], exc_info=error)
             if status:
-                raise  # the answer has begun; cutting the connection is all that is left
-            failure = Problem(500, "internal_error", "The server failed to answer; the cause is in its log.")
+                raise  # the response has begun; cutting the connection is all that is left
+            failure = APIError(500, "internal_error", "The server failed to answer; the cause is in its log.")
             await failure.response(scope)(scope, receive, marked)
         finally:
             route = route_of(scope["path"])

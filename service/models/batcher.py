@@ -44,7 +44,7 @@ class _Piece:
     """Rows of one request that go through inference together."""
 
     images: Images
-    answer: asyncio.Future[Predictions]
+    result: asyncio.Future[Predictions]
     since: float
     batched: tuple[float, float, int] | None = None  # when its batch started and ended, and that batch's rows
 
@@ -90,10 +90,10 @@ class Batcher:
 
         Raises:
             Overloaded: the queue has no room, or is longer than ``deadline`` at its pace; nothing was done.
-            DeadlineExceeded: no answer within ``deadline`` seconds; the place in the queue is free again.
+            DeadlineExceeded: no result within ``deadline`` seconds; the place in the queue is free again.
             Exception: what ``infer`` raised for these images (for them alone, not for their neighbours).
         """
-        # Of batches as they come: after small ones it is too little, never too much.
+        # An estimate from the batches so far: too low after small ones, never too high.
         wait = math.ceil(self._rows / self._max_batch) * self._seconds_per_batch
         if self._rows + len(images) > self._max_queue or wait > deadline:
             raise Overloaded(retry_after=max(0.1, wait))
@@ -103,25 +103,25 @@ class Batcher:
         pieces = [_Piece(images[s : s + self._max_batch], loop.create_future(), now) for s in starts]
         for piece in pieces:
             self._rows += len(piece.images)
-            piece.answer.add_done_callback(functools.partial(self._release, len(piece.images)))
+            piece.result.add_done_callback(functools.partial(self._release, len(piece.images)))
             self._waiting.append(piece)
         if self._running is None:
             self._running = asyncio.create_task(self._drain())
         try:
             async with asyncio.timeout(deadline):
-                answers = [await piece.answer for piece in pieces]
+                results = [await piece.result for piece in pieces]
         except TimeoutError:
             raise DeadlineExceeded from None
         finally:
             for piece in pieces:
-                # A no-op where the answer is there; otherwise the client has gone and its rows go too.
-                if not piece.answer.done():
-                    piece.answer.cancel()
+                # Where there is no result yet, the client has gone, and its rows leave the queue too.
+                if not piece.result.done():
+                    piece.result.cancel()
             if self._trace is not None:
                 for piece in pieces:
                     if piece.batched is not None:
                         self._trace(piece.since, *piece.batched)
-        return answers[0] if len(answers) == 1 else _join(answers)
+        return results[0] if len(results) == 1 else _join(results)
 
     async def close(self) -> None:
         """Answer what is queued, then stop the inference thread."""
@@ -144,15 +144,15 @@ class Batcher:
         """Batch after batch in the inference thread, which never waits for a busy event loop in between."""
         while batch := self._next_batch():
             started = time.perf_counter()
-            answers = self._answers(batch)
-            loop.call_soon_threadsafe(self._deliver, batch, answers, started, time.perf_counter() - started)
+            results = self._infer_batch(batch)
+            loop.call_soon_threadsafe(self._deliver, batch, results, started, time.perf_counter() - started)
 
     def _next_batch(self) -> list[_Piece]:
         batch: list[_Piece] = []
         rows = 0
         while self._waiting:
             piece = self._waiting[0]
-            if not piece.answer.done():  # its client has not gone
+            if not piece.result.done():  # its client has not gone
                 if batch and rows + len(piece.images) > self._max_batch:
                     break
                 batch.append(piece)
@@ -160,38 +160,38 @@ class Batcher:
             self._waiting.popleft()
         return batch
 
-    def _answers(self, batch: list[_Piece]) -> list[Predictions | Exception]:
+    def _infer_batch(self, batch: list[_Piece]) -> list[Predictions | Exception]:
         try:
             parts = [piece.images for piece in batch]
-            answer = self._infer(parts[0] if len(parts) == 1 else np.concatenate(parts))
+            predictions = self._infer(parts[0] if len(parts) == 1 else np.concatenate(parts))
         except Exception as error:
             if len(batch) == 1:
                 return [error]
             # Something in this batch is bad; only its own request should suffer.
-            return [self._answers([piece])[0] for piece in batch]
+            return [self._infer_batch([piece])[0] for piece in batch]
         ends = np.cumsum([len(piece.images) for piece in batch]).tolist()
-        return [answer.rows(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+        return [predictions.rows(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
     def _deliver(
-        self, batch: list[_Piece], answers: list[Predictions | Exception], started: float, seconds: float
+        self, batch: list[_Piece], results: list[Predictions | Exception], started: float, seconds: float
     ) -> None:
         rows = sum(len(piece.images) for piece in batch)
-        for piece, answer in zip(batch, answers, strict=True):
+        for piece, result in zip(batch, results, strict=True):
             piece.batched = (started, started + seconds, rows)
-            if piece.answer.done():  # its client has gone
+            if piece.result.done():  # its client has gone
                 continue
-            if isinstance(answer, Exception):
-                piece.answer.set_exception(answer)
+            if isinstance(result, Exception):
+                piece.result.set_exception(result)
             else:
-                piece.answer.set_result(answer)
+                piece.result.set_result(result)
         self._observe(rows, [started - piece.since for piece in batch], seconds)
         before = self._seconds_per_batch
         self._seconds_per_batch = before + 0.2 * (seconds - before) if before else seconds
 
 
-def _join(answers: list[Predictions]) -> Predictions:
+def _join(results: list[Predictions]) -> Predictions:
     return Predictions(
-        logits=np.concatenate([answer.logits for answer in answers]),
-        label=np.concatenate([answer.label for answer in answers]),
-        dummy_mass=np.concatenate([answer.dummy_mass for answer in answers]),
+        logits=np.concatenate([one.logits for one in results]),
+        label=np.concatenate([one.label for one in results]),
+        dummy_mass=np.concatenate([one.dummy_mass for one in results]),
     )

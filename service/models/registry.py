@@ -1,51 +1,22 @@
-"""The served models, and the door through which every request for a prediction goes."""
+"""The served models: loading, swapping and finding them. Requests are let in by service/api/admission.py."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-from starlette.requests import ClientDisconnect, Request
 
 from ducat_serve.errors import DataError
-from ducat_serve.predictor import Predictions, Predictor
-from service.errors import Problem
-from service.middleware.auth import charge
-from service.models.batcher import Batcher, DeadlineExceeded, Infer, Overloaded
+from ducat_serve.predictor import Predictor
+from service.models.batcher import Batcher, Infer
+from service.models.errors import ModelRefused, ModelRequired, NotReady, Stopping, UnknownModel
 from service.models.repository import Repository
-from service.models.served import Served, load
+from service.models.served import LoadedVersion, load
 from service.settings import Settings
-from service.telemetry.metrics import Metrics
+from service.telemetry.metrics import Metrics, ModelInfo
 from service.telemetry.tracing import Tracing
 
 log = logging.getLogger("ducat_serve.service")
 log.setLevel(logging.INFO)
-DECODING_THREADS = 2
-
-
-class Admission:
-    """A request that was let in: what will answer it, and how many images it holds in memory."""
-
-    def __init__(self, models: Models, served: Served, request: Request) -> None:
-        self._models, self.served, self._request = models, served, request
-        self.images = 0
-
-    def take(self, images: int) -> None:
-        """Count so many images and charge them to the client, before they are decoded.
-
-        Raises Problem (429) where all together are too many, or these are more than the client has left.
-        """
-        if self._models.images + images > self._models.settings.max_queue:
-            raise _overloaded()
-        charge(self._request, images)
-        self._models.images += images
-        self.images += images
 
 
 class Models:
@@ -56,14 +27,10 @@ class Models:
         self.repository = Repository(settings.model)
         self.is_loaded = False  # whether all models that were there at the start are
         self.is_draining = False  # SIGTERM came: requests are still answered, but others should go elsewhere
-        self.metrics = Metrics(lambda: sum(served.batcher.rows for served in self.all()))
-        self.requests = 0  # being read, decoded or predicted
-        self.images = 0  # of theirs that are in memory, or are about to be
-        # A decoded 25-megapixel image takes hundreds of megabytes for a moment: two at a time, no more.
-        self.decoding = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode")
-        self._served: dict[str, dict[str, Served]] = {}
+        self.metrics = Metrics(lambda: sum(one.batcher.rows for one in self.all()))
+        self._served: dict[str, dict[str, LoadedVersion]] = {}
         self._loading = asyncio.Lock()
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._draining_versions: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Load and warm up off the event loop, so that /livez answers meanwhile. Raises where one is refused."""
@@ -71,29 +38,29 @@ class Models:
             await self._load(name)
         self.is_loaded = True
 
-    async def load(self, name: str) -> list[Served]:
+    async def load(self, name: str) -> list[LoadedVersion]:
         """Read every version of a model again and swap all of them in once they are verified and warm.
 
         No request fails for it. Versions that are no longer on disk go. Returns what is served now.
-        Raises Problem: 422 where one is refused; then everything stays as it was. 404 for one that never was.
+        Raises ModelRefused where one is not sound; then everything stays as it was. UnknownModel for a new name.
         """
         async with self._loading:
             try:
                 await self._load(name)
-            except LookupError as error:
-                raise Problem(404, "unknown_model", f"There is no model '{name}' on disk.") from error
+            except UnknownModel:
+                raise
             except Exception as error:
                 log.error("Model %s was refused, the old one stays: %s", name, error)
                 message = (
                     f"Model '{name}' was refused and the old one stays; the cause is in the server's log."
                 )
-                raise Problem(422, "model_refused", message) from error
+                raise ModelRefused(message) from error
             return list(self._served[name].values())
 
-    async def reload(self) -> list[Served]:
+    async def reload(self) -> list[LoadedVersion]:
         """`load` everything that is served or on disk.
 
-        Raises Problem (422) where models are refused; the others are swapped all the same.
+        Raises ModelRefused where any is not sound; the others are swapped all the same.
         """
         try:
             on_disk = set(await asyncio.to_thread(self.repository.find))
@@ -104,17 +71,17 @@ class Models:
         for name in sorted(on_disk | set(self._served)):
             try:
                 await self.load(name)
-            except Problem:
+            except (ModelRefused, UnknownModel):
                 refused.append(name)
         if refused:
             message = (
                 f"Refused, so the old ones stay: {', '.join(refused)}. The cause is in the server's log."
             )
-            raise Problem(422, "model_refused", message)
+            raise ModelRefused(message)
         return self.all()
 
     async def unload(self, name: str) -> None:
-        """Serve a model no longer; requests that came to it finish. Raises Problem (404) where it is unknown."""
+        """Serve a model no longer; requests that came to it finish. Raises UnknownModel."""
         async with self._loading:
             self.versions(name)
             self._swap(name, {})
@@ -132,7 +99,7 @@ class Models:
                 observe=self.metrics.batch,
                 trace=self.tracing.batched if self.tracing else None,
             )
-            versions[version] = Served(name, version, predictor, batcher)
+            versions[version] = LoadedVersion(name, version, predictor, batcher)
             digest = predictor.spec.weights_digest[:12]
             log.info("Model %s, version %s (%s) is ready on %s", name, version, digest, predictor.provider)
             if predictor.fallback_reason:
@@ -142,31 +109,34 @@ class Models:
     async def _load(self, name: str) -> None:
         files = await asyncio.to_thread(self.repository.find)
         if name not in files:
-            missing = DataError if name in self._served else LookupError
-            raise missing(f"'{name}' is not on disk.")
+            if name not in self._served:
+                raise UnknownModel(f"There is no model '{name}' on disk.")
+            raise DataError(f"'{name}' is not on disk.")
         loaded = {
             version: await asyncio.to_thread(load, file, self.settings)
             for version, file in files[name].items()
         }
         self.serve(name, {version: (predictor, predictor) for version, predictor in loaded.items()})
 
-    def _swap(self, name: str, versions: dict[str, Served]) -> None:
+    def _swap(self, name: str, versions: dict[str, LoadedVersion]) -> None:
         for old in self._served.pop(name, {}).values():
-            retiring = asyncio.create_task(old.retire())
-            self._retiring.add(retiring)
-            retiring.add_done_callback(self._retiring.discard)
+            draining = asyncio.create_task(old.drain())
+            self._draining_versions.add(draining)
+            draining.add_done_callback(self._draining_versions.discard)
         if versions:
             self._served[name] = versions
-        self.metrics.serving(self.all())
+        self.metrics.serving(
+            ModelInfo(one.name, one.version, one.predictor.spec.weights_digest[:12], one.predictor.provider)
+            for one in self.all()
+        )
 
     async def stop(self) -> None:
         """Answer what is queued."""
-        await asyncio.gather(*(served.batcher.close() for served in self.all()), *self._retiring)
-        self.decoding.shutdown(wait=False)
+        await asyncio.gather(*(one.batcher.close() for one in self.all()), *self._draining_versions)
         if self.tracing is not None:
             await asyncio.to_thread(self.tracing.stop)
 
-    def all(self) -> list[Served]:
+    def all(self) -> list[LoadedVersion]:
         """Every version of every model, sorted."""
         return [
             self._served[name][version]
@@ -175,30 +145,30 @@ class Models:
         ]
 
     def versions(self, name: str) -> list[str]:
-        """What is served of a model, the newest last. Raises Problem (404) where that is nothing."""
+        """What is served of a model, the newest last. Raises UnknownModel where that is nothing."""
         self.require_loaded()
         if name not in self._served:
-            raise Problem(404, "unknown_model", f"There is no model '{name}' here.")
+            raise UnknownModel(f"There is no model '{name}' here.")
         return sorted(self._served[name], key=int)
 
-    def get(self, name: str | None = None, version: str | None = None) -> Served:
+    def get(self, name: str | None = None, version: str | None = None) -> LoadedVersion:
         """One model: the only one unless named, its newest version unless given.
 
-        Raises Problem: 503 before all are ready, 404 for an unknown one, 400 where there are several and none is named.
+        Raises NotReady before all are loaded, UnknownModel, or ModelRequired where there are several and none is named.
         """
         self.require_loaded()
         if name is None:
             if not self._served:
-                raise Problem(404, "unknown_model", "No model is served.")
+                raise UnknownModel("No model is served.")
             if len(self._served) > 1:
-                raise Problem(400, "model_required", f"Name a model: {', '.join(sorted(self._served))}.")
+                raise ModelRequired(f"Name a model: {', '.join(sorted(self._served))}.")
             name = next(iter(self._served))
         versions = self.versions(name)
         if version is None:
             version = versions[-1]
         if version not in versions:
             message = f"There is no version '{version}' of model '{name}' here."
-            raise Problem(404, "unknown_model", message)
+            raise UnknownModel(message)
         return self._served[name][version]
 
     @property
@@ -207,81 +177,14 @@ class Models:
         return self.is_loaded and bool(self._served) and not self.is_draining
 
     def require_ready(self) -> None:
-        """Raises Problem (503) before all models are loaded, and while the server drains."""
+        """Raises NotReady before all models are loaded and where none is served, Stopping while the server drains."""
         self.require_loaded()
         if not self._served:
-            raise Problem(503, "not_ready", "No model is served.", retry_after=1)
+            raise NotReady("No model is served.")
         if self.is_draining:
-            raise Problem(503, "stopping", "The server is stopping.", retry_after=1)
+            raise Stopping("The server is stopping.")
 
     def require_loaded(self) -> None:
-        """Raises Problem (503) before all models are loaded."""
+        """Raises NotReady before all models are loaded."""
         if not self.is_loaded:
-            raise Problem(503, "not_ready", "The model is still loading.", retry_after=1)
-
-    @contextlib.asynccontextmanager
-    async def admitted(
-        self, request: Request, name: str | None, version: str | None
-    ) -> AsyncIterator[Admission]:
-        """Let a request in: refused at once where too many are, ended at the deadline, decoding included.
-
-        Raises Problem as `get` does, and 429 at the limit, 504 at the deadline.
-        """
-        admission = Admission(self, self.get(name, version), request)
-        if self.requests >= self.settings.max_queue:
-            raise _overloaded()
-        self.requests += 1
-        admission.served.users += 1
-        try:
-            async with asyncio.timeout(self.settings.deadline):
-                yield admission
-        except Overloaded as error:
-            raise _overloaded(error.retry_after) from error
-        except (DeadlineExceeded, TimeoutError) as error:
-            message = f"No prediction within {self.settings.deadline:g} s."
-            raise Problem(504, "deadline_exceeded", message, retry_after=1) from error
-        finally:
-            self.requests -= 1
-            self.images -= admission.images
-            admission.served.leave()
-
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a stage of a request that succeeds, and trace it."""
-        span = self.tracing.stage(name) if self.tracing else contextlib.nullcontext()
-        with span, self.metrics.stage(name):
-            yield
-
-    async def predict(self, served: Served, images: NDArray[np.uint8], request: Request) -> Predictions:
-        """Predict through the batcher of what the request was admitted to.
-
-        Raises ClientDisconnect where the client leaves while there is a queue; its place is free again.
-        """
-        waiting = served.batcher.predict(images, self.settings.deadline)
-        if served.batcher.rows > self.settings.max_batch:  # not in the next batch: long enough to look
-            predictions = await _unless_gone(request, waiting)
-        else:
-            predictions = await waiting
-        self.metrics.answered(served.name, predictions)
-        return predictions
-
-
-def _overloaded(retry_after: float = 1) -> Problem:
-    return Problem(429, "overloaded", "The server is at its limit; try again later.", retry_after=retry_after)
-
-
-async def _unless_gone(request: Request, answer: Coroutine[Any, Any, Predictions]) -> Predictions:
-    answering, leaving = asyncio.ensure_future(answer), asyncio.ensure_future(_disconnect(request))
-    try:
-        await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not answering.done():
-            raise ClientDisconnect
-        return await answering
-    finally:
-        answering.cancel()
-        leaving.cancel()
-
-
-async def _disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+            raise NotReady("The model is still loading.")

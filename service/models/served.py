@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from ducat_serve.errors import VerificationError
 from ducat_serve.predictor import Predictor
-from service.api.responses import model_summary
 from service.models.batcher import Batcher
 from service.settings import Settings
 
@@ -18,25 +19,29 @@ from service.settings import Settings
 _RELATIVE_TOLERANCE = 2e-2
 
 
-class Served:
+class LoadedVersion:
     """A predictor, its batcher, and how many requests are using them."""
 
     def __init__(self, name: str, version: str, predictor: Predictor, batcher: Batcher) -> None:
         self.name, self.version = name, version
         self.predictor, self.batcher = predictor, batcher
-        self.summary = model_summary(name, version, predictor)
-        self.users = 0
+        self._users = 0
         self._unused = asyncio.Event()
 
-    def leave(self) -> None:
-        """A request is done with it."""
-        self.users -= 1
-        if self.users == 0:
-            self._unused.set()
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """For as long as a request needs it; `drain` waits for the end."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if self._users == 0:
+                self._unused.set()
 
-    async def retire(self) -> None:
-        """Let the requests that came to it finish, then free it."""
-        while self.users:
+    async def drain(self) -> None:
+        """Let the requests that use it finish, then free it."""
+        while self._users:
             self._unused.clear()
             await self._unused.wait()
         await self.batcher.close()
@@ -45,8 +50,8 @@ class Served:
 def load(path: Path, settings: Settings) -> Predictor:
     """Read a model file, verify what it computes here, and warm it up.
 
-    Raises DataError, VerificationError or DucatError as `Predictor` does, and VerificationError where its answers are
-    not numbers, contradict each other, or are not those of the plain graph on the CPU.
+    Raises DataError, VerificationError or DucatError as `Predictor` does, and VerificationError where its predictions
+    are not numbers, contradict each other, or are not those of the plain graph on the CPU.
     """
     predictor = Predictor(path, settings.device, settings.threads)
     _verify(predictor, Predictor(path, "cpu", threads=1, optimised=False))
@@ -58,12 +63,12 @@ def _verify(predictor: Predictor, reference: Predictor) -> None:
     """A parity sample: a provider or an optimisation that computes something else is never served."""
     shape = (2, *predictor.spec.image_size, predictor.spec.channels)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    answer, expected = predictor(images), reference(images)
-    is_sound = np.isfinite(answer.logits).all() and np.isfinite(answer.dummy_mass).all()
-    if not is_sound or not (answer.label == answer.logits.argmax(axis=1)).all():
+    found, expected = predictor(images), reference(images)
+    is_sound = np.isfinite(found.logits).all() and np.isfinite(found.dummy_mass).all()
+    if not is_sound or not (found.label == found.logits.argmax(axis=1)).all():
         raise VerificationError("The model's answers to test images are not sound.")
     scale = max(1.0, float(np.abs(expected.logits).max()))
-    difference = float(np.abs(answer.logits - expected.logits).max())
+    difference = float(np.abs(found.logits - expected.logits).max())
     if difference > _RELATIVE_TOLERANCE * scale:
         raise VerificationError(
             f"On {predictor.provider} the model's logits differ by {difference:.2g} from those of the plain graph."

@@ -1,4 +1,4 @@
-"""What Prometheus sees: outcomes, queue, batches, stages, and the dummy mass of every answer.
+"""What Prometheus sees: outcomes, queue, batches, stages, and the dummy mass of every prediction.
 
 All label sets are bounded: routes, status codes, error codes and stages are ours, never a client's text. The dummy mass
 is a signal of shifted or attacked inputs, not a defence by itself (docs/method.md).
@@ -9,16 +9,25 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from ducat_serve.predictor import Predictions
-from service.models.served import Served
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _MASS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+
+
+class ModelInfo(NamedTuple):
+    """The labels of `ducat_model_info`: one version of a model, what its weights are and what it computes on."""
+
+    model: str
+    version: str
+    digest: str
+    provider: str
 
 
 class Metrics:
@@ -57,7 +66,7 @@ class Metrics:
         self._model = Gauge(
             "ducat_model_info",
             "The served models.",
-            ("model", "version", "digest", "provider"),
+            ModelInfo._fields,
             registry=self._registry,
         )
         # One child each, looked up once: `labels` takes as long as counting.
@@ -71,12 +80,11 @@ class Metrics:
         self._outcome(route, status).inc()
         self._duration(route).observe(seconds)
 
-    def serving(self, models: Sequence[Served]) -> None:
+    def serving(self, models: Iterable[ModelInfo]) -> None:
         """These are served from now on."""
         self._model.clear()
-        for served in models:
-            spec, provider = served.predictor.spec, served.predictor.provider
-            self._model.labels(served.name, served.version, spec.weights_digest[:12], provider).set(1)
+        for model in models:
+            self._model.labels(*model).set(1)
 
     def batch(self, rows: int, waits: list[float], seconds: float) -> None:
         """A batch was inferred: ``waits`` are the seconds that its requests were queued."""
@@ -85,8 +93,8 @@ class Metrics:
             self._stage("queue").observe(wait)
         self._stage("infer").observe(seconds)
 
-    def answered(self, name: str, predictions: Predictions) -> None:
-        """Predictions go out."""
+    def predicted(self, name: str, predictions: Predictions) -> None:
+        """Predictions of the model ``name`` go out."""
         histogram = self._mass(name)
         for mass in predictions.dummy_mass.tolist():
             histogram.observe(mass)

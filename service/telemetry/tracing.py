@@ -11,9 +11,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Self
-
-from starlette.types import Scope
+from typing import TYPE_CHECKING, Any, Self
 
 from ducat_serve.errors import UsageError, missing_extra
 
@@ -64,8 +62,8 @@ class Tracing:
         return cls(OTLPSpanExporter())
 
     @contextlib.contextmanager
-    def request(self, scope: Scope, route: str) -> Iterator[None]:
-        """The span of a whole request, below the one that its `traceparent` header names."""
+    def request(self, scope: Mapping[str, Any], route: str) -> Iterator[None]:
+        """The span of a whole request, given as its ASGI scope, below the one that its `traceparent` header names."""
         headers = {
             name.decode("latin-1"): value.decode("latin-1")
             for name, value in scope["headers"]

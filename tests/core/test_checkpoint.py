@@ -8,10 +8,12 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from ducat_serve.checkpoint import read_checkpoint, read_spec, weights_digest, write_checkpoint
 from ducat_serve.deployed import build_classifier, load, load_weights
@@ -159,7 +161,7 @@ def test_spec_of_other_weights_is_not_written(checkpoint: Path, tmp_path: Path) 
 
 def test_digest_depends_on_names_shapes_types_and_values() -> None:
     base = {"a": np.zeros((2, 3), np.float32)}
-    others = [
+    others: list[dict[str, NDArray[Any]]] = [
         {"b": base["a"]},
         {"a": base["a"].reshape(3, 2)},
         {"a": base["a"].astype(np.float64)},

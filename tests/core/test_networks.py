@@ -27,7 +27,7 @@ def test_any_size_and_channels(size: tuple[int, int], channels: int) -> None:
 @pytest.mark.parametrize("name", list(NETWORKS))
 def test_stem_stride(name: str, size: tuple[int, int], stride: int) -> None:
     network = create_network(name, channels=3, image_size=size, outputs=4)
-    assert network.get_submodule("conv1").stride == (stride, stride)  # type: ignore[union-attr]
+    assert network.get_submodule("conv1").stride == (stride, stride)
 
 
 def test_resnet18_equals_torchvision_but_for_the_stem() -> None:
@@ -70,6 +70,8 @@ def test_the_twin_for_crafting_is_the_same_function(name: str) -> None:
     network = create_network(name, channels=3, image_size=(8, 8), outputs=6).double()
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             for tensor in (module.running_mean, module.bias):
                 torch.nn.init.normal_(tensor)
             for tensor in (module.running_var, module.weight):

@@ -65,9 +65,9 @@ def test_weights_may_differ_by_image() -> None:
 def test_loss_and_gradient_are_finite_for_extreme_logits() -> None:
     logits = torch.tensor([[200.0, 0, 0, -200.0], [-200.0, 0, 0, 200.0]], requires_grad=True)
     loss = pair_cross_entropy(logits, torch.tensor([0, 1]), 0.5)
-    loss.sum().backward()
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
     assert torch.isfinite(loss).all()
-    assert torch.isfinite(logits.grad).all()
+    assert torch.isfinite(gradient).all()
 
 
 @given(st.integers(0, 10_000))
@@ -89,9 +89,9 @@ def test_lse_fold_of_huge_logits_and_its_gradient() -> None:
     raw = torch.tensor([[500.0, -500.0, 1.0, -501.0]], requires_grad=True)
     folded = fold_logits(raw, "lse")
     assert torch.equal(folded, torch.tensor([[500.0, -500.0 + torch.log1p(torch.tensor(-1.0).exp())]]))
-    folded.sum().backward()
+    (gradient,) = torch.autograd.grad(folded.sum(), raw)
     share = torch.sigmoid(torch.tensor(1.0))
-    torch.testing.assert_close(raw.grad, torch.tensor([[1.0, share, 0.0, 1 - share]]))
+    torch.testing.assert_close(gradient, torch.tensor([[1.0, share, 0.0, 1 - share]]))
 
 
 def test_lse_fold_gives_the_folded_posterior_and_max_fold_does_not() -> None:

@@ -42,9 +42,9 @@ def images() -> np.ndarray:
 @pytest.mark.parametrize("count", [1, 2, 16])
 def test_shapes_and_types(predictor: Predictor, images: np.ndarray, count: int) -> None:
     answer = predictor(images[:count])
-    assert (answer.logits.shape, answer.logits.dtype) == ((count, 10), np.float32)
-    assert (answer.label.shape, answer.label.dtype) == ((count,), np.int64)
-    assert (answer.dummy_mass.shape, answer.dummy_mass.dtype) == ((count,), np.float32)
+    assert (answer.logits.shape, answer.logits.dtype) == ((count, 10), np.dtype(np.float32))
+    assert (answer.label.shape, answer.label.dtype) == ((count,), np.dtype(np.int64))
+    assert (answer.dummy_mass.shape, answer.dummy_mass.dtype) == ((count,), np.dtype(np.float32))
     assert answer.dummy_mass.min() >= 0
     assert answer.dummy_mass.max() <= 1
 

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from tests.service.test_images import npy
-from tests.service.test_open_inference import binary, binary_tensor, tensor
-from tests.support.http_client import DIGITS, GOOD, MULTIPART, assert_problem, encode, part, predictions, send
+from tests.support.http_client import DIGITS, GOOD, MULTIPART, assert_error, encode, part, predictions, send
+from tests.support.request_bodies import binary, binary_tensor, npy, tensor
 
 REQUESTS = 10_000
 HEADER = "Inference-Header-Content-Length"
@@ -101,7 +100,7 @@ def test_mutated_requests(client: TestClient) -> None:
         if response.status_code != 200:
             body = response.json()
             code = body["code"] if path.startswith("/v2") else body["error"]["code"]
-            assert_problem(response, response.status_code, code)
+            assert_error(response, response.status_code, code)
         if number % 500 == 0:
             assert len(predictions(send(client, GOOD))) == 1
     assert seen[400] > REQUESTS / 3

@@ -16,8 +16,8 @@ import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
 from ducat_serve.predictor import Predictor
-from tests.service.test_models import place
 from tests.support.http_client import GOOD
+from tests.support.model_repository import place
 from tests.support.server_process import WAIT, Server, free_port, running, serve_command
 
 ADMIN = "m" * 32

@@ -21,7 +21,7 @@ from tests.support.http_client import (
     DIGITS,
     GOOD,
     MULTIPART,
-    assert_problem,
+    assert_error,
     bomb,
     encode,
     part,
@@ -206,7 +206,7 @@ def body(content: bytes) -> dict[str, Any]:
 def test_bad_request_is_told_why_and_harms_nobody(
     client: TestClient, request_: dict[str, Any], status: int, code: str
 ) -> None:
-    assert_problem(client.post("/v1/predict", **request_), status, code)
+    assert_error(client.post("/v1/predict", **request_), status, code)
     assert len(predictions(send(client, GOOD))) == 1
 
 
@@ -217,7 +217,7 @@ def test_large_body_without_content_length(client: TestClient) -> None:
 
     request = client.build_request("POST", "/v1/predict", content=chunks(), headers=MULTIPART)
     assert "content-length" not in request.headers
-    assert_problem(client.send(request), 413, "body_too_large")
+    assert_error(client.send(request), 413, "body_too_large")
     assert len(predictions(send(client, GOOD))) == 1
 
 
@@ -252,7 +252,7 @@ def test_body_limit_stops_reading() -> None:
 )
 def test_unknown_path(client: TestClient, path: str) -> None:
     for method in ("GET", "POST", "DELETE"):
-        assert_problem(client.request(method, path), 404, "not_found")
+        assert_error(client.request(method, path), 404, "not_found")
 
 
 @pytest.mark.parametrize(
@@ -268,5 +268,5 @@ def test_unknown_path(client: TestClient, path: str) -> None:
 )
 def test_wrong_method(client: TestClient, method: str, path: str) -> None:
     response = client.request(method, path)
-    assert_problem(response, 405, "method_not_allowed")
+    assert_error(response, 405, "method_not_allowed")
     assert response.headers["allow"]

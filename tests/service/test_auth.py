@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import hmac
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +15,26 @@ from ducat_serve.cli.main import run
 from ducat_serve.errors import DataError, DucatError, UsageError
 from ducat_serve.images import decode
 from ducat_serve.predictor import Predictor
-from service.application import create_app
-from service.errors import Problem
+from service.errors import APIError
 from service.middleware.api_keys import Keys
-from service.middleware.rate_limit import Allowance
-from service.page.headers import page_headers
-from tests.service.test_service_life import FakeModel
+from service.middleware.rate_limit import Quota
+from service.page.routes import page_headers
+from tests.support.application import ALICE, BOB, bearer, serving
 from tests.support.http_client import (
     GOOD,
     MULTIPART,
-    assert_problem,
-    is_ready,
+    assert_error,
     part,
     predictions,
     send,
-    until,
 )
 
-ALICE, BOB = "a" * 32, "b" * 32
 DAY = 86_400
 
 
-@contextmanager
-def serving(predictor: Predictor, **settings: Any) -> Iterator[TestClient]:
-    with TestClient(create_app(FakeModel(predictor, **settings)), raise_server_exceptions=False) as client:
-        until(lambda: is_ready(client))
-        yield client
-
-
-def ask(client: TestClient, images: int = 1, **headers: str) -> Any:
+def ask(client: TestClient, headers: dict[str, str] | None = None, images: int = 1) -> Any:
     content = part(GOOD) * images + b"--B--\r\n"
-    return client.post("/v1/predict", content=content, headers={**MULTIPART, **headers})
-
-
-def bearer(key: str) -> dict[str, str]:
-    return {"authorization": f"Bearer {key}"}
+    return client.post("/v1/predict", content=content, headers={**MULTIPART, **(headers or {})})
 
 
 class Clock:
@@ -60,34 +44,32 @@ class Clock:
         return self.now
 
 
-def allowance(
-    rate: float | None = None, burst: int = 10, daily: int | None = None
-) -> tuple[Allowance, Clock, Clock]:
+def quota(rate: float | None = None, burst: int = 10, daily: int | None = None) -> tuple[Quota, Clock, Clock]:
     clock, calendar = Clock(), Clock()
     calendar.now = 20_000 * DAY + 3600.0  # one o'clock
-    return Allowance(rate, burst, daily, clock, calendar), clock, calendar
+    return Quota(rate, burst, daily, clock, calendar), clock, calendar
 
 
 def test_a_bucket_refills_at_its_rate_up_to_its_burst() -> None:
-    subject, clock, _ = allowance(rate=2, burst=10)
+    subject, clock, _ = quota(rate=2, burst=10)
     subject.charge(10)
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(APIError) as caught:
         subject.charge(3)
     assert (caught.value.status, caught.value.code, caught.value.retry_after) == (429, "rate_limited", 1.5)
     clock.now += 1.5
     subject.charge(3)
-    with pytest.raises(Problem):
+    with pytest.raises(APIError):
         subject.charge(1)
     clock.now += 1000
     subject.charge(10)
-    with pytest.raises(Problem):
+    with pytest.raises(APIError):
         subject.require(1)
 
 
 def test_what_is_refused_costs_nothing() -> None:
-    subject, clock, _ = allowance(rate=1, burst=10, daily=100)
+    subject, clock, _ = quota(rate=1, burst=10, daily=100)
     for _ in range(50):
-        with pytest.raises(Problem):
+        with pytest.raises(APIError):
             subject.charge(11)
     subject.charge(10)
     clock.now += 10
@@ -95,19 +77,19 @@ def test_what_is_refused_costs_nothing() -> None:
 
 
 def test_a_budget_is_for_a_day_and_a_clock_that_jumps_gives_no_second_one() -> None:
-    subject, _, calendar = allowance(daily=5)
+    subject, _, calendar = quota(daily=5)
     subject.charge(4)
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(APIError) as caught:
         subject.charge(2)
     assert (caught.value.code, caught.value.retry_after) == ("budget_spent", 23 * 3600)
     subject.charge(1)
     calendar.now -= 40 * DAY
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(APIError) as caught:
         subject.charge(1)
     assert caught.value.retry_after is not None
     assert 0 < caught.value.retry_after <= DAY
     calendar.now += 40 * DAY + 22.5 * 3600
-    with pytest.raises(Problem):
+    with pytest.raises(APIError):
         subject.charge(1)
     calendar.now += 3600
     subject.charge(5)
@@ -122,33 +104,33 @@ def test_no_key_or_a_wrong_one_is_refused_before_the_body_is_read(predictor: Pre
             {"authorization": f"Basic {ALICE}"},
             bearer("é"),
         ):
-            encoded = {name: value.encode("latin-1") for name, value in headers.items()}
-            response = client.post("/v1/predict", content=b"not even a form", headers=encoded)  # type: ignore[arg-type]
-            assert_problem(response, 401, "unauthorized")
+            encoded: Any = {name: value.encode("latin-1") for name, value in headers.items()}
+            response = client.post("/v1/predict", content=b"not even a form", headers=encoded)
+            assert_error(response, 401, "unauthorized")
             assert response.headers["www-authenticate"] == "Bearer"
         for path in ("/v1/model", "/v2/models/model", "/v2/models/model/ready"):
-            assert_problem(client.get(path), 401, "unauthorized")
+            assert_error(client.get(path), 401, "unauthorized")
             assert client.get(path, headers=bearer(BOB)).status_code == 200
-        assert_problem(client.post("/v2/models/model/infer", json={}), 401, "unauthorized")
-        assert len(predictions(ask(client, **bearer(ALICE)))) == 1
-        assert len(predictions(ask(client, **{"x-api-key": BOB}))) == 1
+        assert_error(client.post("/v2/models/model/infer", json={}), 401, "unauthorized")
+        assert len(predictions(ask(client, bearer(ALICE)))) == 1
+        assert len(predictions(ask(client, {"x-api-key": BOB}))) == 1
         for path in ("/", "/v2", "/v2/health/live", "/v2/health/ready"):
             assert client.get(path).status_code == 200, "probes and the page need no key"
 
 
 def test_each_key_has_its_own_budget_counted_in_images(predictor: Predictor) -> None:
     with serving(predictor, api_keys=f"alice:{ALICE},bob:{BOB}", daily_budget=5) as client:
-        assert len(predictions(ask(client, 3, **bearer(ALICE)))) == 3
-        refused = ask(client, 3, **bearer(ALICE))
-        assert_problem(refused, 429, "budget_spent")
+        assert len(predictions(ask(client, bearer(ALICE), 3))) == 3
+        refused = ask(client, bearer(ALICE), 3)
+        assert_error(refused, 429, "budget_spent")
         assert int(refused.headers["retry-after"]) > 0
-        assert len(predictions(ask(client, 2, **bearer(ALICE)))) == 2
-        assert_problem(ask(client, **bearer(ALICE)), 429, "budget_spent")
+        assert len(predictions(ask(client, bearer(ALICE), 2))) == 2
+        assert_error(ask(client, bearer(ALICE)), 429, "budget_spent")
         assert client.get("/v1/model", headers=bearer(ALICE)).status_code == 200
-        assert len(predictions(ask(client, 5, **bearer(BOB)))) == 5
+        assert len(predictions(ask(client, bearer(BOB), 5))) == 5
         data = {"inputs": [{"name": "images", "datatype": "UINT8", "shape": [1, 8, 8, 3], "data": [0] * 192}]}
         response = client.post("/v2/models/model/infer", json=data, headers=bearer(BOB))
-        assert_problem(response, 429, "budget_spent")
+        assert_error(response, 429, "budget_spent")
 
 
 def test_images_are_charged_before_they_are_decoded(
@@ -163,20 +145,20 @@ def test_images_are_charged_before_they_are_decoded(
 
     monkeypatch.setattr("service.api.images.decode", counted)
     with serving(predictor, daily_budget=3) as client:
-        assert_problem(client.post("/v1/predict", content=b"--B--", headers=MULTIPART), 400, "missing_image")
-        assert_problem(send(client, GOOD, b"no image"), 400, "invalid_image")
+        assert_error(client.post("/v1/predict", content=b"--B--", headers=MULTIPART), 400, "missing_image")
+        assert_error(send(client, GOOD, b"no image"), 400, "invalid_image")
         assert len(decoded) == 2
-        assert_problem(send(client, GOOD, GOOD), 429, "budget_spent")
+        assert_error(send(client, GOOD, GOOD), 429, "budget_spent")
         assert len(decoded) == 2, "what was refused is not decoded"
         assert len(predictions(send(client, GOOD))) == 1
-        assert_problem(send(client, GOOD), 429, "budget_spent")
+        assert_error(send(client, GOOD), 429, "budget_spent")
 
 
 def test_a_rate_without_keys_is_shared_by_all(predictor: Predictor) -> None:
     with serving(predictor, rate=0.001, max_images=2) as client:
-        assert len(predictions(ask(client, 2))) == 2
+        assert len(predictions(ask(client, images=2))) == 2
         refused = ask(client)
-        assert_problem(refused, 429, "rate_limited")
+        assert_error(refused, 429, "rate_limited")
         assert int(refused.headers["retry-after"]) > 500
 
 
@@ -226,14 +208,14 @@ def test_a_missing_file_of_keys_never_means_no_keys(
 def test_comparing_keys_takes_no_short_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every known key is compared, as digests of one length, wherever the right one stands."""
     lengths: list[tuple[int, int]] = []
-    original = keys_module.hmac.compare_digest
+    original = hmac.compare_digest
 
     def counted(a: bytes, b: bytes) -> bool:
         lengths.append((len(a), len(b)))
         return original(a, b)
 
     keys = Keys(None, ",".join(f"k{i}:{str(i) * 32}" for i in range(5)))
-    monkeypatch.setattr(keys_module.hmac, "compare_digest", counted)
+    monkeypatch.setattr(hmac, "compare_digest", counted)
     for key in ("0" * 32, "4" * 32, "wrong", ""):
         lengths.clear()
         keys.name_of(key)

@@ -35,7 +35,7 @@ class FakeInfer:
         return Predictions(
             np.stack([pixels, pixels], axis=1).astype(np.float32),
             pixels.astype(np.int64),
-            pixels.astype(np.float32) / 255,
+            pixels.astype(np.float32) / np.float32(255),
         )
 
 

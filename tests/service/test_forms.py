@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from tests.support.http_client import DIGITS, GOOD, assert_problem, encode, part, predictions, send
+from tests.support.http_client import DIGITS, GOOD, assert_error, encode, part, predictions, send
 
 CLOSED = part(GOOD) + b"--B--"
 
@@ -74,7 +74,7 @@ def test_content_may_look_like_a_boundary(client: TestClient) -> None:
     ],
 )
 def test_bad_forms(client: TestClient, body: bytes, code: str) -> None:
-    assert_problem(post(client, body), 400, code)
+    assert_error(post(client, body), 400, code)
 
 
 @pytest.mark.parametrize("boundary", ["", '""', "B" * 2000])
@@ -82,4 +82,4 @@ def test_bad_boundaries(client: TestClient, boundary: str) -> None:
     answer = post(
         client, CLOSED.replace(b"B", boundary.encode()), f"multipart/form-data; boundary={boundary}"
     )
-    assert_problem(answer, 400, "malformed_form")
+    assert_error(answer, 400, "malformed_form")

@@ -11,13 +11,8 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from tests.support.http_client import DIGITS, GOOD, assert_problem, bomb, encode, predictions, send
-
-
-def npy(array: Any, version: tuple[int, int] = (1, 0)) -> bytes:
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.asarray(array), version=version)
-    return buffer.getvalue()
+from tests.support.http_client import DIGITS, GOOD, assert_error, bomb, encode, predictions, send
+from tests.support.request_bodies import npy
 
 
 def post(client: TestClient, content: bytes, kind: str) -> Any:
@@ -76,7 +71,7 @@ ONE = np.zeros((1, 8, 8, 3), np.uint8)
     ],
 )
 def test_bad_npy(client: TestClient, content: bytes, status: int, code: str) -> None:
-    assert_problem(post(client, content, "application/x-npy"), status, code)
+    assert_error(post(client, content, "application/x-npy"), status, code)
     assert len(predictions(post(client, lying_header("(1, 8, 8, 3)"), "application/x-npy"))) == 1
 
 
@@ -89,7 +84,7 @@ def test_an_array_of_objects_is_never_unpickled(client: TestClient) -> None:
     objects = np.empty((1, 8, 8, 3), object)
     objects[...] = Bomb()
     np.lib.format.write_array(buffer, objects, allow_pickle=True)
-    assert_problem(post(client, buffer.getvalue(), "application/x-npy"), 400, "invalid_shape")
+    assert_error(post(client, buffer.getvalue(), "application/x-npy"), 400, "invalid_shape")
 
 
 @pytest.mark.parametrize(
@@ -107,13 +102,13 @@ def test_an_array_of_objects_is_never_unpickled(client: TestClient) -> None:
     ],
 )
 def test_bad_json(client: TestClient, document: Any, status: int, code: str) -> None:
-    assert_problem(client.post("/v1/predict", json=document), status, code)
+    assert_error(client.post("/v1/predict", json=document), status, code)
     assert len(predictions(client.post("/v1/predict", json=base64_of(GOOD)))) == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[" * 10, b"\xff\xfe"])
 def test_json_that_is_none(client: TestClient, content: bytes) -> None:
-    assert_problem(post(client, content, "application/json"), 400, "invalid_json")
+    assert_error(post(client, content, "application/json"), 400, "invalid_json")
 
 
 @pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a": [' + b"{}, " * 100_000 + b"{}]}"])
@@ -123,4 +118,4 @@ def test_json_of_many_parts_is_refused_before_it_is_parsed(
     monkeypatch.setattr("json.loads", lambda *_: pytest.fail("it was parsed"))
     answer = post(client, content, "application/json")
     monkeypatch.undo()
-    assert_problem(answer, 400, "invalid_request")
+    assert_error(answer, 400, "invalid_request")

@@ -13,15 +13,9 @@ from starlette.testclient import TestClient
 from ducat_serve.errors import DataError, UsageError
 from ducat_serve.predictor import Predictions, Predictor
 from service.models.repository import Repository
-from tests.service.test_auth import bearer
-from tests.service.test_reload import ADMIN, metrics_of, reload, serving
-from tests.support.http_client import DIGITS, GOOD, assert_problem, predictions
-
-
-def place(file: Path, repository: Path, name: str, version: str) -> Path:
-    folder = repository / name / version
-    folder.mkdir(parents=True)
-    return Path(shutil.copy(file, folder / "model.onnx"))
+from tests.support.application import ADMIN, bearer, metrics, reload, serving_path
+from tests.support.http_client import DIGITS, GOOD, assert_error, predictions
+from tests.support.model_repository import place
 
 
 @pytest.fixture
@@ -69,7 +63,7 @@ def states(client: TestClient, **body: Any) -> dict[tuple[str, str], str]:
 def test_the_named_model_answers(repository: Path, query: str, path: str, name: str, version: str) -> None:
     predictor = Predictor(repository / name / version / "model.onnx")
     expected = predictor(DIGITS[:1])
-    with serving(repository) as (client, _):
+    with serving_path(repository) as (client, _):
         answer = ask(client, query)
         assert predictions(answer) == expected.to_json(predictor.spec.labels, 5)
         model = answer.json()["model"]
@@ -82,16 +76,16 @@ def test_the_named_model_answers(repository: Path, query: str, path: str, name: 
 
 
 def test_a_request_that_names_none_of_several_or_an_unknown_one(repository: Path) -> None:
-    with serving(repository) as (client, _):
+    with serving_path(repository) as (client, _):
         answer = ask(client)
-        assert_problem(answer, 400, "model_required")
+        assert_error(answer, 400, "model_required")
         assert "paper, plain" in answer.text
-        assert_problem(client.get("/v1/model"), 400, "model_required")
+        assert_error(client.get("/v1/model"), 400, "model_required")
         for query in ("?model=other", "?model=", "?model=paper&version=3", "?model=../paper"):
-            assert_problem(ask(client, query), 404, "unknown_model")
+            assert_error(ask(client, query), 404, "unknown_model")
         for path in ("other", "paper/versions/3"):
-            assert_problem(ask_v2(client, path), 404, "unknown_model")
-            assert_problem(client.get(f"/v2/models/{path}/ready"), 404, "unknown_model")
+            assert_error(ask_v2(client, path), 404, "unknown_model")
+            assert_error(client.get(f"/v2/models/{path}/ready"), 404, "unknown_model")
         listed = client.get("/v1/models").json()["models"]
         assert [(m["name"], m["version"]) for m in listed] == [
             ("paper", "2"),
@@ -102,42 +96,42 @@ def test_a_request_that_names_none_of_several_or_an_unknown_one(repository: Path
 
 
 def test_models_come_and_go_while_others_answer(repository: Path, onnx_model: Path) -> None:
-    with serving(repository) as (client, models):
+    with serving_path(repository) as (client, models):
         place(onnx_model, repository, "late", "1")
         assert states(client)["late", "1"] == "UNAVAILABLE"
-        assert_problem(ask(client, "?model=late"), 404, "unknown_model")
+        assert_error(ask(client, "?model=late"), 404, "unknown_model")
         assert admin(client, "models/late/load").status_code == 200
         assert predictions(ask(client, "?model=late"))
         assert states(client)["late", "1"] == "READY"
         assert admin(client, "models/late/unload", parameters={"unload_dependents": False}).status_code == 200
-        assert_problem(ask(client, "?model=late"), 404, "unknown_model")
+        assert_error(ask(client, "?model=late"), 404, "unknown_model")
         assert ("late", "1") not in states(client, ready=True)
-        assert_problem(admin(client, "models/late/unload"), 404, "unknown_model")
-        assert_problem(admin(client, "models/never/load"), 404, "unknown_model")
-        assert_problem(admin(client, "index", ready="yes"), 400, "invalid_request")
+        assert_error(admin(client, "models/late/unload"), 404, "unknown_model")
+        assert_error(admin(client, "models/never/load"), 404, "unknown_model")
+        assert_error(admin(client, "index", ready="yes"), 400, "invalid_request")
         for body in (b"[]", b"1", b'{"parameters": []}'):
             answer = client.post("/v2/repository/models/plain/load", content=body, headers=bearer(ADMIN))
-            assert_problem(answer, 400, "invalid_request")
+            assert_error(answer, 400, "invalid_request")
         shutil.rmtree(repository / "paper" / "10")
         assert admin(client, "models/paper/load").status_code == 200
         assert ask(client, "?model=paper").json()["model"]["version"] == "2"
-        served = {key[3:] for key in metrics_of(client) if key[0] == "ducat_model_info"}
+        served = {key[3:] for key in metrics(client, **bearer(ADMIN)) if key[0] == "ducat_model_info"}
         assert len(served) == 2 == len(models.all())
         assert predictions(ask(client, "?model=plain"))
 
 
 def test_no_version_is_swapped_where_one_is_bad(repository: Path, onnx_model: Path) -> None:
-    with serving(repository) as (client, _):
+    with serving_path(repository) as (client, _):
         before = states(client)
         shutil.copy(onnx_model, repository / "plain" / "1" / "model.onnx")
         shutil.copy(onnx_model, repository / "paper" / "10" / "model.onnx")
         (repository / "paper" / "2" / "model.onnx").write_bytes(b"garbage")
         old = ask(client, "?model=paper").json()["model"]["weights_digest"]
-        assert_problem(admin(client, "models/paper/load"), 422, "model_refused")
+        assert_error(admin(client, "models/paper/load"), 422, "model_refused")
         assert ask(client, "?model=paper").json()["model"]["weights_digest"] == old
         # Reading all again takes what is good and names what is not.
         answer = reload(client)
-        assert_problem(answer, 422, "model_refused")
+        assert_error(answer, 422, "model_refused")
         assert "paper" in answer.text
         assert "plain" not in answer.text
         assert ask(client, "?model=paper").json()["model"]["weights_digest"] == old
@@ -147,24 +141,24 @@ def test_no_version_is_swapped_where_one_is_bad(repository: Path, onnx_model: Pa
 
 
 def test_a_repository_that_went_away_changes_nothing(repository: Path) -> None:
-    with serving(repository) as (client, _):
+    with serving_path(repository) as (client, _):
         repository.rename(repository.with_name("moved"))
-        assert_problem(reload(client), 422, "model_refused")
+        assert_error(reload(client), 422, "model_refused")
         assert predictions(ask(client, "?model=paper"))
-        assert_problem(admin(client, "index"), 422, "repository_unreadable")
+        assert_error(admin(client, "index"), 422, "repository_unreadable")
         assert ("plain", "1") in states(client, ready=True)
 
 
 def test_only_admins_use_the_repository(repository: Path, client: TestClient) -> None:
     for path in ("index", "models/paper/load", "models/paper/unload"):
-        assert_problem(client.post(f"/v2/repository/{path}"), 404, "not_found")
-    with serving(repository, api_keys=f"alice:{'a' * 32}") as (guarded, _):
+        assert_error(client.post(f"/v2/repository/{path}"), 404, "not_found")
+    with serving_path(repository, api_keys=f"alice:{'a' * 32}") as (guarded, _):
         for path in ("index", "models/paper/load", "models/paper/unload"):
             for headers in ({}, bearer("a" * 32)):
-                assert_problem(guarded.post(f"/v2/repository/{path}", headers=headers), 401, "unauthorized")
-        assert_problem(ask(guarded, "?model=paper"), 401, "unauthorized")
-        assert_problem(guarded.get("/v1/models"), 401, "unauthorized")
-        assert_problem(
+                assert_error(guarded.post(f"/v2/repository/{path}", headers=headers), 401, "unauthorized")
+        assert_error(ask(guarded, "?model=paper"), 401, "unauthorized")
+        assert_error(guarded.get("/v1/models"), 401, "unauthorized")
+        assert_error(
             admin(guarded, "models/paper/load", parameters={"config": "{}"}), 400, "invalid_parameters"
         )
         assert states(guarded)["paper", "2"] == "READY"
@@ -174,7 +168,7 @@ def test_a_model_that_computes_something_else_here_is_refused(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a broken kernel would: finite, consistent answers that are not the graph's."""
-    with serving(repository) as (client, _):
+    with serving_path(repository) as (client, _):
         before = predictions(ask(client, "?model=plain"))
         original, optimised = Predictor.__call__, Predictor.__init__
 
@@ -192,7 +186,7 @@ def test_a_model_that_computes_something_else_here_is_refused(
         with monkeypatch.context() as patch:
             patch.setattr(Predictor, "__init__", remember)
             patch.setattr(Predictor, "__call__", off)
-            assert_problem(admin(client, "models/plain/load"), 422, "model_refused")
+            assert_error(admin(client, "models/plain/load"), 422, "model_refused")
         assert predictions(ask(client, "?model=plain")) == before
 
 
@@ -209,11 +203,11 @@ def test_a_folder_that_is_no_version_is_left_out(
 
 
 def test_nothing_is_ready_where_nothing_is_served(onnx_model: Path) -> None:
-    with serving(onnx_model) as (client, models):
+    with serving_path(onnx_model) as (client, models):
         assert admin(client, "models/model/unload").status_code == 200
-        assert_problem(client.get("/v2/health/ready"), 503, "not_ready")
+        assert_error(client.get("/v2/health/ready"), 503, "not_ready")
         assert not models.is_ready
-        assert_problem(ask(client), 404, "unknown_model")
+        assert_error(ask(client), 404, "unknown_model")
         assert reload(client).status_code == 200
         assert models.is_ready
         assert predictions(ask(client))

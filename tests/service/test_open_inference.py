@@ -12,17 +12,12 @@ from starlette.testclient import TestClient
 from ducat_serve.predictor import Predictor
 from tests.support.http_client import (
     DIGITS,
-    assert_problem,
+    assert_error,
     encode,
     predictions,
     send,
 )
-
-
-def tensor(data: Any, **changes: Any) -> dict[str, Any]:
-    return {
-        "inputs": [{"name": "images", "datatype": "UINT8", "shape": [1, 8, 8, 3], "data": data, **changes}]
-    }
+from tests.support.request_bodies import binary, binary_tensor, tensor
 
 
 def infer(client: TestClient, body: Any) -> Any:
@@ -99,13 +94,13 @@ def test_v2_bad_tensor(client: TestClient, body: Any, status: int, code: str) ->
     response = client.post(
         "/v2/models/model/infer", content=json.dumps(body), headers={"content-type": "application/json"}
     )
-    assert_problem(response, status, code)
+    assert_error(response, status, code)
     assert infer(client, tensor(PIXELS)).status_code == 200
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[" * 5000, b"9" * 5000])
 def test_v2_body_that_is_not_json(client: TestClient, content: bytes) -> None:
-    assert_problem(client.post("/v2/models/model/infer", content=content), 400, "invalid_json")
+    assert_error(client.post("/v2/models/model/infer", content=content), 400, "invalid_json")
 
 
 @pytest.mark.parametrize("content", [b'{"inputs": [' + b"[], " * 20_000 + b"[]]}", b"{" * 100])
@@ -116,21 +111,7 @@ def test_v2_json_of_many_parts_is_refused_before_it_is_parsed(
     monkeypatch.setattr("json.loads", lambda *_: pytest.fail("it was parsed"))
     answer = client.post("/v2/models/model/infer", content=content)
     monkeypatch.undo()
-    assert_problem(answer, 400, "invalid_request")
-
-
-def binary(
-    header: Any, data: bytes, length: str | None = None, path: str = "/v2/models/model/infer"
-) -> dict[str, Any]:
-    """A request of the binary tensor extension."""
-    text = json.dumps(header).encode()
-    headers = {"Inference-Header-Content-Length": str(len(text)) if length is None else length}
-    return {"url": path, "content": text + data, "headers": headers}
-
-
-def binary_tensor(count: int, size: Any, **more: Any) -> dict[str, Any]:
-    tensor = {"name": "images", "datatype": "UINT8", "shape": [count, 8, 8, 3]}
-    return {"inputs": [{**tensor, "parameters": {"binary_data_size": size}}], **more}
+    assert_error(answer, 400, "invalid_request")
 
 
 @pytest.mark.parametrize("path", ["/v2/models/model/infer", "/v2/models/model/versions/1/infer"])
@@ -208,7 +189,7 @@ def test_v2_binary_tensors_both_ways(client: TestClient, predictor: Predictor, p
 def test_v2_binary_sizes_that_lie(
     client: TestClient, request_: dict[str, Any], status: int, code: str
 ) -> None:
-    assert_problem(client.post(**request_), status, code)
+    assert_error(client.post(**request_), status, code)
     good = client.post(**binary(binary_tensor(1, 192), bytes(192)))
     assert good.json() == infer(client, tensor(PIXELS)).json()
 
@@ -216,11 +197,11 @@ def test_v2_binary_sizes_that_lie(
 @pytest.mark.parametrize("path", ["", "/ready", "/infer"])
 def test_v2_unknown_version(client: TestClient, path: str) -> None:
     method = "POST" if path == "/infer" else "GET"
-    assert_problem(client.request(method, f"/v2/models/model/versions/2{path}"), 404, "unknown_model")
+    assert_error(client.request(method, f"/v2/models/model/versions/2{path}"), 404, "unknown_model")
 
 
 @pytest.mark.parametrize("path", ["", "/ready", "/infer"])
 def test_v2_unknown_model(client: TestClient, path: str) -> None:
     method = "POST" if path == "/infer" else "GET"
     response = client.request(method, f"/v2/models/other{path}", content=b"{}" if path == "/infer" else None)
-    assert_problem(response, 404, "unknown_model")
+    assert_error(response, 404, "unknown_model")

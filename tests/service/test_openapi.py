@@ -21,14 +21,17 @@ from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
 from ducat_serve.predictor import Predictor
+from service.api.forms import FIELD
+from service.api.images import NPY
+from service.api.open_inference import JSON_LENGTH, OUTPUTS
 from service.application import PROBES, create_app
 from service.openapi.document import document
+from service.page.samples import KINDS
 from service.settings import Settings
 from tests.conftest import PROJECT
-from tests.service.test_auth import bearer, serving
-from tests.service.test_open_inference import binary, binary_tensor, tensor
-from tests.service.test_service_life import FakeModel
+from tests.support.application import FakeModel, bearer, serve, serving
 from tests.support.http_client import GOOD, WAIT, is_ready, send, until
+from tests.support.request_bodies import binary, binary_tensor, tensor
 from tests.support.server_process import free_port, serve_command, started
 
 KEY, ADMIN = "k" * 32, "a" * 32  # as in schemathesis.toml
@@ -128,10 +131,32 @@ def test_bounds_are_those_of_the_settings() -> None:
     assert "2.5 s" in components["responses"]["Problem504"]["description"]
 
 
+def test_names_are_those_of_the_code() -> None:
+    described = document(FULL)
+    assert "${" not in json.dumps(described)
+    schemas, paths = described["components"]["schemas"], described["paths"]
+    samples = paths["/samples/{name}"]["get"]["responses"]["200"]
+    assert set(samples["content"]) == set(KINDS.values())
+    sent = paths["/v1/predict"]["post"]["requestBody"]["content"]
+    assert NPY in sent
+    assert list(sent["multipart/form-data"]["encoding"]) == schemas["ImageForm"]["required"] == [FIELD]
+    assert described["components"]["parameters"]["JsonLength"]["name"] == JSON_LENGTH
+    output = schemas["OutputTensor"]["properties"]
+    assert output["name"]["enum"] == list(OUTPUTS)
+    assert set(output["datatype"]["enum"]) == set(OUTPUTS.values())
+
+
+def test_a_model_is_an_example_where_it_is_known() -> None:
+    name = document(PLAIN)["components"]["parameters"]["ModelName"]
+    assert name["example"] == "model"
+    of_a_folder = document(Settings(model=Path("models")))["components"]["parameters"]["ModelName"]
+    assert of_a_folder == {key: value for key, value in name.items() if key != "example"}
+
+
 def test_every_status_that_the_service_can_answer_has_a_meaning() -> None:
     """405 and unknown paths belong to no operation."""
     sources = "".join(file.read_text() for file in (PROJECT / "service").rglob("*.py"))
-    raised = set(re.findall(r"Problem\(\s*(\d{3}),", sources)) - {"405"}
+    raised = set(re.findall(r"APIError\(\s*(\d{3}),", sources)) - {"405"}
     assert len(raised) > 6
     described = {status for one in operations(document(FULL)).values() for status in one["responses"]}
     assert described == raised | {"200"}
@@ -208,7 +233,7 @@ def test_limits_are_answered_as_described(predictor: Predictor) -> None:
         assert conforms(client, "POST", "/v1/predict", refused) == 429
         assert refused.headers["retry-after"]
     model = FakeModel(predictor, deadline=0.05)
-    with TestClient(create_app(model), raise_server_exceptions=False) as client:
+    with serve(model) as client:
         until(lambda: is_ready(client))
         model.gate.clear()
         assert conforms(client, "POST", "/v1/predict", send(client, GOOD)) == 504

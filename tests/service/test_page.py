@@ -14,20 +14,20 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from playwright.sync_api import Browser, Page, Request, expect
+from playwright.sync_api import Browser, FilePayload, Page, Request, expect
 
 from ducat_serve.cli.main import run
 from ducat_serve.images import fit
 from ducat_serve.predictor import Predictor
-from tests.service.test_models import place
 from tests.support.browser import chromium, serving
 from tests.support.http_client import DIGITS, encode, until
+from tests.support.model_repository import place
 from tests.support.server_process import WAIT, Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("page")]
 KEY = "k" * 32
-PNG = {"name": "digit.png", "mimeType": "image/png", "buffer": encode(DIGITS[0])}
-OTHER_PNG = {**PNG, "buffer": encode(DIGITS[5])}
+PNG: FilePayload = {"name": "digit.png", "mimeType": "image/png", "buffer": encode(DIGITS[0])}
+OTHER_PNG: FilePayload = {**PNG, "buffer": encode(DIGITS[5])}
 REFUSED = re.compile(r"Failed to load resource: the server responded with a status of 4\d\d")
 
 
@@ -272,7 +272,7 @@ def test_keys_limits_and_a_model_that_nobody_measured(
     expect(page.get_by_text("Nobody measured the robustness of this model.")).to_be_visible()
     expect(page.get_by_role("group", name="Or try a sample")).to_be_hidden()
 
-    large = {
+    large: FilePayload = {
         **PNG,
         "buffer": encode(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)),
     }

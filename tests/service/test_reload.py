@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +12,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from ducat_serve.predictor import Predictor
-from service.application import create_app
-from service.models.registry import Models
-from service.settings import Settings
-from tests.service.test_auth import bearer
-from tests.service.test_request_log import metrics
-from tests.support.http_client import GOOD, assert_problem, is_ready, predictions, send, until
-
-ADMIN = "m" * 32
-
-
-@contextmanager
-def serving(model: Path, **settings: Any) -> Iterator[tuple[TestClient, Models]]:
-    served = Models(Settings(model=model, admin_key=ADMIN, **settings))
-    with TestClient(create_app(served), raise_server_exceptions=False) as client:
-        until(lambda: is_ready(client))
-        yield client, served
-
-
-def reload(client: TestClient) -> Any:
-    return client.post("/admin/reload", headers=bearer(ADMIN))
+from tests.support.application import ADMIN, bearer, metrics, reload, serving_path
+from tests.support.http_client import GOOD, assert_error, predictions, send, until
 
 
 def digest(client: TestClient) -> str:
@@ -47,7 +27,7 @@ def file(onnx_model: Path, tmp_path: Path) -> Path:
 
 
 def test_a_new_file_is_served_after_a_reload_and_not_before(file: Path, other_model: Path) -> None:
-    with serving(file) as (client, _):
+    with serving_path(file) as (client, _):
         old = digest(client)
         before = predictions(send(client, GOOD))
         shutil.copy(other_model, file)
@@ -58,20 +38,15 @@ def test_a_new_file_is_served_after_a_reload_and_not_before(file: Path, other_mo
         new = Predictor(other_model).spec.weights_digest
         assert answer.json()["models"][0]["weights_digest"] == digest(client) == new != old
         assert predictions(send(client, GOOD)) != before
-        models = [key[1] for key in metrics_of(client) if key[0] == "ducat_model_info"]
+        models = [key[1] for key in metrics(client, **bearer(ADMIN)) if key[0] == "ducat_model_info"]
         assert models == [new[:12]]
 
 
-def metrics_of(client: TestClient) -> dict[tuple[str, ...], float]:
-    client.headers.update(bearer(ADMIN))
-    return metrics(client)
-
-
-@pytest.mark.parametrize("damage", ["garbage", "deleted", "flipped", "truncated", "unsound"])
+@pytest.mark.parametrize("damage", ["garbage", "deleted", "flipped", "truncated", "unsound", "unforeseen"])
 def test_a_bad_file_is_refused_and_the_old_model_stays(
     file: Path, damage: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with serving(file) as (client, _):
+    with serving_path(file) as (client, _):
         before = predictions(send(client, GOOD))
         data = bytearray(file.read_bytes())
         match damage:
@@ -93,7 +68,13 @@ def test_a_bad_file_is_refused_and_the_old_model_stays(
                     return answer
 
                 monkeypatch.setattr(Predictor, "__call__", nan)
-        assert_problem(reload(client), 422, "model_refused")
+            case "unforeseen":
+
+                def fail(*_: Any) -> None:
+                    raise KeyError("a key that this file lacks")
+
+                monkeypatch.setattr("service.models.registry.load", fail)
+        assert_error(reload(client), 422, "model_refused")
         monkeypatch.undo()
         assert "the old one stays" in caplog.text
         assert predictions(send(client, GOOD)) == before
@@ -105,10 +86,10 @@ def test_no_request_fails_while_models_are_swapped_under_load(
     """Every answer is whole: of the one model or of the other, with that model's name on it."""
     expected = {}
     for path in (onnx_model, other_model):
-        with serving(path) as (client, _):
+        with serving_path(path) as (client, _):
             expected[digest(client)] = predictions(send(client, GOOD))
     assert len({str(answer) for answer in expected.values()}) == 2
-    with serving(file) as (client, model):
+    with serving_path(file) as (client, model):
         stop, failures, seen = threading.Event(), [], set()
 
         def ask() -> None:
@@ -137,13 +118,13 @@ def test_no_request_fails_while_models_are_swapped_under_load(
             thread.join()
         assert failures == []
         assert seen == set(expected)
-        until(lambda: not model._retiring)
+        until(lambda: not model._draining_versions)
 
 
 def test_only_admins_reload_and_without_a_key_nobody(file: Path, client: TestClient) -> None:
-    assert_problem(client.post("/admin/reload"), 404, "not_found")
-    with serving(file, api_keys=f"alice:{'a' * 32}") as (guarded, _):
-        assert_problem(guarded.post("/admin/reload"), 401, "unauthorized")
-        assert_problem(guarded.post("/admin/reload", headers=bearer("a" * 32)), 401, "unauthorized")
-        assert_problem(guarded.post("/admin/other", headers=bearer(ADMIN)), 404, "not_found")
+    assert_error(client.post("/admin/reload"), 404, "not_found")
+    with serving_path(file, api_keys=f"alice:{'a' * 32}") as (guarded, _):
+        assert_error(guarded.post("/admin/reload"), 401, "unauthorized")
+        assert_error(guarded.post("/admin/reload", headers=bearer("a" * 32)), 401, "unauthorized")
+        assert_error(guarded.post("/admin/other", headers=bearer(ADMIN)), 404, "not_found")
         assert reload(guarded).status_code == 200

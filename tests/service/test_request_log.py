@@ -8,33 +8,21 @@ import re
 from typing import Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from ducat_serve.predictor import Predictor
 from service.application import create_app
 from service.middleware.request_log import route_of
-from tests.service.test_auth import ALICE, bearer, serving
-from tests.service.test_service_life import FakeModel
-from tests.support.http_client import DIGITS, GOOD, assert_problem, encode, is_ready, predictions, send, until
-
-
-def metrics(client: TestClient) -> dict[tuple[str, ...], float]:
-    """Every sample as (name, label values...) -> value."""
-    text = client.get("/metrics").text
-    return {
-        (sample.name, *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
+from tests.support.application import ADMIN, ALICE, FakeModel, bearer, metrics, serving
+from tests.support.http_client import DIGITS, GOOD, assert_error, encode, is_ready, predictions, send, until
 
 
 def test_requests_rows_and_dummy_mass_are_counted(predictor: Predictor) -> None:
     with serving(predictor) as client:
         images = DIGITS[:5]
         answers = predictions(send(client, *map(encode, images)))
-        assert_problem(send(client, b"no image"), 400, "invalid_image")
-        assert_problem(client.get("/nowhere"), 404, "not_found")
+        assert_error(send(client, b"no image"), 400, "invalid_image")
+        assert_error(client.get("/nowhere"), 404, "not_found")
         seen = metrics(client)
         assert seen["ducat_requests_total", "predict", "200"] == 1
         assert seen["ducat_requests_total", "predict", "400"] == 1
@@ -144,7 +132,7 @@ def test_a_failure_inside_is_counted_and_told_without_its_cause(predictor: Predi
     with TestClient(create_app(model), raise_server_exceptions=False) as client:
         until(lambda: is_ready(client))
         model.failure = RuntimeError("secret path /etc")
-        assert_problem(send(client, GOOD), 500, "internal_error")
+        assert_error(send(client, GOOD), 500, "internal_error")
         seen = metrics(client)
         assert seen["ducat_requests_total", "predict", "500"] == 1
         assert seen["ducat_rejects_total", "internal_error"] == 1
@@ -153,9 +141,8 @@ def test_a_failure_inside_is_counted_and_told_without_its_cause(predictor: Predi
 
 
 def test_metrics_are_for_admins_where_there_is_an_admin_key(predictor: Predictor) -> None:
-    admin = "m" * 32
-    with serving(predictor, admin_key=admin, api_keys=f"alice:{ALICE}") as client:
-        assert_problem(client.get("/metrics"), 401, "unauthorized")
-        assert_problem(client.get("/metrics", headers=bearer(ALICE)), 401, "unauthorized")
-        assert client.get("/metrics", headers=bearer(admin)).status_code == 200
-        assert_problem(client.get("/v1/model", headers=bearer(admin)), 401, "unauthorized")
+    with serving(predictor, admin_key=ADMIN, api_keys=f"alice:{ALICE}") as client:
+        assert_error(client.get("/metrics"), 401, "unauthorized")
+        assert_error(client.get("/metrics", headers=bearer(ALICE)), 401, "unauthorized")
+        assert client.get("/metrics", headers=bearer(ADMIN)).status_code == 200
+        assert_error(client.get("/v1/model", headers=bearer(ADMIN)), 401, "unauthorized")

@@ -14,7 +14,7 @@ from service.application import create_app
 from service.models.registry import Models
 from service.page.samples import MAX_BYTES, MAX_SAMPLES, read_samples
 from service.settings import Settings
-from tests.support.http_client import DIGITS, GOOD, assert_problem, encode
+from tests.support.http_client import DIGITS, GOOD, assert_error, encode
 
 
 @pytest.fixture
@@ -50,19 +50,19 @@ def test_everyone_gets_the_samples_and_nothing_else(open_client: TestClient, fol
         assert response.headers["content-type"] == kind
         assert response.headers["x-content-type-options"] == "nosniff"
     for path in ("notes.txt", "inner", "b", "A.png", "..%2fsecret.png", "%2e%2e%2fsecret.png", "a.png%00"):
-        assert_problem(
+        assert_error(
             open_client.get(f"/samples/{path}"), 404, "not_found" if "%2f" in path else "unknown_sample"
         )
     for path in ("../secret.png", "inner/deep.png", "inner%2fdeep.png", ""):
-        assert_problem(open_client.get(f"/samples/{path}"), 404, "not_found")
+        assert_error(open_client.get(f"/samples/{path}"), 404, "not_found")
     (folder / "late.png").write_bytes(GOOD)
-    assert_problem(open_client.get("/samples/late.png"), 404, "unknown_sample")
+    assert_error(open_client.get("/samples/late.png"), 404, "unknown_sample")
     assert open_client.get("/samples").json() == ["a.png", "b c#?.JPG"], "what was there at the start"
 
 
 def test_without_a_folder_there_are_none(client: TestClient) -> None:
     assert client.get("/samples").json() == []
-    assert_problem(client.get("/samples/a.png"), 404, "unknown_sample")
+    assert_error(client.get("/samples/a.png"), 404, "unknown_sample")
 
 
 def test_folders_that_are_refused(tmp_path: Path) -> None:

@@ -9,65 +9,33 @@ import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import uvicorn
 from bentoml._internal.utils import circus
 from circus.sighandler import SysHandler
-from numpy.typing import NDArray
 from PIL import Image
 from starlette.testclient import TestClient
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ducat_serve.errors import DucatError, UsageError
 from ducat_serve.images import decode
-from ducat_serve.predictor import Predictions, Predictor
+from ducat_serve.predictor import Predictor
 from service.application import create_app
 from service.models.registry import Models
 from service.server import server as stopping
 from service.settings import Settings
+from tests.support.application import FakeModel, serve
 from tests.support.http_client import (
     DIGITS,
     GOOD,
     WAIT,
-    assert_problem,
-    encode,
+    assert_error,
     is_ready,
     predictions,
     send,
     until,
 )
-
-LARGE = encode(Image.new("RGB", (200, 200)))  # too large to be decoded at once
-
-
-class FakeModel(Models):
-    """The real spec around an inference that a test can block (`gate`) or break (`failure`)."""
-
-    def __init__(self, predictor: Predictor, **settings: Any) -> None:
-        super().__init__(Settings(model=Path("model.onnx"), **settings))
-        self.real = predictor
-        self.gate = threading.Event()
-        self.gate.set()
-        self.started = threading.Event()
-        self.failure: Exception | None = None
-
-    async def start(self) -> None:
-        self.serve("model", {"1": (self.real, self.infer)})
-        self.is_loaded = True
-
-    def infer(self, images: NDArray[np.uint8]) -> Predictions:
-        self.started.set()
-        assert self.gate.wait(WAIT)
-        if self.failure is not None:
-            raise self.failure
-        return self.real(images)
-
-
-def serve(model: Models) -> TestClient:
-    return TestClient(create_app(model), raise_server_exceptions=False)
 
 
 def test_before_the_model_is_loaded(onnx_model: Path) -> None:
@@ -82,7 +50,7 @@ def test_before_the_model_is_loaded(onnx_model: Path) -> None:
             client.get("/v2/health/ready"),
             client.post("/v2/models/model/infer", content=b"{}"),
         ):
-            assert_problem(response, 503, "not_ready")
+            assert_error(response, 503, "not_ready")
             assert int(response.headers["retry-after"]) >= 1
         assert client.get("/v2/health/live").status_code == 200
         assert client.get("/").status_code == 200
@@ -133,7 +101,7 @@ def test_a_model_that_does_not_load_ends_the_server(
     monkeypatch.setattr("os.kill", lambda _pid, number: signals.append(number))
     with serve(Models(Settings(model=tmp_path / "missing.onnx"))) as client:
         until(lambda: bool(signals))
-        assert_problem(send(client, GOOD), 503, "not_ready")
+        assert_error(send(client, GOOD), 503, "not_ready")
     assert signals == [signal.SIGTERM]
     assert "missing.onnx" in caplog.text
 
@@ -147,7 +115,7 @@ def test_overload(predictor: Predictor) -> None:
         assert model.started.wait(WAIT)
         response = send(client, GOOD)
         model.gate.set()
-        assert_problem(response, 429, "overloaded")
+        assert_error(response, 429, "overloaded")
         assert int(response.headers["retry-after"]) >= 1
         assert len(predictions(first.result(WAIT))) == 1
         assert len(predictions(send(client, GOOD))) == 1
@@ -165,18 +133,18 @@ def test_images_of_all_requests_together_are_bounded_before_they_are_decoded(
 
     monkeypatch.setattr("service.api.images.decode", hang)
     model = FakeModel(predictor, max_queue=10, max_images=8)
-    photo = encode(DIGITS[0], "JPEG")
-    with serve(model) as client, ThreadPoolExecutor(1) as pool:
+    app = create_app(model)
+    with TestClient(app) as client, ThreadPoolExecutor(1) as pool:
         until(lambda: is_ready(client))
-        first = pool.submit(send, client, *[photo] * 8)
+        first = pool.submit(send, client, *[GOOD] * 8)
         until(lambda: bool(decoded))
         for _ in range(3):
-            assert_problem(send(client, *[photo] * 3), 429, "overloaded")
+            assert_error(send(client, *[GOOD] * 3), 429, "overloaded")
         assert len(decoded) == 1, "nothing of what was refused"
         gate.set()
         assert len(predictions(first.result(WAIT))) == 8
-        assert model.images == 0
-        assert len(predictions(send(client, *[photo] * 3))) == 3
+        assert app.state.admission.images == 0
+        assert len(predictions(send(client, *[GOOD] * 3))) == 3
 
 
 def test_deadline(predictor: Predictor) -> None:
@@ -186,7 +154,7 @@ def test_deadline(predictor: Predictor) -> None:
         until(lambda: is_ready(client))
         response = send(client, GOOD)
         model.gate.set()
-        assert_problem(response, 504, "deadline_exceeded")
+        assert_error(response, 504, "deadline_exceeded")
 
 
 def test_deadline_covers_decoding_and_decoding_is_bounded(
@@ -194,7 +162,6 @@ def test_deadline_covers_decoding_and_decoding_is_bounded(
 ) -> None:
     """A decoder that hangs: two images at a time are decoded, everybody else gets 504, none piles up."""
     gate, running = threading.Event(), []
-    photo = encode(DIGITS[0], "JPEG")  # small PNG files are decoded at once, see service/api/small.py
 
     def hang(data: bytes, max_pixels: int) -> Image.Image:
         running.append(1)
@@ -203,15 +170,16 @@ def test_deadline_covers_decoding_and_decoding_is_bounded(
 
     monkeypatch.setattr("service.api.images.decode", hang)
     model = FakeModel(predictor, deadline=0.2)
-    with serve(model) as client, ThreadPoolExecutor(8) as pool:
+    app = create_app(model)
+    with TestClient(app) as client, ThreadPoolExecutor(8) as pool:
         until(lambda: is_ready(client))
-        responses = list(pool.map(lambda _: send(client, LARGE), range(8)))
+        responses = list(pool.map(lambda _: send(client, GOOD), range(8)))
         for response in responses:
-            assert_problem(response, 504, "deadline_exceeded")
+            assert_error(response, 504, "deadline_exceeded")
         assert len(running) == 2
-        assert model.requests == 0
+        assert app.state.admission.requests == 0
         gate.set()
-        assert len(predictions(send(client, photo))) == 1
+        assert len(predictions(send(client, GOOD))) == 1
 
 
 def test_settings_that_could_never_serve_a_request_are_refused() -> None:
@@ -226,7 +194,7 @@ def test_failing_inference(predictor: Predictor, caplog: pytest.LogCaptureFixtur
         model.failure = RuntimeError("secret /home/me/model.onnx")
         with caplog.at_level(logging.ERROR):
             response = send(client, GOOD)
-        assert_problem(response, 500, "internal_error")
+        assert_error(response, 500, "internal_error")
         assert "secret" not in response.text
         assert "secret /home/me/model.onnx" in caplog.text  # the operator does learn the cause
         model.failure = None

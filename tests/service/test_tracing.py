@@ -19,9 +19,8 @@ from starlette.testclient import TestClient
 
 from ducat_serve.errors import DucatError, UsageError
 from ducat_serve.predictor import Predictor
-from service.application import create_app
 from service.telemetry.tracing import Tracing
-from tests.service.test_service_life import FakeModel
+from tests.support.application import FakeModel, serve
 from tests.support.http_client import GOOD, is_ready, predictions, send, until
 from tests.support.server_process import running
 
@@ -46,9 +45,25 @@ def traced(predictor: Predictor, **settings: Any) -> Iterator[tuple[TestClient, 
     spans = Spans()
     model = FakeModel(predictor, **settings)
     model.tracing = spans.tracing
-    with TestClient(create_app(model), raise_server_exceptions=False) as client:
+    with serve(model) as client:
         until(lambda: is_ready(client))
         yield client, model, spans
+
+
+def parent(span: ReadableSpan) -> int | None:
+    return span.parent.span_id if span.parent else None
+
+
+def attribute(span: ReadableSpan, name: str) -> Any:
+    assert span.attributes is not None
+    return span.attributes[name]
+
+
+def times_of(span: ReadableSpan) -> tuple[int, int]:
+    """Start and end, in nanoseconds."""
+    assert span.start_time is not None
+    assert span.end_time is not None
+    return span.start_time, span.end_time
 
 
 def test_a_requests_stages_are_spans_below_its_own(predictor: Predictor) -> None:
@@ -58,7 +73,7 @@ def test_a_requests_stages_are_spans_below_its_own(predictor: Predictor) -> None
         )
         assert len(predictions(answer)) == 1
         (root,) = spans.named("POST predict")
-        assert (f"{root.context.trace_id:032x}", f"{root.parent.span_id:016x}") == (TRACE, PARENT)
+        assert (f"{root.context.trace_id:032x}", f"{parent(root):016x}") == (TRACE, PARENT)
         assert root.attributes == {
             "http.request.method": "POST",
             "http.route": "predict",
@@ -66,17 +81,13 @@ def test_a_requests_stages_are_spans_below_its_own(predictor: Predictor) -> None
             "ducat.request_id": answer.headers["x-request-id"],
         }
         stages = [spans.named(name) for name in ("decode", "queue", "infer")]
-        times = [root.start_time]
+        started, ended = times_of(root)
+        times = [started]
         for (stage,) in stages:
-            assert (stage.context.trace_id, stage.parent.span_id) == (
-                root.context.trace_id,
-                root.context.span_id,
-            )
-            times += [stage.start_time, stage.end_time]
+            assert (stage.context.trace_id, parent(stage)) == (root.context.trace_id, root.context.span_id)
+            times += times_of(stage)
         # The last two come from another clock, which is read to within a microsecond or so.
-        assert all(
-            later - earlier > -1e6 for earlier, later in zip(times, [*times[1:], root.end_time], strict=True)
-        )
+        assert all(later - earlier > -1e6 for earlier, later in zip(times, [*times[1:], ended], strict=True))
 
 
 def test_requests_of_one_batch_have_spans_of_their_own(predictor: Predictor) -> None:
@@ -91,9 +102,9 @@ def test_requests_of_one_batch_have_spans_of_their_own(predictor: Predictor) -> 
             predictions(answer.result())
         roots = {span.context.span_id for span in spans.named("POST predict")}
         infers = spans.named("infer")
-        assert {span.parent.span_id for span in infers} == roots
+        assert {parent(span) for span in infers} == roots
         assert len(roots) == 4
-        assert sorted(span.attributes["ducat.batch_rows"] for span in infers) == [1, 3, 3, 3]
+        assert sorted(attribute(span, "ducat.batch_rows") for span in infers) == [1, 3, 3, 3]
 
 
 def test_failures_are_marked_and_strangers_make_no_names(predictor: Predictor) -> None:
@@ -101,7 +112,7 @@ def test_failures_are_marked_and_strangers_make_no_names(predictor: Predictor) -
         client.get("/some/path/that/does/not/exist", headers={"traceparent": "garbage"})
         (missing,) = spans.named("GET other")
         assert missing.parent is None
-        assert missing.attributes["http.response.status_code"] == 404
+        assert attribute(missing, "http.response.status_code") == 404
         assert missing.status.is_unset
         model.failure = RuntimeError("broken")
         assert send(client, GOOD).status_code == 500

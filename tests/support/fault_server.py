@@ -46,7 +46,7 @@ class FaultyServer(Server):
             return False
         (answer,) = response.json()["predictions"]
         expected = self.predictor(DIGITS[:1])
-        return (
+        return bool(
             answer["class_id"] == expected.label[0]
             and abs(answer["confidence"] - expected.probabilities.max()) < 1e-4
         )

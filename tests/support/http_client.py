@@ -63,7 +63,7 @@ def predictions(response: Any) -> Any:
     return response.json()["predictions"]
 
 
-def assert_problem(response: Any, status: int, code: str) -> None:
+def assert_error(response: Any, status: int, code: str) -> None:
     """One shape for every error, that of the protocol below /v2, and nothing about the server's insides."""
     assert response.status_code == status, response.text
     body = response.json()

@@ -12,8 +12,8 @@ from typing import Any
 import schemathesis
 from hypothesis import strategies as st
 
-from tests.service.test_images import npy
 from tests.support.http_client import DIGITS, encode
+from tests.support.request_bodies import binary_tensor, npy, tensor
 
 HEADER = "Inference-Header-Content-Length"
 IMAGES = [encode(image, kind) for image in DIGITS[:2] for kind in ("PNG", "JPEG", "WEBP", "BMP")]
@@ -29,7 +29,7 @@ schemathesis.openapi.format("byte", images.map(lambda data: base64.b64encode(dat
 
 
 @schemathesis.hook
-def before_call(_: Any, case: schemathesis.Case, kwargs: Any) -> None:
+def before_call(_: Any, case: schemathesis.Case[Any], kwargs: Any) -> None:
     """A model that there is; a tensor of its shape, and the length of the JSON before its bytes where there are any."""
     if case.meta is None or not case.meta.generation.mode.is_positive:
         return
@@ -40,10 +40,10 @@ def before_call(_: Any, case: schemathesis.Case, kwargs: Any) -> None:
         case.path_parameters["name"] = "digit.png"
     if not case.path.endswith("/infer"):
         return
-    shape = {"name": "images", "datatype": "UINT8", "shape": [1, 8, 8, 3]}
     case.headers.pop(HEADER, None)
     if case.media_type == "application/json":
-        case.body = {**case.body, "inputs": [{**shape, "data": DIGITS[0].ravel().tolist()}]}
+        given: Any = case.body
+        case.body = {**given, **tensor(DIGITS[0].ravel().tolist())}
     else:
-        text = json.dumps({"inputs": [{**shape, "parameters": {"binary_data_size": 192}}]}).encode()
+        text = json.dumps(binary_tensor(1, 192)).encode()
         case.headers[HEADER], case.body = str(len(text)), text + DIGITS[0].tobytes()

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(os.environ["FAULTS"])
 _true_time = time.time
@@ -39,7 +40,7 @@ if "_bentoml_impl.worker.service" in sys.orig_argv:
 
     _infer = Predictor.__call__
 
-    def _faulty(self, images):
+    def _faulty(self: Predictor, images: Any) -> Any:
         while _content("hold") is not None:
             time.sleep(0.01)
         limit = _content("raise")
@@ -48,4 +49,4 @@ if "_bentoml_impl.worker.service" in sys.orig_argv:
             raise RuntimeError("the fault that was asked for")
         return _infer(self, images)
 
-    Predictor.__call__ = _faulty
+    Predictor.__call__ = _faulty  # type: ignore[method-assign]
