@@ -35,15 +35,10 @@ FROM base
 # compute and utility: the host's CUDA driver and nvidia-smi, all that inference needs. CUDA itself and cuDNN are
 # wheels in the virtual environment. Both variables mean nothing where the NVIDIA runtime is not installed.
 # ORT_DISABLE_TELEMETRY: the released ONNX Runtime (1.29 and later) reports to Microsoft unless told not to.
-# BENTOML_CONTAINERIZED: when a worker dies the server ends, and the container's restart policy decides.
-# BENTOML_HOME: BentoML must be able to write there, also its metrics (it sets PROMETHEUS_MULTIPROC_DIR to a folder
-# of it). In /tmp that holds under any --user, and with --read-only --tmpfs /tmp.
 ENV PATH="/opt/venv/bin:${PATH}" \
     PYTHONUNBUFFERED=1 \
     ORT_DISABLE_TELEMETRY=1 \
     BENTOML_DO_NOT_TRACK=True \
-    BENTOML_CONTAINERIZED=true \
-    BENTOML_HOME=/tmp/bentoml \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin ducat
@@ -61,7 +56,8 @@ EXPOSE 3000
 # container's HTTP_PROXY even for 127.0.0.1. -I: no module from the working directory.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "-I", "-c", "from urllib.request import ProxyHandler, build_opener; build_opener(ProxyHandler({})).open('http://127.0.0.1:3000/readyz', timeout=4)"]
-# `ducat serve` becomes BentoML by exec, so SIGTERM from `docker stop` reaches the server itself. --port is given
-# because for a Service named ducat-serve Kubernetes sets DUCAT_SERVE_PORT=tcp://..., which the option would read.
+# `ducat serve` becomes the server by exec, so SIGTERM from `docker stop` reaches it. Where it dies the container ends,
+# and the restart policy decides. --port is given because for a Service named ducat-serve Kubernetes sets
+# DUCAT_SERVE_PORT=tcp://..., which the option would read.
 ENTRYPOINT ["ducat"]
 CMD ["serve", "/models/model.onnx", "--host", "0.0.0.0", "--port", "3000"]

@@ -27,17 +27,38 @@ PACKAGES = ("ducat_serve", "service")  # all that serving imports; named, since 
 MODEL = "model.onnx"
 ENTRY = "serving"
 # The working directory of a Bento's server is not ours to choose, so the model is found from this file.
-_ENTRY_TEXT = f'''"""What BentoML serves: ducat-serve's service, with the model that is beside this file."""
+_ENTRY_TEXT = f'''"""ducat-serve's service, with the model that is beside this file.
+
+`python serving.py --host 127.0.0.1 --port 3000` runs it in ducat-serve's own server; `bentoml serve` imports it.
+"""
 
 import os
 from pathlib import Path
 
 os.environ.setdefault("DUCAT_SERVE_MODEL", str(Path(__file__).with_name("{MODEL}")))
 
+if __name__ == "__main__":
+    from service.server.process import main
+
+    main()
+
 from service.app import DucatService
+from service.server.bentoml_overrides import without_control_ports
+
+without_control_ports()
 
 __all__ = ["DucatService"]
 '''
+# What BentoML's own script would do is `bentoml serve`, without draining and without bounds on connections.
+_START_TEXT = f"""#!/usr/bin/env bash
+# Starts the container: without a command, or with options only, ducat-serve's own server; otherwise the command, such
+# as `bentoml serve $BENTO_PATH`.
+set -euo pipefail
+if [ "$#" -eq 0 ] || [ "${{1:0:1}}" = "-" ]; then
+    set -- python "$BENTO_PATH/src/{ENTRY}.py" --host 0.0.0.0 --port "${{PORT:-${{BENTOML_PORT:-3000}}}}" "$@"
+fi
+exec "$@"
+"""
 _ENVIRONMENT = {"BENTOML_DO_NOT_TRACK": "True", "ORT_DISABLE_TELEMETRY": "1"}
 _CUDA_ENVIRONMENT = {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
 
@@ -81,6 +102,7 @@ def build_bento(
             "python": {"packages": requirements, "lock_packages": False},
             "envs": _ENVIRONMENT | (_CUDA_ENVIRONMENT if device == "cuda" else {}),
         }
+        order["start"] = _START_TEXT
         order["labels"]["content"] = _digest(context, order)
         order["build_ctx"] = str(context)
         if out is None:

@@ -1,10 +1,14 @@
-"""The process in which BentoML builds: arguments of `bentoml.build` as JSON on stdin, the Bento as JSON on stdout."""
+"""The process in which BentoML builds: an order as JSON on stdin, the Bento as JSON on stdout.
+
+The order is the arguments of `bentoml.build`, and under "start" the script that starts a container of the Bento.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -20,7 +24,9 @@ def build(order: dict[str, Any]) -> dict[str, Any]:
         bento, is_new = bentoml.get(f"{order['name']}:{order['version']}"), False
     except bentoml.exceptions.NotFound:
         envs = [BentoEnvSchema(name=name, value=value) for name, value in order["envs"].items()]
+        start = order.pop("start")
         bento, is_new = bentoml.build(**{**order, "envs": envs}), True
+        Path(bento.path, "env/docker/entrypoint.sh").write_text(start)
     is_same = bento.info.labels.get("content") == order["labels"]["content"]
     return {"tag": str(bento.tag), "path": str(bento.path), "is_new": is_new, "is_same": is_same}
 

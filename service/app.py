@@ -1,4 +1,4 @@
-"""The BentoML service: `bentoml serve service.app:DucatService` with `DUCAT_SERVE_MODEL` set."""
+"""The BentoML service: what `ducat serve` runs, and a Bento packs. `DUCAT_SERVE_MODEL` names the model."""
 
 from __future__ import annotations
 
@@ -12,32 +12,27 @@ os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
 
 from service.application import create_app
 from service.models.registry import Models
-from service.server.bentoml_patches import take_out_layers
-from service.server.server import install, require_installed
 from service.settings import Settings
 from service.telemetry.tracing import Tracing
 
-take_out_layers()
 _settings = Settings.from_environment()
-_models = Models(_settings, Tracing.from_environment())
-install(_models)
+models = Models(_settings, Tracing.from_environment())
 
 
-@bentoml.asgi_app(create_app(_models), path="/")
+@bentoml.asgi_app(create_app(models), path="/")
 @bentoml.service(
     name="ducat",
     traffic={"timeout": _settings.deadline + 5},  # for BentoML's own clients
+    # All of these are ours. What no setting switches off is taken out by service/server/bentoml_overrides.py.
     metrics={"enabled": False},
+    logging={"access": {"enabled": False}},
+    tracing={"excluded_urls": ".*"},
 )
 class DucatService:
     """Robust image classification; see GET /v1/model for what was measured on this model."""
 
-    @bentoml.on_startup  # type: ignore[untyped-decorator]
-    def check_server(self) -> None:
-        require_installed()
-
     def __is_ready__(self) -> bool:
-        return _models.is_ready
+        return models.is_ready
 
 
 # What is imported by now stays for good. Without this a fifth of the time at 32 requests in flight goes into looking

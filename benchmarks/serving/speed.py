@@ -18,10 +18,10 @@ from serving.uploads import form, pictures, png
 
 LAYERS = (
     ("BentoML with none of its layers", ""),
-    ("+ request context (always there)", "context"),
-    ("+ timeout (taken out by `ducat serve`)", "timeout"),
-    ("+ tracing with every URL excluded (always there)", "tracing_off"),
-    ("context and tracing_off: what `ducat serve` has", "context,tracing_off"),
+    ("+ request context (has no switch)", "context"),
+    ("+ timeout (has no switch)", "timeout"),
+    ("+ tracing with every URL excluded (has no switch)", "tracing_off"),
+    ("context and tracing_off", "context,tracing_off"),
     ("+ tracing", "tracing"),
     ("+ metrics", "metrics"),
     ("+ access log", "access_log"),

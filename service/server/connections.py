@@ -24,13 +24,13 @@ class Connections(ServerState):
     """All open connections.
 
     Args:
-        patience: seconds for the head of a request, and again for taking its answer.
+        timeout: seconds for the head of a request, and again for taking its answer.
         limit: most connections; a new one beyond it takes the place of the one that has been silent for longest.
     """
 
-    def __init__(self, patience: float, limit: int) -> None:
+    def __init__(self, timeout: float, limit: int) -> None:
         super().__init__()
-        self.patience, self.limit = patience, limit
+        self.timeout, self.limit = timeout, limit
         self.is_draining = False  # every answer says `Connection: close`
 
     def drain(self) -> None:
@@ -62,7 +62,7 @@ class Connection(HttpToolsProtocol):
     waiting_since: float | None = None
     _unread_since: float | None = None
     _fields = 0  # of the request that is being read
-    _came_forward = False  # whether a head ended or a body grew since this was set
+    _made_progress = False  # whether a head ended or a body grew since this was set
     _stalled = 0  # bytes since then
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -72,10 +72,10 @@ class Connection(HttpToolsProtocol):
         self.server_state.make_room(self)
 
     def data_received(self, data: bytes) -> None:
-        self._came_forward = False
+        self._made_progress = False
         super().data_received(data)
         # Neither the end of a head nor of a body: a head or a trailer that goes on, or the size of a chunk that does.
-        self._stalled = 0 if self._came_forward else self._stalled + len(data)
+        self._stalled = 0 if self._made_progress else self._stalled + len(data)
         too_large = self._stalled > MAX_HEAD or self._fields > MAX_FIELDS
         if too_large and not self.transport.is_closing():
             message = f"A request's head is at most {MAX_HEAD} bytes and {MAX_FIELDS} fields."
@@ -100,7 +100,7 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
-        self._came_forward = True
+        self._made_progress = True
         self.waiting_since = None
         while self._unanswered and self._unanswered[0].response_complete:
             self._unanswered.popleft()
@@ -109,7 +109,7 @@ class Connection(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
-        self._came_forward = True
+        self._made_progress = True
         super().on_body(body)
 
     def on_response_complete(self) -> None:
@@ -125,18 +125,18 @@ class Connection(HttpToolsProtocol):
 
         Idle or trickling makes no difference. (Bodies have the deadline of their request, `Models.admitted`.)
         """
-        patience = self.server_state.patience
+        timeout = self.server_state.timeout
         if self.transport.get_write_buffer_size() == 0:
             self._unread_since = None
         elif self._unread_since is None:
             self._unread_since = now
-        elif now - self._unread_since > patience:
+        elif now - self._unread_since > timeout:
             self.transport.abort()
             return
-        if self.waiting_since is None or now - self.waiting_since <= patience or self.transport.is_closing():
+        if self.waiting_since is None or now - self.waiting_since <= timeout or self.transport.is_closing():
             return
         if self.scope is not None and self.cycle is None:  # its head has begun
-            self._refuse(408, "request_timeout", f"The head of the request took more than {patience:g} s.")
+            self._refuse(408, "request_timeout", f"The head of the request took more than {timeout:g} s.")
         else:
             self.transport.close()
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from starlette.testclient import TestClient
 
+from ducat_serve.cli.commands.serve import command as serve
 from service.settings import PREFIX, Settings
 from tests.support.http_client import GOOD, send
 
@@ -80,3 +81,21 @@ def test_kubernetes_asks_where_the_server_answers() -> None:
     (drain,) = [float(one["value"]) for one in container["env"] if one["name"] == PREFIX + "DRAIN"]
     deadline = Settings.model_fields["deadline"].default
     assert pod["terminationGracePeriodSeconds"] > drain + deadline
+
+
+def test_arguments_are_ones_that_the_images_entrypoint_takes() -> None:
+    """They go to ENTRYPOINT, `ducat`: naming it again would be a command that does not exist."""
+    dockerfile = (DEPLOY.parent / "Dockerfile").read_text()
+    assert 'ENTRYPOINT ["ducat"]' in dockerfile
+    service = documents(DEPLOY / "kserve.yaml")[0]
+    (container,) = service["spec"]["predictor"]["containers"]
+    given = [container["args"], json.loads(re.findall(r"^CMD (\[.*\])$", dockerfile, flags=re.MULTILINE)[-1])]
+    for name, *arguments in given:
+        assert name == "serve"
+        assert serve.make_context(name, arguments).params["host"] == "0.0.0.0"
+
+
+def test_compose_starts_a_server_that_died_anew() -> None:
+    """The server has no supervisor."""
+    (compose,) = documents(DEPLOY / "compose.yaml")
+    assert compose["services"]["ducat"]["restart"] == "unless-stopped"

@@ -315,7 +315,7 @@ def server(
             stderr=subprocess.STDOUT,
         )
         yield process
-        process.terminate()  # of a failed test; its worker is in a session of its own and goes only this way
+        process.terminate()  # of a failed test
         try:
             process.wait(timeout=30)
         finally:

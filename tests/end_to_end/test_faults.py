@@ -8,18 +8,15 @@ import select
 import shutil
 import socket
 import struct
-import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
 import numpy as np
 import psutil
 import pytest
 
-from tests.support.fault_server import UPLOAD, FaultyServer, ending, error_code, head, running, trickle
+from tests.support.fault_server import UPLOAD, FaultyServer, error_code, head, running, trickle
 from tests.support.http_client import encode, part
 from tests.support.server_process import WAIT
 
@@ -98,16 +95,16 @@ def test_many_small_fields_cost_no_memory(server: FaultyServer) -> None:
     start = b"POST /nothing HTTP/1.1\r\nHost: x\r\n"
     body = MAX_BODY - 1
     chunk = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % body + bytes(body) + b"\r\n0\r\n"
-    reset = Path(f"/proc/{server.worker.pid}/clear_refs")
+    reset = Path(f"/proc/{server.process.pid}/clear_refs")
     reset.write_text("5")  # the highest figure so far is forgotten
-    before = server.worker.memory_info().rss
+    before = server.process.memory_info().rss
     for first in (start, start + chunk):
         connection = server.connect(first)
         with contextlib.suppress(ConnectionError):  # it is cut off
             for _ in range(200):
                 connection.sendall(line)
         connection.close()
-    status = Path(f"/proc/{server.worker.pid}/status").read_text()
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
     assert int(status.split("VmHWM:")[1].split()[0]) * 1024 - before < 60e6
 
 
@@ -160,18 +157,18 @@ def test_requests_upon_requests_without_waiting_for_an_answer(server: FaultyServ
     some, many = trickle([(server.connect(MODEL_PLEASE * count), b"") for count in (50, 1000)])
     assert some.count(b"HTTP/1.1 200 OK") == 50
     assert many.count(b"HTTP/1.1 200 OK") < 1000
-    before = server.worker.memory_info().rss
+    before = server.process.memory_info().rss
     with server.connect() as hasty:
         sent = 0
         with contextlib.suppress(ConnectionError):
             while sent < 100e6:
                 sent += hasty.send(MODEL_PLEASE * 1000)
     assert sent < 100e6, "the server reads on for ever"
-    assert server.worker.memory_info().rss - before < 50e6
+    assert server.process.memory_info().rss - before < 50e6
 
 
 def remote_ports(server: FaultyServer) -> set[int]:
-    return {connection.raddr.port for connection in server.worker.net_connections() if connection.raddr}
+    return {connection.raddr.port for connection in server.process.net_connections() if connection.raddr}
 
 
 def test_half_closed_clients(server: FaultyServer) -> None:
@@ -233,15 +230,15 @@ def test_a_model_file_that_is_replaced_by_garbage_or_deleted(server: FaultyServe
 
 
 def test_a_full_disk(server: FaultyServer) -> None:
-    """No file of the worker can grow, as where a disk is full; large uploads never needed one."""
+    """No file of the server can grow, as where a disk is full; large uploads never needed one."""
     used = server.log.stat().st_size
-    server.worker.rlimit(psutil.RLIMIT_FSIZE, (used + 100_000, resource.RLIM_INFINITY))
+    server.process.rlimit(psutil.RLIMIT_FSIZE, (used + 100_000, resource.RLIM_INFINITY))
     noise = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), dtype=np.uint8)
     large = encode(noise)
     assert 2 * 2**20 < len(large) < MAX_BODY
     files = {"image": ("a.png", large, "image/png")}
     response = server.post("/v1/predict", files=files)
-    server.worker.rlimit(psutil.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    server.process.rlimit(psutil.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert response.status_code == 200, response.text
 
 
@@ -282,42 +279,8 @@ def test_an_inference_that_raises(server: FaultyServer) -> None:
     assert not (server.folder / "raise").exists(), "the batch did raise"
 
 
-def test_a_worker_that_is_killed_under_load(server: FaultyServer) -> None:
-    """Only what it had in hand fails; its successor comes soon, and says so while it is not ready."""
-    stop, lost, answers = threading.Event(), [], []
-
-    def ask(client: int) -> None:
-        while not stop.is_set():
-            try:
-                answers.append(server.predict())
-            except httpx.TransportError:
-                lost.append(client)
-
-    with ThreadPoolExecutor(4) as pool, ending(stop):
-        load = [pool.submit(ask, client) for client in range(4)]
-        server.until(lambda: len(answers) > 20, "no load")
-        killed = server.worker
-        killed.kill()
-        psutil.wait_procs([killed], timeout=WAIT)
-        died, before = time.monotonic(), len(answers)
-        server.until(lambda: server.process.children() not in ([], [killed]), "no successor")
-        # The supervisor looks every second. How long a start takes is the machine's affair: some two seconds.
-        assert time.monotonic() - died < 8
-        server.until(server.is_ready, "never ready again")
-        server.until(lambda: len(answers) > before + 20, "no answers after the fault")
-        stop.set()
-        for client in load:
-            client.result(WAIT)
-    assert server.worker.pid != killed.pid
-    assert len(set(lost)) == len(lost), "a client lost more than the one request that was in hand"
-    refused = [answer.json()["error"]["code"] for answer in answers if answer.status_code != 200]
-    assert set(refused) <= {"not_ready"}
-    assert all(server.is_right(answer) for answer in answers if answer.status_code == 200)
-
-
 def test_python_never_connected_to_anything(server: FaultyServer) -> None:
-    """The last test here: in all that was done to it the server only looked up the address it listens on."""
+    """The last test here: in all that was done to it the server never opened a connection nor looked up a name."""
     fetch_me = {"image": (None, "http://192.0.2.1/a.png")}
     assert server.post("/v1/predict", files=fetch_me).json()["error"]["code"] == "not_a_file"
-    done = (server.folder / "connections").read_text().splitlines()
-    assert {line.split(",")[0] for line in done} == {"socket.getaddrinfo ('127.0.0.1'"}
+    assert (server.folder / "connections").read_text() == ""

@@ -1,8 +1,9 @@
-"""How a server stops, a clock that jumps, and no connection to anywhere."""
+"""How a server stops or dies, a clock that jumps, and no connection to anywhere."""
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 
 from tests.support.fault_server import FaultyServer, ending, running
 from tests.support.http_client import GOOD
-from tests.support.server_process import WAIT
+from tests.support.server_process import WAIT, free_port, started
 
 DAY = 86_400
 FILES = {"image": ("a.png", GOOD, "image/png")}
@@ -46,7 +47,6 @@ def test_sigterm_under_load_loses_no_request(onnx_model: Path, tmp_path: Path) -
         with ThreadPoolExecutor(6) as pool, ending(stop):
             load = [pool.submit(ask, client) for client in range(6)]
             server.until(lambda: len(answers) > 20, "no load")
-            processes = server.all_processes()
             server.process.terminate()
             server.until(lambda: server.get("/readyz").status_code == 503, "it never said that it stops")
             draining.set()
@@ -61,8 +61,7 @@ def test_sigterm_under_load_loses_no_request(onnx_model: Path, tmp_path: Path) -
         late = [answer for was_draining, answer in answers if was_draining]
         assert len(late) > len(load), "requests were answered while the server was not ready"
         assert {answer.headers.get("connection") for answer in late} == {"close"}
-        _, alive = psutil.wait_procs(processes, timeout=WAIT)
-        assert alive == []
+        assert server.process.wait(WAIT) == 0
         assert fresh.recv(1) == b""
         assert "Traceback" not in server.log.read_text()
 
@@ -116,16 +115,54 @@ def test_a_clock_that_jumps_and_an_end_by_ctrl_c(patient: FaultyServer) -> None:
         assert [code() for _ in expected] == expected, seconds
     patient.assert_good()
 
-    processes = patient.all_processes()
+    patient.process.send_signal(signal.SIGINT)
+    assert patient.process.wait(WAIT) == 0
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_sigterm_or_ctrl_c_ends_the_drain(patient: FaultyServer, second: signal.Signals) -> None:
+    """What is in hand is answered all the same."""
     patient.process.terminate()
     patient.until(lambda: patient.get("/readyz").status_code == 503, "it never said that it stops")
-    patient.process.terminate()  # again: the supervisor is stopping already
     patient.assert_good()
-    patient.process.send_signal(
-        signal.SIGINT
-    )  # Ctrl-C reaches the supervisor; its worker has a session of its own
-    _, alive = psutil.wait_procs(processes, timeout=WAIT)
-    assert alive == []
+    patient.switch("hold", "")
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(patient.predict)
+        patient.until(lambda: patient.queued() == 1, "never queued")
+        patient.process.send_signal(second)
+        patient.until(lambda: not accepts(patient), "it listens on")
+        patient.switch("hold", None)
+        assert patient.is_right(answer.result(WAIT))
+    assert patient.process.wait(WAIT) == 0
+
+
+def test_a_server_that_is_killed_is_gone_and_can_be_started_again(onnx_model: Path, tmp_path: Path) -> None:
+    """Nothing stays behind that keeps the port, and the exit code says that it should be started anew."""
+    with running(onnx_model, tmp_path) as server:
+        server.assert_good()
+        idle, processes, command = server.connect(), server.all_processes(), server.process.cmdline()
+        environment = server.process.environ()
+        server.process.kill()
+        assert server.process.wait(WAIT) == -signal.SIGKILL
+        _, alive = psutil.wait_procs(processes, timeout=WAIT)
+        assert alive == []
+        assert not accepts(server)
+        idle.close()
+    with started(command, server.port, tmp_path, environment) as again:
+        assert again.process.pid != server.process.pid
+        server.assert_good()
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server_with_a_code(tmp_path: Path) -> None:
+    """As where the file breaks after `ducat serve` has looked at it. It would never be ready, so there is no drain."""
+    (tmp_path / "model.onnx").write_bytes(b"garbage")
+    settings = {"DUCAT_SERVE_MODEL": str(tmp_path / "model.onnx"), "DUCAT_SERVE_DRAIN": "600"}
+    command = [sys.executable, "-P", "-m", "service.server.process", "--port", str(free_port())]
+    done = subprocess.run(
+        command, env={**os.environ, **settings}, capture_output=True, text=True, timeout=WAIT, check=False
+    )
+    assert done.returncode == 1
+    assert "The model cannot be served" in done.stdout
 
 
 def namespace() -> list[str]:

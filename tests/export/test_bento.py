@@ -153,24 +153,34 @@ def test_a_tag_that_is_taken_stays_what_it_is(built: Path, onnx_model: Path, sto
     assert (built / "bento.yaml").read_bytes() == before
 
 
-@pytest.mark.parametrize("by", ["tag", "folder"])
+@pytest.mark.parametrize("by", ["tag", "folder", "container"])
 def test_it_is_served_from_anywhere_and_answers_as_the_predictor(
     built: Path, store: Path, onnx_model: Path, tmp_path: Path, by: str
 ) -> None:
+    """By BentoML, and by what starts a container of it: our own server. Neither has a port beside the one asked for."""
     place = tmp_path / "hostile"
     place.mkdir()
     for name in ("service", "serving", "ducat_serve"):
         (place / f"{name}.py").write_text("raise SystemExit('the wrong module was imported')\n")
-    copy = shutil.copytree(built, tmp_path / "bento" if by == "folder" else store / "bentos/ducat/copy")
+    copy = shutil.copytree(built, store / "bentos/ducat/copy" if by == "tag" else tmp_path / "bento")
     information = (copy / "bento.yaml").read_text()
     (copy / "bento.yaml").write_text(information.replace(built.name, "copy", 1))
     page = copy / "src/service/page/static/index.html"
     page.write_text(page.read_text() + "<!-- of the Bento -->")
     port = free_port()
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    which = str(copy) if by == "folder" else "ducat:copy"
-    command = [str(BIN / "bentoml"), "serve", which, "--host", "127.0.0.1", "--port", str(port)]
+    options = ["--host", "127.0.0.1", "--port", str(port)]
+    if by == "container":
+        environment |= {"BENTO_PATH": str(copy), "PATH": f"{BIN}{os.pathsep}{environment['PATH']}"}
+        command = ["bash", str(copy / "env/docker/entrypoint.sh"), *options]
+    else:
+        which = str(copy) if by == "folder" else "ducat:copy"
+        command = [str(BIN / "bentoml"), "serve", which, *options]
     with started(command, port, place, {**environment, "BENTOML_HOME": str(store)}) as server:
+        processes = server.all_processes()
+        assert len(processes) == (1 if by == "container" else 2), "BentoML has a supervisor"
+        listening = {c.laddr for one in processes for c in one.net_connections() if c.status == "LISTEN"}
+        assert listening == {("127.0.0.1", port)}
         assert "<!-- of the Bento -->" in server.get("/").text, "its own code, not what is installed"
         answer = httpx.post(
             f"{server.url}/v1/predict", files={"image": ("a.png", GOOD)}, trust_env=False, timeout=WAIT
@@ -181,6 +191,12 @@ def test_it_is_served_from_anywhere_and_answers_as_the_predictor(
         assert prediction["confidence"] == pytest.approx(expected["confidence"], abs=1e-5)
         assert [choice["label"] for choice in prediction["top_k"]] == [c["label"] for c in expected["top_k"]]
         assert answer.json()["model"]["weights_digest"] == predictor.spec.weights_digest
+
+
+def test_a_container_runs_any_other_command(built: Path) -> None:
+    command = ["bash", str(built / "env/docker/entrypoint.sh"), "echo", "two words"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "two words\n"
 
 
 def test_it_travels_as_one_file(built: Path, store: Path, onnx_model: Path, tmp_path: Path) -> None:

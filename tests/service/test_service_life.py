@@ -11,19 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import uvicorn
-from bentoml._internal.utils import circus
-from circus.sighandler import SysHandler
 from PIL import Image
 from starlette.testclient import TestClient
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from ducat_serve.errors import DucatError, UsageError
+from ducat_serve.errors import UsageError
 from ducat_serve.images import decode
 from ducat_serve.predictor import Predictor
 from service.application import create_app
 from service.models.registry import Models
-from service.server import server as stopping
 from service.settings import Settings
 from tests.support.application import FakeModel, serve
 from tests.support.http_client import (
@@ -59,39 +54,12 @@ def test_before_the_model_is_loaded(onnx_model: Path) -> None:
 @pytest.mark.filterwarnings("ignore")  # BentoML's own imports
 def test_readyz_of_bentoml_waits_for_the_model(onnx_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DUCAT_SERVE_MODEL", str(onnx_model))
-    for owner, name in (
-        (uvicorn, "Server"),
-        (circus, "create_standalone_arbiter"),
-        (SysHandler, "handle_int"),
-    ):
-        monkeypatch.setattr(owner, name, getattr(owner, name))  # what the module changes is changed back
     app = importlib.import_module("service.app")
     service = app.DucatService.inner()
     assert not service.__is_ready__()
-    asyncio.run(app._models.start())
+    asyncio.run(app.models.start())
     assert service.__is_ready__()
-    asyncio.run(app._models.stop())
-    with pytest.raises(DucatError, match="another server than ours"):
-        service.check_server()
-
-
-def test_a_uvicorn_without_our_hooks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bound that silently does not hold would be worse than no server."""
-    before = uvicorn.Server
-    monkeypatch.delattr(HttpToolsProtocol, "on_response_complete")
-    with pytest.raises(DucatError, match=r"HttpToolsProtocol\.on_response_complete is gone"):
-        stopping.install(Models(Settings(model=Path("model.onnx"))))
-    assert uvicorn.Server is before
-
-
-@pytest.mark.filterwarnings("ignore")  # BentoML's own imports
-def test_bentoml_puts_none_of_its_layers_around_ours(
-    onnx_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DUCAT_SERVE_MODEL", str(onnx_model))
-    service = importlib.import_module("service.app").DucatService
-    layers = [middleware.cls.__name__ for middleware in service.to_asgi(is_main=True).user_middleware]
-    assert layers == []
+    asyncio.run(app.models.stop())
 
 
 def test_a_model_that_does_not_load_ends_the_server(

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import httpx
-import psutil
 
 from ducat_serve.predictor import Predictor
 from tests.support.http_client import DIGITS, GOOD, part
@@ -31,11 +30,6 @@ class FaultyServer(Server):
     """A server with the switches of fault_hooks/ in ``folder``."""
 
     predictor: Predictor
-
-    @property
-    def worker(self) -> psutil.Process:
-        (worker,) = self.process.children()
-        return worker
 
     def predict(self) -> httpx.Response:
         return self.post("/v1/predict", files={"image": ("a.png", GOOD, "image/png")})

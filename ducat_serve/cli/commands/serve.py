@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from pathlib import Path
 
 import click
 
 from ducat_serve.cli.options import common, device_option
-from ducat_serve.errors import DucatError, missing_extra
+from ducat_serve.errors import missing_extra
 from ducat_serve.output import Output
 
 
@@ -139,32 +138,24 @@ def command(
     }
     variables = {f"DUCAT_SERVE_{k.upper()}": str(v) for k, v in settings.items() if v is not None}
     names = _check(path, device, variables)
-    _require_free(host, port)
+    from service.server.process import bind, ignore_sighup
+
+    bind(host, port).close()
     environment = {**os.environ, **variables}
     environment["BENTOML_DO_NOT_TRACK"] = "True"
     output.say(
         f"Serving {', '.join(names)} on http://{host}:{port} (page at /, POST /v1/predict); Ctrl-C stops it."
     )
     output.result({"model": str(path), "names": names, "url": f"http://{host}:{port}"})
+    ignore_sighup()
     # The server takes this process's place, so signals reach it and nothing of the check above stays in memory.
-    os.execve(sys.executable, [sys.executable, *server_arguments(host, port)], environment)
-
-
-def server_arguments(host: str, port: int) -> list[str]:
-    """Arguments for the Python interpreter that start BentoML on our service.
-
-    BentoML puts its working directory first on sys.path, so it gets one that holds no Python file: a
-    user's own `service.py` must not shadow ours. -P keeps the current directory out as well.
-    """
-    import service
-
-    working_dir = Path(service.__file__).parent / "page" / "static"
-    return ["-P", "-m", "bentoml", "serve", "service.app:DucatService", "--working-dir", str(working_dir),
-            "--host", host, "--port", str(port)]  # fmt: skip
+    # -P: a service.py in the current directory must not shadow ours.
+    server = [sys.executable, "-P", "-m", "service.server.process", "--host", host, "--port", str(port)]
+    os.execve(sys.executable, server, environment)
 
 
 def _check(path: Path, device: str, variables: dict[str, str]) -> list[str]:
-    """Find out now, and with the right exit code, what would otherwise fail in a worker's log.
+    """Find out now, and with the right exit code, what would otherwise fail in the server's log.
 
     Returns the names of the models.
     """
@@ -189,16 +180,3 @@ def _check(path: Path, device: str, variables: dict[str, str]) -> list[str]:
         for file in versions.values():
             Predictor(file, device=device, threads=1)  # type: ignore[arg-type]
     return list(found)
-
-
-def _require_free(host: str, port: int) -> None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-    except OSError as error:
-        raise DucatError(
-            f"Cannot listen on {host}:{port}: {error.strerror or error}.",
-            f"choose another, e.g. --port {port + 1}",
-        ) from error

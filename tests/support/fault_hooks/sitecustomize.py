@@ -33,9 +33,10 @@ def _audit(event: str, arguments: tuple[object, ...]) -> None:
 
 
 time.time = _jumping_time
+(FOLDER / "connections").touch()  # that it is there and empty says: Python was watched
 sys.addaudithook(_audit)
 
-if "_bentoml_impl.worker.service" in sys.orig_argv:
+if "service.server.process" in sys.orig_argv:
     from ducat_serve.predictor import Predictor
 
     _infer = Predictor.__call__

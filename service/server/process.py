@@ -1,0 +1,103 @@
+"""The process that `ducat serve` becomes: the BentoML service's application in our uvicorn server.
+
+    DUCAT_SERVE_MODEL=model.onnx python -P -m service.server.process --host 127.0.0.1 --port 3000
+
+One process, one listening port. It ends with 0 after SIGTERM and Ctrl-C, and with another code where it could not start
+or serve; starting it anew is the work of what runs it (compose, Kubernetes, systemd).
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging.config
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from ducat_serve.errors import DucatError
+
+NEVER_READY = 1  # exit code
+_LAST_PORT = 65535
+_LOGGING: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "line": {"format": "%(asctime)s [%(levelname)s] %(message)s", "datefmt": "%Y-%m-%dT%H:%M:%S%z"}
+    },
+    "handlers": {
+        "stdout": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stdout"}
+    },
+    # BentoML gives its logger a handler of its own when it is imported.
+    "loggers": {"bentoml": {"level": "WARNING", "handlers": [], "propagate": True}},
+    "root": {"level": "WARNING", "handlers": ["stdout"]},
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve until a signal; never returns."""
+    parser = argparse.ArgumentParser(
+        prog="python -m service.server.process", description="Settings are DUCAT_SERVE_... variables."
+    )
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=_port, default=3000)
+    asked = parser.parse_args(arguments)
+    ignore_sighup()
+    try:
+        code = serve(bind(asked.host, asked.port))
+    except DucatError as error:
+        from ducat_serve.output import Output
+
+        Output().fail(error.cause, error.next_step)
+        code = error.exit_code
+    except KeyboardInterrupt:  # before the server has taken Ctrl-C over
+        code = 128 + signal.SIGINT
+    sys.exit(code)
+
+
+def _port(text: str) -> int:
+    if not 1 <= (port := int(text)) <= _LAST_PORT:
+        raise argparse.ArgumentTypeError(f"{port} is not in the range 1 to {_LAST_PORT}")
+    return port
+
+
+def ignore_sighup() -> None:
+    """Until the models are there to be read again; SIGHUP would end the process. The exec of a command keeps this."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket at this address that does not listen yet. Raises DucatError where it cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        if error.errno == errno.EADDRINUSE:
+            remedy = f"choose another, e.g. --port {port + 1 if port < _LAST_PORT else 3000}"
+        elif error.errno == errno.EACCES:
+            remedy = "choose a port from 1024 on, e.g. --port 3000"
+        else:
+            remedy = "choose an address of this machine, e.g. --host 127.0.0.1; 0.0.0.0 is all of them"
+        raise DucatError(f"Cannot listen on {host}:{port}: {error.strerror or error}.", remedy) from error
+    return bound
+
+
+def serve(listening: socket.socket) -> int:
+    """Run the service on a bound socket until a signal; returns the exit code. Raises DucatError for wrong settings."""
+    from service.app import DucatService, models
+    from service.server.bentoml_overrides import without_layers
+    from service.server.server import Server
+
+    logging.config.dictConfig(_LOGGING)
+    app = without_layers(DucatService.to_asgi())  # type: ignore[attr-defined]  # bentoml.service makes it a Service
+    Server(app, models).run(sockets=[listening])
+    return 0 if models.is_loaded else NEVER_READY
+
+
+if __name__ == "__main__":
+    main()
