@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,7 +57,7 @@ class Decoders:
     @property
     def is_stuck(self) -> bool:
         """Whether every process has been busy with one image for longer than any sound image takes."""
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         return all(w.busy_since is not None and now - w.busy_since > STUCK_SECONDS for w in self._workers)
 
     async def stop(self) -> None:
@@ -88,7 +89,7 @@ class _Worker:
     async def decode(self, data: bytes, spec: ModelSpec, max_pixels: int) -> NDArray[np.uint8]:
         height, width = spec.image_size
         head = REQUEST.pack(max_pixels, height, width, spec.channels, len(data))
-        self.busy_since = asyncio.get_running_loop().time()
+        self.busy_since = time.monotonic()
         answered = False
         try:
             decoded, content = await self._ask(head, data)

@@ -6,6 +6,7 @@ import asyncio
 import io
 import os
 import sys
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,18 +128,17 @@ def test_killed_from_outside_it_starts_again(spec: ModelSpec) -> None:
 
 def test_stuck_means_that_all_are(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(decoders: Decoders) -> None:
-        loop = asyncio.get_running_loop()
         first = asyncio.create_task(decoders.decode(encode("PNG"), spec, MAX_PIXELS))
         await asyncio.sleep(0.05)
-        now = loop.time()
-        monkeypatch.setattr(loop, "time", lambda: now + 2 * STUCK_SECONDS)
+        later = time.monotonic() + 2 * STUCK_SECONDS
+        monkeypatch.setattr("service.decoding.decoders.time.monotonic", lambda: later)
         assert not decoders.is_stuck  # the other one is free
         monkeypatch.undo()
         second = asyncio.create_task(decoders.decode(encode("PNG"), spec, MAX_PIXELS))
         await asyncio.sleep(0.05)
         assert not decoders.is_stuck  # not for long enough
-        now = loop.time()
-        monkeypatch.setattr(loop, "time", lambda: now + 2 * STUCK_SECONDS)
+        later = time.monotonic() + 2 * STUCK_SECONDS
+        monkeypatch.setattr("service.decoding.decoders.time.monotonic", lambda: later)
         assert decoders.is_stuck
         monkeypatch.undo()
         first.cancel()
