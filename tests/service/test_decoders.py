@@ -21,10 +21,9 @@ from ducat_serve.images import ImageError, decode, fit, to_array
 from ducat_serve.predictor import Predictor
 from ducat_serve.spec import ModelSpec
 from service.decoding.decoders import STUCK_SECONDS, Decoders
+from tests.support.decoders import SILENT
 
 MAX_PIXELS = 1_000_000
-# Speaks no protocol at all: takes what it is given and never answers.
-SILENT = (sys.executable, "-c", "import sys; [None for _ in sys.stdin.buffer]")
 DYING = (sys.executable, "-c", "import sys; sys.stdin.buffer.read(1)")
 
 

@@ -1,0 +1,8 @@
+"""Processes in the place of image decoders."""
+
+from __future__ import annotations
+
+import sys
+
+# Takes every image that it is given, and never says anything.
+SILENT = (sys.executable, "-c", "import sys; [None for _ in sys.stdin.buffer]")
