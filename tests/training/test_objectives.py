@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -175,6 +177,15 @@ def test_a_method_is_one_file_and_one_line() -> None:
     choice = next(parameter.type for parameter in command.params if parameter.name == "method")
     assert isinstance(choice, click.Choice)
     assert list(choice.choices) == list(METHODS)
+
+
+def test_the_command_line_lists_the_methods_without_torch() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; from ducat_serve.cli.main import run;"
+        "sys.exit(run(['train', '--help']))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert "|".join(METHODS) in shown
 
 
 @pytest.mark.parametrize(
