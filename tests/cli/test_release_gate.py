@@ -36,7 +36,8 @@ def gap(model: Path, folder: Path) -> float:
     report = folder / "report.json"
     assert run(["evaluate", str(model), "--out", str(report)]) == 0
     measured = json.loads(report.read_text())
-    worst, legacy = measured["worst_case_accuracy"], measured["legacy_2c_accuracy"]
+    worst: float = measured["worst_case_accuracy"]
+    legacy: float | None = measured["legacy_2c_accuracy"]
     if legacy is not None:
         assert measured["legacy_attacks"] == ["apgd-ce"]
         return 100 * (legacy - worst)

@@ -1,8 +1,6 @@
-"""Projected gradient ascent (Madry et al. 2018, arXiv 1706.06083)."""
+"""The PGD of evaluation (Madry et al. 2018, arXiv 1706.06083); that of training is in `inner.py`."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,35 +11,6 @@ from training.attacks.base import Best, look
 from training.attacks.criteria import Criterion
 from training.attacks.frozen import frozen
 from training.attacks.losses import cross_entropy
-
-LossFunction = Callable[[Tensor], Tensor]
-
-
-def ascend_loss(
-    loss: LossFunction,
-    images: Tensor,
-    ball: Ball,
-    *,
-    start: Tensor,
-    steps: int,
-    step_size: float,
-) -> Tensor:
-    """The training attack: ``steps`` steps up ``loss`` from ``start``, the last iterate.
-
-    Args:
-        loss: images [N, ...] to a loss per image [N].
-        images: float [N, channels, H, W] in [0, 1].
-        start: where to begin, in the ball.
-
-    Returns images in the ball and in [0, 1]; no graph is kept.
-    """
-    adversarial = start.detach()
-    for _ in range(steps):
-        adversarial.requires_grad_(True)
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(loss(adversarial).sum(), adversarial)
-        adversarial = ball.project(images, ball.ascend(adversarial.detach(), gradient, step_size))
-    return adversarial
 
 
 def pgd(

@@ -13,7 +13,8 @@ from ducat_serve.threat_model import Norm
 from training.attacks.ball import Ball, distance
 from training.attacks.criteria import misclassified
 from training.attacks.frozen import frozen
-from training.attacks.pgd import ascend_loss, pgd
+from training.attacks.inner import ascend_loss
+from training.attacks.pgd import pgd
 from training.randomness import stream
 
 NORMS: list[Norm] = ["linf", "l2", "l1"]
