@@ -14,7 +14,7 @@ from ducat_serve.pairs import dummy_share, recover
 from training.attacks.ball import Ball
 from training.attacks.criteria import misclassified, right
 from training.attacks.frozen import frozen
-from training.attacks.pgd import ascend_loss, pgd
+from training.attacks.pgd import PGD, ascend_loss
 from training.batches import DeviceSplit
 from training.config import TrainConfig
 from training.distributed.processes import World
@@ -95,16 +95,9 @@ def _measured(deployed: Deployed, *, legacy: bool, one_step: bool) -> list[str]:
 def _attack(
     model: Deployed, images: Tensor, labels: Tensor, config: TrainConfig, generator: torch.Generator
 ) -> Tensor:
-    return pgd(
-        model,
-        images,
-        labels,
-        Ball(config.norm, config.eps),
-        misclassified(model.fold),
-        steps=config.attack_steps,
-        step_size=config.step_size,
-        generator=generator,
-    )
+    attack = PGD(config.attack_steps, config.step_size)
+    ball = Ball(config.norm, config.eps)
+    return attack(model, images, labels, ball, misclassified(model.fold), generator=generator)
 
 
 def _one_step(deployed: Deployed, images: Tensor, labels: Tensor, config: TrainConfig) -> Tensor:

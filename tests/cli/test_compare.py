@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from ducat_serve.checkpoint import read_checkpoint, read_spec, write_checkpoint
@@ -118,6 +119,19 @@ def test_accuracies_of_none_and_all_can_be_drawn(spec: ModelSpec, worst: float, 
     for examples in (13, 25, 100, 500, 1000):
         extreme = candidate(spec, "x", worst, worst, examples=examples, worst_case_interval=interval)
         assert plot_comparison([extreme], tmp_path / "x")
+
+
+def test_the_plot_draws_the_intervals_that_were_measured(
+    spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None is made up for an old report, which has no interval of its clean accuracy."""
+    drawn: list[Any] = []
+    monkeypatch.setattr(Axes, "errorbar", lambda _axes, _x, _y, *, xerr, **_more: drawn.append(xerr))
+    old = candidate(spec, "old", 0.8, 0.4)
+    new = candidate(spec, "new", 0.8, 0.4, clean_interval=(0.5, 0.9))
+    plot_comparison([old, new], tmp_path / "x")
+    assert drawn[0] is None
+    assert drawn[1] == [[pytest.approx(30)], [pytest.approx(10)]]
 
 
 def test_compare_on_the_command_line(
