@@ -14,7 +14,7 @@ from training.attacks.ball import Ball
 from training.attacks.criteria import misclassified, right
 from training.attacks.frozen import frozen
 from training.attacks.inner import ascend_loss
-from training.attacks.pgd import pgd
+from training.attacks.pgd import PGD
 from training.batches import DeviceSplit
 from training.config import TrainConfig
 from training.distributed.processes import ProcessGroup
@@ -95,16 +95,9 @@ class Validation:
         return sums
 
     def _attack(self, model: Deployed, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        return pgd(
-            model,
-            images,
-            labels,
-            Ball(self.config.norm, self.config.eps),
-            misclassified(model.fold),
-            steps=self.config.attack_steps,
-            step_size=self.config.step_size,
-            generator=generator,
-        )
+        attack = PGD(self.config.attack_steps, self.config.step_size)
+        ball = Ball(self.config.norm, self.config.eps)
+        return attack(model, images, labels, ball, misclassified(model.fold), generator=generator)
 
     def _fgsm(self, deployed: Deployed, images: Tensor, labels: Tensor) -> Tensor:
         """FGSM (Goodfellow et al. 2015, arXiv 1412.6572): one step of eps from the image itself."""
