@@ -23,6 +23,8 @@ from training.overfitting import is_catastrophic, is_spike
 from training.signals import StopSignal
 from training.trainer import Trainer
 
+pytestmark = pytest.mark.integration
+
 EPS = 0.1
 
 

@@ -28,6 +28,8 @@ from training.run.folder import METRICS, RunFolder
 from training.signals import StopSignal
 from training.trainer import Trainer
 
+pytestmark = pytest.mark.integration
+
 # Small enough for seconds, with both phases: epochs 1 and 2 adversarial, 3 and 4 with dummies.
 TINY = {"epochs": 4, "ducat_start": 3, "attack_steps": 1, "batch_size": 256, "precision": "float32"}
 TINY_FLAGS = [a for k, v in TINY.items() for a in (f"--{k.replace('_', '-')}", str(v))]
