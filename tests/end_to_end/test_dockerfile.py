@@ -64,10 +64,10 @@ def test_what_it_installs_serves_a_model_without_torch(onnx_model: Path, tmp_pat
         copy = shutil.copytree if (PROJECT / name).is_dir() else shutil.copy
         copy(PROJECT / name, source / name)
     subprocess.run([sys.executable, "-m", "venv", venv], check=True, timeout=300)
-    pins = PROJECT / "constraints.txt"
-    install = [venv / "bin/pip", "install", "--quiet", "--no-compile", "--constraint", pins, ".[serve,cpu]"]
+    pip, pins = str(venv / "bin/pip"), str(PROJECT / "constraints.txt")
+    install = [pip, "install", "--quiet", "--no-compile", "--constraint", pins, ".[serve,cpu]"]
     subprocess.run(install, cwd=source, check=True, timeout=300)
-    listed = subprocess.check_output([venv / "bin/pip", "list", "--format=json"], timeout=300)
+    listed = subprocess.check_output([pip, "list", "--format=json"], timeout=300)
     names = {package["name"].lower().replace("_", "-") for package in json.loads(listed)}
     assert {"ducat-serve", "bentoml", "onnxruntime"} <= names
     assert not names & TRAINING_ONLY
