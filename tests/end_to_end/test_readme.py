@@ -119,7 +119,12 @@ def test_every_block_runs(place: Path) -> None:
 
 def test_make_targets() -> None:
     """`make test` and `make demo` set up .venv/ and run the right thing; CI runs `make test`."""
-    for target, command in (("test", "-m pytest"), ("demo", "bin/ducat demo"), ("check", "lint-imports")):
+    for target, command in (
+        ("test", "-m pytest"),
+        ("unit", "-m unit"),
+        ("demo", "bin/ducat demo"),
+        ("check", "lint-imports"),
+    ):
         plan = subprocess.run(
             ["make", "--always-make", "--dry-run", target],
             cwd=PROJECT,
