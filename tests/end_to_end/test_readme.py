@@ -139,6 +139,8 @@ def test_make_targets() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for document in [PROJECT / "README.md", *PROJECT.glob("docs/*.md"), *PROJECT.glob("results/*.md")]:
+    for document in [
+        path for pattern in ("*.md", "docs/*.md", "results/*.md") for path in PROJECT.glob(pattern)
+    ]:
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"

@@ -188,8 +188,9 @@ def test_an_empty_class_folder_is_named(split: str, tmp_path: Path) -> None:
         list_files(Tree(folder))
 
 
-def test_an_empty_class_folder_in_a_zip_is_named(tmp_path: Path) -> None:
-    path = write_zip(tmp_path / "set.zip", {**tree_of(*TWO_CLASSES), "train/c/": b""})
+@pytest.mark.parametrize("entry", ["train/c/", "train/c/.DS_Store"])
+def test_an_empty_class_folder_in_a_zip_is_named(entry: str, tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "set.zip", {**tree_of(*TWO_CLASSES), entry: b""})
     with pytest.raises(DataError, match="class folder train/c holds no image"):
         list_files(Tree(path))
 
