@@ -88,6 +88,7 @@ def test_a_folder_that_cannot_be_written_to(
     assert contents(folder) == before
 
 
+@pytest.mark.integration
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path; from training.run.folder import RunFolder\n"
@@ -211,6 +212,7 @@ def scalars(folder: Path) -> dict[tuple[str, int], float]:
     return found
 
 
+@pytest.mark.integration
 def test_events_and_tensorboard_tell_what_metrics_csv_does(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,6 +31,8 @@ from training.attacks.inner import NFGSM, PGD
 from training.overfitting import is_catastrophic, is_spike
 from training.trainer import Trainer
 
+pytestmark = pytest.mark.integration
+
 EPS = 0.1
 
 

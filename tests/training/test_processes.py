@@ -20,6 +20,8 @@ from ducat_serve.checkpoint import read_checkpoint
 from training.distributed.launch import _first_failure
 from training.distributed.processes import ProcessGroup
 
+pytestmark = pytest.mark.integration
+
 _END = "import os; c = {}; os.kill(os.getpid(), -c) if c < 0 else os._exit(c)"
 
 DUCAT = [sys.executable, "-P", "-m", "ducat_serve", "train"]

@@ -17,7 +17,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import training.validation as validation
 from ducat_serve.checkpoint import read_checkpoint, read_spec
 from ducat_serve.cli.main import run
 from ducat_serve.errors import DucatError
@@ -32,9 +31,11 @@ from tests.support.training_runs import (
     run_until,
     trainer,
 )
-from training.attacks.pgd import pgd
+from training.attacks.pgd import PGD
 from training.objectives.adversarial_training import AdversarialTraining
 from training.run.metrics import COLUMNS
+
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
@@ -98,11 +99,13 @@ def test_stopped_in_validation_and_resumed_is_the_same_run(
     """The epoch's steps are done and saved; only its validation is repeated."""
     first = trainer(tmp_path / "run")
 
-    def interrupted(*arguments: Any, **keywords: Any) -> Tensor:
-        first.stop.received = signal.SIGINT
-        return pgd(*arguments, **keywords)
+    attack = PGD.__call__
 
-    monkeypatch.setattr(validation, "pgd", interrupted)
+    def interrupted(pgd: PGD, *arguments: Any, **keywords: Any) -> Tensor:
+        first.stop.received = signal.SIGINT
+        return attack(pgd, *arguments, **keywords)
+
+    monkeypatch.setattr(PGD, "__call__", interrupted)
     with pytest.raises(DucatError, match="Interrupted; saved at epoch 1, step 5") as caught:
         first.run()
     assert caught.value.exit_code == 130

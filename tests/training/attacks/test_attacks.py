@@ -85,6 +85,7 @@ def test_l1_projection_is_the_nearest_point() -> None:
         torch.testing.assert_close(row, nearest, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_l1_projection_onto_ball_and_box_is_the_nearest_point() -> None:
     """Against Dykstra's alternating projections in float64, near the bounds of the pixels."""
     generator = torch.Generator().manual_seed(1)
