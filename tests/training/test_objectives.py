@@ -179,6 +179,7 @@ def test_a_method_is_one_file_and_one_line() -> None:
     assert list(choice.choices) == list(METHODS)
 
 
+@pytest.mark.integration
 def test_the_command_line_lists_the_methods_without_torch() -> None:
     code = (
         "import sys; sys.modules['torch'] = None; from ducat_serve.cli.main import run;"
