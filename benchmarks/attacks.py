@@ -21,14 +21,15 @@ from ducat_serve.checkpoint import checkpoint_path
 from ducat_serve.deployed import Deployed, load
 from ducat_serve.output import Output
 from ducat_serve.pairs import recover
-from training.attacks.autoattack import autoattack
+from training.attacks.autoattack import AutoAttack
 from training.attacks.ball import Ball, distance
+from training.attacks.base import TargetModel
 from training.attacks.criteria import misclassified, right
 from training.batches import DeviceSplit, to_pixels
 from training.device import exact_float32
-from training.evaluation.effort import Effort, counted
-from training.evaluation.intervals import wilson
-from training.evaluation.stages import Target, suite
+from training.evaluation.evaluate import wilson
+from training.evaluation.runner import Cost, counted
+from training.evaluation.stages import suite
 from training.randomness import stream
 from training.run.dataset import load_training_data
 
@@ -37,39 +38,44 @@ def ours(model: Deployed, images: Tensor, labels: Tensor, ball: Ball, batch: int
     """Accuracy per image under the standard suite."""
     classes = model(images[:1]).shape[1]
     left = right(model(images), labels)
-    for stage in suite("standard", Target(model.fold, classes)):
-        for index in left.nonzero().squeeze(1).split(batch):
-            found = stage.attack(
+    for attack in suite("standard", TargetModel(model.fold, classes)):
+        survivors = left.nonzero().squeeze(1)
+        for start in range(0, len(survivors), batch):
+            index = survivors[start : start + batch]
+            found = attack(
                 model,
                 images[index],
                 labels[index],
                 ball,
                 misclassified(model.fold),
-                generator=stream(0, stage.name, int(index[0])),
+                generator=stream(0, attack.name, int(index[0])),
             )
             assert (distance(images[index], found, ball.norm) <= ball.eps).all()
             left[index] = right(model(found), labels[index])
     return left
 
 
-def reference(model: Deployed, images: Tensor, labels: Tensor, ball: Ball, batch: int) -> Tensor:
+def by_autoattack(
+    model: Deployed, classes: int, images: Tensor, labels: Tensor, ball: Ball, batch: int
+) -> Tensor:
     """What AutoAttack standard leaves: its images."""
     found = images.clone()
+    attack = AutoAttack().fitted(TargetModel(model.fold, classes))
     for start in range(0, len(images), batch):
         part = slice(start, start + batch)
-        found[part] = autoattack(
+        found[part] = attack(
             model, images[part], labels[part], ball, misclassified("none"), generator=stream(0, "reference")
         )
     return found
 
 
-def show(name: str, accuracy: Tensor, seconds: float, effort: Effort) -> None:
+def show(name: str, accuracy: Tensor, seconds: float, cost: Cost) -> None:
     count, survivors = len(accuracy), int(accuracy.sum())
     low, high = wilson(survivors, count)
     print(
         f"{name:<34} {survivors / count:7.2%}  ({low:.1%} to {high:.1%})  {seconds:7.1f} s  "
-        f"{count / seconds:7.2f} images/s  {effort.gradient_steps / count:6.0f} gradients/image  "
-        f"{effort.forward_passes / count:6.0f} forwards/image",
+        f"{count / seconds:7.2f} images/s  {cost.gradient_steps / count:6.0f} gradients/image  "
+        f"{cost.forward_passes / count:6.0f} forwards/image",
         flush=True,
     )
 
@@ -90,9 +96,8 @@ def main() -> None:
     exact_float32()
 
     path = checkpoint_path(arguments.model)
-    loaded = load(path)
-    model, spec = loaded, loaded.spec
-    assert isinstance(model, Deployed)
+    model = load(path)
+    spec = model.spec
     data = load_training_data(
         path, spec, dataset=None, data_dir=arguments.data_dir, offline=True, output=Output()
     )
@@ -107,25 +112,27 @@ def main() -> None:
     )
 
     started = time.monotonic()
-    with counted(model.classifier) as effort:
+    with counted(model.classifier) as cost:
         accuracy = ours(model, images, labels, ball, batch)
     our_seconds = time.monotonic() - started
-    show("ours, standard suite", accuracy, our_seconds, effort)
+    show("ours, standard suite", accuracy, our_seconds, cost)
 
     started = time.monotonic()
-    with counted(model.classifier) as effort:
-        found = reference(model, images, labels, ball, batch)
+    with counted(model.classifier) as cost:
+        found = by_autoattack(model, spec.num_classes, images, labels, ball, batch)
         accuracy = right(model(found), labels)
     seconds = time.monotonic() - started
-    show("pyautoattack, standard", accuracy, seconds, effort)
+    show("pyautoattack, standard", accuracy, seconds, cost)
     print(f"ours is {seconds / our_seconds:.2f} times as fast")
 
     if arguments.raw and model.fold != "none":
         raw = Deployed(model.classifier, "none").eval()
         started = time.monotonic()
-        with counted(model.classifier) as effort:
-            accuracy = recover(raw(reference(raw, images, labels, ball, batch))) == labels
-        show("pyautoattack on raw 2C + recovery", accuracy, time.monotonic() - started, effort)
+        with counted(model.classifier) as cost:
+            accuracy = (
+                recover(raw(by_autoattack(raw, spec.num_logits, images, labels, ball, batch))) == labels
+            )
+        show("pyautoattack on raw 2C + recovery", accuracy, time.monotonic() - started, cost)
 
 
 if __name__ == "__main__":

@@ -97,14 +97,14 @@ MUTATIONS = (
     Mutation(
         "rejection attack that need not be unflagged",
         "training/attacks/criteria.py",
-        " & ~(suspicion(raw) > threshold)",
+        " & ~(score(raw) > threshold)",
         "",
     ),
     Mutation(
         "resumed attacks run again",
         "training/evaluation/evaluate.py",
-        "plan.stages[len(results) :]",
-        "plan.stages",
+        "plan.attacks[len(results) :]",
+        "plan.attacks",
     ),
 )
 

@@ -23,9 +23,9 @@ from ducat_serve.output import Output
 from ducat_serve.predictor import Predictor
 from training.attacks.ball import Ball
 from training.attacks.criteria import misclassified, right
-from training.attacks.square import square
+from training.attacks.square import Square
 from training.batches import DeviceSplit, to_pixels
-from training.evaluation.exported import exported
+from training.evaluation.prepare import exported_model
 from training.randomness import stream
 from training.run.dataset import load_training_data
 
@@ -49,13 +49,12 @@ class Counted(nn.Module):
 def queries_needed(model: Deployed, images: Tensor, labels: Tensor, ball: Ball, most: int) -> list[int]:
     """Queries that each broken image cost, in order."""
     counted = Counted(model.classifier)
-    found = square(
-        Deployed(counted, "none").eval(),  # type: ignore[arg-type]
+    found = Square(queries=most)(
+        Deployed(counted, "none").eval(),
         images,
         labels,
         ball,
         misclassified("none"),
-        queries=most,
         generator=stream(0, "budget", 0),
     )
     broken = int((~right(model(found), labels)).sum())
@@ -85,7 +84,7 @@ def main() -> None:
         output=Output(),
     )
     split = DeviceSplit.of(data.test, torch.device("cpu"))
-    model = exported(predictor)
+    model = exported_model(predictor)
     index = torch.randperm(len(split.labels), generator=stream(0, "subset"))[: given.max_examples]
     images, labels = to_pixels(split.images[index]), split.labels[index]
     correct = right(model(images), labels)

@@ -33,7 +33,7 @@ class Textbook:
         adversarial = images + torch.empty_like(images).uniform_(-self.eps, self.eps)
         for _ in range(self.steps):
             adversarial = adversarial.detach().requires_grad_(True)
-            F.cross_entropy(self.model(adversarial), labels).backward()
+            F.cross_entropy(self.model(adversarial), labels).backward()  # type: ignore[no-untyped-call]
             assert adversarial.grad is not None
             moved = adversarial.detach() + self.step_size * adversarial.grad.sign()
             adversarial = torch.min(torch.max(moved, images - self.eps), images + self.eps).clamp(0, 1)
@@ -52,5 +52,5 @@ class Textbook:
             loss = (F.cross_entropy(clean, soft) + attacked) / 2
         else:
             loss = F.cross_entropy(self.model(adversarial), labels)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()

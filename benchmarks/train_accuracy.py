@@ -24,18 +24,17 @@ from training.data import load_dataset
 from training.device import fastest_precision
 from training.run.folder import RunFolder
 from training.trainer import Trainer
-from training.validation import validate
+from training.validation import Validation
 
 sys.path.insert(0, str(Path(__file__).parent))
 from textbook import Textbook
 
 
 def accuracies(model: Deployed, trainer: Trainer, config: TrainConfig) -> tuple[float, float]:
+    val = trainer.validation.val
     test = DeviceSplit.of(trainer.dataset.test, trainer.device)
-    unseen = DeviceSplit(
-        torch.cat([trainer.val.images, test.images]), torch.cat([trainer.val.labels, test.labels])
-    )
-    result = validate(model, unseen, config, legacy=False)
+    unseen = DeviceSplit(torch.cat([val.images, test.images]), torch.cat([val.labels, test.labels]))
+    result = Validation(unseen, config)(model, legacy=False)
     return 100 * result.clean_accuracy, 100 * result.pgd_accuracy
 
 

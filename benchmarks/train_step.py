@@ -30,6 +30,7 @@ from training.config import resolve
 from training.data import Dataset
 from training.data.cache import Split
 from training.device import LAYOUT, fastest_precision
+from training.objectives.objective import Batch
 from training.run.folder import RunFolder
 from training.trainer import Trainer
 
@@ -73,7 +74,8 @@ def peak_gflops(repeats: int) -> float:
 def forward_flops(model: nn.Module, size: int) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.rand(1, 3, size, size))
-    return counter.get_total_flops()
+    total: int = counter.get_total_flops()
+    return total
 
 
 def both(
@@ -93,21 +95,23 @@ def measure(network: str, size: int, batch: int, repeats: int) -> None:
         trainer, textbook, order, images, labels = both(network, size, batch, Path(folder))
         print(f"{network} at {size}x{size}, batch {batch}, {torch.get_num_threads()} threads")
         for phase, epoch in (("before dummies", 1), ("with dummies", 2)):
-            ours = seconds(lambda e=epoch: trainer.train_step(order, e, 0), repeats)
-            theirs = seconds(lambda e=epoch: textbook.step(images, labels, e == 2), repeats)
+            ours = seconds(partial(trainer.train_step, order, epoch, 0), repeats)
+            theirs = seconds(partial(textbook.step, images, labels, epoch == 2), repeats)
             print(
                 f"  {phase:<15} ours {batch / ours:7.1f} images/s  textbook {batch / theirs:7.1f}  "
                 f"ratio {theirs / ours:.2f}",
                 flush=True,
             )
         ours_in = images.contiguous(memory_format=LAYOUT)
-        craft = partial(trainer.step.craft, ours_in, ours_in, labels, dummy_phase=False)
+        step, batch_of_ours = trainer.step, Batch(ours_in, labels, epoch=1, step=0)
+        attack = step.attack_of(1, one_step=False)
+        craft = partial(step.craft, step.objective_of(1), batch_of_ours, attack, ours_in)
         crafted = seconds(craft, repeats)
         with frozen(trainer.classifier):
-            trainer.step.attacked = trainer.classifier
-            without_twin = seconds(craft, repeats)
+            step.attack_model = trainer.classifier
+            unfused = seconds(craft, repeats)
         print(
-            f"  attack on the twin takes {crafted / without_twin:.2f} of the time of one on the network itself"
+            f"  attack on the fused copy takes {crafted / unfused:.2f} of the time of one on the network itself"
         )
         # a forward pass and a gradient with respect to the input cost as much as each other
         gflops = 2 * STEPS * batch * forward_flops(textbook.model, size) / crafted / 1e9

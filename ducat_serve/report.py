@@ -10,10 +10,12 @@ from ducat_serve.threat_model import format_size
 
 NOT_MEASURED = "robustness not measured"
 MASKING = "gradient masking suspected"
-_KNOW_PAIRS = {"apgd-lse", "pair-margin-0", "pair-margin-1", "pair-margin-4", "targeted", "square-warm"}
+# Of attacks in reports from before these said it themselves.
+_KNEW_PAIRS = {"apgd-lse", "pair-margin-0", "pair-margin-1", "pair-margin-4", "targeted", "square-warm"}
 
-Precision = Literal["float32", "float16"]
+ExportPrecision = Literal["float32", "float16"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Interval = tuple[Fraction, Fraction]
 
 
 class AttackResult(BaseModel):
@@ -21,7 +23,8 @@ class AttackResult(BaseModel):
 
     ``accuracy`` is over all ``examples`` that it attacked; ``worst_case_accuracy`` is the running worst
     case over all evaluated images. Fractions in [0, 1]. ``gradient_steps`` and ``forward_passes`` (those
-    without a gradient) are counted per image, as they were really made.
+    without a gradient) are counted per image, as they were really made. ``settings`` are the hyperparameters;
+    ``knows_pairs`` is whether it knows the fold and the pairs of classes and dummies, None in older reports.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -33,6 +36,7 @@ class AttackResult(BaseModel):
     worst_case_accuracy: Fraction
     gradient_steps: int = Field(default=0, ge=0)
     forward_passes: int = Field(default=0, ge=0)
+    knows_pairs: bool | None = None
     seconds: float = Field(ge=0)
 
 
@@ -101,7 +105,8 @@ class RobustnessReport(BaseModel):
     ``legacy_2c_accuracy`` is the measure of arXiv 2410.12671: the attack sees the raw 2C logits and recovery
     is applied afterwards. Non-adaptive, not a robustness claim; None for a model without dummies.
     ``artefact`` is what was attacked: the checkpoint in torch, or an exported file, by its scores alone. A report
-    holds for one ``precision``: the same weights in another one are another function.
+    holds for one ``precision``: the same weights in another one are another function. Intervals are 95 % Wilson;
+    ``clean_interval`` is None in older reports.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -115,8 +120,9 @@ class RobustnessReport(BaseModel):
     eps: float
     seed: int
     clean_accuracy: Fraction
+    clean_interval: Interval | None = None
     worst_case_accuracy: Fraction
-    worst_case_interval: tuple[Fraction, Fraction]
+    worst_case_interval: Interval
     legacy_2c_accuracy: Fraction | None = None
     legacy_attacks: tuple[str, ...] = ()
     dummy_mass: DummyMass | None = None
@@ -125,7 +131,7 @@ class RobustnessReport(BaseModel):
     sanity: tuple[SanityCheck, ...] = ()
     rejection: tuple[Rejection, ...] = ()
     artefact: Literal["checkpoint", "onnx"] = "checkpoint"
-    precision: Precision = "float32"
+    precision: ExportPrecision = "float32"
     seconds: float = Field(default=0, ge=0)
     versions: dict[str, str]
 
@@ -136,8 +142,11 @@ class RobustnessReport(BaseModel):
 
     @property
     def knows_pairs(self) -> bool:
-        """Whether an attack was run that knows the fold and the pairs of classes and dummies, as names say."""
-        return any(attack.name in _KNOW_PAIRS for attack in self.attacks)
+        """Whether an attack was run that knows the fold and the pairs of classes and dummies."""
+        return any(
+            attack.name in _KNEW_PAIRS if attack.knows_pairs is None else attack.knows_pairs
+            for attack in self.attacks
+        )
 
     def summary(self) -> str:
         """One line for people."""

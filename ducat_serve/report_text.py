@@ -1,12 +1,34 @@
-"""The robustness report in plain words, for people who never read a paper about attacks."""
+"""The robustness report in plain words: said once, for the command line, the model card, the page and the API."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from ducat_serve.report import RobustnessReport
 from ducat_serve.spec import ModelSpec
 from ducat_serve.threat_model import format_size
+
+LEGACY = "legacy 2C: non-adaptive, not a robustness claim"
+
+
+class Accuracy(NamedTuple):
+    """One line of a table of accuracies, as text."""
+
+    name: str
+    accuracy: str
+    interval: str = ""  # 95 %
+
+
+def accuracies(report: RobustnessReport) -> list[Accuracy]:
+    """Clean and worst case, and the legacy measure of a model with dummies."""
+    low, high = report.worst_case_interval
+    lines = [
+        Accuracy("clean", f"{report.clean_accuracy:.1%}"),
+        Accuracy("worst case", f"{report.worst_case_accuracy:.1%}", f"{low:.1%} to {high:.1%}"),
+    ]
+    if report.legacy_2c_accuracy is not None:
+        lines.append(Accuracy(LEGACY, f"{report.legacy_2c_accuracy:.1%}"))
+    return lines
 
 
 def report_in_words(spec: ModelSpec) -> dict[str, Any]:
@@ -19,9 +41,14 @@ def report_in_words(spec: ModelSpec) -> dict[str, Any]:
         nothing = "Nobody measured the robustness of this model. Expect none."
         return {"sentences": [], "warnings": [nothing], "dummy_mass": None}
     return {
-        "sentences": [_clean(report), _worst_case(report), _how(report, spec), *_other_threat(report, spec)],
-        "warnings": _warnings(report),
-        "dummy_mass": _dummy_mass(report),
+        "sentences": [
+            _clean(report),
+            _worst_case(report),
+            how_measured(report, spec),
+            *other_threat_model(report, spec),
+        ],
+        "warnings": doubts(report),
+        "dummy_mass": dummy_mass_in_words(report),
     }
 
 
@@ -49,7 +76,8 @@ def _allowed(norm: str, eps: float) -> str:
     }[norm]
 
 
-def _how(report: RobustnessReport, spec: ModelSpec) -> str:
+def how_measured(report: RobustnessReport, spec: ModelSpec) -> str:
+    """By which attacks, and what they knew."""
     names = ", ".join(attack.name for attack in report.attacks)
     if report.artefact == "onnx":
         return (
@@ -63,14 +91,16 @@ def _how(report: RobustnessReport, spec: ModelSpec) -> str:
     )
 
 
-def _other_threat(report: RobustnessReport, spec: ModelSpec) -> list[str]:
+def other_threat_model(report: RobustnessReport, spec: ModelSpec) -> list[str]:
+    """One sentence where it was measured under another threat model than it was trained for."""
     if (report.norm, report.eps) == (spec.threat_model.norm, spec.threat_model.eps):
         return []
     measured = f"{report.norm} {format_size(report.eps)}"
     return [f"It was trained against changes of {spec.threat_model}, and measured under {measured}."]
 
 
-def _warnings(report: RobustnessReport) -> list[str]:
+def doubts(report: RobustnessReport) -> list[str]:
+    """Reasons to trust the measurement less."""
     warnings = [
         f"A check of the measurement failed ({check.name}): {check.expectation}, and that did not hold. The attacks "
         "may have failed for a reason that a better one would not (gradient masking suspected)."
@@ -85,7 +115,8 @@ def _warnings(report: RobustnessReport) -> list[str]:
     return warnings
 
 
-def _dummy_mass(report: RobustnessReport) -> str | None:
+def dummy_mass_in_words(report: RobustnessReport) -> str | None:
+    """What dummy mass was worth as a signal; None where that was not measured."""
     mass = report.dummy_mass
     if mass is None:
         return None

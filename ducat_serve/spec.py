@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from ducat_serve.errors import VerificationError
-from ducat_serve.report import Precision, RobustnessReport
+from ducat_serve.report import ExportPrecision, RobustnessReport
 from ducat_serve.threat_model import ThreatModel
 
 SCHEMA_VERSION = 1
@@ -52,7 +52,7 @@ class ModelSpec(BaseModel):
     fold: Fold
     threat_model: ThreatModel
     training: dict[str, JsonValue]
-    precision: Precision = "float32"
+    precision: ExportPrecision = "float32"
     robustness: RobustnessReport | None = None
     weights_digest: str
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ducat_serve.deployed import Classifier
 from ducat_serve.pairs import dummy_mass, fold_logits
-from ducat_serve.report import Precision
+from ducat_serve.report import ExportPrecision
 from ducat_serve.spec import Fold
 
 
@@ -39,7 +39,7 @@ class _HalfBody(nn.Module):
         return logits
 
 
-def in_precision(classifier: Classifier, precision: Precision) -> Classifier:
+def in_precision(classifier: Classifier, precision: ExportPrecision) -> Classifier:
     """The classifier with its network's body in ``precision``; the original is left as it is."""
     if precision == "float32":
         return classifier

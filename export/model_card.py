@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from ducat_serve import atomic
 from ducat_serve.images import RESIZE_POLICY
-from ducat_serve.report import MASKING, NOT_MEASURED, RobustnessReport
+from ducat_serve.report import NOT_MEASURED, RobustnessReport
+from ducat_serve.report_text import (
+    accuracies,
+    doubts,
+    dummy_mass_in_words,
+    how_measured,
+    other_threat_model,
+)
 from ducat_serve.spec import ModelSpec
 from ducat_serve.threat_model import format_size
 
@@ -45,6 +54,13 @@ def model_card(spec: ModelSpec, name: str) -> str:
     return "\n\n".join(sections) + "\n"
 
 
+def update_card(spec: ModelSpec, model: Path) -> None:
+    """Write the card beside a model file anew; where there is none, none is wanted."""
+    card = model.with_suffix(".md")
+    if card.is_file():
+        atomic.write_text(card, model_card(spec, model.name))
+
+
 def _robustness(spec: ModelSpec, name: str) -> list[str]:
     report = spec.robustness
     if report is None:
@@ -54,50 +70,25 @@ def _robustness(spec: ModelSpec, name: str) -> list[str]:
             else f"`ducat evaluate {name}` measures it, by its scores."
         )
         return [f"**{NOT_MEASURED.capitalize()}.** {how}"]
+    dummy_mass = dummy_mass_in_words(report)
     return [
-        f"{_knowledge(spec, report)} {report.norm} {format_size(report.eps)} on {report.examples} {report.split} "
-        f"images of {report.dataset}, seed {report.seed}.",
-        _accuracies(report),
-        *(
-            f"**{MASKING.capitalize()}**: {check.expectation}, which did not hold."
-            for check in report.failed_checks
-        ),
-        *_detection(report),
+        how_measured(report, spec),
+        *other_threat_model(report, spec),
+        f"{report.norm} {format_size(report.eps)} on {report.examples} {report.split} images of {report.dataset}, "
+        f"seed {report.seed}:",
+        _table(report),
+        *(f"**Warning.** {doubt}" for doubt in doubts(report)),
+        *([] if dummy_mass is None else [f"Dummy mass is a signal, not a defence. {dummy_mass}"]),
     ]
 
 
-def _knowledge(spec: ModelSpec, report: RobustnessReport) -> str:
-    """How much the attacks knew, as their names say."""
-    if report.artefact == "onnx":
-        return "Measured on this file by attacks that see its scores only:"
-    knows = ", the fold and the dummies" if spec.fold != "none" and report.knows_pairs else ""
-    return f"Measured on the deployed function by attacks that know the weights{knows}:"
-
-
-def _accuracies(report: RobustnessReport) -> str:
-    low, high = report.worst_case_interval
+def _table(report: RobustnessReport) -> str:
+    clean, worst_case, *legacy = accuracies(report)
     rows = [
         "| | accuracy |",
         "|---|---|",
-        f"| clean | {report.clean_accuracy:.1%} |",
-        f"| **worst case** (95 %: {low:.1%} to {high:.1%}) | **{report.worst_case_accuracy:.1%}** |",
+        f"| {clean.name} | {clean.accuracy} |",
+        f"| **{worst_case.name}** (95 %: {worst_case.interval}) | **{worst_case.accuracy}** |",
+        *(f"| {line.name} | {line.accuracy} |" for line in legacy),
     ]
-    if report.legacy_2c_accuracy is not None:
-        rows.append(f"| legacy 2C: non-adaptive, not a robustness claim | {report.legacy_2c_accuracy:.1%} |")
-    attacks = ", ".join(attack.name for attack in report.attacks)
-    return "\n".join(rows) + f"\n\nAttacks: {attacks}."
-
-
-def _detection(report: RobustnessReport) -> list[str]:
-    mass = report.dummy_mass
-    if mass is None:
-        return []
-    hiding = (
-        ""
-        if mass.auroc_adaptive is None
-        else f", {mass.auroc_adaptive:.2f} against attacks that also lower it"
-    )
-    return [
-        f"Dummy mass tells images that fool the model from clean ones with AUROC {mass.auroc:.2f}{hiding}: "
-        "a signal, not a defence."
-    ]
+    return "\n".join(rows)

@@ -17,7 +17,7 @@ from ducat_serve import atomic
 from ducat_serve.checkpoint import checkpoint_path, file_sha256
 from ducat_serve.deployed import load
 from ducat_serve.predictor import GRAPH_KEY, SOURCE_KEY
-from ducat_serve.report import Precision, RobustnessReport
+from ducat_serve.report import ExportPrecision, RobustnessReport
 from ducat_serve.sealed import SEAL_KEY, read_sealed, seal
 from ducat_serve.spec import METADATA_KEY, ModelSpec
 from export.graph import DeployGraph, in_precision
@@ -32,7 +32,7 @@ def export_onnx(
     checkpoint: Path,
     target: Path,
     real: NDArray[np.uint8] | None = None,
-    precision: Precision = "float32",
+    precision: ExportPrecision = "float32",
 ) -> tuple[ModelSpec, ParityReport]:
     """Export a checkpoint, check the result against torch, and only then put it at ``target``.
 

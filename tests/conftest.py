@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 # Before torch and NumPy start their thread pools: tests run in parallel on few cores.
@@ -20,9 +21,21 @@ from service.application import create_app
 from service.models.registry import Models
 from service.settings import Settings
 from tests.support.http_client import is_ready, until
+from tests.support.unit_tests import mark_unit_tests, nothing_starts_or_trains
 
 PROJECT = Path(__file__).parent.parent
 SHARED_DATA = PROJECT.parent / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    mark_unit_tests(items)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Guard unit tests in every run, with the fixtures of any scope that they are the first to use."""
+    with nothing_starts_or_trains(item) if item.get_closest_marker("unit") else nullcontext():
+        return (yield)
 
 
 @pytest.fixture(autouse=True)

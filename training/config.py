@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ducat_serve.errors import UsageError
 from ducat_serve.spec import first_problem
 from ducat_serve.threat_model import Norm, ThreatModel, parse_size
+from training.objectives import METHODS, methods_with
 from training.objectives.ducat import Mode
 from training.recipes import load_recipe, recipe_of
 
@@ -21,7 +22,7 @@ NORM_DEFAULTS: dict[Norm, tuple[float, float]] = {
 FOLDED_SPLIT_WEIGHT = 0.1
 BETA = 6.0
 
-Precision = Literal["float32", "bfloat16"]
+TrainPrecision = Literal["float32", "bfloat16"]
 
 
 class TrainConfig(BaseModel):
@@ -32,10 +33,9 @@ class TrainConfig(BaseModel):
     dataset: str
     image_size: int | None = None
     network: str
-    method: Literal["pgd-at", "trades", "mart", "consistency"] = "pgd-at"
-    beta: float = Field(
-        default=BETA, ge=0, allow_inf_nan=False
-    )  # weight of the regulariser of TRADES and MART
+    method: str = "pgd-at"  # a name in METHODS
+    # Weight of the regulariser of TRADES and MART.
+    beta: float = Field(default=BETA, ge=0, allow_inf_nan=False)
     ducat: Mode = "paper"
     ducat_start: int | None = None  # first epoch of the dummy phase, counted from 1; None when ducat is off
     split_weight: float = Field(default=1.0, ge=0, le=1)
@@ -57,7 +57,7 @@ class TrainConfig(BaseModel):
     ema_decay: float | None = Field(default=None, gt=0, lt=1)  # of the weights that are validated and kept
     compile: bool = False
     save_every: int | None = Field(default=None, ge=1)  # epochs; besides the best and the last
-    precision: Precision = "float32"
+    precision: TrainPrecision = "float32"
     seed: int = Field(default=0, ge=0)
 
     @field_validator("eps", "step_size", mode="before")
@@ -65,14 +65,21 @@ class TrainConfig(BaseModel):
     def _size(cls, value: Any) -> Any:
         return parse_size(value) if isinstance(value, str) else value
 
+    @field_validator("method")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in METHODS:
+            raise ValueError(f"'{value}' is none of {', '.join(METHODS)}")
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.ducat == "off" and self.ducat_start is not None:
             raise ValueError("--ducat-start needs --ducat paper or folded")
         if self.ducat != "off" and not 1 <= (self.ducat_start or 0) <= self.epochs:
             raise ValueError(f"--ducat-start {self.ducat_start} is outside of epochs 1 to {self.epochs}")
-        if self.method not in ("trades", "mart") and self.beta != BETA:
-            raise ValueError(f"--beta needs --method trades or mart, not {self.method}")
+        if self.beta != BETA and self.method not in methods_with("beta"):
+            raise ValueError(f"--beta needs --method {' or '.join(methods_with('beta'))}, not {self.method}")
         if self.inner_attack == "n-fgsm" and self.norm != "linf":
             raise ValueError(f"--inner-attack n-fgsm is made for --norm linf, not {self.norm}")
         if self.ducat != "folded" and self.split_weight != 1:

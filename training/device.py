@@ -6,7 +6,7 @@ import torch
 
 from ducat_serve.errors import DucatError
 from ducat_serve.output import Output
-from training.config import Precision
+from training.config import TrainPrecision
 
 # Faster than NCHW for every network here, on CPUs as on GPUs (benchmarks/train_step.py, docs/performance.md).
 LAYOUT = torch.channels_last
@@ -26,7 +26,7 @@ def choose_device(name: str, output: Output) -> torch.device:
     return torch.device("cpu")
 
 
-def fastest_precision(device: torch.device) -> Precision:
+def fastest_precision(device: torch.device) -> TrainPrecision:
     """bfloat16 where the hardware multiplies it natively, else float32."""
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"

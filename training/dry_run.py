@@ -11,7 +11,7 @@ import torch
 from ducat_serve.deployed import Deployed
 from training.batches import DeviceSplit
 from training.trainer import Trainer
-from training.validation import VALIDATION_BATCH, validate
+from training.validation import VALIDATION_BATCH, Validation
 
 _WARM_UP = 1
 _TIMED = 2
@@ -56,11 +56,12 @@ def _seconds_per_step(trainer: Trainer, epoch: int) -> float:
 
 
 def _seconds_of_validation(trainer: Trainer) -> float:
-    count = min(VALIDATION_BATCH, len(trainer.val))
-    part = DeviceSplit(trainer.val.images[:count], trainer.val.labels[:count])
+    val = trainer.validation.val
+    count = min(VALIDATION_BATCH, len(val))
+    validation = Validation(DeviceSplit(val.images[:count], val.labels[:count]), trainer.config)
     started = time.monotonic()
-    validate(Deployed(trainer.kept, trainer.spec.fold), part, trainer.config, legacy=False)
-    return (time.monotonic() - started) * len(trainer.val) / count
+    validation(Deployed(trainer.kept, trainer.spec.fold), legacy=False)
+    return (time.monotonic() - started) * len(val) / count
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -1,8 +1,8 @@
-"""A twin of a classifier for crafting, its BatchNorm folded into the convolutions before it.
+"""A copy of a classifier for crafting, its BatchNorm folded into the convolutions before it.
 
 In eval mode BatchNorm is an affine map of each channel, and costs as much memory traffic as the convolution beside it
 costs arithmetic. Folded, an attack on resnet18 takes 0.83 of the time, on resnet-small 0.73 (docs/performance.md).
-The twin is the same function up to rounding. It is for training alone: robustness is measured on the deployed function.
+The copy is the same function up to rounding. It is for training alone: robustness is measured on the deployed function.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 
-class FusedTwin:
+class FusedClassifier:
     """``model`` computes what ``original`` does in eval mode, as of the last `refresh`, without weight gradients."""
 
     def __init__(self, original: nn.Module) -> None:
@@ -43,11 +43,11 @@ class FusedTwin:
             weight, bias = fuse_conv_bn_weights(
                 conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
             )
-            twin = self.model.get_submodule(conv_name)
-            assert isinstance(twin, nn.Conv2d)
-            assert twin.bias is not None
-            twin.weight.copy_(weight)
-            twin.bias.copy_(bias)
+            fused = self.model.get_submodule(conv_name)
+            assert isinstance(fused, nn.Conv2d)
+            assert fused.bias is not None
+            fused.weight.copy_(weight)
+            fused.bias.copy_(bias)
 
     def __call__(self, images: Tensor) -> Tensor:
         logits: Tensor = self.model(images)
@@ -64,8 +64,8 @@ def _fold(traced: fx.GraphModule, original: nn.Module) -> list[tuple[str, str]]:
         conv, norm = (original.get_submodule(str(n.target)) for n in (before, node))
         if not isinstance(conv, nn.Conv2d) or not isinstance(norm, _BatchNorm):
             continue
-        twin = traced.get_submodule(str(before.target))
-        twin.bias = nn.Parameter(torch.zeros_like(norm.bias))
+        fused = traced.get_submodule(str(before.target))
+        fused.bias = nn.Parameter(torch.zeros_like(norm.bias))
         node.replace_all_uses_with(before)
         traced.graph.erase_node(node)
         pairs.append((str(before.target), str(node.target)))

@@ -1,4 +1,4 @@
-"""Start from a checkpoint instead of fresh weights; dummies are added to a head that has none."""
+"""Where a run starts: its ModelSpec before it has weights, and a checkpoint to take the first weights from."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ducat_serve.checkpoint import checkpoint_path, read_checkpoint
 from ducat_serve.errors import UsageError
 from ducat_serve.pairs import widen_head
-from ducat_serve.spec import ModelSpec
+from ducat_serve.spec import ModelSpec, Normalisation
 from training.config import TrainConfig
 from training.data import Dataset
+from training.objectives.ducat import FOLDS
 
 _HEAD = ("fc.weight", "fc.bias")
 
@@ -77,3 +79,40 @@ class InitialWeights:
 def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 60 else text[:60] + "..."
+
+
+def initial_spec(config: TrainConfig, dataset: Dataset, initial: InitialWeights | None = None) -> ModelSpec:
+    """No digest yet, and no path of this machine. Weights keep the normalisation that they were trained with."""
+    images = dataset.train.images
+    normalisation = initial.spec.normalisation if initial else _normalisation(images)
+    recipe = {**config.model_dump(mode="json"), "dataset": dataset_reference(config.dataset)}
+    return ModelSpec(
+        network=config.network,
+        num_classes=len(dataset.class_names),
+        labels=dataset.class_names,
+        channels=images.shape[3],
+        image_size=(images.shape[1], images.shape[2]),
+        normalisation=normalisation,
+        fold=FOLDS[config.ducat],
+        threat_model=config.threat_model,
+        training={"recipe": recipe, "data": dataset.title, "data_digest": dataset.digest},
+        weights_digest="",
+    )
+
+
+def dataset_reference(name: str) -> str:
+    """A data set's name without the path that `folder:PATH` has."""
+    return f"folder:{Path(name.removeprefix('folder:')).name}" if name.startswith("folder:") else name
+
+
+def _normalisation(images: np.ndarray[Any, Any]) -> Normalisation:
+    """Mean and standard deviation per channel of pixels in [0, 1], to 4 decimals; exact over all images."""
+    means, stds = [], []
+    for channel in range(images.shape[3]):
+        counts = np.bincount(images[..., channel].reshape(-1), minlength=256)
+        values = np.arange(256) / 255
+        mean = float((counts * values).sum() / counts.sum())
+        variance = float((counts * (values - mean) ** 2).sum() / counts.sum())
+        means.append(round(mean, 4))
+        stds.append(round(max(variance, 1e-8) ** 0.5, 4))
+    return Normalisation(mean=tuple(means), std=tuple(stds))

@@ -7,8 +7,20 @@ from types import FrameType
 from typing import Any, Self
 
 
+class Stopped(Exception):
+    """A signal asked to stop; whoever holds the state of the run saves it."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.signal_number = signal_number
+
+
 class StopSignal:
-    """Remembers the first SIGINT or SIGTERM; a second SIGINT interrupts at once."""
+    """Remembers the first SIGINT or SIGTERM; a second SIGINT interrupts at once.
+
+    It listens as a context manager. Outside of one nothing is received, so that an object made for the occasion stands
+    for "never".
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -22,6 +34,11 @@ class StopSignal:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+    def raise_if_received(self) -> None:
+        """Raise Stopped where a signal came; the work at hand is given up, and done again on resumption."""
+        if self.received is not None:
+            raise Stopped(self.received)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:

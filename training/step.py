@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,23 +11,27 @@ from torch import Tensor, nn
 from ducat_serve.deployed import Classifier
 from ducat_serve.errors import DucatError
 from training.attacks.ball import Ball
-from training.attacks.inner import noisy, step_once
-from training.attacks.pgd import ascend_loss
+from training.attacks.inner import NFGSM, InnerAttack
 from training.batches import TrainingBatches
 from training.config import TrainConfig
 from training.device import LAYOUT
-from training.distributed.processes import World
-from training.fused_classifier import FusedTwin
+from training.distributed.processes import ProcessGroup
+from training.fused_classifier import FusedClassifier
 from training.objectives import create_objective
-from training.objectives.ducat import Ducat
-from training.objectives.objective import in_float
+from training.objectives.ducat import PLAIN, Ducat
+from training.objectives.objective import Batch, Objective, in_float
 from training.randomness import stream
+from training.signals import StopSignal
 
 _BACKEND = "inductor"
 
 
 class TrainingStep:
-    """What a step needs: the classifier, its objective and optimizer, and this process's part of every batch."""
+    """What a step needs: the classifier, its objectives and optimizer, and this process's part of every batch.
+
+    ``attack_model`` is what crafts, in eval mode and without weight gradients; ``train_model`` is what is updated.
+    A signal received by ``stop`` gives a step up between two steps of its attack (`Stopped`).
+    """
 
     def __init__(
         self,
@@ -36,89 +39,80 @@ class TrainingStep:
         classifier: Classifier,
         batches: TrainingBatches,
         device: torch.device,
-        world: World,
+        processes: ProcessGroup,
+        stop: StopSignal,
     ) -> None:
-        self.config, self.batches, self.device, self.world = config, batches, device, world
+        self.config, self.batches, self.device = config, batches, device
+        self.processes, self.stop = processes, stop
         self.classifier = classifier
-        self.twin = FusedTwin(classifier)
+        self.fused = FusedClassifier(classifier)
         compiled = _compile if config.compile else _as_it_is
-        self.attacked = compiled(self.twin.model, device)
-        self.updated = world.wrap(compiled(classifier, device), device)
-        self.objective = create_objective(
-            config.method, Ducat(config.ducat, config.split_weight), config.beta
+        self.attack_model = compiled(self.fused.model, device)
+        self.train_model = processes.wrap(compiled(classifier, device), device)
+        settings = config.model_dump()
+        self._plain = create_objective(config.method, PLAIN, settings)
+        self._with_dummies = create_objective(
+            config.method, Ducat(config.ducat, config.split_weight), settings
         )
         self.ball = Ball(config.norm, config.eps)
         self.optimizer = torch.optim.SGD(
             classifier.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
-        # Called before each step of the attack; it may raise to give the whole training step up.
-        self.between: Callable[[], None] = lambda: None
 
-    def __call__(self, order: Tensor, epoch: int, step: int, *, one_step_attack: bool = False) -> Tensor:
+    def objective_of(self, epoch: int) -> Objective:
+        """The plain method before the dummy phase, and the method with dummies in it."""
+        return self._with_dummies if self.config.is_dummy_phase(epoch) else self._plain
+
+    def attack_of(self, epoch: int, *, one_step: bool) -> InnerAttack:
+        """What crafts in ``epoch``: N-FGSM if ``one_step``, else the method's own inner attack."""
+        if one_step:
+            return NFGSM(self.config.eps)
+        return self.objective_of(epoch).inner_attack(
+            self.ball, self.config.attack_steps, self.config.step_size
+        )
+
+    def __call__(self, order: Tensor, epoch: int, step: int, attack: InnerAttack) -> Tensor:
         """Craft, update. Returns the mean loss over the whole batch, a scalar on the device.
 
         Args:
-            order: of the images in this epoch.
-            one_step_attack: craft by N-FGSM instead of PGD.
+            order: of the images in this epoch, [N].
         """
-        images, labels = self.batches.batch(order, epoch, step, self.objective.views)
+        objective = self.objective_of(epoch)
+        images, labels = self.batches.batch(order, epoch, step, objective.views)
         images = images.contiguous(memory_format=LAYOUT)
-        dummy_phase = self.config.is_dummy_phase(epoch)
         generator = stream(self.config.seed, "attack", epoch, step, device=self.device)
-        if one_step_attack:
-            start = noisy(images, self.config.eps, generator)
-        else:
-            start = self.objective.start(images, self.ball, generator)
-        images, start, labels = (self._part(tensor) for tensor in (images, start, labels))
-        adversarial = self.craft(
-            images, start, labels, dummy_phase=dummy_phase, one_step_attack=one_step_attack
-        )
-        weight = self.world.weight(self.config.batch_size)
+        # Drawn for the whole batch, so that the number of processes changes no noise.
+        start = attack.start(images, generator)
+        images, start, labels = (self._part(t, objective.views) for t in (images, start, labels))
+        batch = Batch(images, labels, epoch, step)
+        adversarial = self.craft(objective, batch, attack, start)
+        weight = self.processes.weight(self.config.batch_size)
         with self._autocast():
-            loss = weight * self.objective.loss(self.updated, images, adversarial, labels, dummy_phase)
+            loss = weight * objective.loss(self.train_model, batch, adversarial)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        self.world.average(self.classifier.buffers())
-        return self.world.total(loss.detach()) / self.world.size
+        self.processes.average(self.classifier.buffers())
+        return self.processes.total(loss.detach()) / self.processes.size
 
-    def craft(
-        self,
-        images: Tensor,
-        start: Tensor,
-        labels: Tensor,
-        *,
-        dummy_phase: bool,
-        one_step_attack: bool = False,
-    ) -> Tensor:
-        """The inner attack from ``start``, on the classifier in eval mode and without weight gradients."""
-        self.twin.refresh()
+    def craft(self, objective: Objective, batch: Batch, attack: InnerAttack, start: Tensor) -> Tensor:
+        """The inner attack on a batch from ``start``, through the classifier as it is now. Raises Stopped."""
+        self.fused.refresh()
         with self._autocast():
-            reference = self.objective.reference(self.attacked, images)
+            reference = objective.reference(self.attack_model, batch)
 
             def loss(x: Tensor) -> Tensor:
-                self.between()
-                logits = in_float(self.attacked(x))
-                return self.objective.attack_loss(logits, labels, reference, dummy_phase)
+                self.stop.raise_if_received()
+                return objective.attack_loss(in_float(self.attack_model(x)), batch, reference)
 
-            if one_step_attack:
-                return step_once(loss, start, self.config.eps)
-            return ascend_loss(
-                loss,
-                images,
-                self.ball,
-                start=start,
-                steps=self.config.attack_steps,
-                step_size=self.config.step_size,
-            )
+            return attack.ascend(loss, batch.images, start)
 
-    def _part(self, tensor: Tensor) -> Tensor:
+    def _part(self, tensor: Tensor, views: int) -> Tensor:
         """This process's images of a batch, of every view."""
-        if self.world.size == 1:
+        if self.processes.size == 1:
             return tensor
-        views = tensor.chunk(self.objective.views)
-        mine = self.world.part(self.config.batch_size)
-        return torch.cat([view[mine] for view in views])
+        mine = self.processes.part(self.config.batch_size)
+        return torch.cat([view[mine] for view in tensor.chunk(views)])
 
     def _autocast(self) -> torch.autocast:
         """Perturbations and weights stay float32; only the network's arithmetic is bfloat16."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,16 +18,21 @@ from training.batches import DeviceSplit, TrainingBatches
 from training.config import TrainConfig
 from training.data import Dataset
 from training.device import LAYOUT, exact_float32
-from training.distributed.processes import World
-from training.initial import InitialWeights
-from training.initial_spec import initial_spec
-from training.overfitting import OVERFITTING_EPOCHS, is_catastrophic, is_overfitting, is_spike
-from training.run.folder import RunFolder, kept_row
-from training.run.metrics import MetricsLog, make_row
+from training.distributed.processes import ProcessGroup
+from training.initial import InitialWeights, initial_spec
+from training.overfitting import (
+    catastrophic_warning,
+    is_catastrophic,
+    is_overfitting,
+    is_sound,
+    overfitting_warning,
+)
+from training.run.folder import RunFolder
+from training.run.metrics import EpochRow, RunSummary, TensorBoardLog, kept_row
 from training.run.state import RunState, load_state, save_state
-from training.signals import StopSignal
+from training.signals import Stopped, StopSignal
 from training.step import TrainingStep
-from training.validation import ValidationResult, validate
+from training.validation import Validation
 
 # Long epochs are saved on the way as well; a state costs a second or two at most.
 _SAVE_EVERY_SECONDS = 600
@@ -39,7 +41,7 @@ _GPU_BUNDLE = 16
 
 
 class Trainer:
-    """One run: its model, data and place. `run` goes on from wherever the place is."""
+    """One run: its model, data and place. `run` goes on from wherever the place is; ``stop`` ends it early."""
 
     def __init__(
         self,
@@ -50,10 +52,11 @@ class Trainer:
         output: Output,
         *,
         initial: InitialWeights | None = None,
-        world: World | None = None,
+        processes: ProcessGroup | None = None,
+        stop: StopSignal | None = None,
     ) -> None:
         self.config, self.dataset, self.folder, self.device = config, dataset, folder, device
-        self.output, self.world = output, world or World()
+        self.output, self.processes, self.stop = output, processes or ProcessGroup(), stop or StopSignal()
         self.batches = TrainingBatches(
             DeviceSplit.of(dataset.train, device),
             config.batch_size,
@@ -61,33 +64,40 @@ class Trainer:
             config.crop_padding,
             config.flip,
         )
+        self._require_enough_images()
+        self.spec = initial_spec(config, dataset, initial)
+        self.classifier = self._build(initial)
+        # Work is given up halfway by a run of one process alone; several stop together, after a step.
+        inner_stop = self.stop if self.processes.size == 1 else StopSignal()
+        self.step = TrainingStep(config, self.classifier, self.batches, device, self.processes, inner_stop)
+        val = DeviceSplit.of(dataset.val, device)
+        self.validation = Validation(val, config, self.processes, inner_stop)
+        self.average = WeightAverage(self.classifier, config.ema_decay) if config.ema_decay else None
+        self.tensorboard = TensorBoardLog(folder.tensorboard)
+        self.bundle = _GPU_BUNDLE if device.type == "cuda" else 1
+        self._unread: list[Tensor] = []
+        self._started = (time.monotonic(), 0)
+        self.state = RunState()
+
+    def _require_enough_images(self) -> None:
+        size = self.config.batch_size
         if self.batches.steps == 0:
             raise UsageError(
-                f"--batch-size {config.batch_size} is more than the {len(dataset.train)} training images."
+                f"--batch-size {size} is more than the {len(self.dataset.train)} training images."
             )
-        if config.batch_size < 2 * self.world.size:
+        if size < 2 * self.processes.size:
             raise UsageError(
-                f"--batch-size {config.batch_size} is shared by {self.world.size} processes: "
+                f"--batch-size {size} is shared by {self.processes.size} processes: "
                 "BatchNorm needs 2 images in each.",
                 "a larger --batch-size, or fewer --devices",
             )
-        self.val = DeviceSplit.of(dataset.val, device)
-        self.spec = initial_spec(config, dataset, initial)
-        self.classifier = self._build(initial)
-        self.step = TrainingStep(config, self.classifier, self.batches, device, self.world)
-        self.average = WeightAverage(self.classifier, config.ema_decay) if config.ema_decay else None
-        self.log = MetricsLog(folder)
-        self.bundle = _GPU_BUNDLE if device.type == "cuda" else 1
-        self._pending: list[Tensor] = []
-        self._started = (time.monotonic(), 0)
-        self.state = RunState()
 
     def _build(self, initial: InitialWeights | None) -> Classifier:
         torch.manual_seed(self.config.seed)  # weight initialisation only; all else draws from `stream`
         classifier = build_classifier(self.spec)
         if initial is not None:
             load_weights(classifier, initial.tensors(self.spec), str(initial.path))
-        if self.world.size > 1 and self.device.type == "cuda":
+        if self.processes.size > 1 and self.device.type == "cuda":
             convert = torch.nn.SyncBatchNorm.convert_sync_batchnorm
             classifier.network = convert(classifier.network)  # type: ignore[no-untyped-call]
         return classifier.to(self.device).to(memory_format=LAYOUT)
@@ -115,11 +125,11 @@ class Trainer:
                 self.average.load_state_dict(self.state.average)
         except (RuntimeError, ValueError, KeyError) as error:
             raise DataError(f"{self.folder.state} does not fit this run: {error}.") from error
-        if self.world.is_first:
+        if self.processes.is_first:
             self.folder.write_metrics(self.state.rows)
 
-    def run(self, stop: StopSignal) -> dict[str, Any]:
-        """Train to the last epoch; returns the summary of the run.
+    def run(self) -> RunSummary:
+        """Train to the last epoch.
 
         Raises:
             InterruptedRun: a signal came; the state is saved.
@@ -128,45 +138,26 @@ class Trainer:
         exact_float32()
         if self.config.initial_weights is not None and not self.folder.state.exists():
             self._save()  # so that no resumption needs the initial checkpoint
-        self.step.between = lambda: self._stop_at_once(stop)
         self._started = (time.monotonic(), len(self.state.rows))
         try:
             while self.state.epoch <= self.config.epochs:
-                self._train_epoch(stop)
-                self._finish_epoch(stop)
+                self.train_epoch()
+                self.finish_epoch()
+        except Stopped as stopped:
+            raise self._interrupted(stopped.signal_number) from None
         except RuntimeError as error:
-            if not self.world.was_lost(error):
+            if not self.processes.was_lost(error):
                 raise
             raise DucatError(
                 f"Another process of this run is gone; the last saved state is kept in {self.folder.path}.",
                 f"ducat train --resume {self.folder.path}",
             ) from error
         finally:
-            self.log.close()
-        return self.summary()
+            self.tensorboard.close()
+        return RunSummary.of(self.state.rows, self.config, self.folder.model, self.dataset.title)
 
-    def summary(self) -> dict[str, Any]:
-        """What a finished run has to show."""
-        best = kept_row(self.state.rows, self.config)
-        assert best is not None
-        return {
-            "model": str(self.folder.model),
-            "dataset": self.dataset.title,
-            "epochs": len(self.state.rows),
-            "best_epoch": best["epoch"],
-            "best_val_clean_accuracy": best["val_clean_accuracy"],
-            "best_val_pgd_accuracy": best["val_pgd_accuracy"],
-            "pre_dummy_val_pgd_accuracy": self._pre_dummy_pgd_accuracy(),
-        }
-
-    def _pre_dummy_pgd_accuracy(self) -> float | None:
-        start = self.config.ducat_start
-        accuracy: float | None = (
-            self.state.rows[start - 2]["val_pgd_accuracy"] if start and start > 1 else None
-        )
-        return accuracy
-
-    def _train_epoch(self, stop: StopSignal) -> None:
+    def train_epoch(self) -> None:
+        """The steps of the epoch that are not done yet."""
         state, epoch = self.state, self.state.epoch
         for group in self.step.optimizer.param_groups:
             group["lr"] = self.config.learning_rate(epoch)
@@ -177,131 +168,102 @@ class Trainer:
             advance(state.step)
             while state.step < self.batches.steps:
                 started = time.monotonic()
-                self._pending.append(self.train_step(order, epoch, state.step))
+                self._unread.append(self.train_step(order, epoch, state.step))
                 state.step += 1
                 due = time.monotonic() - saved > _SAVE_EVERY_SECONDS
-                asked = self.world.agree(stop.received or 0)
-                if len(self._pending) == self.bundle or state.step == self.batches.steps:
+                stopped = self.processes.agree(self.stop.received or 0)
+                if len(self._unread) == self.bundle or state.step == self.batches.steps:
                     self._read_losses()
                 state.seconds += time.monotonic() - started
                 note = f"loss {state.losses[-1]:.3f}, " if state.losses else ""
                 advance(note=f"{note}{self._images_per_second():,.0f} images/s")
-                if asked:
-                    raise self._interrupted(asked)
+                if stopped:
+                    raise Stopped(stopped)
                 if due:
                     self._save()
                     saved = time.monotonic()
 
     def train_step(self, order: Tensor, epoch: int, step: int) -> Tensor:
         """Craft, update, average; returns the loss. ``order`` is that of the epoch."""
-        loss = self.step(order, epoch, step, one_step_attack=self._is_one_step(epoch))
+        attack = self.step.attack_of(epoch, one_step=self._is_one_step(epoch))
+        loss = self.step(order, epoch, step, attack)
         if self.average:
             self.average.update(self.classifier)
         return loss
+
+    def finish_epoch(self) -> None:
+        """Validate, keep the weights if they are the best, save, report; the next epoch begins."""
+        state, epoch = self.state, self.state.epoch
+        self._require_finite_weights()
+        one_step = self._is_one_step(epoch)
+        row = self._validate(one_step)
+        rows = [*state.rows, row]
+        kept = kept_row(rows, self.config)
+        assert kept is not None
+        fell_back = one_step and is_catastrophic(rows)
+        if self.processes.is_first:
+            for path in self.folder.models_of(epoch, self.config, is_best=kept is row):
+                self._write_model(path)
+        state.rows, state.fell_back = rows, state.fell_back or fell_back
+        state.epoch, state.step, state.losses, state.seconds = epoch + 1, 0, [], 0.0
+        self._save()
+        if self.processes.is_first:
+            self.folder.write_metrics(state.rows)
+            self.tensorboard.add(row)
+        self._report(row)
+        if fell_back:
+            self.output.warn(catastrophic_warning(row, self.config.attack_steps))
+        if is_overfitting(rows):
+            self.output.warn(overfitting_warning(kept, self.folder.model.name))
 
     def _is_one_step(self, epoch: int) -> bool:
         chosen = self.config.inner_attack == "n-fgsm" and not self.state.fell_back
         return chosen and not self.config.is_dummy_phase(epoch)
 
-    def _read_losses(self) -> None:
-        """Move losses of steps that were done to the state; stop the run at one that is not sound."""
-        if not self._pending:
-            return
-        first = self.state.step - len(self._pending)
-        for step, loss in enumerate(torch.stack(self._pending).tolist(), first):
-            if not math.isfinite(loss) or is_spike(loss, self.state.losses, self.spec.num_logits):
-                self.state.step = step
-                raise self._diverged(f"{loss:.4g}")
-            self.state.losses.append(loss)
-        self._pending.clear()
-
-    def _finish_epoch(self, stop: StopSignal) -> None:
-        state, epoch = self.state, self.state.epoch
-        self._require_finite_weights()
-        # The paper chooses its checkpoint by the legacy accuracy, so a faithful `paper` does too.
-        by_legacy = self.config.ducat == "paper" and self.config.is_dummy_phase(epoch)
-        one_step = self._is_one_step(epoch)
-        result = validate(
-            Deployed(self.kept, self.spec.fold),
-            self.val,
-            self.config,
-            legacy=by_legacy,
-            one_step=one_step,
-            between_batches=lambda: self._stop_at_once(stop),
-            world=self.world,
-        )
-        row = self._row(result)
-        rows = [*state.rows, row]
-        kept = kept_row(rows, self.config)
-        fell_back = one_step and is_catastrophic(rows)
-        if self.world.is_first:
-            self._write_models(epoch, is_best=kept is row)
-        state.rows, state.fell_back = rows, state.fell_back or fell_back
-        state.epoch, state.step, state.losses, state.seconds = epoch + 1, 0, [], 0.0
-        self._save()
-        if self.world.is_first:
-            self.folder.write_metrics(state.rows)
-            self.log.add(row)
-        self._report(row, kept, fell_back)
-
-    def _write_models(self, epoch: int, *, is_best: bool) -> None:
-        if is_best:
-            self._write_model(self.folder.model)
-        if epoch + 1 == self.config.ducat_start:
-            self._write_model(self.folder.pre_dummy)
-        if self.config.save_every and epoch % self.config.save_every == 0:
-            self._write_model(self.folder.of_epoch(epoch))
-        self._write_model(self.folder.last)
-
-    def _row(self, result: ValidationResult) -> dict[str, Any]:
+    def _validate(self, one_step: bool) -> EpochRow:
         state = self.state
-        return make_row(
+        # The paper chooses its checkpoint by the legacy accuracy, so a faithful `paper` does too.
+        legacy = self.config.ducat == "paper" and self.config.is_dummy_phase(state.epoch)
+        return EpochRow.of(
             self.config,
             state.epoch,
-            result,
+            self.validation(Deployed(self.kept, self.spec.fold), legacy=legacy, one_step=one_step),
             loss=sum(state.losses) / len(state.losses),
             images_per_second=self._images_per_second(),
             seconds=state.seconds,
         )
 
-    def _report(self, row: dict[str, Any], kept: Mapping[str, Any] | None, fell_back: bool) -> None:
-        assert kept is not None
-        left = self._seconds_left()
-        line = f"{self.log.line(row, self.config.epochs)}  {timedelta(seconds=left)} left"
-        self.output.event("epoch", line, **row, seconds_left=left)
-        if fell_back:
-            self.output.warn(
-                "catastrophic overfitting: PGD val accuracy collapsed while accuracy under one-step attacks did not. "
-                f"From epoch {row['epoch'] + 1} on the inner attack is PGD-{self.config.attack_steps}."
-            )
-        if is_overfitting([r["val_pgd_accuracy"] for r in self.state.rows]):
-            self.output.warn(
-                f"robust overfitting: PGD val accuracy fell for {OVERFITTING_EPOCHS} epochs; "
-                f"{self.folder.model.name} keeps epoch {kept['epoch']}."
-            )
-
-    def _seconds_left(self) -> int:
-        """As long as the remaining epochs take at the pace of this process, validation included."""
+    def _report(self, row: EpochRow) -> None:
+        """The epoch for people and machines, with the time that the others take at the pace of this process."""
         started, before = self._started
-        pace = (time.monotonic() - started) / (len(self.state.rows) - before)
-        return round(pace * (self.config.epochs - len(self.state.rows)))
+        done, epochs = len(self.state.rows), self.config.epochs
+        left = round((time.monotonic() - started) / (done - before) * (epochs - done))
+        line = f"{row.line(epochs)}  {timedelta(seconds=left)} left"
+        self.output.event("epoch", line, **row.cells(), seconds_left=left)
 
     def _images_per_second(self) -> float:
         return self.state.step * self.config.batch_size / max(self.state.seconds, 1e-9)
+
+    def _read_losses(self) -> None:
+        """Move losses of steps that were done to the state; stop the run at one that is not sound."""
+        if not self._unread:
+            return
+        first = self.state.step - len(self._unread)
+        for step, loss in enumerate(torch.stack(self._unread).tolist(), first):
+            if not is_sound(loss, self.state.losses, self.spec.num_logits):
+                self.state.step = step
+                raise self._diverged(f"{loss:.4g}")
+            self.state.losses.append(loss)
+        self._unread.clear()
 
     def _write_model(self, path: Path) -> None:
         tensors = numpy_weights(self.kept)
         spec = self.spec.model_copy(update={"weights_digest": weights_digest(tensors)})
         write_checkpoint(path, tensors, spec)
 
-    def _require_finite_weights(self) -> None:
-        """A finite loss may be followed by an update that is not; such weights are never saved."""
-        if not all(torch.isfinite(tensor).all() for tensor in self.classifier.network.state_dict().values()):
-            raise self._diverged("followed by weights that are not finite")
-
     def _save(self) -> None:
         self._read_losses()
-        if not self.world.is_first:
+        if not self.processes.is_first:
             return
         self._require_finite_weights()
         self.state.weights = self.classifier.network.state_dict()
@@ -309,10 +271,10 @@ class Trainer:
         self.state.average = self.average.state_dict() if self.average else {}
         save_state(self.folder.state, self.state)
 
-    def _stop_at_once(self, stop: StopSignal) -> None:
-        """Inside an attack or a validation, whose work is then done again; several processes stop after a step."""
-        if stop.received is not None and self.world.size == 1:
-            raise self._interrupted(stop.received)
+    def _require_finite_weights(self) -> None:
+        """A finite loss may be followed by an update that is not; such weights are never saved."""
+        if not all(torch.isfinite(tensor).all() for tensor in self.classifier.network.state_dict().values()):
+            raise self._diverged("followed by weights that are not finite")
 
     def _interrupted(self, signal_number: int) -> InterruptedRun:
         self._save()

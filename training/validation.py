@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,11 +13,13 @@ from ducat_serve.pairs import dummy_share, recover
 from training.attacks.ball import Ball
 from training.attacks.criteria import misclassified, right
 from training.attacks.frozen import frozen
-from training.attacks.pgd import ascend_loss, pgd
+from training.attacks.inner import ascend_loss
+from training.attacks.pgd import PGD
 from training.batches import DeviceSplit
 from training.config import TrainConfig
-from training.distributed.processes import World
+from training.distributed.processes import ProcessGroup
 from training.randomness import stream
+from training.signals import StopSignal
 
 VALIDATION_BATCH = 128
 
@@ -39,49 +40,75 @@ class ValidationResult:
     fgsm_accuracy: float | None = None
 
 
-def validate(
-    deployed: Deployed,
-    val: DeviceSplit,
-    config: TrainConfig,
-    *,
-    legacy: bool,
-    one_step: bool = False,
-    between_batches: Callable[[], None] = lambda: None,
-    world: World | None = None,
-) -> ValidationResult:
-    """Clean and PGD accuracy of the deployed function, and where the pair's mass sits.
+@dataclass(frozen=True)
+class Validation:
+    """Measures a model on val with the attack of training; several processes share the batches.
 
-    Args:
-        legacy: also measure the legacy accuracy of a model with dummies.
-        one_step: also measure accuracy under FGSM.
-        between_batches: called before each batch; it may raise to stop.
-        world: the processes that share the batches; each gets the result over all of them.
+    A signal received by ``stop`` gives it up before the next batch (`Stopped`).
     """
-    world = world or World()
-    names = _measured(deployed, legacy=legacy, one_step=one_step)
-    counts: dict[str, float] = dict.fromkeys(names, 0.0)
-    with frozen(deployed), torch.no_grad():
-        for number, (images, labels) in enumerate(val.in_order(VALIDATION_BATCH)):
-            if number % world.size != world.rank:
-                continue
-            between_batches()
-            # Noise by batch, so that it is the same however many processes share the batches.
-            generator = stream(config.seed, "validation", number, device=labels.device)
-            adversarial = _attack(deployed, images, labels, config, generator)
-            counts["clean_accuracy"] += right(deployed(images), labels).sum().item()
-            counts["pgd_accuracy"] += right(deployed(adversarial), labels).sum().item()
-            if deployed.fold != "none":
-                raw = deployed.classifier
-                counts["dummy_share_clean"] += dummy_share(raw(images), labels).sum().item()
-                counts["dummy_share_adversarial"] += dummy_share(raw(adversarial), labels).sum().item()
-                if legacy:
-                    unaware = _attack(Deployed(raw, "none"), images, labels, config, generator)
-                    counts["legacy_accuracy"] += (recover(raw(unaware)) == labels).sum().item()
-            if one_step:
-                fgsm = _one_step(deployed, images, labels, config)
-                counts["fgsm_accuracy"] += right(deployed(fgsm), labels).sum().item()
-    totals = world.total(torch.tensor([counts[name] for name in names], dtype=torch.float64)).tolist()
-    return ValidationResult(**{name: total / len(val) for name, total in zip(names, totals, strict=True)})
+
+    val: DeviceSplit
+    config: TrainConfig
+    processes: ProcessGroup = field(default_factory=ProcessGroup)
+    stop: StopSignal = field(default_factory=StopSignal)
+
+    def __call__(self, deployed: Deployed, *, legacy: bool, one_step: bool = False) -> ValidationResult:
+        """Clean and PGD accuracy of the deployed function, and where the pair's mass sits, over all processes.
+
+        Args:
+            legacy: also measure the legacy accuracy of a model with dummies.
+            one_step: also measure accuracy under FGSM.
+        """
+        names = _measured(deployed, legacy=legacy, one_step=one_step)
+        counts: dict[str, float] = dict.fromkeys(names, 0.0)
+        with frozen(deployed), torch.no_grad():
+            for number, (images, labels) in enumerate(self.val.in_order(VALIDATION_BATCH)):
+                if number % self.processes.size != self.processes.rank:
+                    continue
+                self.stop.raise_if_received()
+                for name, value in self._measure(deployed, number, images, labels, names).items():
+                    counts[name] += value
+        totals = self.processes.total(torch.tensor([counts[name] for name in names], dtype=torch.float64))
+        means = {name: total / len(self.val) for name, total in zip(names, totals.tolist(), strict=True)}
+        return ValidationResult(**means)
+
+    def _measure(
+        self, deployed: Deployed, number: int, images: Tensor, labels: Tensor, names: list[str]
+    ) -> dict[str, float]:
+        """Sums over one batch."""
+        # Noise by batch, so that it is the same however many processes share the batches.
+        generator = stream(self.config.seed, "validation", number, device=labels.device)
+        adversarial = self._attack(deployed, images, labels, generator)
+        sums = {
+            "clean_accuracy": right(deployed(images), labels).sum().item(),
+            "pgd_accuracy": right(deployed(adversarial), labels).sum().item(),
+        }
+        raw = deployed.classifier
+        if "dummy_share_clean" in names:
+            sums["dummy_share_clean"] = dummy_share(raw(images), labels).sum().item()
+            sums["dummy_share_adversarial"] = dummy_share(raw(adversarial), labels).sum().item()
+        if "legacy_accuracy" in names:
+            unaware = self._attack(Deployed(raw, "none"), images, labels, generator)
+            sums["legacy_accuracy"] = (recover(raw(unaware)) == labels).sum().item()
+        if "fgsm_accuracy" in names:
+            sums["fgsm_accuracy"] = right(deployed(self._fgsm(deployed, images, labels)), labels).sum().item()
+        return sums
+
+    def _attack(self, model: Deployed, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        attack = PGD(self.config.attack_steps, self.config.step_size)
+        ball = Ball(self.config.norm, self.config.eps)
+        return attack(model, images, labels, ball, misclassified(model.fold), generator=generator)
+
+    def _fgsm(self, deployed: Deployed, images: Tensor, labels: Tensor) -> Tensor:
+        """FGSM (Goodfellow et al. 2015, arXiv 1412.6572): one step of eps from the image itself."""
+        return ascend_loss(
+            lambda x: F.cross_entropy(deployed(x), labels, reduction="none"),
+            images,
+            Ball(self.config.norm, self.config.eps),
+            start=images,
+            steps=1,
+            step_size=self.config.eps,
+        )
 
 
 def _measured(deployed: Deployed, *, legacy: bool, one_step: bool) -> list[str]:
@@ -90,30 +117,3 @@ def _measured(deployed: Deployed, *, legacy: bool, one_step: bool) -> list[str]:
         names += ["dummy_share_clean", "dummy_share_adversarial"]
         names += ["legacy_accuracy"] if legacy else []
     return names + (["fgsm_accuracy"] if one_step else [])
-
-
-def _attack(
-    model: Deployed, images: Tensor, labels: Tensor, config: TrainConfig, generator: torch.Generator
-) -> Tensor:
-    return pgd(
-        model,
-        images,
-        labels,
-        Ball(config.norm, config.eps),
-        misclassified(model.fold),
-        steps=config.attack_steps,
-        step_size=config.step_size,
-        generator=generator,
-    )
-
-
-def _one_step(deployed: Deployed, images: Tensor, labels: Tensor, config: TrainConfig) -> Tensor:
-    """FGSM (Goodfellow et al. 2015, arXiv 1412.6572): one step of eps from the image itself."""
-    return ascend_loss(
-        lambda x: F.cross_entropy(deployed(x), labels, reduction="none"),
-        images,
-        Ball(config.norm, config.eps),
-        start=images,
-        steps=1,
-        step_size=config.eps,
-    )

@@ -168,13 +168,14 @@ async def _fresh(free: list[Connection], port: int) -> Connection:
 def start(plan: Plan, model: Path) -> None:
     """Seconds from the command to a ready server, and its memory when it has answered."""
     body = form(FIELD, png(pictures(1, plan.size)[0]))
-    seconds, rss, pss = [], [], []
+    seconds: list[float] = []
+    memory: list[tuple[float, float]] = []  # resident, proportional
     for _ in range(max(3, plan.rounds)):
         with running(servers.ours(model, plan.threads)) as server:
             seconds.append(server.seconds_to_ready)
             closed_loop(server.port, server.path, body, 32, 2)
-            for values, value in zip((rss, pss), server.memory(), strict=True):
-                values.append(value)
+            memory.append(server.memory())
+    rss, pss = zip(*memory, strict=True)
     print(
         "\n"
         + table(

@@ -44,7 +44,7 @@ def decode_seconds(predictor: Predictor, seconds: float) -> float:
 
 def _median_seconds(function: Callable[[], object], seconds: float) -> float:
     function()
-    times = []
+    times: list[float] = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times) < 3:
         started = time.perf_counter()
@@ -83,7 +83,7 @@ class Measured:
         return 1000 * statistics.median(self.cpu)
 
     def alone_ms(self, quantile: str) -> float:
-        return statistics.median(getattr(load, quantile) for load in self.alone)
+        return statistics.median(float(getattr(load, quantile)) for load in self.alone)
 
 
 def rate(plan: Plan, model: Path) -> None:

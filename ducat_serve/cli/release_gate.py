@@ -34,10 +34,12 @@ class Bar(click.ParamType[dict[str, float]]):
 
 def require(report: RobustnessReport, bar: dict[str, float]) -> None:
     """Raise VerificationError where the lower end of a measured 95 % interval is below the bar."""
-    from training.evaluation.intervals import wilson
-
-    right = round(report.clean_accuracy * report.examples)
-    lower_ends = {"clean": wilson(right, report.examples)[0], "worst_case": report.worst_case_interval[0]}
+    if report.clean_interval is None:
+        raise VerificationError(
+            "The report has no interval of the clean accuracy: it was measured by an older version.",
+            "measure again with `ducat evaluate`",
+        )
+    lower_ends = {"clean": report.clean_interval[0], "worst_case": report.worst_case_interval[0]}
     missed = [
         f"{name} is at least {lower_ends[name]:.1%} (95 % interval), the bar is {wanted:.1%}"
         for name, wanted in bar.items()

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ducat_serve.cli.options import PIXEL_SIZE, Function
+from training.objectives import METHODS
 
 
 class Epochs(click.ParamType[tuple[int, ...]]):
@@ -32,7 +33,7 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
     click.option("--network", help="See `ducat networks`.  [default: the recipe's; resnet18]"),
     click.option(
         "--method",
-        type=click.Choice(["pgd-at", "trades", "mart", "consistency"]),
+        type=click.Choice(list(METHODS)),
         help="What DUCAT is plugged into.  [default: pgd-at]",
     ),
     click.option(

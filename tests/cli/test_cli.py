@@ -30,6 +30,7 @@ def test_every_command_has_help_with_an_example_and_json(
     assert "--config" in text
 
 
+@pytest.mark.integration
 def test_help_imports_neither_torch_nor_anything_heavy() -> None:
     code = (
         "import sys; from ducat_serve.cli.main import run; run(['--help']);"
@@ -39,6 +40,7 @@ def test_help_imports_neither_torch_nor_anything_heavy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["predict", "inspect", "serve", "bento", "networks"])
 def test_commands_of_the_serving_side_import_no_torch(name: str) -> None:
     code = (
@@ -99,6 +101,7 @@ def test_errors_say_cause_and_next_step(
     assert list(tmp_path.iterdir()) == [], "something was left behind"
 
 
+@pytest.mark.integration
 def test_unexpected_errors_have_no_traceback_unless_debug(tmp_path: Path) -> None:
     """A bug must not look like a wall of text; --debug shows it."""
     code = (
@@ -161,6 +164,7 @@ def test_bad_config_files(
     assert word in capsys.readouterr().err
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("arguments", [["networks"], ["datasets"], ["doctor"]])
 def test_json_is_exactly_one_document(arguments: list[str]) -> None:
     done = subprocess.run([*DUCAT, *arguments, "--json"], capture_output=True, text=True, check=True)
@@ -302,6 +306,7 @@ def test_settings_that_cannot_work_are_a_usage_error(
     assert "max_queue 5 is less than the 100 images" in capsys.readouterr().err
 
 
+@pytest.mark.integration
 def test_a_run_on_a_relative_folder_goes_on_from_anywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -337,6 +342,7 @@ def test_a_weaker_report_says_what_it_replaces(
     assert "fewer attacks, fewer images) replaces" in capsys.readouterr().err
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("package", "arguments", "extra"),
     [

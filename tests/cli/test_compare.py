@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from ducat_serve.checkpoint import read_checkpoint, read_spec, write_checkpoint
@@ -120,6 +121,19 @@ def test_accuracies_of_none_and_all_can_be_drawn(spec: ModelSpec, worst: float, 
         assert plot_comparison([extreme], tmp_path / "x")
 
 
+def test_the_plot_draws_the_intervals_that_were_measured(
+    spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None is made up for an old report, which has no interval of its clean accuracy."""
+    drawn: list[Any] = []
+    monkeypatch.setattr(Axes, "errorbar", lambda _axes, _x, _y, *, xerr, **_more: drawn.append(xerr))
+    old = candidate(spec, "old", 0.8, 0.4)
+    new = candidate(spec, "new", 0.8, 0.4, clean_interval=(0.5, 0.9))
+    plot_comparison([old, new], tmp_path / "x")
+    assert drawn[0] is None
+    assert drawn[1] == [[pytest.approx(30)], [pytest.approx(10)]]
+
+
 def test_compare_on_the_command_line(
     measured: Path, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,7 +173,8 @@ def test_the_model_card_says_what_was_measured(measured: Path) -> None:
         "| clean | 62.0% |",
         "**17.0%**",
         "non-adaptive, not a robustness claim | 20.0% |",
-        "**Gradient masking suspected**: noise is weaker",
+        "**Warning.** A check of the measurement failed (n): noise is weaker, and that did not hold.",
+        "gradient masking suspected",
         "linf 0.1 on 100 test images of digits",
         "shorter side resized",
         "DUCAT as published",

@@ -5,21 +5,22 @@ Trains on real images (digits, linf 0.2) for a minute or two each. results/digit
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from ducat_serve.cli.main import run
+from ducat_serve.cli.release_gate import require
 from ducat_serve.deployed import load
+from ducat_serve.errors import VerificationError
 from ducat_serve.output import Output
+from ducat_serve.report import RobustnessReport
 from training.attacks.ball import Ball
 from training.batches import DeviceSplit
 from training.data import load_dataset
-from training.evaluation.effort import Batches
 from training.evaluation.legacy import legacy_2c_accuracy
-from training.evaluation.runner import Runner
+from training.evaluation.runner import Batches, Runner
 
 EPOCHS = 30  # dummies for the last fifth
 
@@ -35,10 +36,10 @@ def gap(model: Path, folder: Path) -> float:
     """Legacy minus worst case, in points; both by APGD-CE and its like, on all 359 test images."""
     report = folder / "report.json"
     assert run(["evaluate", str(model), "--out", str(report)]) == 0
-    measured = json.loads(report.read_text())
-    worst, legacy = measured["worst_case_accuracy"], measured["legacy_2c_accuracy"]
+    measured = RobustnessReport.model_validate_json(report.read_text())
+    worst, legacy = measured.worst_case_accuracy, measured.legacy_2c_accuracy
     if legacy is not None:
-        assert measured["legacy_attacks"] == ["apgd-ce"]
+        assert measured.legacy_attacks == ("apgd-ce",)
         return 100 * (legacy - worst)
     # Without dummies nothing is recovered: the same attack, as a control.
     loaded = load(model)
@@ -57,3 +58,30 @@ def test_paper_ducat_loses_what_its_own_measure_credits_it_with(tmp_path: Path) 
 @pytest.mark.slow
 def test_plain_adversarial_training_has_no_such_gap(tmp_path: Path) -> None:
     assert gap(trained("off", tmp_path), tmp_path) < 3
+
+
+def test_a_bar_is_held_against_the_stored_intervals() -> None:
+    """Nothing is computed again, and a report from before clean intervals were stored passes no clean bar."""
+    interval = (0.7, 0.9)
+    report = RobustnessReport(
+        weights_digest="0" * 64,
+        dataset="digits",
+        split="test",
+        examples=10,
+        norm="linf",
+        eps=0.1,
+        seed=0,
+        clean_accuracy=1.0,
+        clean_interval=interval,
+        worst_case_accuracy=0.8,
+        worst_case_interval=(0.6, 0.95),
+        per_class=(),
+        attacks=(),
+        versions={},
+    )
+    require(report, {"clean": 0.7, "worst_case": 0.6})
+    with pytest.raises(VerificationError, match=r"clean is at least 70.0% .*bar is 71.0%"):
+        require(report, {"clean": 0.71, "worst_case": 0.6})
+    old = report.model_copy(update={"clean_interval": None})
+    with pytest.raises(VerificationError, match="older version"):
+        require(old, {"clean": 0.1})

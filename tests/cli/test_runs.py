@@ -11,15 +11,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from ducat_serve.checkpoint import read_spec
 from ducat_serve.cli.main import run
+from tests.support.training_runs import contents, epoch_row
 from training.config import resolve
 from training.overfitting import is_overfitting
 from training.run.curves import draw_curves
-from training.run.folder import RunFolder, kept_row
+from training.run.folder import RunFolder
+from training.run.metrics import EpochRow, kept_row
+from training.run.state import load_state, save_state
 
 
 @pytest.mark.parametrize(
@@ -34,11 +38,8 @@ from training.run.folder import RunFolder, kept_row
     ],
 )
 def test_robust_overfitting_is_called_out_once(accuracies: list[float], expected: bool) -> None:
-    assert is_overfitting(accuracies) == expected
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    rows = [epoch_row(epoch, val_pgd_accuracy=accuracy) for epoch, accuracy in enumerate(accuracies, 1)]
+    assert is_overfitting(rows) == expected
 
 
 def test_a_folder_holds_one_process(run_folder: Path, tmp_path: Path) -> None:
@@ -87,6 +88,7 @@ def test_a_folder_that_cannot_be_written_to(
     assert contents(folder) == before
 
 
+@pytest.mark.integration
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path; from training.run.folder import RunFolder\n"
@@ -98,11 +100,12 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
 
 
 def test_runs_are_listed(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("finished", "stopped", "damaged"):
+    for name in ("finished", "stopped", "damaged", "garbled"):
         shutil.copytree(run_folder, tmp_path / name)
     stopped = (tmp_path / "stopped" / "metrics.csv").read_text().splitlines()
     (tmp_path / "stopped" / "metrics.csv").write_text("\n".join(stopped[:3]) + "\n")
     (tmp_path / "damaged" / "config.json").write_text("{")
+    (tmp_path / "garbled" / "metrics.csv").write_text("epoch,loss\none,2.0\n")
     (tmp_path / "something else").mkdir()
     capsys.readouterr()
     with RunFolder(tmp_path / "stopped").locked():
@@ -112,10 +115,11 @@ def test_runs_are_listed(run_folder: Path, tmp_path: Path, capsys: pytest.Captur
     assert run(["runs", str(tmp_path), "--json"]) == 0
     captured = capsys.readouterr()
     listed = {r["name"]: r for r in json.loads(captured.out)["runs"]}
-    assert set(listed) == {"finished", "stopped", "damaged"}
+    assert set(listed) == {"finished", "stopped", "damaged", "garbled"}
     assert (listed["finished"]["state"], listed["finished"]["epoch"]) == ("finished", 4)
     assert (listed["stopped"]["state"], listed["stopped"]["epoch"]) == ("stopped", 2)
     assert listed["damaged"]["state"].startswith("damaged")
+    assert "metrics.csv is damaged" in listed["garbled"]["state"]
     assert listed["finished"]["robustness"] == "robustness not measured"
     assert listed["finished"]["method"] == "pgd-at, paper"
     assert run(["runs", str(tmp_path)]) == 0
@@ -127,16 +131,11 @@ def test_runs_are_listed(run_folder: Path, tmp_path: Path, capsys: pytest.Captur
 def test_the_row_that_is_shown_is_that_of_the_kept_weights() -> None:
     """By legacy accuracy once dummies are trained, as `paper` chooses; the first of equals; never an earlier phase."""
 
-    def row(epoch: int, pgd: float, legacy: float | str, clean: float = 0.9) -> dict[str, object]:
-        return {
-            "epoch": epoch,
-            "val_pgd_accuracy": pgd,
-            "val_legacy_accuracy": legacy,
-            "val_clean_accuracy": clean,
-        }
+    def row(epoch: int, pgd: float, legacy: float | None, clean: float = 0.9) -> EpochRow:
+        return epoch_row(epoch, val_pgd_accuracy=pgd, val_legacy_accuracy=legacy, val_clean_accuracy=clean)
 
     config = resolve("digits", {"epochs": 5, "ducat_start": 3})
-    before = [row(1, 0.5, ""), row(2, 0.8, "")]
+    before = [row(1, 0.5, None), row(2, 0.8, None)]
     phase = [row(3, 0.6, 0.7), row(4, 0.4, 0.9), row(5, 0.7, 0.9)]
     assert kept_row([], config) is None
     assert kept_row(before, config) is before[1]
@@ -148,6 +147,33 @@ def test_the_row_that_is_shown_is_that_of_the_kept_weights() -> None:
     assert kept_row(before, off) is before[1]
 
 
+def test_rows_of_older_versions_are_read(tmp_path: Path) -> None:
+    """Without the columns that came later, and as dictionaries with empty strings in last.pt."""
+    (tmp_path / "metrics.csv").write_text(
+        "epoch,phase,learning_rate,loss,val_clean_accuracy,val_pgd_accuracy,dummy_share_clean,"
+        "dummy_share_adversarial,images_per_second,seconds\n1,adversarial,0.1,2.25,0.5,0.25,,,700.5,1.5\n"
+    )
+    expected = epoch_row(
+        loss=2.25, val_clean_accuracy=0.5, val_pgd_accuracy=0.25, images_per_second=700.5, seconds=1.5
+    )
+    assert RunFolder(tmp_path).read_metrics() == [expected]
+    old = {
+        "epoch": 1, "phase": "adversarial", "learning_rate": 0.1, "loss": 2.25, "val_clean_accuracy": 0.5,
+        "val_pgd_accuracy": 0.25, "val_legacy_accuracy": "", "val_fgsm_accuracy": "", "dummy_share_clean": "",
+        "dummy_share_adversarial": "", "images_per_second": 700.5, "seconds": 1.5,
+    }  # fmt: skip
+    state = {
+        "epoch": 2, "step": 3, "weights": {}, "optimizer": {}, "average": {}, "fell_back": False,
+        "losses": [2.0], "seconds": 0.5, "rows": [old],
+    }  # fmt: skip
+    torch.save(state, tmp_path / "last.pt")
+    loaded = load_state(tmp_path / "last.pt")
+    assert (loaded.epoch, loaded.step, loaded.rows) == (2, 3, [expected])
+    assert expected.cells() == old
+    save_state(tmp_path / "again.pt", loaded)
+    assert torch.load(tmp_path / "again.pt", weights_only=True) == state
+
+
 def test_the_summary_names_the_kept_epoch(run_folder: Path) -> None:
     """model.safetensors equals last.safetensors exactly where the last epoch was kept."""
     folder = RunFolder(run_folder)
@@ -155,7 +181,7 @@ def test_the_summary_names_the_kept_epoch(run_folder: Path) -> None:
     kept = kept_row(folder.read_metrics(), config)
     assert kept is not None
     same = read_spec(folder.model).weights_digest == read_spec(folder.last).weights_digest
-    assert same == (int(kept["epoch"]) == config.epochs)
+    assert same == (kept.epoch == config.epochs)
 
 
 def test_a_finished_run_has_its_curves(run_folder: Path, tmp_path: Path) -> None:
@@ -186,6 +212,7 @@ def scalars(folder: Path) -> dict[tuple[str, int], float]:
     return found
 
 
+@pytest.mark.integration
 def test_events_and_tensorboard_tell_what_metrics_csv_does(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -201,10 +228,10 @@ def test_events_and_tensorboard_tell_what_metrics_csv_does(
     drawn = scalars(folder / "tensorboard")
     assert len(rows) == len(epochs) == 2
     for row, event in zip(rows, epochs, strict=True):
-        assert {key: str(event[key]) for key in row} == row
+        assert {key: event[key] for key in row.cells()} == row.cells()
         assert event["seconds_left"] >= 0
         for key in ("loss", "val_clean_accuracy", "val_pgd_accuracy"):
-            assert drawn[key, int(row["epoch"])] == pytest.approx(float(row[key]), rel=1e-6)
+            assert drawn[key, row.epoch] == pytest.approx(row.cells()[key], rel=1e-6)
     assert epochs[-1]["seconds_left"] == 0
     assert json.loads(captured.out)["epochs"] == 2
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,19 @@ def async_ask(url: str, method: str, *arguments: Any, **options: Any) -> Any:
 both = pytest.mark.parametrize("ask", [sync_ask, async_ask])
 
 
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long either client would have waited, one entry for each time; nobody really waits."""
+    seconds: list[float] = []
+
+    async def sleep(pause: float) -> None:
+        seconds.append(pause)
+
+    monkeypatch.setattr("ducat_serve.client.time", SimpleNamespace(sleep=seconds.append))
+    monkeypatch.setattr("ducat_serve.client.asyncio", SimpleNamespace(sleep=sleep))
+    return seconds
+
+
 @both
 def test_the_models_own_answers(ask: Ask, predictor: Predictor, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encode(DIGITS[0]))
@@ -81,7 +94,9 @@ def test_the_models_own_answers(ask: Ask, predictor: Predictor, tmp_path: Path) 
 
 
 @both
-def test_refusals_are_errors_with_the_servers_words(ask: Ask, predictor: Predictor, tmp_path: Path) -> None:
+def test_refusals_are_errors_with_the_servers_words(
+    ask: Ask, predictor: Predictor, pauses: list[float], tmp_path: Path
+) -> None:
     with serving(predictor, api_keys=f"alice:{ALICE}", daily_budget=2) as url:
         with pytest.raises(ServerError, match="401 unauthorized"):
             ask(url, "predict", GOOD)
@@ -89,24 +104,26 @@ def test_refusals_are_errors_with_the_servers_words(ask: Ask, predictor: Predict
             ask(url, "predict", b"no image", key=ALICE)
         assert (caught.value.status, caught.value.code) == (400, "invalid_image")
         assert len(ask(url, "predict", GOOD, key=ALICE)) == 1
-        started = time.monotonic()
         with pytest.raises(ServerError, match="budget_spent"):
             ask(url, "predict", GOOD, key=ALICE)
-        assert time.monotonic() - started < 5, "nobody waits for tomorrow"
+        assert pauses == [], "nobody waits for tomorrow"
         with pytest.raises(DataError, match="nowhere"):
             ask(url, "predict", tmp_path / "nowhere.png", key=ALICE)
 
 
 @contextmanager
-def moody(*answers: tuple[int, dict[str, str]]) -> Iterator[tuple[str, list[float]]]:
-    """A server that gives these answers in order; status 0 cuts the connection. The last one stays."""
-    times: list[float] = []
+def moody(*answers: tuple[int, dict[str, str]]) -> Iterator[tuple[str, list[int]]]:
+    """A server that gives these answers in order, and the statuses that it gave; 0 cuts the connection.
+
+    The last answer stays.
+    """
+    given: list[int] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
-            status, headers = answers[min(len(times), len(answers) - 1)]
-            times.append(time.monotonic())
+            status, headers = answers[min(len(given), len(answers) - 1)]
+            given.append(status)
             if status == 0:
                 self.connection.close()
                 return
@@ -124,34 +141,47 @@ def moody(*answers: tuple[int, dict[str, str]]) -> Iterator[tuple[str, list[floa
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", times
+        yield f"http://127.0.0.1:{server.server_port}", given
     finally:
         server.shutdown()
         server.server_close()
 
 
 @both
-def test_retry_after_is_honoured(ask: Ask) -> None:
-    with moody((429, {"Retry-After": "1"}), (503, {}), (200, {})) as (url, times):
+def test_retry_after_is_honoured(ask: Ask, pauses: list[float]) -> None:
+    with moody((429, {"Retry-After": "7"}), (503, {}), (200, {})) as (url, given):
         assert ask(url, "predict", GOOD) == [1]
-    assert len(times) == 3
-    assert times[1] - times[0] >= 1
-    assert times[2] - times[1] >= 0.9, "0.5 s, doubled"
+    assert given == [429, 503, 200]
+    assert pauses == [7, 1], "what the server asked for; then 0.5 s, doubled"
 
 
 @both
-def test_a_lost_connection_is_tried_again(ask: Ask) -> None:
-    with moody((0, {}), (200, {})) as (url, times):
+@pytest.mark.parametrize(("asked", "expected"), [("30", [30]), ("31", [])])
+def test_a_pause_that_is_too_long_is_an_error_at_once(
+    ask: Ask, asked: str, expected: list[float], pauses: list[float]
+) -> None:
+    with moody((429, {"Retry-After": asked})) as (url, _), pytest.raises(ServerError, match="Busy"):
+        ask(url, "predict", GOOD, retries=1)
+    assert pauses == expected
+
+
+@both
+def test_a_lost_connection_is_tried_again(ask: Ask, pauses: list[float]) -> None:
+    with moody((0, {}), (200, {})) as (url, given):
         assert ask(url, "predict", GOOD) == [1]
-    assert len(times) == 2
+    assert given == [0, 200]
+    assert pauses == [0.5]
 
 
 @both
 @pytest.mark.parametrize(("status", "expected"), [(429, 3), (400, 1), (500, 1), (504, 1)])
-def test_only_what_may_succeed_is_sent_again_and_not_for_ever(ask: Ask, status: int, expected: int) -> None:
-    with moody((status, {"Retry-After": "0"})) as (url, times), pytest.raises(ServerError, match="Busy"):
+def test_only_what_may_succeed_is_sent_again_and_not_for_ever(
+    ask: Ask, status: int, expected: int, pauses: list[float]
+) -> None:
+    with moody((status, {"Retry-After": "0"})) as (url, given), pytest.raises(ServerError, match="Busy"):
         ask(url, "predict", GOOD, retries=2)
-    assert len(times) == expected
+    assert len(given) == expected
+    assert pauses == [0] * (expected - 1)
 
 
 @both

@@ -7,7 +7,7 @@ import torch
 
 from ducat_serve.errors import UsageError
 from ducat_serve.networks import NETWORKS, create_network
-from training.fused_classifier import FusedTwin
+from training.fused_classifier import FusedClassifier
 
 
 @pytest.mark.parametrize("name", list(NETWORKS))
@@ -64,7 +64,7 @@ def test_unknown_name_suggests_the_nearest() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
-def test_the_twin_for_crafting_is_the_same_function(name: str) -> None:
+def test_the_copy_for_crafting_is_the_same_function(name: str) -> None:
     """In float64, with trained-looking statistics, also after the original changed; and it changes nothing itself."""
     torch.manual_seed(0)
     network = create_network(name, channels=3, image_size=(8, 8), outputs=6).double()
@@ -76,8 +76,8 @@ def test_the_twin_for_crafting_is_the_same_function(name: str) -> None:
                 torch.nn.init.normal_(tensor)
             for tensor in (module.running_var, module.weight):
                 torch.nn.init.uniform_(tensor, 0.5, 2)
-    twin = FusedTwin(network.train())
-    assert sum(isinstance(m, torch.nn.BatchNorm2d) for m in twin.model.modules()) < (
+    fused = FusedClassifier(network.train())
+    assert sum(isinstance(m, torch.nn.BatchNorm2d) for m in fused.model.modules()) < (
         2 if "resnet" in name else 14
     )
     images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
@@ -87,10 +87,10 @@ def test_the_twin_for_crafting_is_the_same_function(name: str) -> None:
                 for parameter in network.parameters():
                     parameter.add_(0.01 * torch.randn_like(parameter))
                 network.train()(images)  # moves the statistics
-            twin.refresh()
+            fused.refresh()
         before = {key: value.clone() for key, value in network.state_dict().items()}
         x, y = (images.clone().requires_grad_(True) for _ in range(2))
-        ours, theirs = twin(x), network.eval()(y)
+        ours, theirs = fused(x), network.eval()(y)
         scale = theirs.detach().abs().max()
         torch.testing.assert_close(ours / scale, theirs / scale, rtol=1e-9, atol=1e-9)
         (mine,) = torch.autograd.grad(ours.sum(), x)
@@ -99,5 +99,5 @@ def test_the_twin_for_crafting_is_the_same_function(name: str) -> None:
             mine / literal.abs().max(), literal / literal.abs().max(), rtol=1e-8, atol=1e-8
         )
         assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
-        assert not any(parameter.requires_grad for parameter in twin.model.parameters())
+        assert not any(parameter.requires_grad for parameter in fused.model.parameters())
         assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -88,7 +89,7 @@ def accepts(server: FaultyServer) -> bool:
 
 
 @pytest.fixture
-def patient(onnx_model: Path, tmp_path: Path):
+def patient(onnx_model: Path, tmp_path: Path) -> Iterator[FaultyServer]:
     """A server that would drain for ten minutes, and has 300 images for a client and day."""
     with running(onnx_model, tmp_path, "--drain", "600", "--daily-budget", "300") as server:
         yield server

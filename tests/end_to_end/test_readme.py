@@ -119,7 +119,12 @@ def test_every_block_runs(place: Path) -> None:
 
 def test_make_targets() -> None:
     """`make test` and `make demo` set up .venv/ and run the right thing; CI runs `make test`."""
-    for target, command in (("test", "-m pytest"), ("demo", "bin/ducat demo"), ("check", "lint-imports")):
+    for target, command in (
+        ("test", "-m pytest"),
+        ("unit", "-m unit"),
+        ("demo", "bin/ducat demo"),
+        ("check", "lint-imports"),
+    ):
         plan = subprocess.run(
             ["make", "--always-make", "--dry-run", target],
             cwd=PROJECT,
@@ -134,6 +139,8 @@ def test_make_targets() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for document in [PROJECT / "README.md", *PROJECT.glob("docs/*.md"), *PROJECT.glob("results/*.md")]:
+    for document in [
+        path for pattern in ("*.md", "docs/*.md", "results/*.md") for path in PROJECT.glob(pattern)
+    ]:
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"

@@ -85,10 +85,10 @@ def untrained(tmp_path: Path, fold: str, channels: int = 3, size: tuple[int, int
         network="resnet-small",
         num_classes=4,
         labels=("a", "b", "c", "d"),
-        channels=channels,  # type: ignore[arg-type]
+        channels=channels,
         image_size=size,
         normalisation=Normalisation(mean=(0.5,) * channels, std=(0.25,) * channels),
-        fold=fold,  # type: ignore[arg-type]
+        fold=fold,
         threat_model=ThreatModel(norm="linf", eps=8 / 255),
         training={"recipe": {"dataset": "folder:none", "image_size": None, "seed": 0}, "data": "none"},
         weights_digest="",
@@ -97,6 +97,8 @@ def untrained(tmp_path: Path, fold: str, channels: int = 3, size: tuple[int, int
     classifier = build_classifier(spec)
     for module in classifier.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             torch.nn.init.normal_(module.running_mean, std=0.2)
             torch.nn.init.uniform_(module.running_var, 0.5, 2)
     tensors = numpy_weights(classifier)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,20 @@ from ducat_serve.cli.main import run
 from ducat_serve.deployed import load
 from ducat_serve.errors import DucatError
 from ducat_serve.pairs import fold_logits, folded_log_posterior, widen_head
-from tests.training.test_trainer import assert_same_run, rows, run_until, trainer
-from training.attacks.inner import noisy, step_once
+from tests.support.training_runs import (
+    around_steps,
+    assert_same_run,
+    epoch_row,
+    resumed,
+    rows,
+    run_until,
+    trainer,
+)
+from training.attacks.inner import NFGSM, PGD
 from training.overfitting import is_catastrophic, is_spike
-from training.signals import StopSignal
 from training.trainer import Trainer
+
+pytestmark = pytest.mark.integration
 
 EPS = 0.1
 
@@ -29,35 +39,42 @@ EPS = 0.1
 def test_n_fgsm_is_the_published_step() -> None:
     """Uniform noise of 2 eps, one step of eps along the sign, no projection, pixels kept in [0, 1]."""
     images = torch.rand(200, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    start = noisy(images, EPS, torch.Generator().manual_seed(1))
+    attack = NFGSM(EPS)
+    start = attack.start(images, torch.Generator().manual_seed(1))
     inside = (images > 0.3) & (images < 0.7)  # where no clamp hides what was drawn
     moved = (start - images)[inside]
     assert moved.abs().max() <= 2 * EPS + 1e-6
     assert moved.std().item() == pytest.approx(2 * EPS / 3**0.5, rel=0.05)
     weight = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(2))
-    after = step_once(lambda x: (x * weight).sum(dim=(1, 2, 3)), start, EPS)
+    after = attack.ascend(lambda x: (x * weight).sum(dim=(1, 2, 3)), images, start)
     torch.testing.assert_close(after, (start + EPS * weight.sign()).clamp(0, 1))
     assert (after - images).abs().max() > EPS, "not projected"
     assert after.min() >= 0
     assert after.max() <= 1
 
 
-def test_one_step_attacks_until_the_dummies_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import training.step as step
+def attacks_of(monkeypatch: pytest.MonkeyPatch) -> list[type]:
+    """The inner attack of each step from now on."""
+    seen: list[type] = []
+    for attack in (NFGSM, PGD):
+        original = attack.ascend
 
+        def ascend(self: Any, *arguments: Any, original: Any = original) -> Tensor:
+            seen.append(type(self))
+            crafted: Tensor = original(self, *arguments)
+            return crafted
+
+        monkeypatch.setattr(attack, "ascend", ascend)
+    return seen
+
+
+def test_one_step_attacks_until_the_dummies_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subject = trainer(tmp_path / "run", inner_attack="n-fgsm", attack_steps=3)
-    seen: list[str] = []
-    for name in ("ascend_loss", "step_once"):
-        original = getattr(step, name)
-        monkeypatch.setattr(step, name, lambda *a, n=name, o=original, **k: seen.append(n) or o(*a, **k))
-    subject.run(StopSignal())
-    assert seen == ["step_once"] * 10 + ["ascend_loss"] * 10
+    seen = attacks_of(monkeypatch)
+    subject.run()
+    assert seen == [NFGSM] * 10 + [PGD] * 10
     table = rows(tmp_path / "run")
     assert [row["val_fgsm_accuracy"] != "" for row in table] == [True, True, False, False]
-
-
-def epochs(*accuracies: tuple[float, float]) -> list[dict[str, Any]]:
-    return [{"val_pgd_accuracy": pgd, "val_fgsm_accuracy": fgsm} for pgd, fgsm in accuracies]
 
 
 @pytest.mark.parametrize(
@@ -72,46 +89,41 @@ def epochs(*accuracies: tuple[float, float]) -> list[dict[str, Any]]:
     ],
 )
 def test_what_catastrophic_overfitting_is(history: list[tuple[float, float]], expected: bool) -> None:
-    assert is_catastrophic(epochs(*history)) is expected
+    epochs = [epoch_row(val_pgd_accuracy=pgd, val_fgsm_accuracy=fgsm) for pgd, fgsm in history]
+    assert is_catastrophic(epochs) is expected
 
 
 def test_the_guard_falls_back_to_pgd_says_so_and_survives_resumption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import training.step as step
     import training.trainer as module
 
     monkeypatch.setattr(module, "is_catastrophic", lambda rows: len(rows) == 2)
     changes = {"ducat": "off", "ducat_start": None, "inner_attack": "n-fgsm", "epochs": 4}
-    seen: list[int] = []
-    original = step.ascend_loss
-    monkeypatch.setattr(step, "ascend_loss", lambda *a, **k: seen.append(1) or original(*a, **k))
+    seen = attacks_of(monkeypatch)
     whole = trainer(tmp_path / "whole", **changes)
-    whole.run(StopSignal())
-    assert len(seen) == 2 * 5, "epochs 3 and 4"
+    whole.run()
+    assert seen.count(PGD) == 2 * 5, "epochs 3 and 4"
     assert "From epoch 3 on the inner attack is PGD-1" in capsys.readouterr().err
     run_until(trainer(tmp_path / "run", **changes), 13)
-    second = trainer(tmp_path / "run", **changes)
-    second.resume()
+    second = resumed(tmp_path / "run", **changes)
     assert second.state.fell_back
-    second.run(StopSignal())
-    for name in ("model.safetensors", "last.safetensors"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+    second.run()
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 def test_averaged_weights_are_what_is_kept_and_resume_exactly(tmp_path: Path) -> None:
     changes = {"ema_decay": 0.9}
     whole = trainer(tmp_path / "whole", **changes)
     history: list[Tensor] = []
-    original = whole.train_step
 
-    def recorded(*arguments: Any) -> Tensor:
-        loss = original(*arguments)
+    def recorded(_: int, step: Callable[[], Tensor]) -> Tensor:
+        loss = step()
         history.append(whole.classifier.network.state_dict()["fc.weight"].clone())
         return loss
 
-    whole.train_step = recorded  # type: ignore[method-assign]
-    whole.run(StopSignal())
+    around_steps(whole, recorded)
+    whole.run()
     literal = history[0].double()
     for weights in history[1:]:
         literal = 0.9 * literal + 0.1 * weights.double()
@@ -119,14 +131,12 @@ def test_averaged_weights_are_what_is_kept_and_resume_exactly(tmp_path: Path) ->
     torch.testing.assert_close(kept.double(), literal, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(kept, history[-1], atol=1e-4)
     run_until(trainer(tmp_path / "run", **changes), 8)
-    second = trainer(tmp_path / "run", **changes)
-    second.resume()
-    second.run(StopSignal())
+    resumed(tmp_path / "run", **changes).run()
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 def test_every_so_many_epochs_are_kept(tmp_path: Path) -> None:
-    trainer(tmp_path / "run", save_every=2).run(StopSignal())
+    trainer(tmp_path / "run", save_every=2).run()
     kept = sorted(path.name for path in (tmp_path / "run").glob("epoch-*"))
     assert kept == ["epoch-002.safetensors", "epoch-004.safetensors"]
     last = (tmp_path / "run" / "last.safetensors").read_bytes()
@@ -273,31 +283,29 @@ def test_what_a_spike_is(loss: float, before: list[float], expected: bool) -> No
 
 def test_a_spike_stops_the_run_and_the_state_before_is_kept(tmp_path: Path) -> None:
     subject = trainer(tmp_path / "run")
-    count, original = iter(range(100)), subject.train_step
-    subject.train_step = lambda *a: original(*a) * (100 if next(count) == 7 else 1)  # type: ignore[method-assign]
+    around_steps(subject, lambda n, step: step() * (100 if n == 8 else 1))
     with pytest.raises(DucatError, match=r"at epoch 2, step 2\. The last good state is kept"):
-        subject.run(StopSignal())
-    fresh = trainer(tmp_path / "run")
-    fresh.resume()
+        subject.run()
+    fresh = resumed(tmp_path / "run")
     assert (fresh.state.epoch, fresh.state.step) == (2, 0)
 
 
 def test_a_signal_in_a_long_attack_saves_at_once(tmp_path: Path) -> None:
     """One step of this attack takes far more than the 10 s that a preempted machine has."""
-    subject, stop = trainer(tmp_path / "run", attack_steps=100_000), StopSignal()
-    between, calls = subject.step.objective, iter(range(10**9))
-    original = type(between).attack_loss
+    subject, calls = trainer(tmp_path / "run", attack_steps=100_000), iter(range(10**9))
+    objective = type(subject.step.objective_of(1))
+    original = objective.attack_loss
 
     def counted(*arguments: Any) -> Tensor:
         if next(calls) == 5:
-            stop.received = signal.SIGTERM
+            subject.stop.received = signal.SIGTERM
         return original(*arguments)
 
     started = time.monotonic()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(between), "attack_loss", counted)
+        patch.setattr(objective, "attack_loss", counted)
         with pytest.raises(DucatError, match="saved at epoch 1, step 0"):
-            subject.run(stop)
+            subject.run()
     assert time.monotonic() - started < 10
     assert all(p.requires_grad for p in subject.classifier.parameters())
 
@@ -314,8 +322,8 @@ def test_compiled_and_plain_networks_agree(tmp_path: Path, monkeypatch: pytest.M
         order = subject.batches.order(1)
         losses.append([subject.train_step(order, 1, step).item() for step in range(2)])
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
-    assert compiled.step.updated is not compiled.classifier
-    assert compiled.step.attacked is not compiled.step.twin.model
+    assert compiled.step.train_model is not compiled.classifier
+    assert compiled.step.attack_model is not compiled.step.fused.model
 
 
 def test_compile_needs_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

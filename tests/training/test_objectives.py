@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import itertools
 import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
+import click
 import pytest
 import torch
 from torch import Tensor, nn
 
+from ducat_serve.cli.commands.train import command
+from tests.support.training_runs import trainer
 from training.attacks.ball import Ball
-from training.objectives import METHODS, create_objective
-from training.objectives.ducat import Ducat, Mode
-from training.objectives.objective import Objective
+from training.config import TrainConfig
+from training.objectives import METHODS, create_objective, methods_with, objective_class
+from training.objectives.ducat import PLAIN, Ducat, Mode
+from training.objectives.objective import Batch, Objective
 from training.randomness import stream
 
 C = 4
@@ -35,15 +43,21 @@ class Linear(nn.Module):
         return logits
 
 
-def batch() -> tuple[Tensor, Tensor, Tensor]:
+def a_batch(dtype: torch.dtype = torch.float64) -> tuple[Batch, Tensor]:
+    """A batch and what an attack might have made of it."""
     generator = torch.Generator().manual_seed(1)
     clean = torch.rand(8, 3, 2, 2, generator=generator, dtype=torch.float64)
     adversarial = torch.rand(8, 3, 2, 2, generator=generator, dtype=torch.float64)
-    return clean, adversarial, torch.randint(C, (4,), generator=generator).repeat(2)
+    labels = torch.randint(C, (4,), generator=generator).repeat(2)
+    return Batch(clean.to(dtype), labels, epoch=1, step=0), adversarial.to(dtype)
 
 
 def objective(method: str, mode: Mode) -> Objective:
-    return create_objective(method, Ducat(mode, SPLIT[mode]), BETA)
+    return create_objective(method, Ducat(mode, SPLIT[mode]), {"beta": BETA, "eps": 0.1})
+
+
+# The plain method on the head of a run without dummies, and on that of a run before its dummy phase.
+READINGS: list[tuple[Mode, int]] = [("off", C), ("off", 2 * C), ("paper", 2 * C), ("folded", 2 * C)]
 
 
 # --- the literal formulas: one image at a time, plain probabilities --------------------------------------------
@@ -54,9 +68,9 @@ def softmax(row: Tensor) -> list[float]:
     return [w / sum(weights) for w in weights]
 
 
-def posterior(row: Tensor, mode: Mode, dummy_phase: bool) -> list[float]:
+def posterior(row: Tensor, mode: Mode) -> list[float]:
     p = softmax(row)
-    if mode == "folded" and dummy_phase:
+    if mode == "folded":
         return [p[i] + p[i + C] for i in range(C)]
     return p
 
@@ -78,14 +92,11 @@ def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def literal(
-    method: str, mode: Mode, clean: Tensor, adv: Tensor, labels: list[int], dummy_phase: bool
-) -> float:
+def literal(method: str, mode: Mode, clean: Tensor, adv: Tensor, labels: list[int]) -> float:
     n = len(labels)
-    p = [posterior(row, mode, dummy_phase) for row in clean]
-    q = [posterior(row, mode, dummy_phase) for row in adv]
-    with_dummies = dummy_phase and mode != "off"
-    if with_dummies:
+    p = [posterior(row, mode) for row in clean]
+    q = [posterior(row, mode) for row in adv]
+    if mode != "off":
         classification = mean(
             [two_hot(clean[i], labels[i], 0.25, mode) for i in range(n)]
             + [two_hot(adv[i], labels[i], 1.0, mode) for i in range(n)]
@@ -114,34 +125,68 @@ def literal(
     return classification + mean([disagreement(sharpened(q[i]), sharpened(q[i + half])) for i in range(half)])
 
 
-@pytest.mark.parametrize("dummy_phase", [False, True])
-@pytest.mark.parametrize(("method", "mode"), itertools.product(METHODS, ["off", "paper", "folded"]))
-def test_loss_is_the_published_formula(method: str, mode: Mode, dummy_phase: bool) -> None:
-    model, (clean, adversarial, labels) = Linear(C if mode == "off" else 2 * C), batch()
-    ours = objective(method, mode).loss(model, clean, adversarial, labels, dummy_phase)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("mode", "outputs"), READINGS)
+def test_loss_is_the_published_formula(method: str, mode: Mode, outputs: int) -> None:
+    model, (batch, adversarial) = Linear(outputs), a_batch()
+    ours = objective(method, mode).loss(model, batch, adversarial)
     assert model.passes == 1  # one fused forward
     with torch.no_grad():
-        expected = literal(method, mode, model(clean), model(adversarial), labels.tolist(), dummy_phase)
+        expected = literal(method, mode, model(batch.images), model(adversarial), batch.labels.tolist())
     assert ours.item() == pytest.approx(expected, rel=1e-10)
 
 
-@pytest.mark.parametrize("dummy_phase", [False, True])
-@pytest.mark.parametrize(("method", "mode"), itertools.product(METHODS, ["off", "paper", "folded"]))
-def test_inner_attack_is_the_published_one(method: str, mode: Mode, dummy_phase: bool) -> None:
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("mode", "outputs"), READINGS)
+def test_inner_attack_is_the_published_one(method: str, mode: Mode, outputs: int) -> None:
     """KL from the clean posterior for TRADES, cross entropy against the ORIGINAL label for the others."""
-    model, (clean, adversarial, labels) = Linear(C if mode == "off" else 2 * C), batch()
+    model, (batch, adversarial) = Linear(outputs), a_batch()
     chosen = objective(method, mode)
-    reference = chosen.reference(model, clean)
+    reference = chosen.reference(model, batch)
     with torch.no_grad():
-        raw_clean, raw = model(clean), model(adversarial)
+        raw_clean, raw = model(batch.images), model(adversarial)
     assert (reference is None) == (method != "trades")
-    ours = chosen.attack_loss(raw, labels, reference, dummy_phase)
-    for i, y in enumerate(labels.tolist()):
-        q = posterior(raw[i], mode, dummy_phase)
-        expected = (
-            kl(posterior(raw_clean[i], mode, dummy_phase), q) if method == "trades" else -math.log(q[y])
-        )
+    ours = chosen.attack_loss(raw, batch, reference)
+    for i, y in enumerate(batch.labels.tolist()):
+        q = posterior(raw[i], mode)
+        expected = kl(posterior(raw_clean[i], mode), q) if method == "trades" else -math.log(q[y])
         assert ours[i].item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_before_the_dummy_phase_every_mode_is_the_plain_method(method: str, tmp_path: Path) -> None:
+    steps = {mode: trainer(tmp_path / mode, method=method, ducat=mode).step for mode in ("paper", "folded")}
+    off = trainer(tmp_path / "off", method=method, ducat="off", ducat_start=None).step
+    for mode, step in steps.items():
+        assert [step.objective_of(epoch) == off.objective_of(epoch) for epoch in (1, 2, 3, 4)] == [
+            True, True, False, False,
+        ], mode  # fmt: skip
+        assert step.objective_of(3).ducat.mode == mode
+    assert off.objective_of(4).ducat == PLAIN
+
+
+def test_a_method_is_one_file_and_one_line() -> None:
+    """Each line of the registry is a method of its own, whose parameters are settings and options of `ducat train`."""
+    classes = [objective_class(method) for method in METHODS]
+    assert len(set(classes)) == len(METHODS)
+    assert all(issubclass(found, Objective) for found in classes)
+    options = {parameter.name for parameter in command.params}
+    for found in classes:
+        assert set(found.parameters()) <= set(TrainConfig.model_fields) & options
+    assert methods_with("beta") == ["trades", "mart"]
+    choice = next(parameter.type for parameter in command.params if parameter.name == "method")
+    assert isinstance(choice, click.Choice)
+    assert list(choice.choices) == list(METHODS)
+
+
+@pytest.mark.integration
+def test_the_command_line_lists_the_methods_without_torch() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; from ducat_serve.cli.main import run;"
+        "sys.exit(run(['train', '--help']))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert "|".join(METHODS) in shown
 
 
 @pytest.mark.parametrize(
@@ -150,7 +195,8 @@ def test_inner_attack_is_the_published_one(method: str, mode: Mode, dummy_phase:
 def test_where_the_inner_attack_starts(method: str, far: bool) -> None:
     """TRADES and MART start 0.001 from the image, never on it, where the gradient of a divergence is zero."""
     images = torch.full((4, 3, 2, 2), 0.5)
-    start = objective(method, "off").start(images, Ball("linf", 0.1), stream(0, "t"))
+    attack = objective(method, "off").inner_attack(Ball("linf", 0.1), steps=10, step_size=0.025)
+    start = attack.start(images, stream(0, "t"))
     moved = (start - images).abs().amax(dim=(1, 2, 3))
     assert (moved > 0).all()
     assert (moved > 0.01).all() == far
@@ -172,15 +218,14 @@ def test_two_views_are_augmented_apart_and_lie_one_after_the_other() -> None:
 
 def test_folded_attack_ignores_where_in_the_pair_the_mass_is() -> None:
     """Moving all mass from y to its dummy is a success for the paper's attack, nothing for the folded one."""
-    labels = torch.tensor([0])
+    batch = Batch(torch.zeros(1, 3, 2, 2), torch.tensor([0]), epoch=1, step=0)
     on_original = torch.tensor([[9.0, 0, 0, 0, -9.0, -9, -9, -9]])
     on_dummy = torch.tensor([[-9.0, 0, 0, 0, 9.0, -9, -9, -9]])
+    modes: list[Mode] = ["paper", "folded"]
     gains = {}
-    for mode in ("paper", "folded"):
-        attack = objective("pgd-at", mode)  # type: ignore[arg-type]
-        gains[mode] = attack.attack_loss(on_dummy, labels, None, True) - attack.attack_loss(
-            on_original, labels, None, True
-        )
+    for mode in modes:
+        attack_loss = objective("pgd-at", mode).attack_loss
+        gains[mode] = attack_loss(on_dummy, batch, None) - attack_loss(on_original, batch, None)
     assert gains["paper"] > 10
     assert gains["folded"].abs() < 1e-5
 
@@ -191,8 +236,8 @@ def test_losses_of_half_precision_logits_are_float32(method: str) -> None:
         def forward(self, images: Tensor) -> Tensor:
             return images.flatten(1)[:, : 2 * C].bfloat16()
 
-    clean, adversarial, labels = batch()
-    loss = objective(method, "folded").loss(Half(), clean.float(), adversarial.float(), labels, True)
+    batch, adversarial = a_batch(torch.float32)
+    loss = objective(method, "folded").loss(Half(), batch, adversarial)
     assert loss.dtype == torch.float32
 
 
@@ -204,10 +249,11 @@ def test_float32_losses_survive_extreme_logits() -> None:
             sign = torch.where(torch.arange(2 * C) % 2 == 0, 100.0, -100.0)
             return images.flatten(1)[:, : 2 * C].float() * sign
 
-    clean, adversarial, labels = batch()
-    for method, mode in itertools.product(METHODS, ("paper", "folded")):
-        pixels = clean.clone().requires_grad_(True)
-        loss = objective(method, mode).loss(Extreme(), pixels, adversarial, labels, True)  # type: ignore[arg-type]
-        loss.backward()
+    batch, adversarial = a_batch()
+    modes: list[Mode] = ["paper", "folded"]
+    for method, mode in itertools.product(METHODS, modes):
+        pixels = batch.images.clone().requires_grad_(True)
+        loss = objective(method, mode).loss(Extreme(), replace(batch, images=pixels), adversarial)
+        loss.backward()  # type: ignore[no-untyped-call]
         assert loss.isfinite(), (method, mode)
         assert pixels.grad is None or pixels.grad.isfinite().all(), (method, mode)

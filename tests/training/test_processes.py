@@ -18,7 +18,9 @@ from torch import nn
 
 from ducat_serve.checkpoint import read_checkpoint
 from training.distributed.launch import _first_failure
-from training.distributed.processes import World
+from training.distributed.processes import ProcessGroup
+
+pytestmark = pytest.mark.integration
 
 _END = "import os; c = {}; os.kill(os.getpid(), -c) if c < 0 else os._exit(c)"
 
@@ -52,10 +54,10 @@ def ducat(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
 @pytest.mark.parametrize(("count", "size"), [(64, 2), (7, 2), (10, 3), (4, 4)])
 def test_parts_are_all_and_their_weighted_means_are_the_mean(count: int, size: int) -> None:
     values = torch.randn(count, dtype=torch.float64)
-    worlds = [World(rank, size) for rank in range(size)]
-    assert torch.equal(torch.cat([values[w.part(count)] for w in worlds]), values)
-    means = [w.weight(count) * values[w.part(count)].mean() for w in worlds]
-    assert sum(means).item() / size == pytest.approx(values.mean().item(), abs=1e-12)
+    groups = [ProcessGroup(rank, size) for rank in range(size)]
+    assert torch.equal(torch.cat([values[g.part(count)] for g in groups]), values)
+    means = [g.weight(count) * values[g.part(count)].mean() for g in groups]
+    assert torch.stack(means).sum().item() / size == pytest.approx(values.mean().item(), abs=1e-12)
 
 
 _GRADIENTS = """
@@ -69,7 +71,7 @@ from training.data import load_dataset
 from training.run.folder import RunFolder
 import training.trainer as module
 from training.trainer import Trainer
-from training.distributed.processes import World
+from training.distributed.processes import ProcessGroup
 
 CASES = [("pgd-at", "off", 32), ("pgd-at", "paper", 33), ("trades", "folded", 32), ("consistency", "folded", 33)]
 out = Path(sys.argv[1])
@@ -95,21 +97,21 @@ def build(spec):
 module.build_classifier = build
 import training.batches as batches
 batches.to_pixels = lambda images: images.double() / 255
-world = World.join(torch.device("cpu"))
+processes = ProcessGroup.join(torch.device("cpu"))
 data, cpu, seen = load_dataset("digits"), torch.device("cpu"), {}
 for method, mode, batch in CASES:
     given = {"method": method, "ducat": mode, "epochs": 2, "batch_size": batch, "attack_steps": 2}
     config = resolve("digits", {**given, **({} if mode == "off" else {"ducat_start": 2})})
-    trainer = Trainer(config, data, RunFolder(out), cpu, Output(silent=True), world=world)
+    trainer = Trainer(config, data, RunFolder(out), cpu, Output(silent=True), processes=processes)
     for epoch in (1, 2):
         trainer.classifier.train()
         loss = trainer.train_step(trainer.batches.order(epoch), epoch, 0)
         gradients = [p.grad.flatten().tolist() for p in trainer.classifier.parameters()]
         seen[f"{method} {mode} {epoch}"] = [loss.item()], *gradients
-if world.is_first:
+if processes.is_first:
     out.mkdir(parents=True, exist_ok=True)
     (out / "seen.json").write_text(json.dumps(seen))
-world.leave()
+processes.leave()
 """
 
 

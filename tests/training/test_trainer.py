@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -10,59 +9,40 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-import training.validation as validation
 from ducat_serve.checkpoint import read_checkpoint, read_spec
 from ducat_serve.cli.main import run
 from ducat_serve.errors import DucatError
-from ducat_serve.output import Output
-from training.config import resolve
-from training.data import load_dataset
-from training.objectives import AdversarialTraining
-from training.run.folder import METRICS, RunFolder
-from training.signals import StopSignal
-from training.trainer import Trainer
+from tests.support.training_runs import (
+    TINY_FLAGS,
+    around_steps,
+    assert_same_run,
+    contents,
+    fill_weights,
+    resumed,
+    rows,
+    run_until,
+    trainer,
+)
+from training.attacks.pgd import PGD
+from training.objectives.adversarial_training import AdversarialTraining
+from training.run.metrics import COLUMNS
 
-# Small enough for seconds, with both phases: epochs 1 and 2 adversarial, 3 and 4 with dummies.
-TINY = {"epochs": 4, "ducat_start": 3, "attack_steps": 1, "batch_size": 256, "precision": "float32"}
-TINY_FLAGS = [a for k, v in TINY.items() for a in (f"--{k.replace('_', '-')}", str(v))]
-
-
-def trainer(folder: Path, **changes: object) -> Trainer:
-    config = resolve("digits", {**TINY, **changes})
-    run_folder = RunFolder(folder)
-    data = load_dataset("digits")
-    if not run_folder.config.exists():
-        run_folder.create(config, None, data.digest)
-    return Trainer(config, data, run_folder, torch.device("cpu"), Output())
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
-    with StopSignal() as stop:
-        trainer(folder).run(stop)
+    trainer(folder).run()
     return folder
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    """metrics.csv without the columns that time."""
-    with (folder / "metrics.csv").open() as file:
-        return [
-            {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")}
-            for row in csv.DictReader(file)
-        ]
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    for name in ("model.safetensors", "last.safetensors", "pre_dummy.safetensors"):
-        assert (one / name).read_bytes() == (other / name).read_bytes(), name
-    assert rows(one) == rows(other)
 
 
 def test_run_folder_holds_what_it_should(uninterrupted: Path) -> None:
@@ -73,7 +53,7 @@ def test_run_folder_holds_what_it_should(uninterrupted: Path) -> None:
     }  # fmt: skip
     table = rows(uninterrupted)
     assert [row["phase"] for row in table] == ["adversarial"] * 2 + ["dummy"] * 2
-    assert set(table[0]) == set(METRICS) - {"seconds", "images_per_second"}
+    assert set(table[0]) == set(COLUMNS) - {"seconds", "images_per_second"}
     assert all(float(row["loss"]) > 0 and 0 <= float(row["val_pgd_accuracy"]) <= 1 for row in table)
     assert table[0]["val_legacy_accuracy"] == ""
     assert table[3]["val_legacy_accuracy"] != ""
@@ -82,9 +62,8 @@ def test_run_folder_holds_what_it_should(uninterrupted: Path) -> None:
 
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(uninterrupted: Path, tmp_path: Path) -> None:
-    with StopSignal() as stop:
-        trainer(tmp_path / "again").run(stop)
-        trainer(tmp_path / "other", seed=1).run(stop)
+    trainer(tmp_path / "again").run()
+    trainer(tmp_path / "other", seed=1).run()
     assert_same_run(uninterrupted, tmp_path / "again")
     same = read_checkpoint(uninterrupted / "last.safetensors")[0].weights_digest
     assert same != read_checkpoint(tmp_path / "other" / "last.safetensors")[0].weights_digest
@@ -95,52 +74,21 @@ def test_stopped_at_any_step_and_resumed_is_the_same_run(
     uninterrupted: Path, tmp_path: Path, steps: int
 ) -> None:
     """5 steps per epoch: inside an epoch, at its end, and across the start of the dummy phase."""
-    first = trainer(tmp_path / "run")
-    stop = StopSignal()
-    original, done = first.train_step, 0
-
-    def counted(*arguments: object) -> float:
-        nonlocal done
-        done += 1
-        if done == steps:
-            stop.received = signal.SIGTERM
-        return original(*arguments)  # type: ignore[arg-type]
-
-    first.train_step = counted  # type: ignore[method-assign]
-    with pytest.raises(DucatError, match="Interrupted") as caught:
-        first.run(stop)
-    assert caught.value.exit_code == 143
-    assert f"--resume {tmp_path / 'run'}" in str(caught.value)
-    second = trainer(tmp_path / "run")
-    second.resume()
-    second.run(StopSignal())
+    error = run_until(trainer(tmp_path / "run"), steps)
+    assert error.exit_code == 143
+    assert f"--resume {tmp_path / 'run'}" in str(error)
+    resumed(tmp_path / "run").run()
     assert_same_run(uninterrupted, tmp_path / "run")
-
-
-def run_until(subject: Trainer, step: int) -> None:
-    """Run, and be told to stop as step number ``step`` of this process begins."""
-    stop, count, original = StopSignal(), iter(range(1, 1000)), subject.train_step
-
-    def stopping(*arguments: Any) -> torch.Tensor:
-        if next(count) == step:
-            stop.received = signal.SIGTERM
-        return original(*arguments)
-
-    subject.train_step = stopping  # type: ignore[method-assign]
-    with pytest.raises(DucatError, match="Interrupted"):
-        subject.run(stop)
 
 
 @pytest.mark.parametrize("method", ["trades", "mart", "consistency"])
 def test_every_method_learns_and_resumes_exactly(tmp_path: Path, method: str) -> None:
     changes = {"method": method, "ducat": "folded", "epochs": 3, "ducat_start": 3}
     whole = trainer(tmp_path / "whole", **changes)
-    summary = whole.run(StopSignal())
-    assert summary["best_val_clean_accuracy"] > 0.2  # chance is 0.1
+    summary = whole.run()
+    assert summary.best_val_clean_accuracy > 0.2  # chance is 0.1
     run_until(trainer(tmp_path / "run", **changes), 12)  # in the dummy phase
-    second = trainer(tmp_path / "run", **changes)
-    second.resume()
-    second.run(StopSignal())
+    resumed(tmp_path / "run", **changes).run()
     assert_same_run(tmp_path / "whole", tmp_path / "run")
     assert read_spec(tmp_path / "run" / "model.safetensors").training["recipe"]["method"] == method  # type: ignore[index, call-overload]
 
@@ -149,18 +97,20 @@ def test_stopped_in_validation_and_resumed_is_the_same_run(
     uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The epoch's steps are done and saved; only its validation is repeated."""
-    first, stop = trainer(tmp_path / "run"), StopSignal()
-    original = validation.pgd
-    monkeypatch.setattr(
-        validation, "pgd", lambda *a, **k: setattr(stop, "received", signal.SIGINT) or original(*a, **k)
-    )
+    first = trainer(tmp_path / "run")
+
+    attack = PGD.__call__
+
+    def interrupted(pgd: PGD, *arguments: Any, **keywords: Any) -> Tensor:
+        first.stop.received = signal.SIGINT
+        return attack(pgd, *arguments, **keywords)
+
+    monkeypatch.setattr(PGD, "__call__", interrupted)
     with pytest.raises(DucatError, match="Interrupted; saved at epoch 1, step 5") as caught:
-        first.run(stop)
+        first.run()
     assert caught.value.exit_code == 130
     monkeypatch.undo()
-    second = trainer(tmp_path / "run")
-    second.resume()
-    second.run(StopSignal())
+    resumed(tmp_path / "run").run()
     assert_same_run(uninterrupted, tmp_path / "run")
 
 
@@ -216,28 +166,19 @@ def test_signals_save_and_say_how_to_resume(tmp_path: Path, number: int, code: i
 
 def test_nan_stops_with_the_step_named_and_the_last_state_kept(tmp_path: Path) -> None:
     subject = trainer(tmp_path / "run")
-    original, done = subject.train_step, 0
 
-    def poisoned(*arguments: object) -> float:
-        nonlocal done
-        done += 1
-        if done == 8:
-            with torch.no_grad():
-                next(subject.classifier.parameters()).fill_(float("nan"))
-        return original(*arguments)  # type: ignore[arg-type]
+    def poisoned(n: int, step: Callable[[], Tensor]) -> Tensor:
+        if n == 8:
+            fill_weights(subject, float("nan"))
+        return step()
 
-    subject.train_step = poisoned  # type: ignore[method-assign]
+    around_steps(subject, poisoned)
     with pytest.raises(DucatError, match=r"nan at epoch 2, step 2") as caught:
-        subject.run(StopSignal())
+        subject.run()
     assert caught.value.exit_code == 1
-    fresh = trainer(tmp_path / "run")
-    fresh.resume()
+    fresh = resumed(tmp_path / "run")
     assert fresh.state.epoch == 2
     assert all(torch.isfinite(t).all() for t in fresh.state.weights.values())
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("stop_at", [6, 13])
@@ -248,39 +189,35 @@ def test_losses_that_are_read_in_bundles_change_nothing(
     first = trainer(tmp_path / "run")
     first.bundle = 3
     run_until(first, stop_at)
-    second = trainer(tmp_path / "run")
+    second = resumed(tmp_path / "run")
     second.bundle = 4
-    second.resume()
-    second.run(StopSignal())
+    second.run()
     assert_same_run(uninterrupted, tmp_path / "run")
     third = trainer(tmp_path / "nan")
-    third.bundle, step_of, count = 4, third.train_step, iter(range(100))
-    third.train_step = lambda *a: step_of(*a) * (float("nan") if next(count) == 6 else 1)  # type: ignore[method-assign]
+    third.bundle = 4
+    around_steps(third, lambda n, step: step() * (float("nan") if n == 7 else 1))
     with pytest.raises(DucatError, match=r"nan at epoch 2, step 1\. "):
-        third.run(StopSignal())
+        third.run()
 
 
 def test_full_disk_while_saving_keeps_the_old_state(
     uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subject = trainer(tmp_path / "run")
-    stop = StopSignal()
-    subject._train_epoch(stop)
-    subject._finish_epoch(StopSignal())
+    subject.train_epoch()
+    subject.finish_epoch()
     before = contents(tmp_path / "run")
-    subject._train_epoch(stop)
+    subject.train_epoch()
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DucatError, match="No space left"):
-        subject._finish_epoch(StopSignal())
+        subject.finish_epoch()
     assert contents(tmp_path / "run") == before
     monkeypatch.undo()
-    again = trainer(tmp_path / "run")
-    again.resume()
-    again.run(StopSignal())
+    resumed(tmp_path / "run").run()
     assert_same_run(uninterrupted, tmp_path / "run")
 
 
@@ -339,7 +276,7 @@ def test_attack_never_touches_weights_gradients_or_batchnorm(
     gradients = {k: p.grad.clone() for k, p in subject.classifier.named_parameters() if p.grad is not None}
     original, seen = AdversarialTraining.loss, []
 
-    def spy(objective: AdversarialTraining, model: torch.nn.Module, *arguments: Any) -> torch.Tensor:
+    def spy(objective: AdversarialTraining, model: torch.nn.Module, *arguments: Any) -> Tensor:
         assert all(m.training for m in model.modules())
         assert all(p.requires_grad for p in model.parameters())
         now = subject.classifier.network.state_dict()
@@ -373,17 +310,14 @@ def test_resume_refuses_other_data(uninterrupted: Path, tmp_path: Path) -> None:
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     """The last update of an epoch goes wrong after a finite loss."""
     subject = trainer(tmp_path / "run")
-    original, done = subject.train_step, 0
 
-    def poisoned(*arguments: Any) -> float:
-        nonlocal done
-        loss, done = original(*arguments), done + 1
-        if done == 5:
-            with torch.no_grad():
-                next(subject.classifier.parameters()).fill_(float("inf"))
+    def poisoned(n: int, step: Callable[[], Tensor]) -> Tensor:
+        loss = step()
+        if n == 5:
+            fill_weights(subject, float("inf"))
         return loss
 
-    subject.train_step = poisoned  # type: ignore[method-assign]
+    around_steps(subject, poisoned)
     with pytest.raises(DucatError, match=r"not finite at epoch 1, step 5\. No state was saved"):
-        subject.run(StopSignal())
+        subject.run()
     assert {p.name for p in (tmp_path / "run").iterdir()} == {"config.json"}

@@ -14,7 +14,7 @@ from ducat_serve.pairs import fold_logits
 from ducat_serve.spec import Fold
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
-Suspicion = Callable[[Tensor], Tensor]  # raw logits [N, 2C] to [N]; higher is more suspicious
+Score = Callable[[Tensor], Tensor]  # raw logits [N, 2C] to [N]; an image is flagged where it is high
 
 
 def right(logits: Tensor, labels: Tensor) -> Tensor:
@@ -31,10 +31,10 @@ def misclassified(fold: Fold) -> Criterion:
     return success
 
 
-def misclassified_unflagged(fold: Fold, suspicion: Suspicion, threshold: float) -> Criterion:
-    """The deployed decision is not the label, and ``suspicion`` is not above the threshold either."""
+def misclassified_unflagged(fold: Fold, score: Score, threshold: float) -> Criterion:
+    """The deployed decision is not the label, and ``score`` is not above the threshold either."""
 
     def success(raw: Tensor, labels: Tensor) -> Tensor:
-        return ~right(fold_logits(raw, fold), labels) & ~(suspicion(raw) > threshold)
+        return ~right(fold_logits(raw, fold), labels) & ~(score(raw) > threshold)
 
     return success

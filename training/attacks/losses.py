@@ -17,6 +17,7 @@ from ducat_serve.pairs import fold_logits, pair_weighted_logit, without_pair
 from ducat_serve.spec import Fold
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+LossOfFold = Callable[[Fold], Loss]
 
 
 def cross_entropy(fold: Fold) -> Loss:
@@ -26,6 +27,11 @@ def cross_entropy(fold: Fold) -> Loss:
         return F.cross_entropy(fold_logits(raw, fold), labels, reduction="none")
 
     return loss
+
+
+def lse_cross_entropy(_fold: Fold) -> Loss:
+    """Cross entropy of the lse-fold, through whichever fold the model is deployed."""
+    return cross_entropy("lse")
 
 
 def dlr(fold: Fold) -> Loss:

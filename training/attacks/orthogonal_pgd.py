@@ -1,62 +1,70 @@
-"""PGD with two goals: be wrong, and look harmless (Bryniarski et al. 2021, arXiv 2106.15023).
+"""PGD with two goals: be wrong, and evade a detector (Bryniarski et al. 2021, arXiv 2106.15023).
 
 A weighted sum of both goals trades one for the other, and its steps undo each other. Here an image that is not
-wrong yet goes straight for that; one that is goes on to look harmless, at right angles to the first goal's gradient.
+wrong yet goes straight for that; one that is goes on to evade, at right angles to the first goal's gradient.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ducat_serve.deployed import Deployed
 from training.attacks.ball import Ball
-from training.attacks.base import Best, Look, usable
+from training.attacks.base import Attack, Best, Evaluated, finite_gradient
 from training.attacks.criteria import Criterion
 from training.attacks.frozen import frozen
 from training.attacks.losses import Loss, margin
 
 
-def orthogonal_pgd(
-    model: Deployed,
-    images: Tensor,
-    labels: Tensor,
-    ball: Ball,
-    criterion: Criterion,
-    *,
-    harmless: Loss,
-    steps: int,
-    generator: torch.Generator,
-) -> Tensor:
-    """Wrong by the margin first, then as high in ``harmless`` as it gets while it stays wrong.
+@dataclass(frozen=True)
+class OrthogonalPGD(Attack):
+    """Wrong by the margin first, then as high in ``evasion_loss`` as it gets while it stays wrong.
 
     Args:
-        images: float32 [N, channels, H, W] in [0, 1]; labels int64 [N].
-        harmless: the second goal, on raw logits; higher looks more harmless.
-
-    Returns the best images found: successes before failures, then the most harmless.
+        evasion_loss: the second goal, on raw logits; the higher, the less a detector notices.
     """
-    wrong = margin(model.fold)
-    index = torch.arange(len(images), device=images.device)
-    with frozen(model):
-        best = Best(images)
-        current = ball.random_start(images, generator)
-        for step in range(steps + 1):
-            current = current.detach().requires_grad_(True)
-            with torch.enable_grad():
-                raw = model.classifier(current)
-                margins, harm = wrong(raw, labels, labels), harmless(raw, labels, labels)
-                to_wrong = usable(torch.autograd.grad(margins.sum(), current, retain_graph=True)[0])
-                to_harmless = usable(torch.autograd.grad(harm.sum(), current)[0])
-            found = current.detach()
-            best.offer(index, found, Look(harm.detach(), criterion(raw.detach(), labels), None))
-            is_wrong = (margins.detach() > 0).view(-1, 1, 1, 1)
-            direction = torch.where(is_wrong, _orthogonal(to_harmless, to_wrong), to_wrong)
-            size = ball.eps * (0.01 + 0.49 * (1 + math.cos(math.pi * step / steps)) / 2)
-            current = ball.project(images, ball.ascend(found, direction, size))
-        return best.images
+
+    name: ClassVar[str] = "orthogonal-pgd"
+    evasion_loss: Loss
+    steps: int = 100
+
+    def __call__(
+        self,
+        model: Deployed,
+        images: Tensor,
+        labels: Tensor,
+        ball: Ball,
+        criterion: Criterion,
+        *,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Returns the best images found: successes before failures, then those of the highest evasion loss."""
+        margin_loss = margin(model.fold)
+        index = torch.arange(len(images), device=images.device)
+        with frozen(model):
+            best = Best(images)
+            current = ball.random_start(images, generator)
+            for step in range(self.steps + 1):
+                current = current.detach().requires_grad_(True)
+                with torch.enable_grad():
+                    raw = model.classifier(current)
+                    margins = margin_loss(raw, labels, labels)
+                    evasion = self.evasion_loss(raw, labels, labels)
+                    to_wrong = torch.autograd.grad(margins.sum(), current, retain_graph=True)[0]
+                    to_evasion = torch.autograd.grad(evasion.sum(), current)[0]
+                to_wrong, to_evasion = finite_gradient(to_wrong), finite_gradient(to_evasion)
+                found = current.detach()
+                best.offer(index, found, Evaluated(evasion.detach(), criterion(raw.detach(), labels)))
+                is_wrong = (margins.detach() > 0).view(-1, 1, 1, 1)
+                direction = torch.where(is_wrong, _orthogonal(to_evasion, to_wrong), to_wrong)
+                size = ball.eps * (0.01 + 0.49 * (1 + math.cos(math.pi * step / self.steps)) / 2)
+                current = ball.project(images, ball.ascend(found, direction, size))
+            return best.images
 
 
 def _orthogonal(goal: Tensor, other: Tensor) -> Tensor:

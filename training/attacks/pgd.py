@@ -1,83 +1,61 @@
-"""Projected gradient ascent (Madry et al. 2018, arXiv 1706.06083)."""
+"""The PGD of evaluation (Madry et al. 2018, arXiv 1706.06083); that of training is in `inner.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ducat_serve.deployed import Deployed
 from training.attacks.ball import Ball
-from training.attacks.base import Best, look
+from training.attacks.base import Attack, Best, value, value_and_grad
 from training.attacks.criteria import Criterion
 from training.attacks.frozen import frozen
 from training.attacks.losses import cross_entropy
 
-LossFunction = Callable[[Tensor], Tensor]
 
-
-def ascend_loss(
-    loss: LossFunction,
-    images: Tensor,
-    ball: Ball,
-    *,
-    start: Tensor,
-    steps: int,
-    step_size: float,
-) -> Tensor:
-    """The training attack: ``steps`` steps up ``loss`` from ``start``, the last iterate.
-
-    Args:
-        loss: images [N, ...] to a loss per image [N].
-        images: float [N, channels, H, W] in [0, 1].
-        start: where to begin, in the ball.
-
-    Returns images in the ball and in [0, 1]; no graph is kept.
-    """
-    adversarial = start.detach()
-    for _ in range(steps):
-        adversarial.requires_grad_(True)
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(loss(adversarial).sum(), adversarial)
-        adversarial = ball.project(images, ball.ascend(adversarial.detach(), gradient, step_size))
-    return adversarial
-
-
-def pgd(
-    model: Deployed,
-    images: Tensor,
-    labels: Tensor,
-    ball: Ball,
-    criterion: Criterion,
-    *,
-    steps: int,
-    generator: torch.Generator,
-    step_size: float | None = None,
-) -> Tensor:
+@dataclass(frozen=True)
+class PGD(Attack):
     """The evaluation attack: cross entropy of the deployed logits; stops for an image once it succeeds.
 
     Args:
-        images: float32 [N, channels, H, W] in [0, 1]; labels int64 [N].
         step_size: in pixels; a quarter of eps unless given.
-
-    Returns the best images found; the clean ones where nothing is better.
     """
-    loss = cross_entropy(model.fold)
-    step_size = ball.eps / 4 if step_size is None else step_size
-    with frozen(model):
-        best = Best(images)
-        index = torch.arange(len(images), device=images.device)
-        best.offer(index, images, look(model, images, labels, labels, loss, criterion, gradient=False))
-        current = ball.random_start(images, generator)
-        for step in range(steps + 1):
-            keep = ~best.success[index]
-            index, current = index[keep], current[keep]
-            if len(index) == 0:
-                break
-            mine = labels[index]
-            seen = look(model, current, mine, mine, loss, criterion, gradient=step < steps)
-            best.offer(index, current, seen)
-            if seen.gradient is not None:
-                current = ball.project(images[index], ball.ascend(current, seen.gradient, step_size))
-        return best.images
+
+    name: ClassVar[str] = "pgd"
+    steps: int = 20
+    step_size: float | None = None
+
+    def __call__(
+        self,
+        model: Deployed,
+        images: Tensor,
+        labels: Tensor,
+        ball: Ball,
+        criterion: Criterion,
+        *,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Returns the best images found; the clean ones where nothing is better."""
+        loss = cross_entropy(model.fold)
+        step_size = ball.eps / 4 if self.step_size is None else self.step_size
+        with frozen(model):
+            best = Best(images)
+            index = torch.arange(len(images), device=images.device)
+            best.offer(index, images, value(model, images, labels, labels, loss, criterion))
+            current = ball.random_start(images, generator)
+            for step in range(self.steps + 1):
+                keep = ~best.success[index]
+                index, current = index[keep], current[keep]
+                if len(index) == 0:
+                    break
+                own = labels[index]
+                if step == self.steps:
+                    best.offer(index, current, value(model, current, own, own, loss, criterion))
+                    break
+                evaluated, gradient = value_and_grad(model, current, own, own, loss, criterion)
+                best.offer(index, current, evaluated)
+                current = ball.project(images[index], ball.ascend(current, gradient, step_size))
+            return best.images

@@ -8,65 +8,72 @@ between two windows, which is simpler and somewhat weaker.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ducat_serve.deployed import Deployed
 from training.attacks.ball import Ball
-from training.attacks.base import Best, look
+from training.attacks.base import Attack, Best, value
 from training.attacks.criteria import Criterion
 from training.attacks.frozen import frozen
 from training.attacks.losses import margin
 
 _FIRST_SHARE = 0.8  # of the pixels that the first square covers (AutoAttack's setting)
 _HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # of the queries, at which the share halves
-
 _LATE = 0.05  # where in that schedule an attack with a start begins
 
 
-def square(
-    model: Deployed,
-    images: Tensor,
-    labels: Tensor,
-    ball: Ball,
-    criterion: Criterion,
-    *,
-    queries: int,
-    generator: torch.Generator,
-    start: Tensor | None = None,
-) -> Tensor:
-    """Search for successes with at most ``queries`` queries per image.
+@dataclass(frozen=True)
+class Square(Attack):
+    """Random squares that raise the margin loss, with at most ``queries`` queries per image; no gradient is taken."""
 
-    Args:
-        model: the deployed function; no gradient is taken.
-        images: float32 [N, channels, H, W] in [0, 1]; labels int64 [N].
-        start: where to begin, in the ball; there the squares are small from the first. Random stripes unless
-            given.
+    name: ClassVar[str] = "square"
+    needs_gradient: ClassVar[bool] = False
+    queries: int = 1000
 
-    Returns the best images found: successes where there are any, else those of the highest margin loss.
-    """
-    loss = margin(model.fold)
-    with frozen(model):
-        best = Best(images)
-        late = 0.0 if start is None else _LATE
-        everything = torch.arange(len(images), device=images.device)
-        for query in range(queries):
-            index = everything[~best.success]
-            if len(index) == 0:
-                break
-            origin, mine = images[index], labels[index]
-            if query > 0:
-                side = _side(images, late + (1 - late) * query / queries)
-                candidates = _propose(best.images[index], origin, ball, side, generator)
-            elif start is None:
-                stripes = _signs((len(index), images.shape[1], 1, images.shape[3]), generator, images)
-                candidates = ball.project(origin, origin + ball.eps * stripes)
-            else:
-                candidates = start
-            seen = look(model, candidates, mine, mine, loss, criterion, gradient=False)
-            best.offer(index, candidates, seen)
-        return best.images
+    def __call__(
+        self,
+        model: Deployed,
+        images: Tensor,
+        labels: Tensor,
+        ball: Ball,
+        criterion: Criterion,
+        *,
+        generator: torch.Generator,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """Attack a batch; beside what every attack is given:
+
+        Args:
+            start: where to begin, in the ball; there the squares are small from the first. Random stripes unless
+                given.
+
+        Returns the best images found: successes where there are any, else those of the highest margin loss.
+        """
+        margin_loss = margin(model.fold)
+        with frozen(model):
+            best = Best(images)
+            late = 0.0 if start is None else _LATE
+            everything = torch.arange(len(images), device=images.device)
+            for query in range(self.queries):
+                index = everything[~best.success]
+                if len(index) == 0:
+                    break
+                origin, own = images[index], labels[index]
+                if query > 0:
+                    side = _side(images, late + (1 - late) * query / self.queries)
+                    candidates = _propose(best.images[index], origin, ball, side, generator)
+                elif start is None:
+                    stripes = _signs((len(index), images.shape[1], 1, images.shape[3]), generator, images)
+                    candidates = ball.project(origin, origin + ball.eps * stripes)
+                else:
+                    candidates = start
+                evaluated = value(model, candidates, own, own, margin_loss, criterion)
+                best.offer(index, candidates, evaluated)
+            return best.images
 
 
 def _propose(current: Tensor, origin: Tensor, ball: Ball, side: int, generator: torch.Generator) -> Tensor:

@@ -2,57 +2,75 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
 import torch
 from torch import Tensor
 
 from ducat_serve.deployed import Deployed
 from ducat_serve.pairs import pair_columns
-from training.attacks.apgd import apgd
+from training.attacks.apgd import APGD
 from training.attacks.ball import Ball
+from training.attacks.base import Attack, TargetModel
 from training.attacks.criteria import Criterion
 from training.attacks.frozen import frozen
-from training.attacks.losses import Loss
-
-MAX_TARGETS = 9  # as in AutoAttack: the classes that score best on the clean image
+from training.attacks.losses import LossOfFold, targeted_dlr, targeted_margin
 
 
-def apgd_targeted(
-    model: Deployed,
-    images: Tensor,
-    labels: Tensor,
-    ball: Ball,
-    criterion: Criterion,
-    *,
-    loss: Loss,
-    steps: int,
-    generator: torch.Generator,
-) -> Tensor:
-    """APGD with a targeted loss at the best ``MAX_TARGETS`` other classes t, each as t and as t + C.
+@dataclass(frozen=True)
+class TargetedAPGD(Attack):
+    """APGD with a targeted loss at the best other classes t, each as t and as its dummy t + C.
 
-    Returns a success for every example that has one, else what the last target led to; an example that succeeds
-    is not attacked again.
+    Args:
+        targets: how many classes, those that score best on the clean image; 9 as in AutoAttack.
+        steps: of APGD at each target.
     """
-    with frozen(model), torch.no_grad():
-        logits = model(images)
-    classes = logits.shape[1]
-    ranked = logits.scatter(1, labels.unsqueeze(1), -torch.inf).argsort(dim=1, descending=True)
-    best = images.clone()
-    open_ = torch.arange(len(images), device=images.device)
-    for rank in range(min(MAX_TARGETS, classes - 1)):
-        for columns in pair_columns(ranked[:, rank], classes, model.fold):
-            if len(open_) == 0:
-                return best
-            best[open_] = found = apgd(
-                model,
-                images[open_],
-                labels[open_],
-                ball,
-                criterion,
-                loss=loss,
-                steps=steps,
-                generator=generator,
-                targets=columns[open_],
-            )
-            with frozen(model), torch.no_grad():
-                open_ = open_[~criterion(model.classifier(found), labels[open_])]
-    return best
+
+    name: ClassVar[str] = "targeted"
+    knows_pairs: ClassVar[bool] = True
+    loss: LossOfFold = targeted_dlr
+    steps: int = 50
+    targets: int = 9
+
+    def fitted(self, target: TargetModel) -> Self:
+        """Targeted DLR needs 4 classes."""
+        return self if target.num_classes >= 4 else replace(self, loss=targeted_margin)
+
+    def __call__(
+        self,
+        model: Deployed,
+        images: Tensor,
+        labels: Tensor,
+        ball: Ball,
+        criterion: Criterion,
+        *,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Returns a success for every example that has one, else what the last target led to.
+
+        An example that succeeds is not attacked again.
+        """
+        with frozen(model), torch.no_grad():
+            logits = model(images)
+        classes = logits.shape[1]
+        ranked = logits.scatter(1, labels.unsqueeze(1), -torch.inf).argsort(dim=1, descending=True)
+        search = APGD(self.loss, self.steps)
+        best = images.clone()
+        open_ = torch.arange(len(images), device=images.device)
+        for rank in range(min(self.targets, classes - 1)):
+            for columns in pair_columns(ranked[:, rank], classes, model.fold):
+                if len(open_) == 0:
+                    return best
+                best[open_] = found = search(
+                    model,
+                    images[open_],
+                    labels[open_],
+                    ball,
+                    criterion,
+                    generator=generator,
+                    targets=columns[open_],
+                )
+                with frozen(model), torch.no_grad():
+                    open_ = open_[~criterion(model.classifier(found), labels[open_])]
+        return best

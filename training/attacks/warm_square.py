@@ -7,71 +7,75 @@ random combination of logits is high. Random squares (see `square`) from the bes
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from ducat_serve.deployed import Deployed
-from training.attacks.apgd import apgd
+from training.attacks.apgd import APGD
 from training.attacks.ball import Ball
-from training.attacks.base import Best, look, usable
+from training.attacks.base import Attack, Best, finite_gradient, value
 from training.attacks.criteria import Criterion
 from training.attacks.frozen import frozen
 from training.attacks.losses import margin, pair_margin
-from training.attacks.square import square
+from training.attacks.square import Square
 
 _DIVERSIFYING_STEPS = 2  # of size eps; the paper's setting for white-box attacks
 
 
-def diversified_square(
-    model: Deployed,
-    images: Tensor,
-    labels: Tensor,
-    ball: Ball,
-    criterion: Criterion,
-    *,
-    restarts: int,
-    steps: int,
-    queries: int,
-    generator: torch.Generator,
-) -> Tensor:
+@dataclass(frozen=True)
+class WarmSquare(Attack):
     """``restarts`` short APGD runs on the margin from diversified starts, then ``queries`` random squares.
 
-    With dummies every other run uses the pair margin. Returns the best images found, as `apgd` does.
+    With dummies every other run uses the pair margin.
+
+    Args:
+        steps: of each APGD run.
     """
-    best = Best(images)
-    judge = margin(model.fold)
-    for restart in range(restarts):
+
+    name: ClassVar[str] = "square-warm"
+    knows_pairs: ClassVar[bool] = True
+    restarts: int = 9
+    steps: int = 25
+    queries: int = 1000
+
+    def __call__(
+        self,
+        model: Deployed,
+        images: Tensor,
+        labels: Tensor,
+        ball: Ball,
+        criterion: Criterion,
+        *,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Returns the best images found, as `APGD` does."""
+        best = Best(images)
+        margin_loss = margin(model.fold)
+        for restart in range(self.restarts):
+            index = (~best.success).nonzero().squeeze(1)
+            if len(index) == 0:
+                return best.images
+            search = APGD(partial(pair_margin, temperature=1) if restart % 2 else margin, self.steps)
+            origin, own = images[index], labels[index]
+            with frozen(model):
+                start = _diversified(model, origin, ball, generator)
+                found = search(model, origin, own, ball, criterion, generator=generator, start=start)
+                best.offer(index, found, value(model, found, own, own, margin_loss, criterion))
         index = (~best.success).nonzero().squeeze(1)
-        if len(index) == 0:
-            return best.images
-        loss = pair_margin(model.fold, 1) if restart % 2 else judge
-        mine = labels[index]
-        with frozen(model):
-            start = _diversified(model, images[index], ball, generator)
-            found = apgd(
-                model,
-                images[index],
-                mine,
-                ball,
-                criterion,
-                loss=loss,
-                steps=steps,
-                generator=generator,
-                start=start,
-            )
-            best.offer(index, found, look(model, found, mine, mine, judge, criterion, gradient=False))
-    index = (~best.success).nonzero().squeeze(1)
-    best.images[index] = square(
-        model,
-        images[index],
-        labels[index],
-        ball,
-        criterion,
-        queries=queries,
-        generator=generator,
-        start=best.images[index],
-    )
-    return best.images
+        best.images[index] = Square(self.queries)(
+            model,
+            images[index],
+            labels[index],
+            ball,
+            criterion,
+            generator=generator,
+            start=best.images[index],
+        )
+        return best.images
 
 
 def _diversified(model: Deployed, images: Tensor, ball: Ball, generator: torch.Generator) -> Tensor:
@@ -85,5 +89,5 @@ def _diversified(model: Deployed, images: Tensor, ball: Ball, generator: torch.G
             if direction is None:
                 direction = torch.rand(raw.shape, generator=generator, device=raw.device) * 2 - 1
             (gradient,) = torch.autograd.grad((direction * raw).sum(), current)
-        current = ball.project(images, ball.ascend(current.detach(), usable(gradient), ball.eps))
+        current = ball.project(images, ball.ascend(current.detach(), finite_gradient(gradient), ball.eps))
     return current

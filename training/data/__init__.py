@@ -15,7 +15,7 @@ from training.data.decoding import decode_tree
 from training.data.digits import read_digits
 from training.data.download import Archive, download
 from training.data.splits import hold_out
-from training.data.trees import open_tree
+from training.data.trees import Tree
 
 VAL_SHARE = 0.1
 MAX_VAL_IMAGES = 1000
@@ -139,7 +139,7 @@ def _find(
         path = Path(name.removeprefix("folder:")).expanduser()
         if not path.exists():
             raise DataError(f"There is no folder {path}.", "give --dataset folder:PATH with an existing path")
-        return f"folder:{path.resolve().name}", decode_tree(open_tree(path), image_size, output)
+        return f"folder:{path.resolve().name}", decode_tree(Tree(path), image_size, output)
     if name not in DATASETS:
         raise unknown_name("data set", name, [*DATASETS, "folder:PATH"])
     info = DATASETS[name]
@@ -150,7 +150,7 @@ def _find(
     path = find_archive(info, data_dir) or _obtain(info, info.archive, data_dir, offline, output)
     if info.cifar is not None and path.name == info.archive.filename:
         return info.title, read_cifar(path, info.cifar)
-    return _title(info, path), decode_tree(open_tree(path), image_size, output)
+    return _title(info, path), decode_tree(Tree(path), image_size, output)
 
 
 def _candidates(info: DatasetInfo, data_dir: Path) -> Iterator[Path]:

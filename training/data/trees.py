@@ -2,114 +2,87 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import threading
-import zipfile
+from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.zip import ZipFileSystem
 
 from ducat_serve.errors import DataError
 
 
-class Tree(Protocol):
-    """Files by their POSIX path relative to the root."""
-
-    source: Path
-
-    def names(self) -> list[str]:
-        """All file paths, sorted."""
-        ...
-
-    def folders(self, prefix: str) -> list[str]:
-        """The names of the folders directly below ``prefix`` (which ends in "/"), as far as they are known."""
-        ...
-
-    def read(self, name: str) -> bytes:
-        """A file's bytes. Raises DataError where it is corrupt."""
-        ...
-
-    def digest(self) -> str:
-        """SHA-256 that changes when the contents do."""
-        ...
-
-
-def open_tree(path: Path) -> Tree:
-    """Open a zip archive or a folder.
+class Tree:
+    """The files of a zip archive or a folder, by their POSIX path relative to its root.
 
     Raises:
         DataError: missing, not a zip, truncated, or holding paths that point outside of it.
     """
-    if path.is_dir():
-        return FolderTree(path)
-    return ZipTree(path)
-
-
-class FolderTree:
-    """A folder on disk. Its digest covers names, sizes and modification times, not every byte."""
 
     def __init__(self, source: Path) -> None:
         self.source = source
+        self._is_folder = source.is_dir()
+        # fsspec does not promise that several threads can read one archive; files of a folder are apart.
+        self._lock = nullcontext() if self._is_folder else threading.Lock()
+        try:
+            if self._is_folder:
+                self._files = DirFileSystem(str(source.absolute()), LocalFileSystem())
+            else:  # an open file, because fsspec reads "::" and "://" in a path as parts of a URL
+                self._files = ZipFileSystem(source.open("rb"))
+            found = self._files.find("")
+        except Exception as error:  # zipfile, codecs and the operating system have their own
+            raise self._unreadable("", error) from error
+        if not self._is_folder:
+            for name in found:
+                refuse_escape(name, source)
+        # fsspec lists links in folders as files: this keeps those that lead to a file.
+        self._names = [name for name in found if self._files.isfile(name)]
 
     def names(self) -> list[str]:
+        """All file paths, sorted."""
         return self._names
 
-    @functools.cached_property
-    def _names(self) -> list[str]:
-        return sorted(p.relative_to(self.source).as_posix() for p in self.source.rglob("*") if p.is_file())
-
     def folders(self, prefix: str) -> list[str]:
-        folder = self.source / prefix
-        return sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+        """The names of the folders directly below ``prefix`` (which ends in "/")."""
+        if not self._files.isdir(prefix):
+            return []
+        paths = self._files.ls(prefix, detail=False)
+        return sorted(PurePosixPath(path).name for path in paths if self._files.isdir(path))
 
     def read(self, name: str) -> bytes:
+        """A file's bytes. Raises DataError where it is corrupt."""
         try:
-            return (self.source / name).read_bytes()
-        except OSError as error:
-            raise DataError(f"Cannot read {self.source / name}: {error.strerror}.") from error
+            with self._lock:
+                content: bytes = self._files.cat_file(name)
+        except Exception as error:
+            raise self._unreadable(name, error) from error
+        return content
 
     def digest(self) -> str:
+        """SHA-256 that changes when the contents do. That of a folder covers names, sizes and modification times,
+        not every byte."""
+        if not self._is_folder:
+            with self.source.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
         # The path keeps apart two folders whose files happen to agree in name, size and time.
         digest = hashlib.sha256(f"{self.source.resolve()}\n".encode())
-        for name in self.names():
+        for name in self._names:
             stat = (self.source / name).stat()
             digest.update(f"{name}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
         return digest.hexdigest()
 
-
-class ZipTree:
-    """A zip archive read in place, so nothing can be written outside of any folder."""
-
-    def __init__(self, source: Path) -> None:
-        self.source = source
-        self._lock = threading.Lock()
-        try:
-            self._zip = zipfile.ZipFile(source)
-            self._names = sorted(i.filename for i in self._zip.infolist() if not i.is_dir())
-        except (zipfile.BadZipFile, OSError, NotImplementedError, UnicodeDecodeError) as error:
-            raise _corrupt(source, str(error)) from error
-        for name in self._names:
-            refuse_escape(name, source)
-
-    def names(self) -> list[str]:
-        return self._names
-
-    def folders(self, prefix: str) -> list[str]:
-        entries = (i.filename for i in self._zip.infolist() if i.is_dir() and i.filename.startswith(prefix))
-        return sorted({entry[len(prefix) :].split("/")[0] for entry in entries} - {""})
-
-    def read(self, name: str) -> bytes:
-        try:
-            with self._lock:  # ZipFile shares one file position
-                return self._zip.read(name)
-        except (zipfile.BadZipFile, OSError, EOFError, KeyError, NotImplementedError, RuntimeError) as error:
-            raise _corrupt(self.source, f"{name}: {error}") from error
-        except Exception as error:  # zlib.error and friends
-            raise _corrupt(self.source, f"{name}: {type(error).__name__}: {error}") from error
-
-    def digest(self) -> str:
-        with self.source.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+    def _unreadable(self, name: str, error: Exception) -> DataError:
+        if self._is_folder:
+            return DataError(
+                f"Cannot read {self.source / name}: {getattr(error, 'strerror', None) or error}."
+            )
+        detail = ": ".join(part for part in (name, str(error) or type(error).__name__) if part)
+        return DataError(
+            f"{self.source} is not a readable zip archive; it is truncated or corrupt ({detail}).",
+            f"delete {self.source} and run the command again to download it, or copy it again",
+        )
 
 
 def refuse_escape(name: str, source: Path) -> None:
@@ -120,10 +93,3 @@ def refuse_escape(name: str, source: Path) -> None:
             f"{source} holds the path '{name}', which points outside of the archive; nothing was read.",
             "do not use this archive; get it from its original source",
         )
-
-
-def _corrupt(source: Path, detail: str) -> DataError:
-    return DataError(
-        f"{source} is not a readable zip archive; it is truncated or corrupt ({detail}).",
-        f"delete {source} and run the command again to download it, or copy it again",
-    )

@@ -1,7 +1,7 @@
 """`ducat train --devices N`: start one process per device on this machine, and end all of them together.
 
-Not torchrun: it answers every failure with exit code 1, and this command's exit codes are part of its interface. Under
-torchrun (several machines, SLURM, Kubernetes) the same command joins instead.
+Not torch.distributed.elastic, which loses exit codes that are part of this command's interface (docs/dependencies.md).
+Under torchrun (several machines, SLURM, Kubernetes) the same command joins instead.
 """
 
 from __future__ import annotations

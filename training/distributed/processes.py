@@ -1,4 +1,4 @@
-"""The processes that train one model together, one per device; a run on its own is a world of one.
+"""The processes that train one model together, one per device; a run on its own is a group of one.
 
 Every process draws the randomness of the whole batch and then takes its part, so the number of processes changes
 the speed of a run and not what it computes (BatchNorm apart: its batch statistics are those of a process's part
@@ -22,14 +22,14 @@ _TIMEOUT = timedelta(minutes=30)  # the longest that one process waits for the o
 
 
 @dataclass(frozen=True)
-class World:
+class ProcessGroup:
     """Process ``rank`` of ``size``. Only rank 0 writes files and prints."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
-    def join(cls, device: torch.device) -> World:
+    def join(cls, device: torch.device) -> ProcessGroup:
         """Meet the other processes if torchrun or `ducat train --devices` started this one.
 
         Raises:
@@ -102,7 +102,7 @@ class World:
         return self.size > 1 and (backend or isinstance(error, distributed.DistError))
 
     def leave(self) -> None:
-        """Close the connections; the world is of no further use."""
+        """Close the connections; the group is of no further use."""
         if self.size > 1:
             distributed.destroy_process_group()
 

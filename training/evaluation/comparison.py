@@ -9,6 +9,8 @@ from typing import Any
 
 from ducat_serve.report import RobustnessReport
 from ducat_serve.spec import ModelSpec
+from training.attacks.base import TargetModel
+from training.evaluation.stages import ATTACKS
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,17 @@ def differences(candidates: Sequence[Candidate]) -> list[str]:
     return [name for name, values in conditions.items() if len(values) > 1]
 
 
+def losses(old: RobustnessReport, new: RobustnessReport) -> list[str]:
+    """In what a report that replaces ``old`` says less, or something else."""
+    found = {
+        "fewer attacks": len(new.attacks) < len(old.attacks),
+        "fewer images": new.examples < old.examples,
+        "another threat model": (new.norm, new.eps) != (old.norm, old.eps),
+        "other data": (new.dataset, new.split) != (old.dataset, old.split),
+    }
+    return [what for what, true in found.items() if true]
+
+
 def to_json(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
     """One entry per model; accuracies are null where robustness was not measured."""
     front = {id(c) for c in pareto_front(candidates)}
@@ -73,7 +86,8 @@ def to_json(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
 
 def _attacks(report: RobustnessReport) -> frozenset[str]:
     """Suites leave out what does not apply to a model, so only what every model could be given counts."""
-    depends_on_model = {"apgd-lse", "pair-margin-0", "pair-margin-4", "transfer"}
+    least = TargetModel("none", 10)  # no dummies, no surrogate
+    depends_on_model = {name for name, attack in ATTACKS.items() if not attack.applies(least)}
     return frozenset(attack.name for attack in report.attacks) - depends_on_model
 
 

@@ -1,47 +1,90 @@
-"""Flagging instead of answering, against an attack that must be wrong AND unflagged.
+"""Detectors put to the test: dummy mass as a signal, and flagging instead of answering.
 
 Thresholds come from clean val images; the share of images that are answered correctly or flagged is measured under
-an attack that knows the score and its threshold. Dummy mass and softmax confidence side by side, so that nobody
-need believe that the dummies detect anything.
+an attack that knows the score and its threshold, and must be wrong AND unflagged. Dummy mass and softmax confidence
+side by side, so that nobody need believe that the dummies detect anything.
 """
 
 from __future__ import annotations
 
 import torch
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from ducat_serve.report import Rejection
-from training.attacks.criteria import misclassified_unflagged
+from ducat_serve.report import DummyMass, Rejection
+from training.attacks.criteria import misclassified, misclassified_unflagged
 from training.batches import DeviceSplit
-from training.evaluation.detectors import Score
+from training.evaluation.detectors import Detector
 from training.evaluation.examples import Examples
 from training.evaluation.runner import Runner
 
 FLAGGED = (0.01, 0.05, 0.10)  # of clean val images
 MAX_EXAMPLES = 500
+ADAPTIVE_EXAMPLES = 500
 _RESTARTS = 2
 
 
+def dummy_mass(runner: Runner, examples: Examples, *, adaptive: bool) -> DummyMass | None:
+    """Dummy mass as a detector; None without dummies or where nothing fooled the model.
+
+    ``adaptive`` also runs an attack that lowers dummy mass, on at most ``ADAPTIVE_EXAMPLES`` of them.
+    """
+    detector = next((detector for detector in examples.detectors if detector.name == "dummy_mass"), None)
+    if detector is None:
+        return None
+    fooling = examples.fooling_scores["dummy_mass"]
+    # An image that makes the model answer NaN fools it, but has no dummy mass to speak of.
+    fooled = examples.clean & ~examples.right & fooling.isfinite()
+    clean = examples.clean_scores["dummy_mass"][examples.clean]
+    auroc = _auroc(clean, fooling[fooled])
+    if auroc is None:
+        return None
+    return DummyMass(
+        clean_mean=clean.sigmoid().mean().item(),
+        adversarial_mean=fooling[fooled].sigmoid().mean().item(),
+        auroc=auroc,
+        auroc_adaptive=_auroc(clean, _lowered(runner, examples, detector, fooled)) if adaptive else None,
+    )
+
+
+def _lowered(runner: Runner, examples: Examples, detector: Detector, fooled: Tensor) -> Tensor:
+    """The scores of fooling images after an attack that lowers them as well, for a sample."""
+    index = runner.sample("hide", fooled, ADAPTIVE_EXAMPLES)
+    criterion = misclassified(runner.model.fold)
+    raw = runner.attack("hide dummy mass", detector.attack, index, criterion)
+    before = examples.fooling_scores[detector.name][index]
+    still_fooled = criterion(raw, examples.labels[index])
+    return torch.where(still_fooled, torch.minimum(before, detector.score(raw)), before)
+
+
+def _auroc(clean: Tensor, adversarial: Tensor) -> float | None:
+    clean, adversarial = clean[clean.isfinite()], adversarial[adversarial.isfinite()]
+    if len(clean) == 0 or len(adversarial) == 0:
+        return None
+    truth = torch.cat([torch.zeros_like(clean), torch.ones_like(adversarial)])
+    return float(roc_auc_score(truth.cpu().numpy(), torch.cat([clean, adversarial]).cpu().numpy()))
+
+
 def rejection(runner: Runner, examples: Examples, val: DeviceSplit) -> tuple[Rejection, ...]:
-    """Correct-or-flagged shares, for every score and every share of flagged val images."""
+    """Correct-or-flagged shares, for every detector and every share of flagged val images."""
     index = runner.sample("rejection", torch.ones_like(examples.clean), MAX_EXAMPLES)
     raw = runner.raw_logits(val)
     results: list[Rejection] = []
-    for score in examples.scores:
-        clean_val = score.suspicion(raw)
+    for detector in examples.detectors:
+        clean_val = detector.score(raw)
         # The strictest threshold first: what passes it unflagged passes the others as well.
         open_ = index
         for share in sorted(FLAGGED, reverse=True):
             threshold = _threshold(clean_val, share)
-            open_ = open_[~_already_passed(examples, score, threshold)[open_]]
+            open_ = open_[~_already_passed(examples, detector, threshold)[open_]]
             for restart in range(_RESTARTS):
-                open_ = _attack(runner, score, threshold, open_, f"{share:.0%} {restart}")
-            flagged = examples.clean_suspicion[score.name][index] > threshold
+                open_ = _attack(runner, detector, threshold, open_, f"{share:.0%} {restart}")
+            flagged = examples.clean_scores[detector.name][index] > threshold
             results.append(
                 Rejection(
-                    score=score.name,
+                    score=detector.name,
                     flagged_val=share,
-                    threshold=score.probability(threshold),
+                    threshold=detector.probability(threshold),
                     examples=len(index),
                     flagged_clean=flagged.double().mean().item(),
                     correct_or_flagged_clean=(examples.clean[index] | flagged).double().mean().item(),
@@ -51,27 +94,20 @@ def rejection(runner: Runner, examples: Examples, val: DeviceSplit) -> tuple[Rej
     return tuple(results)
 
 
-def _threshold(suspicion: Tensor, share: float) -> float:
+def _threshold(scores: Tensor, share: float) -> float:
     """The value that at most ``share`` of the clean images lie above."""
-    ordered = suspicion.sort().values
+    ordered = scores.sort().values
     return ordered[len(ordered) - 1 - int(share * len(ordered))].item()
 
 
-def _already_passed(examples: Examples, score: Score, threshold: float) -> Tensor:
+def _already_passed(examples: Examples, detector: Detector, threshold: float) -> Tensor:
     """Wrong and unflagged as they are, or by an image that another attack found."""
-    as_it_is = ~examples.clean & (examples.clean_suspicion[score.name] <= threshold)
-    return as_it_is | (examples.fooling_suspicion[score.name] <= threshold)
+    as_it_is = ~examples.clean & (examples.clean_scores[detector.name] <= threshold)
+    return as_it_is | (examples.fooling_scores[detector.name] <= threshold)
 
 
-def _attack(runner: Runner, score: Score, threshold: float, index: Tensor, tag: str) -> Tensor:
+def _attack(runner: Runner, detector: Detector, threshold: float, index: Tensor, tag: str) -> Tensor:
     """Attack the examples ``index``; returns those that are still correct or flagged."""
-    fold = runner.model.fold
-    criterion = misclassified_unflagged(fold, score.suspicion, threshold)
-    passed = torch.zeros(len(runner.data), dtype=torch.bool, device=index.device)
-
-    @torch.no_grad()
-    def saw(batch: Tensor, found: Tensor) -> None:
-        passed[batch] = criterion(runner.model.classifier(found), runner.data.labels[batch])
-
-    runner.attack(f"unflagged by {score.name} {tag}", score.hiding, index, criterion, saw)
-    return index[~passed[index]]
+    criterion = misclassified_unflagged(runner.model.fold, detector.score, threshold)
+    raw = runner.attack(f"unflagged by {detector.name} {tag}", detector.attack, index, criterion)
+    return index[~criterion(raw, runner.data.labels[index])]

@@ -9,39 +9,47 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 
 from ducat_serve import __version__
 from ducat_serve.deployed import Deployed
 from ducat_serve.errors import UsageError, VerificationError
 from ducat_serve.output import Output
-from ducat_serve.report import AttackResult, ClassResult, Precision, RobustnessReport
+from ducat_serve.report import AttackResult, ClassResult, ExportPrecision, RobustnessReport
 from ducat_serve.threat_model import ThreatModel
 from training.attacks.ball import Ball, largest_eps
+from training.attacks.base import Attack
 from training.attacks.criteria import misclassified
 from training.attacks.frozen import frozen
 from training.batches import DeviceSplit, to_pixels
-from training.evaluation.detection import rejection
-from training.evaluation.effort import Batches, counted
+from training.evaluation.detection import dummy_mass, rejection
 from training.evaluation.examples import Examples
-from training.evaluation.intervals import wilson
 from training.evaluation.legacy import legacy_2c_accuracy
-from training.evaluation.runner import Runner
+from training.evaluation.runner import Batches, Runner, counted
 from training.evaluation.sanity import check_sanity
-from training.evaluation.stages import Stage
-from training.evaluation.state import Unfinished
+from training.evaluation.state import EvaluationState
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: which weights, on which images."""
+    """What is measured.
 
+    Args:
+        model: the deployed function, float images in [0, 1] to C logits, in eval mode; run in float32.
+        data: the images to measure on.
+        labels: names of the C classes.
+        weights_digest, dataset, split, artefact, precision: what the report says of them.
+    """
+
+    model: Deployed = field(repr=False)
+    data: DeviceSplit = field(repr=False)
+    labels: tuple[str, ...]
     weights_digest: str
     dataset: str
     split: Literal["val", "test"]
-    labels: tuple[str, ...]  # names of the C classes
     artefact: Literal["checkpoint", "onnx"] = "checkpoint"
-    precision: Precision = "float32"
+    precision: ExportPrecision = "float32"
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,10 @@ class Plan:
     """What is run, beside the clean images.
 
     Args:
-        stages: attacks, in the order in which they run; only what is still right goes on to the next.
+        threat_model: the ball in which attacks look.
+        attacks: in the order in which they run; only what is still right goes on to the next.
+        seed: all randomness comes from it.
+        batch_size: halved whenever memory runs out.
         legacy_attacks: names of those that measure the legacy accuracy of a model with dummies.
         sanity: whether the sanity checks run; they need gradients.
         surrogate: the model's own pre-dummy weights, for the sanity check on transfer.
@@ -57,34 +68,23 @@ class Plan:
             dummy mass or confidence would tell.
     """
 
-    stages: tuple[Stage, ...]
+    threat_model: ThreatModel
+    attacks: tuple[Attack, ...]
+    seed: int = 0
+    batch_size: int = 256
     legacy_attacks: tuple[str, ...] = ("apgd-ce",)
     sanity: bool = True
-    surrogate: Deployed | None = None
+    surrogate: Deployed | None = field(default=None, repr=False)
     val: DeviceSplit | None = field(default=None, repr=False)
 
 
 def evaluate(
-    model: Deployed,
-    data: DeviceSplit,
-    subject: Subject,
-    threat_model: ThreatModel,
-    plan: Plan,
-    *,
-    seed: int,
-    batch_size: int,
-    output: Output,
-    unfinished: Unfinished | None = None,
-    resume: bool = False,
+    subject: Subject, plan: Plan, output: Output, state: EvaluationState | None = None
 ) -> RobustnessReport:
     """Accuracy per example: right on the clean image AND under every attack that was run.
 
     Args:
-        model: the deployed function, float images in [0, 1] to C logits, in eval mode; run in float32.
-        data: the images to measure on.
-        batch_size: halved whenever memory runs out.
-        unfinished: where to keep what is known after every attack.
-        resume: go on from there if there is something.
+        state: where to keep what is known after every attack; what is there already is gone on with.
 
     Raises:
         UsageError: the model's output does not have C columns (a raw 2C model, say) or it is in train mode; a
@@ -92,10 +92,11 @@ def evaluate(
             the interrupted evaluation was another one.
         VerificationError: the model answers NaN to clean images.
     """
-    require_measurable(model, data, subject, threat_model)
+    require_measurable(subject, plan.threat_model)
     started = time.monotonic()
+    model, data, threat_model = subject.model, subject.data, plan.threat_model
     ball = Ball(threat_model.norm, threat_model.eps, eight_bit=subject.artefact == "onnx")
-    runner = Runner(model, data, ball, seed, Batches(batch_size, output), output)
+    runner = Runner(model, data, ball, plan.seed, Batches(plan.batch_size, output), output)
     with frozen(model):
         examples = Examples.of(runner)
         if examples.undecided:
@@ -104,20 +105,20 @@ def evaluate(
                 "train it again, or load other weights",
             )
         results: list[AttackResult] = []
-        if unfinished is not None and resume and unfinished.exists():
-            results = unfinished.restore(examples)
+        if state is not None and state.exists():
+            results = state.restore(examples)
             output.say(f"Resumed after {', '.join(result.name for result in results)}.")
         earlier = sum(result.seconds for result in results)
-        for stage in plan.stages[len(results) :]:
-            results.append(_run(runner, stage, examples))
-            if unfinished is not None:
-                unfinished.save(examples, results)
+        for attack in plan.attacks[len(results) :]:
+            results.append(_run(runner, attack, examples))
+            if state is not None:
+                state.save(examples, results)
         with_dummies = model.fold != "none"
         legacy = legacy_2c_accuracy(runner, plan.legacy_attacks) if with_dummies else None
-        mass = examples.dummy_mass(runner, adaptive=plan.val is not None)
+        mass = dummy_mass(runner, examples, adaptive=plan.val is not None)
         rejections = () if plan.val is None else rejection(runner, examples, plan.val)
         sanity = check_sanity(runner, examples, plan.surrogate) if plan.sanity else ()
-    survivors = int(examples.right.sum())
+    clean, survivors = int(examples.clean.sum()), int(examples.right.sum())
     return RobustnessReport(
         weights_digest=subject.weights_digest,
         dataset=subject.dataset,
@@ -127,8 +128,9 @@ def evaluate(
         examples=len(data),
         norm=threat_model.norm,
         eps=threat_model.eps,
-        seed=seed,
-        clean_accuracy=int(examples.clean.sum()) / len(data),
+        seed=plan.seed,
+        clean_accuracy=clean / len(data),
+        clean_interval=wilson(clean, len(data)),
         worst_case_accuracy=survivors / len(data),
         worst_case_interval=wilson(survivors, len(data)),
         legacy_2c_accuracy=legacy,
@@ -147,11 +149,15 @@ def evaluate(
     )
 
 
-def require_measurable(
-    model: Deployed, data: DeviceSplit, subject: Subject, threat_model: ThreatModel
-) -> None:
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a proportion. Raises ValueError without trials."""
+    interval = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def require_measurable(subject: Subject, threat_model: ThreatModel) -> None:
     """Raise UsageError for what `evaluate` must refuse."""
-    classes = len(subject.labels)
+    model, data, classes = subject.model, subject.data, len(subject.labels)
     if any(module.training for module in model.modules()):
         raise UsageError("The model is in train mode; what is deployed is in eval mode.", "call model.eval()")
     with torch.no_grad():
@@ -178,24 +184,26 @@ def require_measurable(
         )
 
 
-def _run(runner: Runner, stage: Stage, examples: Examples) -> AttackResult:
+def _run(runner: Runner, attack: Attack, examples: Examples) -> AttackResult:
     """Run one attack on what is still right, and mark what no longer is."""
     index = examples.right.nonzero().squeeze(1)
     started = time.monotonic()
-    with counted(runner.model.classifier) as effort:
-        runner.attack(stage.name, stage.attack, index, misclassified(runner.model.fold), examples.saw)
+    with counted(runner.model.classifier) as cost:
+        raw = runner.attack(attack.name, attack, index, misclassified(runner.model.fold))
+    examples.record(index, raw)
     left, seconds, total = int(examples.right.sum()), time.monotonic() - started, len(runner.data)
     runner.output.say(
-        f"{stage.name:<14} attacked {len(index):>5}, worst case now {left / total:.1%}  ({seconds:.0f} s)"
+        f"{attack.name:<14} attacked {len(index):>5}, worst case now {left / total:.1%}  ({seconds:.0f} s)"
     )
     return AttackResult(
-        name=stage.name,
-        settings=stage.settings,
+        name=attack.name,
+        settings=attack.settings(),
+        knows_pairs=attack.knows_pairs,
         examples=len(index),
         accuracy=left / len(index) if len(index) else 0.0,
         worst_case_accuracy=left / total,
-        gradient_steps=effort.gradient_steps,
-        forward_passes=effort.forward_passes,
+        gradient_steps=cost.gradient_steps,
+        forward_passes=cost.forward_passes,
         seconds=round(seconds, 2),
     )
 

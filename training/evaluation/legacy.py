@@ -7,15 +7,16 @@ reads it as correct. It is measured so that papers can be compared.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from ducat_serve.deployed import Deployed
 from ducat_serve.pairs import recover
+from training.attacks.base import TargetModel
 from training.attacks.criteria import misclassified
 from training.evaluation.runner import Runner
-from training.evaluation.stages import Target, stage
+from training.evaluation.stages import attack_named
 
 
 def legacy_2c_accuracy(runner: Runner, attacks: Sequence[str]) -> float:
@@ -23,25 +24,17 @@ def legacy_2c_accuracy(runner: Runner, attacks: Sequence[str]) -> float:
 
     For a model without dummies there is nothing to recover, and this is its accuracy under those attacks.
     """
-    unaware = Deployed(runner.model.classifier, "none")
+    unaware = replace(runner, model=Deployed(runner.model.classifier, "none"))
     won = misclassified("none")
-    labels = runner.data.labels
-    recovered = torch.zeros_like(labels, dtype=torch.bool)
-    fooled = torch.zeros_like(recovered)
-
-    @torch.no_grad()
-    def saw(batch: Tensor, found: Tensor) -> None:
-        raw = unaware(found)
-        fooled[batch] = won(raw, labels[batch])
-        recovered[batch] = _recovered(runner.model, raw) == labels[batch]
-
-    raw = runner.raw_logits()
-    fooled[:] = won(raw, labels)
-    recovered[:] = _recovered(runner.model, raw) == labels
+    raw, labels = runner.clean_logits, runner.data.labels
+    fooled = won(raw, labels)
+    recovered = _recovered(runner.model, raw) == labels
     for name in attacks:
-        unaware_stage = stage(name, Target("none", raw.shape[1]))
+        attack = attack_named(name, TargetModel("none", raw.shape[1]))
         index = (~fooled).nonzero().squeeze(1)
-        runner.attack(f"legacy {name} (non-adaptive)", unaware_stage.attack, index, won, saw, model=unaware)
+        found = unaware.attack(f"legacy {name} (non-adaptive)", attack, index, won)
+        fooled[index] = won(found, labels[index])
+        recovered[index] = _recovered(runner.model, found) == labels[index]
     return int(recovered.sum()) / len(labels)
 
 

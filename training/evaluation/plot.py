@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from ducat_serve import atomic
 from ducat_serve.threat_model import format_size
 from training.evaluation.comparison import Candidate, differences, pareto_front
-from training.evaluation.intervals import wilson
 
 _COLOURS = ("#1b6ca8", "#c8553d", "#4f7942", "#7b4b94", "#b8860b", "#2a9d8f", "#8d6e63", "#5c6770")
 
@@ -48,14 +47,12 @@ def plot_comparison(candidates: Sequence[Candidate], stem: Path) -> list[Path]:
 def _point(axes, candidate: Candidate, colour: str) -> None:  # type: ignore[no-untyped-def]
     report = candidate.report
     assert report is not None
-    clean = wilson(round(report.clean_accuracy * report.examples), report.examples)
-    worst = report.worst_case_interval
     x, y = 100 * report.clean_accuracy, 100 * report.worst_case_accuracy
     axes.errorbar(
         [x],
         [y],
-        xerr=[[x - 100 * clean[0]], [100 * clean[1] - x]],
-        yerr=[[y - 100 * worst[0]], [100 * worst[1] - y]],
+        xerr=_reach(x, report.clean_interval),
+        yerr=_reach(y, report.worst_case_interval),
         fmt="o",
         color=colour,
         capsize=3,
@@ -63,6 +60,14 @@ def _point(axes, candidate: Candidate, colour: str) -> None:  # type: ignore[no-
     )
     if report.legacy_2c_accuracy is not None:
         axes.plot([x], [100 * report.legacy_2c_accuracy], "x", color=colour, alpha=0.6)
+
+
+def _reach(percent: float, interval: tuple[float, float] | None) -> list[list[float]] | None:
+    """How far an interval reaches to both sides, as matplotlib wants it; None where it was not measured."""
+    if interval is None:
+        return None
+    low, high = interval
+    return [[percent - 100 * low], [100 * high - percent]]
 
 
 def _front(axes, measured: Sequence[Candidate]) -> None:  # type: ignore[no-untyped-def]

@@ -1,25 +1,33 @@
-"""From a model file to what `evaluate` needs: the model, its surrogate, the stages that fit it."""
+"""From what was asked to what `evaluate` needs: the model, the images, the attacks that fit them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor, nn
 
+from ducat_serve import __version__
 from ducat_serve.checkpoint import checkpoint_path, read_spec
 from ducat_serve.deployed import Deployed, load
 from ducat_serve.errors import DucatError, UsageError, VerificationError, unknown_name
 from ducat_serve.output import Output
 from ducat_serve.predictor import Device, Predictor
 from ducat_serve.spec import ModelSpec
+from ducat_serve.threat_model import Norm, ThreatModel
+from training.attacks.base import Attack, TargetModel
 from training.batches import DeviceSplit
-from training.device import LAYOUT
+from training.data import Dataset
+from training.data.cache import Split, content_digest
+from training.device import LAYOUT, choose_device, exact_float32
 from training.evaluation.evaluate import Plan, Subject
-from training.evaluation.exported import exported
-from training.evaluation.stages import BLACK_BOX, SUITES, Stage, Target, stage
-from training.evaluation.stages import suite as build_suite
+from training.evaluation.stages import ATTACKS, SUITES, attack_named
+from training.evaluation.stages import suite as attacks_of
+from training.evaluation.state import EvaluationState
+from training.randomness import stream
+from training.run.dataset import load_training_data
 from training.run.folder import RunFolder
 
 # The same attacks as on the deployed function, so that what differs is only what they know.
@@ -27,105 +35,204 @@ _LEGACY = ("apgd-ce", "apgd-dlr", "targeted", "square-warm")
 
 
 @dataclass(frozen=True)
+class Request:
+    """What `ducat evaluate` was asked; the options of the command say what each field means."""
+
+    path: Path  # of a model.safetensors or a model.onnx
+    checkpoint: Path | None = None
+    split: Literal["val", "test"] = "test"
+    norm: Norm | None = None
+    eps: float | None = None
+    suite: str = "quick"
+    attacks: tuple[str, ...] = ()
+    max_examples: int | None = None
+    batch_size: int = 256
+    seed: int = 0
+    dataset: str | None = None
+    data_dir: Path | None = None
+    offline: bool = False
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
 class Prepared:
-    """A model that is ready to be evaluated."""
+    """An evaluation that is ready to run."""
+
+    spec: ModelSpec
+    subject: Subject
+    plan: Plan
+    state: EvaluationState
+
+
+def prepare(request: Request, output: Output) -> Prepared:
+    """Load model and images, and choose the attacks.
+
+    Raises:
+        UsageError: an unknown suite or attack, or one that needs gradients of an exported file; an eps of 0 or a
+            norm without one; a data set with other classes.
+        DataError, VerificationError: as `ducat_serve.load`, `Predictor` and `load_dataset` do, or a checkpoint of
+            other weights.
+    """
+    exported = request.path.suffix == ".onnx"
+    if request.checkpoint is not None and not exported:
+        raise UsageError("--checkpoint is for a .onnx MODEL.", f"ducat evaluate {request.checkpoint}")
+    device = choose_device("cpu" if exported else request.device, output)
+    exact_float32()
+    loaded = _load_export(request, output) if exported else _load_checkpoint(request, device, output)
+    spec = loaded.spec
+    threat_model = _threat_model(request, spec)
+    data = load_training_data(
+        request.path,
+        spec,
+        dataset=request.dataset,
+        data_dir=request.data_dir,
+        offline=request.offline,
+        output=output,
+    )
+    chosen = _choose(request, data, spec)
+    subject = Subject(
+        model=loaded.model,
+        data=DeviceSplit.of(chosen, device),
+        labels=spec.labels,
+        weights_digest=spec.weights_digest,
+        dataset=data.title,
+        split=request.split,
+        artefact="onnx" if exported else "checkpoint",
+        precision=spec.precision,
+    )
+    plan = Plan(
+        threat_model=threat_model,
+        attacks=loaded.attacks,
+        seed=request.seed,
+        batch_size=request.batch_size,
+        legacy_attacks=_LEGACY if loaded.thorough else _LEGACY[:1],
+        sanity=not exported,
+        surrogate=loaded.surrogate,
+        val=DeviceSplit.of(data.val, device) if loaded.thorough else None,
+    )
+    digest = content_digest(data.class_names, [chosen])
+    return Prepared(spec, subject, plan, _state(request.path, subject, plan, digest))
+
+
+def _threat_model(request: Request, spec: ModelSpec) -> ThreatModel:
+    trained, norm, eps = spec.threat_model, request.norm, request.eps
+    if eps == 0:
+        raise UsageError(
+            "--eps 0 is no attack; the clean accuracy is printed in any case.", "give --eps 8/255"
+        )
+    if eps is None and norm not in (None, trained.norm):
+        raise UsageError(f"--norm {norm} needs --eps: the model was trained for {trained}.")
+    return ThreatModel(norm=norm or trained.norm, eps=trained.eps if eps is None else eps)
+
+
+def _choose(request: Request, data: Dataset, spec: ModelSpec) -> Split:
+    """The images to measure on. Raises UsageError where the data set has other classes than the model."""
+    if data.class_names != spec.labels:
+        raise UsageError(
+            f"{data.title} has other classes than the model ({len(data.class_names)} and {spec.num_classes})."
+        )
+    images = data.val if request.split == "val" else data.test
+    if request.max_examples is None or request.max_examples >= len(images):
+        return images
+    order = torch.randperm(len(images), generator=stream(request.seed, "subset"))[: request.max_examples]
+    index = order.sort().values.numpy()
+    return Split(images.images[index], images.labels[index])
+
+
+def _state(path: Path, subject: Subject, plan: Plan, data_digest: str) -> EvaluationState:
+    """Where the evaluation is kept while it runs, with everything that decides its result."""
+    surrogate = plan.surrogate.spec.weights_digest if plan.surrogate is not None else None
+    return EvaluationState(
+        path.with_name(path.name + ".evaluation.partial"),
+        request={
+            "version": __version__,
+            "weights": subject.weights_digest,
+            "artefact": f"{subject.artefact} {subject.precision}",
+            "surrogate": surrogate,
+            "batch size": plan.batch_size,
+            "data": f"{subject.dataset} {subject.split} {data_digest}",
+            "threat model": str(plan.threat_model),
+            "attacks": [[attack.name, attack.settings()] for attack in plan.attacks],
+            "seed": plan.seed,
+        },
+    )
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A model and the attacks that fit it."""
 
     spec: ModelSpec
     model: Deployed
-    plan: Plan
-    artefact: Literal["checkpoint", "onnx"]
-    surrogate_digest: str | None  # of the weights that `transfer` uses
-    studies: bool  # whether detection and rejection are studied
-
-    def subject(self, dataset: str, split: Literal["val", "test"]) -> Subject:
-        """What is measured."""
-        spec = self.spec
-        return Subject(spec.weights_digest, dataset, split, spec.labels, self.artefact, spec.precision)
-
-    def with_val(self, val: DeviceSplit) -> Plan:
-        """The plan, with the val images that its studies need."""
-        return replace(self.plan, val=val) if self.studies else self.plan
+    attacks: tuple[Attack, ...]
+    surrogate: Deployed | None
+    thorough: bool  # whether detection and rejection are studied
 
 
-def prepare(
-    path: Path,
-    checkpoint: Path | None,
-    *,
-    suite: str,
-    attacks: tuple[str, ...],
-    device: torch.device,
-    runtime: Device,
-    output: Output,
-) -> Prepared:
-    """Load the model at ``path`` and choose its stages.
-
-    Args:
-        device, runtime: where a checkpoint runs in torch, and an exported file in ONNX Runtime.
-        checkpoint: of an exported file; None looks beside it.
-        suite, attacks: the suite's name, or the names of attacks instead of a suite.
-
-    Raises:
-        UsageError: an unknown suite or attack, or one that needs gradients of an exported file.
-        DataError, VerificationError: as `ducat_serve.load` and `Predictor` do, or a checkpoint of other weights.
-    """
-    if path.suffix == ".onnx":
-        return _exported(path, checkpoint, suite, attacks, runtime, output)
-    loaded = load(path)
-    spec = loaded.spec
-    surrogate, digest = _pre_dummy(path, spec, device, output)
-    target = Target(spec.fold, spec.num_classes, surrogate)
-    stages = _stages(suite, attacks, target)
-    thorough = not attacks and suite != "quick"
-    plan = Plan(
-        stages=tuple(stages),
-        legacy_attacks=_LEGACY if thorough else _LEGACY[:1],
-        surrogate=surrogate,
-    )
-    model = loaded.to(device).to(memory_format=LAYOUT)
-    return Prepared(spec, model, plan, "checkpoint", digest, studies=thorough)
+def _load_checkpoint(request: Request, device: torch.device, output: Output) -> _Loaded:
+    model = load(request.path)
+    spec = model.spec
+    surrogate = _pre_dummy(request.path, spec, device, output)
+    target = TargetModel(spec.fold, spec.num_classes, surrogate)
+    if request.attacks:
+        attacks = [attack_named(name, target) for name in request.attacks]
+    else:
+        attacks = attacks_of(request.suite, target)
+    thorough = not request.attacks and request.suite != "quick"
+    return _Loaded(spec, model.to(device).to(memory_format=LAYOUT), tuple(attacks), surrogate, thorough)
 
 
-def _stages(name: str, attacks: tuple[str, ...], target: Target) -> list[Stage]:
-    return [stage(attack, target) for attack in attacks] if attacks else build_suite(name, target)
-
-
-def _pre_dummy(
-    path: Path, spec: ModelSpec, device: torch.device, output: Output
-) -> tuple[Deployed | None, str | None]:
-    """The model's own weights from before the dummy phase and their digest, if they are beside it."""
+def _pre_dummy(path: Path, spec: ModelSpec, device: torch.device, output: Output) -> Deployed | None:
+    """The model's own weights from before the dummy phase, if they are beside it."""
     file = RunFolder(path.parent).pre_dummy
     if spec.fold == "none" or not file.is_file() or file == path:
-        return None, None
+        return None
     try:
         before = load(file)
     except DucatError as error:
         output.warn(f"no transfer attack: {error.cause}")
-        return None, None
+        return None
     if (before.spec.labels, before.spec.image_size) != (spec.labels, spec.image_size):
         output.warn(f"no transfer attack: {file} belongs to another model.")
-        return None, None
-    module = before.to(device).to(memory_format=LAYOUT)
-    return module, before.spec.weights_digest
+        return None
+    return before.to(device).to(memory_format=LAYOUT)
 
 
-def _exported(
-    path: Path, checkpoint: Path | None, suite: str, attacks: tuple[str, ...], runtime: Device, output: Output
-) -> Prepared:
-    if suite not in SUITES:
-        raise unknown_name("suite", suite, SUITES)
-    impossible = [name for name in attacks if name not in BLACK_BOX]
+class ExportedClassifier(nn.Module):
+    """ONNX Runtime behind the interface of a classifier: what is really deployed. No gradient goes through it."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        super().__init__()
+        self.predictor = predictor
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Float images [N, channels, H, W] in [0, 1], rounded to 8 bits, to folded logits [N, C]."""
+        levels = (images.detach() * 255).round().clamp(0, 255).byte()
+        answer = self.predictor(levels.permute(0, 2, 3, 1).contiguous().cpu().numpy())
+        return torch.from_numpy(answer.logits).to(images.device)
+
+
+def exported_model(predictor: Predictor) -> Deployed:
+    """The deployed function of an ONNX file; its fold is inside the graph, so there is none left to apply."""
+    return Deployed(ExportedClassifier(predictor), "none").eval()
+
+
+def _load_export(request: Request, output: Output) -> _Loaded:
+    if request.suite not in SUITES:
+        raise unknown_name("suite", request.suite, SUITES)
+    possible = [attack.name for attack in ATTACKS.values() if not attack.needs_gradient]
+    impossible = [name for name in request.attacks if name not in possible]
     if impossible:
         raise UsageError(
             f"{', '.join(impossible)} needs gradients, and an exported file has none.",
-            f"evaluate its checkpoint, or choose from: {', '.join(BLACK_BOX)}",
+            f"evaluate its checkpoint, or choose from: {', '.join(possible)}",
         )
-    predictor = Predictor(path, device=runtime)
-    surrogate = _source(path, checkpoint, predictor.spec, output)
-    target = Target("none", predictor.spec.num_classes, surrogate)
-    names = attacks or tuple(name for name in BLACK_BOX if surrogate is not None or name != "transfer")
-    plan = Plan(stages=tuple(stage(name, target) for name in names), sanity=False)
-    digest = predictor.spec.weights_digest if surrogate is not None else None
-    return Prepared(predictor.spec, exported(predictor), plan, "onnx", digest, studies=False)
+    predictor = Predictor(request.path, device=request.device)
+    surrogate = _source(request.path, request.checkpoint, predictor.spec, output)
+    target = TargetModel("none", predictor.spec.num_classes, surrogate)
+    names = request.attacks or tuple(name for name in possible if ATTACKS[name].applies(target))
+    attacks = tuple(attack_named(name, target) for name in names)
+    return _Loaded(predictor.spec, exported_model(predictor), attacks, surrogate, thorough=False)
 
 
 def _source(path: Path, checkpoint: Path | None, spec: ModelSpec, output: Output) -> Deployed | None:

@@ -1,12 +1,15 @@
-"""Runs an attack over examples: batches, progress, one random stream per batch."""
+"""Runs an attack over examples: in batches that shrink when memory runs out, with its work counted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ducat_serve.deployed import Deployed
 from ducat_serve.output import Output
@@ -14,10 +17,54 @@ from training.attacks.ball import Ball
 from training.attacks.base import Attack
 from training.attacks.criteria import Criterion
 from training.batches import DeviceSplit, to_pixels
-from training.evaluation.effort import Batches
 from training.randomness import stream
 
-Saw = Callable[[Tensor, Tensor], None]  # examples int64 [B] and the images that an attack made of them
+# What torch's CPU allocator, cuBLAS, cuDNN and ONNX Runtime say when there is no memory.
+_SIGNS = ("DefaultCPUAllocator", "ALLOC_FAILED", "Failed to allocate memory", "BFCArena", "std::bad_alloc")
+
+T = TypeVar("T")
+
+
+@dataclass
+class Batches:
+    """Runs work over examples in batches of ``size``; out of memory halves it, for good."""
+
+    size: int
+    output: Output
+
+    def over(self, index: Tensor, work: Callable[[int, Tensor], T]) -> list[T]:
+        """The results of ``work(start, batch)`` for consecutive batches of ``index``.
+
+        After ``work`` ran out of memory it is called again, with fewer examples.
+
+        Raises:
+            torch.OutOfMemoryError or what the runtime raises: not even one example fits.
+        """
+        results: list[T] = []
+        start = 0
+        while start < len(index):
+            batch = index[start : start + self.size]
+            try:
+                results.append(work(start, batch))
+            except Exception as error:  # ONNX Runtime's are no RuntimeErrors
+                if not _out_of_memory(error) or self.size == 1:
+                    raise
+                self._halve(len(batch))
+            else:
+                start += len(batch)
+        return results
+
+    def _halve(self, tried: int) -> None:
+        self.size = max(1, min(self.size, tried) // 2)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.output.warn(f"out of memory with {tried} images at once; going on with --batch-size {self.size}")
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(sign in str(error) for sign in _SIGNS)
 
 
 @dataclass(frozen=True)
@@ -31,53 +78,71 @@ class Runner:
     batches: Batches
     output: Output
 
-    def attack(
-        self,
-        name: str,
-        attack: Attack,
-        index: Tensor,
-        criterion: Criterion,
-        saw: Saw,
-        *,
-        model: Deployed | None = None,
-        ball: Ball | None = None,
-    ) -> None:
-        """Attack the examples ``index`` and show every batch of results to ``saw``.
+    def attack(self, name: str, attack: Attack, index: Tensor, criterion: Criterion) -> Tensor:
+        """Attack the examples ``index`` (int64 [M]).
 
         Args:
-            name: names the random stream, so an attack's result does not depend on those before it.
-            model, ball: in place of the runner's own.
+            name: names the random stream, so that a result does not depend on attacks before it.
+
+        Returns the raw logits, [M, 2C] or [M, C], of the images that the attack found, in the order of ``index``.
         """
         with self.output.progress(name, len(index)) as advance:
 
-            def work(start: int, batch: Tensor) -> None:
+            def work(start: int, batch: Tensor) -> Tensor:
                 images, labels = to_pixels(self.data.images[batch]), self.data.labels[batch]
                 generator = stream(self.seed, name, start, device=labels.device)
-                found = attack(
-                    model or self.model, images, labels, ball or self.ball, criterion, generator=generator
-                )
-                saw(batch, found)
+                found = attack(self.model, images, labels, self.ball, criterion, generator=generator)
+                with torch.no_grad():
+                    raw: Tensor = self.model.classifier(found)
                 advance(len(batch))
+                return raw
 
-            self.batches.over(index, work)
+            parts = self.batches.over(index, work)
+        return torch.cat(parts) if parts else self.clean_logits[:0]
 
-    def everything(self) -> Tensor:
-        """The indices of all examples, int64 [N]."""
-        return torch.arange(len(self.data), device=self.data.labels.device)
+    @cached_property
+    def clean_logits(self) -> Tensor:
+        """Raw logits of the clean images, [N, 2C] or [N, C]."""
+        return self.raw_logits(self.data)
 
     @torch.no_grad()
-    def raw_logits(self, data: DeviceSplit | None = None) -> Tensor:
-        """Raw logits of the clean images, [N, 2C] or [N, C]."""
-        data = data or self.data
-        parts: list[Tensor] = []
-        index = torch.arange(len(data), device=data.labels.device)
-        self.batches.over(
-            index, lambda _, batch: parts.append(self.model.classifier(to_pixels(data.images[batch])))
-        )
-        return torch.cat(parts)
+    def raw_logits(self, data: DeviceSplit) -> Tensor:
+        """Raw logits of images as they are, [N, 2C] or [N, C]."""
+
+        def work(_start: int, batch: Tensor) -> Tensor:
+            raw: Tensor = self.model.classifier(to_pixels(data.images[batch]))
+            return raw
+
+        return torch.cat(self.batches.over(torch.arange(len(data), device=data.labels.device), work))
 
     def sample(self, purpose: str, among: Tensor, count: int) -> Tensor:
         """At most ``count`` of the examples ``among`` (bool [N]), drawn with the runner's seed, in order."""
         index = among.nonzero().squeeze(1)
         order = torch.randperm(len(index), generator=stream(self.seed, "sample", purpose))[:count]
         return index[order.sort().values.to(index.device)]
+
+
+@dataclass
+class Cost:
+    """What attacks asked of a model, counted in images."""
+
+    gradient_steps: int = 0
+    forward_passes: int = 0  # without a gradient
+
+
+@contextlib.contextmanager
+def counted(model: nn.Module) -> Iterator[Cost]:
+    """Count the images that go through ``model`` inside, with a gradient and without."""
+    cost = Cost()
+
+    def count(_module: nn.Module, inputs: tuple[Any, ...], _outputs: Any) -> None:
+        if torch.is_grad_enabled() and inputs[0].requires_grad:
+            cost.gradient_steps += len(inputs[0])
+        else:
+            cost.forward_passes += len(inputs[0])
+
+    handle = model.register_forward_hook(count)
+    try:
+        yield cost
+    finally:
+        handle.remove()

@@ -7,21 +7,22 @@ one that should be weaker wins, the report says "gradient masking suspected".
 from __future__ import annotations
 
 import math
-from functools import partial
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ducat_serve.deployed import Deployed
 from ducat_serve.report import SanityCheck
-from training.attacks.apgd import apgd
+from training.attacks.apgd import APGD
 from training.attacks.ball import Ball, largest_eps
-from training.attacks.base import Attack, Best, look
+from training.attacks.base import Attack, Best, value
 from training.attacks.criteria import Criterion, misclassified
 from training.attacks.frozen import frozen
 from training.attacks.losses import cross_entropy, margin
-from training.attacks.square import square
-from training.attacks.transfer import transfer
+from training.attacks.square import Square
+from training.attacks.transfer import Transfer
 from training.evaluation.examples import Examples
 from training.evaluation.runner import Runner
 
@@ -36,19 +37,22 @@ def check_sanity(runner: Runner, examples: Examples, surrogate: Deployed | None)
     if len(index) < ENOUGH:
         return ()
 
-    def left(name: str, attack: Attack, ball: Ball | None = None) -> Tensor:
-        return _survivors(runner, f"sanity {name}", attack, index, ball)
+    criterion = misclassified(runner.model.fold)
 
-    ce, gap = cross_entropy(runner.model.fold), margin(runner.model.fold)
-    few = left("10 steps", partial(apgd, loss=ce, steps=10))
-    many = left("100 steps", partial(apgd, loss=ce, steps=100))
-    white_box = many & left("margin", partial(apgd, loss=gap, steps=100))
-    noise = left("noise", partial(_noise, draws=20))
-    squares = left("squares", partial(square, queries=200))
+    def left(name: str, attack: Attack, ball: Ball = runner.ball) -> Tensor:
+        """Which of the images are still right, bool [M]."""
+        raw = replace(runner, ball=ball).attack(f"sanity {name}", attack, index, criterion)
+        return ~criterion(raw, runner.data.labels[index])
+
+    few = left("10 steps", APGD(cross_entropy, steps=10))
+    many = left("100 steps", APGD(cross_entropy, steps=100))
+    white_box = many & left("margin", APGD(margin, steps=100))
+    noise = left("noise", Noise(draws=20))
+    squares = left("squares", Square(queries=200))
     pixels = math.prod(runner.data.images.shape[1:])
     everything = Ball(runner.ball.norm, largest_eps(runner.ball.norm, pixels))
-    large = left("large eps", partial(apgd, loss=ce, steps=100), everything)
-    large &= left("large eps, margin", partial(apgd, loss=gap, steps=100), everything)
+    large = left("large eps", APGD(cross_entropy, steps=100), everything)
+    large &= left("large eps, margin", APGD(margin, steps=100), everything)
     checks = [
         _compare(
             "more steps help the attack",
@@ -76,7 +80,7 @@ def check_sanity(runner: Runner, examples: Examples, surrogate: Deployed | None)
         ),
     ]
     if surrogate is not None:
-        shown = left("transfer", partial(transfer, surrogate=surrogate, steps=100))
+        shown = left("transfer", Transfer(steps=100, surrogate=surrogate))
         checks.append(
             _compare(
                 "transfer is weaker than white-box",
@@ -101,36 +105,30 @@ def _compare(
     )
 
 
-def _survivors(runner: Runner, name: str, attack: Attack, index: Tensor, ball: Ball | None) -> Tensor:
-    """Which of the examples ``index`` are still right, bool [len(index)]."""
-    criterion = misclassified(runner.model.fold)
-    fooled = torch.zeros(len(runner.data), dtype=torch.bool, device=index.device)
-
-    @torch.no_grad()
-    def saw(batch: Tensor, found: Tensor) -> None:
-        fooled[batch] = criterion(runner.model.classifier(found), runner.data.labels[batch])
-
-    runner.attack(name, attack, index, criterion, saw, ball=ball)
-    return ~fooled[index]
-
-
-def _noise(
-    model: Deployed,
-    images: Tensor,
-    labels: Tensor,
-    ball: Ball,
-    criterion: Criterion,
-    *,
-    draws: int,
-    generator: torch.Generator,
-) -> Tensor:
+@dataclass(frozen=True)
+class Noise(Attack):
     """Random points of the ball, as far out as they get: no search at all."""
-    best = Best(images)
-    index = torch.arange(len(images), device=images.device)
-    loss = cross_entropy(model.fold)
-    with frozen(model):
-        for _ in range(draws):
-            direction = ball.random_start(images, generator) - images
-            found = ball.project(images, ball.ascend(images, direction, ball.eps))
-            best.offer(index, found, look(model, found, labels, labels, loss, criterion, gradient=False))
-    return best.images
+
+    name: ClassVar[str] = "noise"
+    needs_gradient: ClassVar[bool] = False
+    draws: int
+
+    def __call__(
+        self,
+        model: Deployed,
+        images: Tensor,
+        labels: Tensor,
+        ball: Ball,
+        criterion: Criterion,
+        *,
+        generator: torch.Generator,
+    ) -> Tensor:
+        best = Best(images)
+        index = torch.arange(len(images), device=images.device)
+        loss = cross_entropy(model.fold)
+        with frozen(model):
+            for _ in range(self.draws):
+                direction = ball.random_start(images, generator) - images
+                found = ball.project(images, ball.ascend(images, direction, ball.eps))
+                best.offer(index, found, value(model, found, labels, labels, loss, criterion))
+        return best.images

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ducat_serve import atomic
 from ducat_serve.errors import DataError, UsageError
+from ducat_serve.output import Output
 from ducat_serve.report import AttackResult
 from training.evaluation.examples import Examples
 
@@ -20,7 +21,7 @@ _KEY = "ducat_evaluation"
 
 
 @dataclass(frozen=True)
-class Unfinished:
+class EvaluationState:
     """The file of an evaluation that has not ended, and what that evaluation was asked to do.
 
     ``request`` holds everything that decides the result: a resumed evaluation must have been asked the same.
@@ -28,6 +29,14 @@ class Unfinished:
 
     path: Path
     request: dict[str, Any]
+
+    def begin(self, *, resume: bool, output: Output) -> None:
+        """Keep an interrupted evaluation to go on with, or drop it; says so where that may surprise."""
+        if resume and not self.exists():
+            output.warn("there is nothing to resume; starting from the beginning.")
+        if self.exists() and not resume:
+            output.warn("an interrupted evaluation is dropped; --resume would have gone on with it.")
+            self.remove()
 
     def save(self, examples: Examples, results: list[AttackResult]) -> None:
         """Write down what is known after an attack, atomically."""
@@ -71,6 +80,6 @@ class Unfinished:
 
 
 def _tensors(examples: Examples) -> dict[str, Tensor]:
-    """What changes while attacks run; the clean images are looked at again."""
-    fooling = {f"fooling.{name}": values for name, values in examples.fooling_suspicion.items()}
+    """What changes while attacks run; the clean images are evaluated again."""
+    fooling = {f"fooling.{name}": values for name, values in examples.fooling_scores.items()}
     return {"right": examples.right, **fooling}

@@ -1,23 +1,40 @@
-"""What each method maximises in its inner attack and minimises in its update; one file per method."""
+"""What each method maximises in its inner attack and minimises in its update; one file per method.
+
+A new method is a file with a subclass of `Objective` and a line in ``METHODS``. Its parameters are the fields of that
+class; each of them is a setting of the same name in `TrainConfig` and an option of `ducat train`.
+"""
 
 from __future__ import annotations
 
-from training.objectives.adversarial_training import AdversarialTraining
-from training.objectives.consistency import Consistency
-from training.objectives.ducat import Ducat
-from training.objectives.mart import Mart
-from training.objectives.objective import Objective
-from training.objectives.trades import Trades
+import pkgutil
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-METHODS = ("pgd-at", "trades", "mart", "consistency")
+if TYPE_CHECKING:
+    from training.objectives.ducat import Ducat
+    from training.objectives.objective import Objective
+
+# By name and not by import, because the command line lists the methods and should not load torch for that.
+METHODS = {
+    "pgd-at": "training.objectives.adversarial_training:AdversarialTraining",
+    "trades": "training.objectives.trades:Trades",
+    "mart": "training.objectives.mart:Mart",
+    "consistency": "training.objectives.consistency:Consistency",
+}
 
 
-def create_objective(method: str, ducat: Ducat, beta: float) -> Objective:
-    """The objective of a method in ``METHODS``; ``beta`` weighs the regulariser of TRADES and MART."""
-    if method == "trades":
-        return Trades(ducat, beta)
-    if method == "mart":
-        return Mart(ducat, beta)
-    if method == "consistency":
-        return Consistency(ducat)
-    return AdversarialTraining(ducat)
+def objective_class(method: str) -> type[Objective]:
+    """The class of a method in ``METHODS``. Raises KeyError for another."""
+    found: type[Objective] = pkgutil.resolve_name(METHODS[method])
+    return found
+
+
+def create_objective(method: str, ducat: Ducat, settings: Mapping[str, Any]) -> Objective:
+    """The objective of a method in ``METHODS``; its parameters are taken from the settings of the same names."""
+    objective = objective_class(method)
+    return objective(ducat, **{name: settings[name] for name in objective.parameters()})
+
+
+def methods_with(parameter: str) -> list[str]:
+    """The methods that have a parameter, in the order of ``METHODS``."""
+    return [method for method in METHODS if parameter in objective_class(method).parameters()]

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from training.objectives.objective import Objective, forward_both, in_float
+from training.objectives.objective import Batch, Objective, forward_both, in_float
 
 
 class AdversarialTraining(Objective):
-    """Cross entropy on adversarial images; in the dummy phase, two-hot labels over both halves."""
+    """Cross entropy on adversarial images; with dummies, two-hot labels over both halves."""
 
-    def loss(
-        self, model: nn.Module, images: Tensor, adversarial: Tensor, labels: Tensor, dummy_phase: bool
-    ) -> Tensor:
-        if dummy_phase and self.ducat.mode != "off":
-            return self.ducat.with_dummies(*forward_both(model, images, adversarial), labels)
-        attacked = in_float(model(adversarial))
-        return self.ducat.cross_entropy(attacked, labels, dummy_phase=False).mean()
+    def loss(self, model: nn.Module, batch: Batch, adversarial: Tensor) -> Tensor:
+        if self.ducat.trains_dummies:
+            clean, attacked = forward_both(model, batch.images, adversarial)
+            return self.ducat.two_hot_cross_entropy(clean, attacked, batch.labels)
+        return self.ducat.cross_entropy(in_float(model(adversarial)), batch.labels).mean()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.objectives.objective import Objective, forward_both, in_float
+from training.objectives.objective import Batch, Objective, forward_both, in_float
 
 _TEMPERATURE = 0.5
 
@@ -23,20 +23,18 @@ class Consistency(Objective):
 
     views: ClassVar[int] = 2
 
-    def loss(
-        self, model: nn.Module, images: Tensor, adversarial: Tensor, labels: Tensor, dummy_phase: bool
-    ) -> Tensor:
-        if dummy_phase and self.ducat.mode != "off":
-            clean, attacked = forward_both(model, images, adversarial)
-            classification = self.ducat.with_dummies(clean, attacked, labels)
+    def loss(self, model: nn.Module, batch: Batch, adversarial: Tensor) -> Tensor:
+        if self.ducat.trains_dummies:
+            clean, attacked = forward_both(model, batch.images, adversarial)
+            classification = self.ducat.two_hot_cross_entropy(clean, attacked, batch.labels)
         else:
             attacked = in_float(model(adversarial))
-            classification = self.ducat.cross_entropy(attacked, labels, dummy_phase=False).mean()
-        return classification + self._disagreement(attacked, dummy_phase).mean()
+            classification = self.ducat.cross_entropy(attacked, batch.labels).mean()
+        return classification + self._disagreement(attacked).mean()
 
-    def _disagreement(self, attacked: Tensor, dummy_phase: bool) -> Tensor:
+    def _disagreement(self, attacked: Tensor) -> Tensor:
         # Sharpening a posterior: dividing its log by the temperature, and normalising again.
-        sharp = (self.ducat.log_posterior(attacked, dummy_phase) / _TEMPERATURE).log_softmax(dim=1)
+        sharp = (self.ducat.log_posterior(attacked) / _TEMPERATURE).log_softmax(dim=1)
         first, second = sharp.chunk(2)
         mean = torch.logaddexp(first, second) - math.log(2)
 

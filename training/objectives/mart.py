@@ -1,7 +1,7 @@
 """MART (Wang et al. 2020, ICLR, "Improving adversarial robustness requires revisiting misclassified examples", eq. 11).
 
 ``BCE(x_adv, y) + beta * mean((1 - p_y(x)) KL(p(x) || p(x_adv)))``, where the boosted cross entropy is
-``-log p_y(x_adv) - log(1 - max_{k != y} p_k(x_adv))``. In the dummy phase its first part is DUCAT's, over both halves.
+``-log p_y(x_adv) - log(1 - max_{k != y} p_k(x_adv))``. With dummies its first part is DUCAT's, over both halves.
 The inner attack maximises cross entropy.
 """
 
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.attacks.ball import Ball
-from training.objectives.objective import Objective, forward_both, near
+from training.attacks.inner import InnerAttack, NearPGD
+from training.objectives.objective import Batch, Objective, forward_both
 
 _ALMOST_ONE = 1.0001  # as in the authors' code: bounds the logarithm where the runner-up has all the mass
 
@@ -25,19 +26,17 @@ class Mart(Objective):
 
     beta: float
 
-    def start(self, images: Tensor, ball: Ball, generator: torch.Generator) -> Tensor:
-        return near(images, ball, generator)
+    def inner_attack(self, ball: Ball, steps: int, step_size: float) -> InnerAttack:
+        return NearPGD(ball, steps, step_size)
 
-    def loss(
-        self, model: nn.Module, images: Tensor, adversarial: Tensor, labels: Tensor, dummy_phase: bool
-    ) -> Tensor:
-        clean, attacked = forward_both(model, images, adversarial)
-        p, q = self.ducat.log_posterior(clean, dummy_phase), self.ducat.log_posterior(attacked, dummy_phase)
-        if dummy_phase and self.ducat.mode != "off":
-            classification = self.ducat.with_dummies(clean, attacked, labels)
+    def loss(self, model: nn.Module, batch: Batch, adversarial: Tensor) -> Tensor:
+        clean, attacked = forward_both(model, batch.images, adversarial)
+        p, q = self.ducat.log_posterior(clean), self.ducat.log_posterior(attacked)
+        if self.ducat.trains_dummies:
+            classification = self.ducat.two_hot_cross_entropy(clean, attacked, batch.labels)
         else:
-            classification = self.ducat.cross_entropy(attacked, labels, dummy_phase=False).mean()
-        index = labels.unsqueeze(1)
+            classification = self.ducat.cross_entropy(attacked, batch.labels).mean()
+        index = batch.labels.unsqueeze(1)
         runner_up = q.scatter(1, index, -torch.inf).amax(dim=1).exp()
         boost = -(_ALMOST_ONE - runner_up).log()
         doubt = 1 - p.gather(1, index).squeeze(1).exp()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,51 +11,51 @@ import torch
 from torch import Tensor, nn
 
 from training.attacks.ball import Ball
+from training.attacks.inner import PGD, InnerAttack
 from training.objectives.ducat import Ducat
 
-_NOISE = 0.001
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step trains on: float images [N, channels, H, W] in [0, 1], labels int64 [N], and its place in the run."""
+
+    images: Tensor
+    labels: Tensor
+    epoch: int  # counted from 1
+    step: int  # of the epoch, counted from 0
 
 
 @dataclass(frozen=True)
 class Objective(ABC):
-    """A method. Images are float [N, channels, H, W] in [0, 1]; a model returns raw logits.
+    """A method, reading logits in one mode. A model maps images to raw logits.
 
-    Unless a method says otherwise its inner attack starts at a random point of the ball and maximises cross
-    entropy against the original label.
+    A run has two objectives: the plain one, and one with dummies from the dummy phase on (`TrainingStep.objective_of`).
+    Unless a method says otherwise its inner attack is PGD on the cross entropy against the original label.
     """
 
     ducat: Ducat
     views: ClassVar[int] = 1  # augmented views of each image in a batch
 
-    def start(self, images: Tensor, ball: Ball, generator: torch.Generator) -> Tensor:
-        """Where the inner attack begins."""
-        return ball.random_start(images, generator)
+    @classmethod
+    def parameters(cls) -> tuple[str, ...]:
+        """The settings that this method has besides those of every run."""
+        return tuple(field.name for field in dataclasses.fields(cls) if field.name != "ducat")
 
-    def reference(self, model: nn.Module, images: Tensor) -> Tensor | None:  # noqa: ARG002
+    def inner_attack(self, ball: Ball, steps: int, step_size: float) -> InnerAttack:
+        """What crafts the adversarial images, with the settings of the run."""
+        return PGD(ball, steps, step_size)
+
+    def reference(self, model: nn.Module, batch: Batch) -> Tensor | None:  # noqa: ARG002
         """Raw logits of the clean images, if the inner attack compares with them. Called in eval mode."""
         return None
 
-    def attack_loss(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        reference: Tensor | None,  # noqa: ARG002
-        dummy_phase: bool,
-    ) -> Tensor:
+    def attack_loss(self, logits: Tensor, batch: Batch, reference: Tensor | None) -> Tensor:  # noqa: ARG002
         """The inner attack's loss per image, [N], from raw logits of the perturbed images."""
-        return self.ducat.cross_entropy(logits, labels, dummy_phase)
+        return self.ducat.cross_entropy(logits, batch.labels)
 
     @abstractmethod
-    def loss(
-        self, model: nn.Module, images: Tensor, adversarial: Tensor, labels: Tensor, dummy_phase: bool
-    ) -> Tensor:
-        """The scalar training loss; one forward pass in train mode."""
-
-
-def near(images: Tensor, ball: Ball, generator: torch.Generator) -> Tensor:
-    """Beside the images: at an image itself the gradient of a divergence from it is zero."""
-    noise = torch.randn(images.shape, generator=generator, device=images.device, dtype=images.dtype)
-    return ball.project(images, images + _NOISE * noise)
+    def loss(self, model: nn.Module, batch: Batch, adversarial: Tensor) -> Tensor:
+        """The scalar training loss; one forward pass in train mode. ``adversarial`` is like the batch's images."""
 
 
 def forward_both(model: nn.Module, images: Tensor, adversarial: Tensor) -> tuple[Tensor, Tensor]:

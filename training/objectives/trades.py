@@ -1,7 +1,7 @@
 """TRADES (Zhang et al. 2019, arXiv 1901.08573, eq. 5): clean accuracy plus beta times a divergence.
 
-Off, and before the dummy phase: ``CE(x, y) + beta * KL(p(x) || p(x_adv))``. In the dummy phase the first term is
-DUCAT's, over both halves. The inner attack maximises the divergence.
+Plain: ``CE(x, y) + beta * KL(p(x) || p(x_adv))``. With dummies the first term is DUCAT's,
+over both halves. The inner attack maximises the divergence.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.attacks.ball import Ball
-from training.objectives.objective import Objective, forward_both, in_float, near
+from training.attacks.inner import InnerAttack, NearPGD
+from training.objectives.objective import Batch, Objective, forward_both, in_float
 
 
 @dataclass(frozen=True)
@@ -22,34 +23,26 @@ class Trades(Objective):
 
     beta: float
 
-    def start(self, images: Tensor, ball: Ball, generator: torch.Generator) -> Tensor:
-        return near(images, ball, generator)
+    def inner_attack(self, ball: Ball, steps: int, step_size: float) -> InnerAttack:
+        return NearPGD(ball, steps, step_size)
 
-    def reference(self, model: nn.Module, images: Tensor) -> Tensor | None:
+    def reference(self, model: nn.Module, batch: Batch) -> Tensor | None:
         with torch.no_grad():
-            return in_float(model(images))
+            return in_float(model(batch.images))
 
-    def attack_loss(
-        self,
-        logits: Tensor,
-        labels: Tensor,  # noqa: ARG002
-        reference: Tensor | None,
-        dummy_phase: bool,
-    ) -> Tensor:
+    def attack_loss(self, logits: Tensor, batch: Batch, reference: Tensor | None) -> Tensor:  # noqa: ARG002
         """KL(p(x) || p(x_adv)) per image, [N]."""
         assert reference is not None
-        return self._divergence(reference, logits, dummy_phase)
+        return self._divergence(reference, logits)
 
-    def loss(
-        self, model: nn.Module, images: Tensor, adversarial: Tensor, labels: Tensor, dummy_phase: bool
-    ) -> Tensor:
-        clean, attacked = forward_both(model, images, adversarial)
-        if dummy_phase and self.ducat.mode != "off":
-            classification = self.ducat.with_dummies(clean, attacked, labels)
+    def loss(self, model: nn.Module, batch: Batch, adversarial: Tensor) -> Tensor:
+        clean, attacked = forward_both(model, batch.images, adversarial)
+        if self.ducat.trains_dummies:
+            classification = self.ducat.two_hot_cross_entropy(clean, attacked, batch.labels)
         else:
-            classification = self.ducat.cross_entropy(clean, labels, dummy_phase=False).mean()
-        return classification + self.beta * self._divergence(clean, attacked, dummy_phase).mean()
+            classification = self.ducat.cross_entropy(clean, batch.labels).mean()
+        return classification + self.beta * self._divergence(clean, attacked).mean()
 
-    def _divergence(self, clean: Tensor, attacked: Tensor, dummy_phase: bool) -> Tensor:
-        p, q = self.ducat.log_posterior(clean, dummy_phase), self.ducat.log_posterior(attacked, dummy_phase)
+    def _divergence(self, clean: Tensor, attacked: Tensor) -> Tensor:
+        p, q = self.ducat.log_posterior(clean), self.ducat.log_posterior(attacked)
         return F.kl_div(q, p, reduction="none", log_target=True).sum(dim=1)

@@ -1,12 +1,22 @@
-"""Recipes: complete settings of `ducat train` by name, one TOML file each; `extends` names the one it builds on."""
+"""Recipes: complete settings of `ducat train` by name, one TOML file each; `extends` names the one it builds on.
+
+There is one for each data set and a small one for CPUs; another network or method is a flag and needs no recipe.
+"""
 
 from __future__ import annotations
 
+import re
 import tomllib
 from importlib import resources
 from typing import Any
 
-from ducat_serve.errors import unknown_name
+from ducat_serve.errors import UsageError, unknown_name
+
+# What earlier versions had a recipe of its own for.
+_NETWORK_AND_METHOD = re.compile(
+    r"(?P<dataset>cifar10|cifar100|tiny-imagenet|digits)"
+    r"(-(?P<network>wrn-28-10))?(-(?P<method>trades|mart|consistency))?"
+)
 
 
 def recipe_names() -> list[str]:
@@ -18,7 +28,7 @@ def recipe_names() -> list[str]:
 def load_recipe(name: str) -> dict[str, Any]:
     """The settings of a recipe, with those that it extends. Raises UsageError for an unknown name."""
     if name not in recipe_names():
-        raise unknown_name("recipe", name, recipe_names())
+        raise _unknown(name)
     recipe = tomllib.loads((resources.files(__name__) / f"{name}.toml").read_text())
     base = recipe.pop("extends", None)
     return {**load_recipe(base), **recipe} if base else recipe
@@ -27,3 +37,11 @@ def load_recipe(name: str) -> dict[str, Any]:
 def recipe_of(dataset: str) -> str:
     """The recipe that comes with a data set; `folder:PATH` has one of its own."""
     return "folder" if dataset.startswith("folder:") else dataset
+
+
+def _unknown(name: str) -> UsageError:
+    old = _NETWORK_AND_METHOD.fullmatch(name)
+    if old is None:
+        return unknown_name("recipe", name, recipe_names())
+    flags = " ".join(f"--{key} {value}" for key, value in old.groupdict().items() if value)
+    return UsageError(f"There is no recipe '{name}' any more: flags say the same.", f"ducat train {flags}")

@@ -11,34 +11,34 @@ from matplotlib.figure import Figure
 
 from ducat_serve import atomic
 from training.config import TrainConfig
+from training.run.metrics import EpochRow
 
-_ACCURACIES = (
-    ("val_clean_accuracy", "clean", "#1b6ca8", "-"),
-    ("val_pgd_accuracy", "PGD, deployed function", "#c8553d", "-"),
-    ("val_legacy_accuracy", "legacy 2C (not a claim)", "#c8553d", ":"),
-)
-_SHARES = (
-    ("dummy_share_clean", "clean", "#4f7942"),
-    ("dummy_share_adversarial", "adversarial", "#7b4b94"),
-)
+_CLEAN, _ROBUST, _LOSS = "#1b6ca8", "#c8553d", "#5c6770"
+_SHARE_CLEAN, _SHARE_ADVERSARIAL = "#4f7942", "#7b4b94"
 
 
-def draw_curves(rows: Sequence[dict[str, Any]], config: TrainConfig, target: Path) -> None:
-    """Draw loss, val accuracies and dummy shares; the dummy phase is shaded. ``rows`` are those of metrics.csv."""
+def draw_curves(rows: Sequence[EpochRow], config: TrainConfig, target: Path) -> None:
+    """Draw loss, val accuracies and dummy shares; the dummy phase is shaded."""
     panels = 2 if config.ducat == "off" else 3
     figure = Figure(figsize=(7, 2.4 * panels), layout="constrained")
     axes = figure.subplots(panels, 1, sharex=True)
     axes[0].set_title(
         f"{config.method}, ducat {config.ducat}, {config.network}, {config.threat_model}", loc="left"
     )
-    _line(axes[0], rows, "loss", "training loss", "#5c6770", "-")
+    epochs = [row.epoch for row in rows]
+    _line(axes[0], epochs, [row.loss for row in rows], "training loss", _LOSS)
     axes[0].set_ylabel("loss")
-    for key, label, colour, style in _ACCURACIES:
-        _line(axes[1], rows, key, label, colour, style, scale=100)
-    axes[1].set_ylabel("val accuracy (%)")
+    accuracies = axes[1]
+    _line(accuracies, epochs, _percent([row.val_clean_accuracy for row in rows]), "clean", _CLEAN)
+    robust = _percent([row.val_pgd_accuracy for row in rows])
+    _line(accuracies, epochs, robust, "PGD, deployed function", _ROBUST)
+    legacy = _percent([row.val_legacy_accuracy for row in rows])
+    _line(accuracies, epochs, legacy, "legacy 2C (not a claim)", _ROBUST, ":")
+    accuracies.set_ylabel("val accuracy (%)")
     if panels == 3:
-        for key, label, colour in _SHARES:
-            _line(axes[2], rows, key, label, colour, "-")
+        _line(axes[2], epochs, [row.dummy_share_clean for row in rows], "clean", _SHARE_CLEAN)
+        adversarial = [row.dummy_share_adversarial for row in rows]
+        _line(axes[2], epochs, adversarial, "adversarial", _SHARE_ADVERSARIAL)
         axes[2].set_ylabel("dummy share of y")
     for panel in axes:
         panel.grid(alpha=0.3)
@@ -52,9 +52,19 @@ def draw_curves(rows: Sequence[dict[str, Any]], config: TrainConfig, target: Pat
     atomic.write_bytes(target, buffer.getvalue())
 
 
-def _line(  # type: ignore[no-untyped-def]
-    axes, rows: Sequence[dict[str, Any]], key: str, label: str, colour: str, style: str, scale: float = 1
+def _percent(values: Sequence[float | None]) -> list[float | None]:
+    return [None if value is None else 100 * value for value in values]
+
+
+def _line(
+    axes: Any,
+    epochs: Sequence[int],
+    values: Sequence[float | None],
+    label: str,
+    colour: str,
+    style: str = "-",
 ) -> None:
-    known = [(int(row["epoch"]), scale * float(row[key])) for row in rows if row[key] != ""]
+    """Draw the values that were measured."""
+    known = [(epoch, value) for epoch, value in zip(epochs, values, strict=True) if value is not None]
     if known:
         axes.plot(*zip(*known, strict=True), style, color=colour, label=label, linewidth=1.5)

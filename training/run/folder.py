@@ -10,7 +10,7 @@ import contextlib
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,21 +22,7 @@ from ducat_serve import atomic
 from ducat_serve.errors import DataError, DucatError, UsageError
 from ducat_serve.spec import first_problem
 from training.config import TrainConfig
-
-METRICS = (
-    "epoch",
-    "phase",
-    "learning_rate",
-    "loss",
-    "val_clean_accuracy",
-    "val_pgd_accuracy",
-    "val_legacy_accuracy",
-    "val_fgsm_accuracy",
-    "dummy_share_clean",
-    "dummy_share_adversarial",
-    "images_per_second",
-    "seconds",
-)
+from training.run.metrics import COLUMNS, EpochRow
 
 
 @dataclass(frozen=True)
@@ -57,9 +43,25 @@ class RunFolder:
     def pre_dummy(self) -> Path:
         return self.path / "pre_dummy.safetensors"
 
+    @classmethod
+    def default(cls, config: TrainConfig) -> RunFolder:
+        """Where a run goes unless the user says otherwise: runs/DATASET-NETWORK[-METHOD]-DUCAT."""
+        method = "" if config.method == "pgd-at" else f"-{config.method}"
+        dataset = Path(config.dataset.removeprefix("folder:")).name
+        return cls(Path("runs") / f"{dataset}-{config.network}{method}-{config.ducat}")
+
     def of_epoch(self, epoch: int) -> Path:
         """What --save-every keeps."""
         return self.path / f"epoch-{epoch:03d}.safetensors"
+
+    def models_of(self, epoch: int, config: TrainConfig, *, is_best: bool) -> list[Path]:
+        """Where the weights of a finished epoch are written; `last` comes last."""
+        paths = [self.model] if is_best else []
+        if epoch + 1 == config.ducat_start:
+            paths.append(self.pre_dummy)
+        if config.save_every and epoch % config.save_every == 0:
+            paths.append(self.of_epoch(epoch))
+        return [*paths, self.last]
 
     @property
     def tensorboard(self) -> Path:
@@ -114,12 +116,15 @@ class RunFolder:
         except UsageError:
             return True
 
-    def read_metrics(self) -> list[dict[str, str]]:
-        """The rows of metrics.csv; none where no epoch was finished."""
+    def read_metrics(self) -> list[EpochRow]:
+        """The rows of metrics.csv; none where no epoch was finished. Raises DataError where it is damaged."""
         if not self.metrics.is_file():
             return []
-        with self.metrics.open(newline="") as file:
-            return list(csv.DictReader(file))
+        try:
+            with self.metrics.open(newline="") as file:
+                return [EpochRow.read(cells) for cells in csv.DictReader(file)]
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{self.metrics} is damaged: {error}.") from error
 
     def create(self, config: TrainConfig, data_dir: Path | None, data_digest: str) -> None:
         """Start a new run here. Raises UsageError where there is one already."""
@@ -158,27 +163,10 @@ class RunFolder:
                 "give the --data-dir that it began with",
             )
 
-    def write_metrics(self, rows: list[dict[str, Any]]) -> None:
+    def write_metrics(self, rows: Sequence[EpochRow]) -> None:
         """Write metrics.csv anew, one row per finished epoch."""
         buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, METRICS, lineterminator="\n")
+        writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(row.cells() for row in rows)
         atomic.write_text(self.metrics, buffer.getvalue())
-
-
-def kept_row(rows: Sequence[Mapping[str, Any]], config: TrainConfig) -> Mapping[str, Any] | None:
-    """The row of metrics.csv whose weights are in `model.safetensors`; None where there are no rows.
-
-    The most robust epoch, by the legacy accuracy where it was measured (see docs/architecture.md), then the most
-    accurate, then the first. Once dummies are trained, earlier epochs no longer count.
-    """
-    start = config.ducat_start or 0
-    with_dummies = [row for row in rows if int(row["epoch"]) >= start]
-    return max(with_dummies or rows, key=selection_score, default=None)
-
-
-def selection_score(row: Mapping[str, Any]) -> tuple[float, float]:
-    """What epochs are compared by."""
-    robust = row["val_legacy_accuracy"] if row["val_legacy_accuracy"] != "" else row["val_pgd_accuracy"]
-    return float(robust), float(row["val_clean_accuracy"])

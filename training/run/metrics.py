@@ -1,78 +1,181 @@
-"""One row per epoch: what it holds, how it reads on a terminal, and TensorBoard's copy of it."""
+"""One row per epoch: what it holds, which of them was kept, how it reads, and TensorBoard's copy of it."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from tensorboardX import SummaryWriter
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from training.config import TrainConfig
-from training.run.folder import RunFolder
 from training.validation import ValidationResult
 
-
-def make_row(
-    config: TrainConfig,
-    epoch: int,
-    result: ValidationResult,
-    *,
-    loss: float,
-    images_per_second: float,
-    seconds: float,
-) -> dict[str, Any]:
-    """A row of metrics.csv; what was not measured is an empty string."""
-    return {
-        "epoch": epoch,
-        "phase": "dummy" if config.is_dummy_phase(epoch) else "adversarial",
-        "learning_rate": round(config.learning_rate(epoch), 10),
-        "loss": round(loss, 6),
-        "val_clean_accuracy": round(result.clean_accuracy, 6),
-        "val_pgd_accuracy": round(result.pgd_accuracy, 6),
-        "val_legacy_accuracy": _rounded(result.legacy_accuracy),
-        "val_fgsm_accuracy": _rounded(result.fgsm_accuracy),
-        "dummy_share_clean": _rounded(result.dummy_share_clean),
-        "dummy_share_adversarial": _rounded(result.dummy_share_adversarial),
-        "images_per_second": round(images_per_second, 1),
-        "seconds": round(seconds, 2),
-    }
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 
-class MetricsLog:
-    """Prints rows and keeps them for TensorBoard, in `tensorboard/` of the run folder."""
+@dataclass(frozen=True)
+class EpochRow:
+    """What a finished epoch has to show. Accuracies and shares in [0, 1]; None is what was not measured."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    epoch: int  # counted from 1
+    phase: str  # "adversarial", then "dummy"
+    learning_rate: float
+    loss: float  # the mean over the epoch's steps
+    val_clean_accuracy: float
+    val_pgd_accuracy: float
+    val_legacy_accuracy: float | None
+    val_fgsm_accuracy: float | None
+    dummy_share_clean: float | None
+    dummy_share_adversarial: float | None
+    images_per_second: float
+    seconds: float
+
+    @classmethod
+    def of(
+        cls,
+        config: TrainConfig,
+        epoch: int,
+        result: ValidationResult,
+        *,
+        loss: float,
+        images_per_second: float,
+        seconds: float,
+    ) -> EpochRow:
+        """A row of measurements, rounded as they are written down."""
+        return cls(
+            epoch=epoch,
+            phase="dummy" if config.is_dummy_phase(epoch) else "adversarial",
+            learning_rate=round(config.learning_rate(epoch), 10),
+            loss=round(loss, 6),
+            val_clean_accuracy=round(result.clean_accuracy, 6),
+            val_pgd_accuracy=round(result.pgd_accuracy, 6),
+            val_legacy_accuracy=_rounded(result.legacy_accuracy),
+            val_fgsm_accuracy=_rounded(result.fgsm_accuracy),
+            dummy_share_clean=_rounded(result.dummy_share_clean),
+            dummy_share_adversarial=_rounded(result.dummy_share_adversarial),
+            images_per_second=round(images_per_second, 1),
+            seconds=round(seconds, 2),
+        )
+
+    @classmethod
+    def read(cls, cells: Mapping[str, Any]) -> EpochRow:
+        """The row that `cells` wrote, from metrics.csv or last.pt.
+
+        Columns that a run of an older version does not have count as not measured. Raises KeyError, TypeError or
+        ValueError for anything else that is not a row.
+        """
+
+        def optional(name: str) -> float | None:
+            return None if cells.get(name, "") == "" else float(cells[name])
+
+        return cls(
+            epoch=int(cells["epoch"]),
+            phase=str(cells["phase"]),
+            learning_rate=float(cells["learning_rate"]),
+            loss=float(cells["loss"]),
+            val_clean_accuracy=float(cells["val_clean_accuracy"]),
+            val_pgd_accuracy=float(cells["val_pgd_accuracy"]),
+            val_legacy_accuracy=optional("val_legacy_accuracy"),
+            val_fgsm_accuracy=optional("val_fgsm_accuracy"),
+            dummy_share_clean=optional("dummy_share_clean"),
+            dummy_share_adversarial=optional("dummy_share_adversarial"),
+            images_per_second=float(cells["images_per_second"]),
+            seconds=float(cells["seconds"]),
+        )
+
+    def cells(self) -> dict[str, Any]:
+        """By column, as metrics.csv, last.pt and `--json` events have it: what was not measured is empty."""
+        return {name: "" if value is None else value for name, value in dataclasses.asdict(self).items()}
+
+    def line(self, epochs: int) -> str:
+        """For people; ``epochs`` are those of the whole run."""
+        extra = ""
+        if self.val_legacy_accuracy is not None:
+            extra = f" (legacy {self.val_legacy_accuracy:.1%})"
+        if self.val_fgsm_accuracy is not None:
+            extra = f" (FGSM {self.val_fgsm_accuracy:.1%})"
+        if self.dummy_share_clean is not None:
+            extra += f"  dummy share {self.dummy_share_clean:.2f} / {self.dummy_share_adversarial:.2f}"
+        return (
+            f"epoch {self.epoch:>3}/{epochs} {self.phase:<11} loss {self.loss:.4f}  "
+            f"val clean {self.val_clean_accuracy:.1%}  val PGD {self.val_pgd_accuracy:.1%}{extra}  "
+            f"{self.images_per_second:,.0f} images/s"
+        )
+
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(EpochRow))
+
+
+def kept_row(rows: Sequence[EpochRow], config: TrainConfig) -> EpochRow | None:
+    """The row whose weights are in `model.safetensors`; None where there are no rows.
+
+    The most robust epoch, by the legacy accuracy where it was measured (see docs/architecture.md), then the most
+    accurate, then the first. Once dummies are trained, earlier epochs no longer count.
+    """
+    with_dummies = [row for row in rows if row.epoch >= (config.ducat_start or 0)]
+    return max(with_dummies or rows, key=_selection_score, default=None)
+
+
+def _selection_score(row: EpochRow) -> tuple[float, float]:
+    robust = row.val_pgd_accuracy if row.val_legacy_accuracy is None else row.val_legacy_accuracy
+    return robust, row.val_clean_accuracy
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a finished run has to show; accuracies on val, in [0, 1]."""
+
+    model: str
+    dataset: str
+    epochs: int
+    best_epoch: int
+    best_val_clean_accuracy: float
+    best_val_pgd_accuracy: float
+    pre_dummy_val_pgd_accuracy: float | None  # of the last epoch before the dummy phase, where there is one
+
+    @classmethod
+    def of(cls, rows: Sequence[EpochRow], config: TrainConfig, model: Path, dataset: str) -> RunSummary:
+        """Of a run with at least one finished epoch."""
+        kept = kept_row(rows, config)
+        assert kept is not None
+        start = config.ducat_start or 1
+        return cls(
+            model=str(model),
+            dataset=dataset,
+            epochs=len(rows),
+            best_epoch=kept.epoch,
+            best_val_clean_accuracy=kept.val_clean_accuracy,
+            best_val_pgd_accuracy=kept.val_pgd_accuracy,
+            pre_dummy_val_pgd_accuracy=rows[start - 2].val_pgd_accuracy if start > 1 else None,
+        )
+
+
+class TensorBoardLog:
+    """Rows for TensorBoard, in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._writer: SummaryWriter | None = None
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: EpochRow) -> None:
         """Add an epoch; the first one after a resumption replaces whatever came after it."""
         if self._writer is None:
-            self._writer = SummaryWriter(str(self.folder.tensorboard), purge_step=row["epoch"])
-        for name, value in row.items():
+            from tensorboardX import (
+                SummaryWriter,
+            )  # a second and a half, which `ducat runs` need not wait for
+
+            self._writer = SummaryWriter(str(self.folder), purge_step=row.epoch)
+        for name, value in row.cells().items():
             if name not in ("epoch", "phase") and value != "":
-                self._writer.add_scalar(name, value, row["epoch"])
+                self._writer.add_scalar(name, value, row.epoch)
         self._writer.flush()
 
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
 
-    @staticmethod
-    def line(row: dict[str, Any], epochs: int) -> str:
-        """An epoch for people."""
-        extra = ""
-        if row["val_legacy_accuracy"] != "":
-            extra = f" (legacy {row['val_legacy_accuracy']:.1%})"
-        if row["val_fgsm_accuracy"] != "":
-            extra = f" (FGSM {row['val_fgsm_accuracy']:.1%})"
-        if row["dummy_share_clean"] != "":
-            extra += f"  dummy share {row['dummy_share_clean']:.2f} / {row['dummy_share_adversarial']:.2f}"
-        return (
-            f"epoch {row['epoch']:>3}/{epochs} {row['phase']:<11} loss {row['loss']:.4f}  "
-            f"val clean {row['val_clean_accuracy']:.1%}  val PGD {row['val_pgd_accuracy']:.1%}{extra}  "
-            f"{row['images_per_second']:,.0f} images/s"
-        )
 
-
-def _rounded(value: float | None) -> float | str:
-    return "" if value is None else round(value, 6)
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)

@@ -13,14 +13,15 @@ from torch import Tensor
 
 from ducat_serve import atomic
 from ducat_serve.errors import DataError
+from training.run.metrics import EpochRow
 
 
 @dataclass
 class RunState:
     """A place in a run: ``step`` steps of ``epoch`` are done. No random state: streams depend on the place.
 
-    ``losses`` are the losses of this epoch's steps so far, ``rows`` the finished rows of metrics.csv. ``average`` is
-    that of the weights, if the run keeps one; ``fell_back`` says that N-FGSM was given up for PGD.
+    ``losses`` are the losses of this epoch's steps so far, ``rows`` the finished epochs. ``average`` is that of the
+    weights, if the run keeps one; ``fell_back`` says that N-FGSM was given up for PGD.
     """
 
     epoch: int = 1
@@ -31,14 +32,14 @@ class RunState:
     fell_back: bool = False
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[EpochRow] = field(default_factory=list)
 
 
 def save_state(path: Path, state: RunState) -> None:
     """Write atomically; a full disk or a crash leaves the file that was there. Raises DucatError."""
     shallow = {f.name: getattr(state, f.name) for f in fields(state)}
     buffer = io.BytesIO()
-    torch.save(shallow, buffer)
+    torch.save({**shallow, "rows": [row.cells() for row in state.rows]}, buffer)
     atomic.write_bytes(path, buffer.getbuffer().tobytes())
 
 
@@ -47,6 +48,7 @@ def load_state(path: Path) -> RunState:
     if not path.is_file():
         raise DataError(f"There is no state to resume from at {path}.", "start the run without --resume")
     try:
-        return RunState(**torch.load(path, map_location="cpu", weights_only=True))
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        return RunState(**{**stored, "rows": [EpochRow.read(cells) for cells in stored["rows"]]})
     except (RuntimeError, pickle.UnpicklingError, EOFError, TypeError, KeyError, ValueError) as error:
         raise DataError(f"{path} is damaged: {error}.", "start the run again in another folder") from error

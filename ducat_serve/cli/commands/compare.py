@@ -12,6 +12,7 @@ from ducat_serve.cli.options import common
 from ducat_serve.model_file import read_verified_spec
 from ducat_serve.output import Output
 from ducat_serve.report import MASKING, NOT_MEASURED
+from ducat_serve.report_text import LEGACY
 
 if TYPE_CHECKING:
     from ducat_serve.spec import ModelSpec
@@ -53,7 +54,7 @@ def command(models: tuple[Path, ...], out: Path, json: bool) -> None:
         if candidate.report is None:
             output.warn(f"{candidate.name}: {NOT_MEASURED}; run `ducat evaluate {candidate.path}`.")
     if any(candidate.report and candidate.report.legacy_2c_accuracy for candidate in candidates):
-        output.say("* legacy 2C: non-adaptive, not a robustness claim.")
+        output.say(f"* {LEGACY}.")
     if any(candidate.report and candidate.report.failed_checks for candidate in candidates):
         output.warn(f"masked?: {MASKING}; `ducat evaluate` says by which check.")
     for what in differences(candidates):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ducat_serve.report import Precision
+    from ducat_serve.report import ExportPrecision
 
 REAL_IMAGES = 64
 
@@ -42,7 +42,7 @@ REAL_IMAGES = 64
 @common
 def command(
     model: Path,
-    precision: Precision,
+    precision: ExportPrecision,
     onnx: bool,  # noqa: ARG001 (spelt out in commands, so that another format can be added)
     out: Path | None,
     dataset: str | None,

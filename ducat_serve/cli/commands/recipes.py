@@ -22,9 +22,9 @@ def command(ctx: click.Context, json: bool) -> None:
     \b
     Example:
       ducat recipes
-      ducat recipes show cifar10-trades
-      ducat recipes copy cifar10-trades mine.toml
-      ducat train --config mine.toml --epochs 30
+      ducat recipes show cifar10
+      ducat recipes copy cifar10 mine.toml
+      ducat train --config mine.toml --method trades
     """
     if ctx.invoked_subcommand is not None:
         return

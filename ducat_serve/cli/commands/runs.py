@@ -50,15 +50,16 @@ def command(folder: Path, json: bool) -> None:
 
 def _describe(path: Path) -> dict[str, Any]:
     from ducat_serve.checkpoint import read_spec
-    from training.run.folder import RunFolder, kept_row
+    from training.run.folder import RunFolder
+    from training.run.metrics import kept_row
 
     folder = RunFolder(path)
     try:
         config, _ = folder.read()
         spec = read_spec(folder.model) if folder.model.is_file() else None
+        rows = folder.read_metrics()
     except DucatError as error:
         return {**_UNKNOWN, "name": path.name, "state": f"damaged: {error.cause}"}
-    rows = folder.read_metrics()
     kept = kept_row(rows, config)
     done = len(rows) == config.epochs
     return {
@@ -67,8 +68,8 @@ def _describe(path: Path) -> dict[str, Any]:
         "epoch": len(rows),
         "epochs": config.epochs,
         "method": f"{config.method}, {config.ducat}",
-        "best_val_clean_accuracy": float(kept["val_clean_accuracy"]) if kept else None,
-        "best_val_pgd_accuracy": float(kept["val_pgd_accuracy"]) if kept else None,
+        "best_val_clean_accuracy": kept.val_clean_accuracy if kept else None,
+        "best_val_pgd_accuracy": kept.val_pgd_accuracy if kept else None,
         "worst_case_accuracy": spec.robustness.worst_case_accuracy if spec and spec.robustness else None,
         "robustness": spec.robustness.summary() if spec and spec.robustness else NOT_MEASURED,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,20 +11,13 @@ import click
 
 from ducat_serve.cli.options import common, data_options, device_option
 from ducat_serve.cli.train_options import train_options
-from ducat_serve.errors import UsageError
 from ducat_serve.output import Output
 
 if TYPE_CHECKING:
-    import torch
-
-    from training.config import TrainConfig
-    from training.data import Dataset
-    from training.distributed.processes import World
-    from training.initial import InitialWeights
     from training.run.folder import RunFolder
+    from training.run.metrics import RunSummary
     from training.trainer import Trainer
 
-DEFAULT_DATASET = "digits"
 ROBUSTNESS_LOSS = 0.02  # accuracy on val; less is noise
 
 
@@ -82,22 +75,27 @@ def command(
     Example:
       ducat train --dataset tiny-imagenet --network resnet-small --epochs 30
       ducat train --dataset cifar10 --ducat folded --eps 8/255 --out runs/folded
-      ducat train --recipe cifar10-trades --ducat off --devices 4
+      ducat train --dataset cifar10 --method trades --ducat off --devices 4
       ducat train --resume runs/folded
     """
-    from training.device import choose_device
-    from training.distributed.processes import World, launched, local_device
-    from training.run.folder import RunFolder
-    from training.trainer import Trainer
+    from training.distributed.processes import ProcessGroup, launched, local_device
 
     if devices is not None and devices > 1 and not launched():
         from training.distributed.launch import launch
 
         return launch(devices, ctx.find_root().obj, Output(json))
+
+    from training.device import choose_device
+    from training.initial import InitialWeights
+    from training.run.dataset import load_run_data
+    from training.run.folder import RunFolder
+    from training.run.start import new_config, require_unchanged, train
+    from training.trainer import Trainer
+
     output = Output(json)
     torch_device = local_device(choose_device(device, output))
-    world = World.join(torch_device)
-    if not world.is_first:
+    processes = ProcessGroup.join(torch_device)
+    if not processes.is_first:
         output = Output(silent=True)
     try:
         initial = None
@@ -106,25 +104,25 @@ def command(
             config, stored_data_dir = folder.read()
             data_dir = data_dir or stored_data_dir
             start_only = {"--out": out, "--recipe": recipe, "--initial-checkpoint": initial_checkpoint}
-            _refuse_changes(config.model_dump(), given, start_only, resume)
+            require_unchanged(config, given, start_only, resume)
         else:
-            initial = _initial(initial_checkpoint)
-            config = _resolve(recipe, given, torch_device, initial)
-            folder = RunFolder(out or Path("runs") / _run_name(config))
-        dataset = _load(config, data_dir, offline, output, world)
+            initial = InitialWeights.read(initial_checkpoint) if initial_checkpoint else None
+            config = new_config(given, recipe, initial, torch_device)
+            folder = RunFolder(out) if out else RunFolder.default(config)
+        dataset = load_run_data(config, data_dir, offline, output, processes)
         if initial is not None:
             initial.require_fit(config, dataset)
-        trainer = Trainer(config, dataset, folder, torch_device, output, initial=initial, world=world)
+        trainer = Trainer(config, dataset, folder, torch_device, output, initial=initial, processes=processes)
         if dry_run:
-            _estimate(trainer, output)
+            _show_estimate(trainer, output)
         else:
-            _train(trainer, data_dir, output, resumed=resume is not None)
+            _show(train(trainer, data_dir, resumed=resume is not None), folder, output)
     finally:
-        world.leave()
+        processes.leave()
     return 0
 
 
-def _estimate(trainer: Trainer, output: Output) -> None:
+def _show_estimate(trainer: Trainer, output: Output) -> None:
     from training.dry_run import dry_run
 
     config, cost = trainer.config, dry_run(trainer)
@@ -143,133 +141,24 @@ def _estimate(trainer: Trainer, output: Output) -> None:
     output.result(cost)
 
 
-def _train(trainer: Trainer, data_dir: Path | None, output: Output, *, resumed: bool) -> None:
-    from training.run.curves import draw_curves
-    from training.signals import StopSignal
-
-    config, dataset, folder, world = trainer.config, trainer.dataset, trainer.folder, trainer.world
-    # Not before the data is there: a failed start leaves no folder.
-    with folder.locked() if world.is_first else nullcontext():
-        if world.is_first and not resumed:
-            folder.create(config, data_dir.resolve() if data_dir else None, dataset.digest)
-        world.wait()
-        if resumed:
-            trainer.resume()
-        where = trainer.device.type if world.size == 1 else f"{world.size} x {trainer.device.type}"
-        output.event(
-            "start",
-            f"{dataset.title}: {len(dataset.train):,} train / {len(dataset.val):,} val images, "
-            f"{len(dataset.class_names)} classes. {config.network}, {config.method}, ducat {config.ducat}, "
-            f"{config.threat_model}, {config.precision} on {where}. Run folder: {folder.path}",
-            run=str(folder.path),
-            config=config.model_dump(mode="json"),
-            processes=world.size,
-        )
-        with StopSignal() as stop:
-            summary = trainer.run(stop)
-        if world.is_first:
-            draw_curves(trainer.state.rows, config, folder.curves)
-    _conclude(summary, folder, output)
-
-
-def _conclude(summary: dict[str, Any], folder: RunFolder, output: Output) -> None:
-    before = summary["pre_dummy_val_pgd_accuracy"]
-    if before is not None and summary["best_val_pgd_accuracy"] < before - ROBUSTNESS_LOSS:
+def _show(summary: RunSummary, folder: RunFolder, output: Output) -> None:
+    before = summary.pre_dummy_val_pgd_accuracy
+    if before is not None and summary.best_val_pgd_accuracy < before - ROBUSTNESS_LOSS:
         output.warn(
             f"with dummies the deployed function is less robust: PGD val accuracy {before:.1%} before the dummy "
-            f"phase, {summary['best_val_pgd_accuracy']:.1%} now. Compare with --ducat off and --ducat folded; "
+            f"phase, {summary.best_val_pgd_accuracy:.1%} now. Compare with --ducat off and --ducat folded; "
             "docs/method.md says why."
         )
     output.table(
-        f"Best on val: epoch {summary['best_epoch']} of {summary['epochs']}",
+        f"Best on val: epoch {summary.best_epoch} of {summary.epochs}",
         ("", ""),
         [
-            ("clean", f"{summary['best_val_clean_accuracy']:.1%}"),
-            ("PGD", f"{summary['best_val_pgd_accuracy']:.1%}"),
+            ("clean", f"{summary.best_val_clean_accuracy:.1%}"),
+            ("PGD", f"{summary.best_val_pgd_accuracy:.1%}"),
             ("PGD before the dummy phase", "" if before is None else f"{before:.1%}"),
             ("model", folder.model),
             ("curves", folder.curves),
         ],
     )
     output.say(f"Next: ducat evaluate {folder.path}")
-    output.result(summary)
-
-
-def _initial(path: Path | None) -> InitialWeights | None:
-    from training.initial import InitialWeights
-
-    return InitialWeights.read(path) if path else None
-
-
-def _load(config: TrainConfig, data_dir: Path | None, offline: bool, output: Output, world: World) -> Dataset:
-    """The data; downloaded and decoded by the first process alone, the others find it in the cache."""
-    from training.data import load_dataset
-
-    def load() -> Dataset:
-        return load_dataset(
-            config.dataset,
-            data_dir=data_dir,
-            offline=offline,
-            image_size=config.image_size,
-            seed=config.seed,
-            output=output,
-        )
-
-    dataset = load() if world.is_first else None
-    world.wait()
-    return dataset or load()
-
-
-def _resolve(
-    recipe: str | None, given: dict[str, Any], device: torch.device, initial: InitialWeights | None
-) -> TrainConfig:
-    from ducat_serve.errors import unknown_name
-    from ducat_serve.networks import NETWORKS
-    from training.config import resolve
-    from training.data import DATASETS
-    from training.device import fastest_precision
-    from training.recipes import load_recipe
-
-    chosen = given.pop("dataset") or (load_recipe(recipe).get("dataset") if recipe else None)
-    dataset = _absolute(chosen or DEFAULT_DATASET)
-    if dataset not in DATASETS and not dataset.startswith("folder:"):
-        raise unknown_name("data set", dataset, [*DATASETS, "folder:PATH"])
-    if given["network"] is not None and given["network"] not in NETWORKS:
-        raise unknown_name("network", given["network"], NETWORKS)
-    if given["precision"] in (None, "auto"):
-        given["precision"] = fastest_precision(device)
-    if initial is not None:
-        given["initial_weights"] = initial.spec.weights_digest
-        given["network"] = given["network"] or initial.spec.network
-    return resolve(dataset, given, recipe)
-
-
-def _absolute(dataset: str) -> str:
-    """`folder:PATH` with an absolute path, so that the run can be resumed from anywhere."""
-    if not dataset.startswith("folder:"):
-        return dataset
-    return f"folder:{Path(dataset.removeprefix('folder:')).expanduser().resolve()}"
-
-
-def _run_name(config: TrainConfig) -> str:
-    method = "" if config.method == "pgd-at" else f"-{config.method}"
-    dataset = Path(config.dataset.removeprefix("folder:")).name
-    return f"{dataset}-{config.network}{method}-{config.ducat}"
-
-
-def _refuse_changes(
-    stored: dict[str, Any], given: dict[str, Any], start_only: dict[str, Any], resume: Path
-) -> None:
-    if given["dataset"] is not None:
-        given["dataset"] = _absolute(given["dataset"])
-    changes = [
-        f"--{key.replace('_', '-')} is {stored[key]} in the run, {value} here"
-        for key, value in given.items()
-        if value is not None and value != stored[key] and not (key == "precision" and value == "auto")
-    ]
-    changes += [f"{name} cannot be given with --resume" for name, value in start_only.items() if value]
-    if changes:
-        raise UsageError(
-            f"--resume goes on with the run as it was: {'; '.join(changes)}.",
-            f"ducat train --resume {resume}",
-        )
+    output.result(asdict(summary))

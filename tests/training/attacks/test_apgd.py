@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 
 import pytest
 import torch
@@ -10,18 +11,22 @@ from torch import nn
 
 from ducat_serve.deployed import Deployed
 from ducat_serve.errors import UsageError
+from ducat_serve.spec import Fold
 from ducat_serve.threat_model import Norm
 from training.attacks import losses
-from training.attacks.apgd import apgd
-from training.attacks.autoattack import autoattack
+from training.attacks.apgd import APGD, dense_checkpoints
+from training.attacks.autoattack import AutoAttack
 from training.attacks.ball import Ball, distance
+from training.attacks.base import TargetModel
 from training.attacks.criteria import misclassified, misclassified_unflagged, right
-from training.attacks.square import square
-from training.attacks.targeted_apgd import apgd_targeted
-from training.attacks.transfer import transfer
-from training.attacks.walk import dense_checkpoints
-from training.evaluation.detectors import scores
-from training.evaluation.stages import ATTACKS, SUITES, Target, stage, suite
+from training.attacks.pair_margin import PairMargin
+from training.attacks.pgd import PGD
+from training.attacks.square import Square
+from training.attacks.targeted_apgd import TargetedAPGD
+from training.attacks.transfer import Transfer
+from training.evaluation.detectors import detectors
+from training.evaluation.runner import counted
+from training.evaluation.stages import ATTACKS, SUITES, attack_named, suite
 from training.randomness import stream
 
 WRONG = misclassified("none")
@@ -84,7 +89,7 @@ def run(
     classes: int,
     surrogate: Deployed | None = None,
 ) -> torch.Tensor:
-    attack = stage(name, Target(model.fold, classes, surrogate)).attack
+    attack = attack_named(name, TargetModel(model.fold, classes, surrogate))
     return attack(model, images, labels, ball, misclassified(model.fold), generator=stream(0, "t"))
 
 
@@ -148,7 +153,7 @@ def test_l1_finds_every_image_that_spending_greedily_can_fool(name: str) -> None
 def test_the_standard_suite_together_finds_every_one(norm: Norm) -> None:
     model, images, labels, nearest, eps = oracle(norm)
     wrong = torch.zeros(len(images), dtype=torch.bool)
-    for each in suite("standard", Target("none", 5)):
+    for each in suite("standard", TargetModel("none", 5)):
         found = run(each.name, model, images, labels, Ball(norm, eps), 5)
         wrong |= model(found).argmax(dim=1) != labels
     clear = (nearest - eps).abs() > 0.01 * eps
@@ -173,14 +178,12 @@ def test_the_safe_sink_fools_the_raw_attack_and_not_ours() -> None:
     labels = torch.zeros(8, dtype=torch.long)
     ball, model = Ball("linf", 0.2), Deployed(SafeSink(), "max")
     assert (model(images).argmax(dim=1) == labels).all()
-    unaware = apgd(
+    unaware = APGD(loss=losses.cross_entropy, steps=50)(
         Deployed(SafeSink(), "none"),
         images,
         labels,
         ball,
         WRONG,
-        loss=losses.cross_entropy("none"),
-        steps=50,
         generator=stream(0, "t"),
     )
     raw = SafeSink()(unaware)
@@ -193,18 +196,20 @@ def test_the_safe_sink_fools_the_raw_attack_and_not_ours() -> None:
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-@pytest.mark.parametrize("name", [*ATTACKS, "hiding dummy_mass", "hiding confidence"])
+@pytest.mark.parametrize("name", [*ATTACKS, "evading dummy_mass", "evading confidence"])
 def test_every_attack_stays_inside_and_leaves_the_model_alone(norm: Norm, name: str) -> None:
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 10))
+    batch_norm = nn.BatchNorm2d(4)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), batch_norm, nn.Flatten(), nn.Linear(36, 10))
     network.train()
     model = Deployed(network, "max")
-    statistics = network[1].running_mean.clone()
+    assert batch_norm.running_mean is not None
+    statistics = batch_norm.running_mean.clone()
     images, labels = torch.rand(5, 3, 5, 5), torch.arange(5)
     eps = {"linf": 0.05, "l2": 0.3, "l1": 2.0}[norm]
-    if name.startswith("hiding"):
-        score = next(score for score in scores("max") if name == f"hiding {score.name}")
-        found = score.hiding(
+    if name.startswith("evading"):
+        detector = next(each for each in detectors("max") if name == f"evading {each.name}")
+        found = detector.attack(
             model, images, labels, Ball(norm, eps), misclassified("max"), generator=stream(0, "t")
         )
     else:
@@ -214,8 +219,35 @@ def test_every_attack_stays_inside_and_leaves_the_model_alone(norm: Norm, name: 
     assert found.max() <= 1
     assert not found.requires_grad
     assert all(p.grad is None and p.requires_grad for p in network.parameters())
-    assert torch.equal(network[1].running_mean, statistics)
+    assert torch.equal(batch_norm.running_mean, statistics)
     assert network.training
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_is_what_it_says_of_itself(name: str) -> None:
+    """An exported file is attacked by what needs no gradient; a report shows every hyperparameter."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
+    model = Deployed(network, "max")
+    surrogate = Deployed(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), "none")
+    attack = attack_named(name, TargetModel("max", 5, surrogate))
+    images = torch.rand(2, 3, 2, 2, generator=stream(0, "images"))
+    labels = model(images).argmax(dim=1).detach()
+    with counted(network) as cost:
+        attack(model, images, labels, Ball("linf", 1e-6), misclassified("max"), generator=stream(0, "t"))
+    assert (cost.gradient_steps > 0) == attack.needs_gradient
+    expected = {f.name for f in fields(attack)} - {"surrogate", "step_size"}  # no step size was given
+    assert set(attack.settings()) == expected
+    assert attack.needs_dummies == (name == "apgd-lse")
+    blind = {"pgd", "apgd-ce", "apgd-dlr", "transfer", "autoattack", "square"}
+    assert attack.knows_pairs == (name not in blind)
+
+
+def test_settings_are_what_was_run() -> None:
+    assert PairMargin(4, steps=7).settings() == {"temperature": 4, "steps": 7}
+    assert APGD(losses.dlr, 3).settings() == {"loss": "dlr", "steps": 3}
+    assert PGD(5, 0.1).settings() == {"steps": 5, "step_size": 0.1}
+    model = Deployed(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), "none")
+    assert Transfer(9, surrogate=model).settings() == {"steps": 9}
 
 
 def test_square_needs_no_gradient_and_finds_what_it_should() -> None:
@@ -225,13 +257,12 @@ def test_square_needs_no_gradient_and_finds_what_it_should() -> None:
         def forward(self, candidates: torch.Tensor) -> torch.Tensor:
             return torch.from_numpy(model(candidates).detach().numpy().copy())  # no graph survives this
 
-    found = square(
+    found = Square(queries=500)(
         Deployed(ScoresOnly(), "none"),
         images,
         labels,
         Ball("linf", eps),
         WRONG,
-        queries=500,
         generator=stream(0, "t"),
     )
     wrong = model(found).argmax(dim=1) != labels
@@ -252,14 +283,12 @@ def test_targeted_looks_at_dummies_too() -> None:
 
     model = Deployed(OnlyDummy(), "max")
     images, labels = torch.full((3, 3, 2, 2), 0.5), torch.zeros(3, dtype=torch.long)
-    found = apgd_targeted(
+    found = TargetedAPGD(loss=losses.targeted_dlr, steps=20)(
         model,
         images,
         labels,
         Ball("linf", 0.2),
         misclassified("max"),
-        loss=losses.targeted_dlr("max"),
-        steps=20,
         generator=stream(0, "t"),
     )
     assert (model(found).argmax(dim=1) == 3).all()
@@ -290,24 +319,28 @@ def test_nan_logits_count_as_wrong() -> None:
 
 
 def test_suites_fit_the_model() -> None:
-    names = {fold: [s.name for s in suite("standard", Target(fold, 10))] for fold in ("none", "max", "lse")}  # type: ignore[arg-type]
+    folds: list[Fold] = ["none", "max", "lse"]
+    names = {fold: [attack.name for attack in suite("standard", TargetModel(fold, 10))] for fold in folds}
     assert "apgd-lse" in names["max"]
     assert "apgd-lse" not in names["lse"]  # there it is apgd-ce
     assert [n for n in names["none"] if "margin" in n] == ["pair-margin-1"]
     assert "transfer" not in names["max"]  # there is no surrogate
     surrogate = Deployed(nn.Identity(), "max")
-    assert "transfer" in [s.name for s in suite("standard", Target("max", 10, surrogate))]
+    assert "transfer" in [s.name for s in suite("standard", TargetModel("max", 10, surrogate))]
     assert set(SUITES["quick"]) < set(SUITES["standard"]) < set(SUITES["full"]) == set(ATTACKS)
-    assert "needs 4 classes" in str(stage("apgd-dlr", Target("none", 3)).settings["loss"])
+    for name, loss in (("apgd-dlr", "margin"), ("targeted", "targeted_margin")):  # DLR needs 4 classes
+        assert attack_named(name, TargetModel("none", 3)).settings()["loss"] == loss
+        assert attack_named(name, TargetModel("none", 4)).settings()["loss"] == loss.replace("margin", "dlr")
     with pytest.raises(UsageError, match="Did you mean 'standard'"):
-        suite("standart", Target("none", 10))
+        suite("standart", TargetModel("none", 10))
     with pytest.raises(UsageError, match="Did you mean 'square'"):
-        stage("sqare", Target("none", 10))
-    assert "fewer than 4 classes" in str(stage("autoattack", Target("none", 3)).settings["version"])
+        attack_named("sqare", TargetModel("none", 10))
+    few = attack_named("autoattack", TargetModel("none", 3)).settings()
+    assert few == {"version": "apgd-ce, fab, square"}
     with pytest.raises(UsageError, match="has no dummies"):
-        stage("apgd-lse", Target("none", 10))
+        attack_named("apgd-lse", TargetModel("none", 10))
     with pytest.raises(UsageError, match="needs pre_dummy"):
-        stage("transfer", Target("max", 10))
+        attack_named("transfer", TargetModel("max", 10))
 
 
 def test_transfer_shows_what_it_found_on_the_surrogate() -> None:
@@ -316,12 +349,13 @@ def test_transfer_shows_what_it_found_on_the_surrogate() -> None:
 
     class Rounded(nn.Module):
         def forward(self, candidates: torch.Tensor) -> torch.Tensor:
-            return (model(candidates) * 1000).round() / 1000
+            rounded: torch.Tensor = (model(candidates) * 1000).round() / 1000
+            return rounded
 
     target = Deployed(Rounded(), "none")
     ball = Ball("linf", eps)
     blind = run("apgd-ce", target, images, labels, ball, 2)
-    found = transfer(target, images, labels, ball, WRONG, surrogate=model, steps=50, generator=stream(0, "t"))
+    found = Transfer(surrogate=model, steps=50)(target, images, labels, ball, WRONG, generator=stream(0, "t"))
     clear = (nearest - eps).abs() > 0.01 * eps
     assert torch.equal((target(found).argmax(dim=1) != labels)[clear], (nearest < eps)[clear])
     assert (target(blind).argmax(dim=1) != labels).sum() < (nearest < eps).sum() / 2
@@ -339,19 +373,17 @@ def test_a_start_is_where_the_attack_begins() -> None:
     images, labels = torch.full((2, 3, 2, 2), 0.5), torch.zeros(2, dtype=torch.long)
     ball, corner = Ball("linf", 0.2), torch.full((2, 3, 2, 2), 0.6999)
     for start, expected in ((None, False), (corner, True)):
-        by_apgd = apgd(
+        by_apgd = APGD(loss=losses.margin, steps=3)(
             model,
             images,
             labels,
             ball,
             WRONG,
-            loss=losses.margin("none"),
-            steps=3,
             generator=stream(0, "t"),
             start=start,
         )
-        by_square = square(
-            model, images, labels, ball, WRONG, queries=3, generator=stream(1, "t"), start=start
+        by_square = Square(queries=3)(
+            model, images, labels, ball, WRONG, generator=stream(1, "t"), start=start
         )
         for found in (by_apgd, by_square):
             assert (model(found).argmax(dim=1) != labels).all() == expected
@@ -359,24 +391,23 @@ def test_a_start_is_where_the_attack_begins() -> None:
 
 def test_keep_going_reaches_a_higher_loss_than_stopping_at_success() -> None:
     model, images, labels, _, eps = oracle("linf", classes=2)
-    loss = losses.margin("none")
+    margin = losses.margin("none")
 
     def best_loss(keep_going: bool) -> torch.Tensor:
-        found = apgd(
+        found = APGD(loss=losses.margin, steps=20)(
             model,
             images,
             labels,
             Ball("linf", 2 * eps),
             WRONG,
-            loss=loss,
-            steps=20,
             generator=stream(0, "t"),
             keep_going=keep_going,
         )
-        return loss(model(found), labels, labels)
+        return margin(model(found), labels, labels)
 
-    slope = model.classifier.weight[1] - model.classifier.weight[0]  # type: ignore[union-attr, operator]
-    highest = loss(model(images), labels, labels) + 2 * eps * slope.abs().sum()
+    assert isinstance(model.classifier, Linear)
+    slope = model.classifier.weight[1] - model.classifier.weight[0]
+    highest = margin(model(images), labels, labels) + 2 * eps * slope.abs().sum()
     torch.testing.assert_close(best_loss(True), highest, rtol=1e-3, atol=1e-3)
     assert (best_loss(False) < highest - 0.1).any()
 
@@ -397,7 +428,7 @@ def test_autoattack_takes_no_debugger_or_coverage_away() -> None:
     before = sys.gettrace()
     try:
         sys.settrace(trace)
-        autoattack(
+        AutoAttack()(
             model, images, labels, Ball("linf", 0.01), misclassified("none"), generator=stream(0, "trace")
         )
         assert sys.gettrace() is trace

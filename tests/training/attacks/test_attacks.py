@@ -13,7 +13,8 @@ from ducat_serve.threat_model import Norm
 from training.attacks.ball import Ball, distance
 from training.attacks.criteria import misclassified
 from training.attacks.frozen import frozen
-from training.attacks.pgd import ascend_loss, pgd
+from training.attacks.inner import ascend_loss
+from training.attacks.pgd import PGD
 from training.randomness import stream
 
 NORMS: list[Norm] = ["linf", "l2", "l1"]
@@ -84,6 +85,7 @@ def test_l1_projection_is_the_nearest_point() -> None:
         torch.testing.assert_close(row, nearest, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_l1_projection_onto_ball_and_box_is_the_nearest_point() -> None:
     """Against Dykstra's alternating projections in float64, near the bounds of the pixels."""
     generator = torch.Generator().manual_seed(1)
@@ -139,14 +141,12 @@ def test_pgd_finds_exactly_what_the_closed_form_says(norm: Norm, dual: float) ->
     labels = (scores < 0).long()
     margins = scores.abs() / torch.linalg.vector_norm(model.weight.detach(), dual)
     eps = margins.median().item()
-    attacked = pgd(
+    attacked = PGD(40, eps / 4)(
         plain(model),
         images,
         labels,
         Ball(norm, eps),
         WRONG,
-        steps=40,
-        step_size=eps / 4,
         generator=stream(0, "t"),
     )
     with torch.no_grad():
@@ -178,9 +178,7 @@ def test_best_iterate_is_returned_not_the_last() -> None:
         steps=20,
         step_size=0.02,
     )
-    best = pgd(
-        plain(model), images, labels, Ball("linf", 0.2), WRONG, steps=20, step_size=0.02, generator=generator
-    )
+    best = PGD(20, 0.02)(plain(model), images, labels, Ball("linf", 0.2), WRONG, generator=generator)
     assert (model(last).argmax(dim=1) == labels).all()
     assert (model(best).argmax(dim=1) != labels).all()
 
@@ -189,14 +187,12 @@ def test_an_image_that_is_wrong_already_stays_wrong() -> None:
     model = TwoClasses()
     images = 0.5 + 0.05 * torch.randn(20, 3, 3, 3)
     wrong_labels = (model(images)[:, 0] > 0).long().detach()
-    attacked = pgd(
+    attacked = PGD(5, 0.1)(
         plain(model),
         images,
         wrong_labels,
         Ball("linf", 0.3),
         WRONG,
-        steps=5,
-        step_size=0.1,
         generator=stream(0, "t"),
     )
     assert (model(attacked).argmax(dim=1) != wrong_labels).all()
@@ -204,29 +200,27 @@ def test_an_image_that_is_wrong_already_stays_wrong() -> None:
 
 def test_model_is_left_as_it_was() -> None:
     """No weight gradients, no BatchNorm update, every module's mode and every flag restored one by one."""
-    model = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 5)
-    )
+    norm, head = nn.BatchNorm2d(4), nn.Linear(36, 5)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), norm, nn.Flatten(), head)
     model.train()
     model[1].eval()
-    model[4].bias.requires_grad_(False)
+    head.bias.requires_grad_(False)
     modes = [m.training for m in model.modules()]
-    statistics = model[2].running_mean.clone()
-    pgd(
+    assert norm.running_mean is not None
+    statistics = norm.running_mean.clone()
+    PGD(3, 0.05)(
         plain(model),
         torch.rand(6, 3, 5, 5),
         torch.zeros(6, dtype=torch.long),
         Ball("linf", 0.1),
         WRONG,
-        steps=3,
-        step_size=0.05,
         generator=stream(0, "t"),
     )
     assert [m.training for m in model.modules()] == modes
-    assert torch.equal(model[2].running_mean, statistics)
+    assert torch.equal(norm.running_mean, statistics)
     assert all(p.grad is None for p in model.parameters())
-    assert not model[4].bias.requires_grad
-    assert model[4].weight.requires_grad
+    assert not head.bias.requires_grad
+    assert head.weight.requires_grad
 
 
 def test_weights_need_no_gradient_while_attacked() -> None:
@@ -238,14 +232,12 @@ def test_weights_need_no_gradient_while_attacked() -> None:
             needed.append(self.weight.requires_grad)
             return super().forward(images.flatten(1))
 
-    pgd(
+    PGD(2, 0.05)(
         plain(Watching(27, 3)),
         torch.rand(2, 3, 3, 3),
         torch.zeros(2, dtype=torch.long),
         Ball("linf", 0.1),
         WRONG,
-        steps=2,
-        step_size=0.05,
         generator=stream(0, "t"),
     )
     assert needed
@@ -266,14 +258,12 @@ def test_the_same_seed_gives_the_same_attack() -> None:
     labels = model(images).argmax(dim=1)
 
     def attack(seed: int) -> torch.Tensor:
-        return pgd(
+        return PGD(2, 0.01)(
             plain(model),
             images,
             labels,
             Ball("l2", 0.02),
             WRONG,
-            steps=2,
-            step_size=0.01,
             generator=stream(seed, "t"),
         )
 

@@ -18,7 +18,7 @@ from training.data import decoding
 from training.data.cache import Decoded
 from training.data.decoding import decode_tree
 from training.data.layouts import Listing, list_files
-from training.data.trees import open_tree
+from training.data.trees import Tree
 
 Files = dict[str, bytes]
 
@@ -52,11 +52,11 @@ def write_zip(path: Path, files: Files) -> Path:
 
 
 def listing(tmp_path: Path, *names: str) -> Listing:
-    return list_files(open_tree(write_folder(tmp_path / "set", tree_of(*names))))
+    return list_files(Tree(write_folder(tmp_path / "set", tree_of(*names))))
 
 
 def decoded(path: Path, image_size: int | None = None) -> Decoded:
-    return decode_tree(open_tree(path), image_size, Output())
+    return decode_tree(Tree(path), image_size, Output())
 
 
 @pytest.fixture
@@ -74,8 +74,8 @@ TWO_CLASSES = ("train/a/1.png", "train/a/2.png", "train/b/1.png", "test/a/3.png"
 
 def test_zip_and_folder_give_the_same_listing(tmp_path: Path) -> None:
     files = tree_of(*(f"top/{name}" for name in TWO_CLASSES), "top/train/b/notes.txt")
-    folder = open_tree(write_folder(tmp_path / "set", files))
-    archive = open_tree(write_zip(tmp_path / "set.zip", files))
+    folder = Tree(write_folder(tmp_path / "set", files))
+    archive = Tree(write_zip(tmp_path / "set.zip", files))
     assert folder.names() == archive.names() == sorted(files)
     assert list_files(folder) == list_files(archive)
     assert list_files(folder).train == [
@@ -84,6 +84,39 @@ def test_zip_and_folder_give_the_same_listing(tmp_path: Path) -> None:
         ("top/train/b/1.png", 1),
     ]
     assert folder.read("top/train/a/1.png") == archive.read("top/train/a/1.png") == png()
+
+
+def test_links_in_a_folder_lead_to_files_or_are_no_files(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "set", {**tree_of(*TWO_CLASSES), "spare/1.png": png("blue")})
+    (folder / "train" / "a" / "link.png").symlink_to(folder / "spare" / "1.png")
+    (folder / "train" / "a" / "broken.png").symlink_to(folder / "nowhere.png")
+    tree = Tree(folder)
+    assert [name for name, _ in list_files(tree).train] == [
+        "train/a/1.png",
+        "train/a/2.png",
+        "train/a/link.png",
+        "train/b/1.png",
+    ]
+    assert tree.read("train/a/link.png") == png("blue")
+
+
+def test_a_link_to_a_class_folder_is_not_followed_and_named(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "set", tree_of(*TWO_CLASSES))
+    (folder / "train" / "c").symlink_to(folder / "train" / "a")
+    with pytest.raises(DataError, match="class folder train/c holds no image"):
+        list_files(Tree(folder))
+
+
+def test_the_path_of_an_archive_is_no_url(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "memory::set.zip", tree_of(*TWO_CLASSES))
+    assert Tree(path).names() == sorted(TWO_CLASSES)
+
+
+def test_a_file_that_vanished_is_named(tmp_path: Path) -> None:
+    tree = Tree(write_folder(tmp_path / "set", tree_of(*TWO_CLASSES)))
+    (tmp_path / "set" / "train" / "a" / "1.png").unlink()
+    with pytest.raises(DataError, match=r"Cannot read .*set/train/a/1\.png: No such file"):
+        tree.read("train/a/1.png")
 
 
 @pytest.mark.parametrize("name", ["../evil", "train/../../evil", "/evil", "C:\\evil", "..\\evil"])
@@ -102,14 +135,14 @@ def test_a_truncated_zip_is_refused(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "set.zip", tree_of(*TWO_CLASSES))
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(DataError, match="truncated or corrupt"):
-        open_tree(path)
+        Tree(path)
 
 
 def test_a_file_that_is_no_zip_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "set.zip"
     path.write_bytes(png())
     with pytest.raises(DataError, match=r"set\.zip is not a readable zip"):
-        open_tree(path)
+        Tree(path)
 
 
 @pytest.mark.parametrize("flip", [0x01, 0x80, 0xFF])
@@ -122,7 +155,7 @@ def test_a_flipped_byte_anywhere_never_gives_other_bytes(flip: int, tmp_path: Pa
     for position in range(len(intact)):
         path.write_bytes(intact[:position] + bytes([intact[position] ^ flip]) + intact[position + 1 :])
         try:
-            tree = open_tree(path)
+            tree = Tree(path)
             contents = {tree.read(name) for name in tree.names()}
         except DataError:
             refused += 1
@@ -152,13 +185,14 @@ def test_an_empty_class_folder_is_named(split: str, tmp_path: Path) -> None:
         (folder / "spare.png").rename(folder / "train" / "c" / "1.png")
         (folder / "test" / "c").mkdir()
     with pytest.raises(DataError, match=f"class folder {split}/c holds no image"):
-        list_files(open_tree(folder))
+        list_files(Tree(folder))
 
 
-def test_an_empty_class_folder_in_a_zip_is_named(tmp_path: Path) -> None:
-    path = write_zip(tmp_path / "set.zip", {**tree_of(*TWO_CLASSES), "train/c/": b""})
+@pytest.mark.parametrize("entry", ["train/c/", "train/c/.DS_Store"])
+def test_an_empty_class_folder_in_a_zip_is_named(entry: str, tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "set.zip", {**tree_of(*TWO_CLASSES), entry: b""})
     with pytest.raises(DataError, match="class folder train/c holds no image"):
-        list_files(open_tree(path))
+        list_files(Tree(path))
 
 
 def test_a_class_folder_without_images_is_named(tmp_path: Path) -> None:
@@ -203,7 +237,7 @@ def test_finder_leftovers_are_not_data(tmp_path: Path) -> None:
     """macOS puts `__MACOSX/` and `._name` files into its zips; `__MACOSX` sorts before `train`."""
     leftovers = tree_of("__MACOSX/train/a/._1.png", "train/a/._1.png", "train/.DS_Store")
     archive = write_zip(tmp_path / "set.zip", {**tree_of(*TWO_CLASSES), **leftovers})
-    assert list_files(open_tree(archive)) == listing(tmp_path, *TWO_CLASSES)
+    assert list_files(Tree(archive)) == listing(tmp_path, *TWO_CLASSES)
 
 
 # Decoding

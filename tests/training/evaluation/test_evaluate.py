@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -19,28 +21,27 @@ from ducat_serve.output import Output
 from ducat_serve.predictor import Predictor
 from ducat_serve.report import RobustnessReport
 from ducat_serve.threat_model import ThreatModel
+from training.attacks.ball import Ball
+from training.attacks.base import Attack
+from training.attacks.criteria import Criterion
+from training.attacks.pgd import PGD
 from training.batches import DeviceSplit
 from training.data import load_dataset
 from training.data.cache import Split
-from training.evaluation.evaluate import Plan, Subject, evaluate
-from training.evaluation.intervals import wilson
-from training.evaluation.stages import Stage, Target, stage
+from training.evaluation.evaluate import Plan, Subject, evaluate, wilson
 
 THREAT = ThreatModel(norm="linf", eps=0.1)
-SUBJECT = Subject("digest", "digits", "test", tuple("0123456789"))
 
 
-def measure(model: Deployed, data: DeviceSplit, batch_size: int = 64) -> RobustnessReport:
-    return evaluate(
-        model,
-        data,
-        SUBJECT,
-        THREAT,
-        Plan((stage("pgd", Target(model.fold, 10)),), sanity=False),
-        seed=0,
-        batch_size=batch_size,
-        output=Output(),
-    )
+def subject(model: Deployed, data: DeviceSplit) -> Subject:
+    return Subject(model, data, tuple("0123456789"), "digest", "digits", "test")
+
+
+def measure(
+    model: Deployed, data: DeviceSplit, batch_size: int = 64, threat: ThreatModel = THREAT
+) -> RobustnessReport:
+    plan = Plan(threat, (PGD(),), batch_size=batch_size, sanity=False)
+    return evaluate(subject(model, data), plan, Output())
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,10 @@ def test_clean_accuracy_is_what_counting_gives(checkpoint: Path, test_split: Dev
     assert report.worst_case_accuracy < report.clean_accuracy
     assert report.attacks[0].examples == round(report.clean_accuracy * len(test_split))
     assert report.examples == len(test_split) == 359
+    right = round(report.clean_accuracy * 359)
+    assert report.clean_interval == wilson(right, 359)  # stored as it was measured
+    assert report.attacks[0].settings == {"steps": 20}
+    assert report.attacks[0].knows_pairs is False
 
 
 def test_batch_size_does_not_change_clean_accuracy(checkpoint: Path, test_split: DeviceSplit) -> None:
@@ -89,9 +94,8 @@ def test_a_model_in_train_mode_is_refused(checkpoint: Path, test_split: DeviceSp
 def test_an_eps_that_is_not_in_pixels(
     checkpoint: Path, test_split: DeviceSplit, threat: ThreatModel, word: str
 ) -> None:
-    model = load(checkpoint)
     with pytest.raises(UsageError, match=word):
-        evaluate(model, test_split, SUBJECT, threat, Plan(()), seed=0, batch_size=9, output=Output())
+        measure(load(checkpoint), test_split, threat=threat)
 
 
 def test_labels_images_and_answers_that_cannot_be(checkpoint: Path, test_split: DeviceSplit) -> None:
@@ -121,7 +125,7 @@ def test_wilson_interval_against_published_values() -> None:
     for count in range(1, 200):  # exact at the ends: a plot draws distances to them
         assert wilson(0, count)[0] == 0.0
         assert wilson(count, count)[1] == 1.0
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="not less than 1"):
         wilson(0, 0)
 
 
@@ -232,14 +236,28 @@ def test_a_model_without_dummies_has_no_dummy_mass(tmp_path: Path) -> None:
     assert report.legacy_2c_accuracy is None
 
 
+@dataclass(frozen=True)
+class Darken(Attack):
+    """Fools where the label has this parity."""
+
+    name: ClassVar[str] = "darken"
+    parity: int
+
+    def __call__(
+        self,
+        model: Deployed,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        ball: Ball,
+        criterion: Criterion,
+        *,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        return torch.where((labels % 2 == self.parity).view(-1, 1, 1, 1), torch.zeros_like(images), images)
+
+
 def test_worst_case_is_per_example() -> None:
-    """Two stages that each fool a different half leave nobody."""
-
-    def half(parity: int) -> Stage:
-        def attack(model, images, labels, ball, criterion, *, generator):  # type: ignore[no-untyped-def]
-            return torch.where((labels % 2 == parity).view(-1, 1, 1, 1), torch.zeros_like(images), images)
-
-        return Stage("half", {"of": parity}, attack)
+    """Two attacks that each fool a different half leave nobody."""
 
     class Bright(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -252,19 +270,12 @@ def test_worst_case_is_per_example() -> None:
     labels = np.arange(12) % 4
     images = np.zeros((12, 8, 8, 3), np.uint8) + (labels + 1).astype(np.uint8)[:, None, None, None]
     data = DeviceSplit.of(Split(images, labels), torch.device("cpu"))
-    report = evaluate(
-        Deployed(Bright(), "none").eval(),
-        data,
-        SUBJECT,
-        THREAT,
-        Plan((half(0), half(1)), sanity=False),
-        seed=0,
-        batch_size=3,
-        output=Output(),
-    )
+    plan = Plan(THREAT, (Darken(0), Darken(1)), batch_size=3, sanity=False)
+    report = evaluate(subject(Deployed(Bright(), "none").eval(), data), plan, Output())
     assert report.clean_accuracy == 1
     assert [a.worst_case_accuracy for a in report.attacks] == [0.5, 0.0]
     assert [a.examples for a in report.attacks] == [12, 6]
+    assert [a.settings for a in report.attacks] == [{"parity": 0}, {"parity": 1}]
 
 
 @pytest.mark.parametrize("command", ["inspect", "evaluate", "export", "compare"])

@@ -14,7 +14,7 @@ from ducat_serve.checkpoint import read_checkpoint, write_checkpoint
 from ducat_serve.cli.main import run
 from ducat_serve.deployed import load
 from ducat_serve.predictor import Predictor
-from training.evaluation.exported import exported
+from training.evaluation.prepare import exported_model
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_a_suite_with_a_typo(onnx_model: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_the_exported_model_sees_8_bit_images(onnx_model: Path, checkpoint: Path) -> None:
-    model = exported(Predictor(onnx_model, "cpu"))
+    model = exported_model(Predictor(onnx_model, "cpu"))
     levels = torch.randint(256, (6, 3, 8, 8), generator=torch.Generator().manual_seed(0)).float()
     with torch.no_grad():
         reference = load(checkpoint)(levels / 255)

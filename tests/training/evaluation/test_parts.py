@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,16 +15,22 @@ from ducat_serve.cli.main import run
 from ducat_serve.deployed import Deployed, load
 from ducat_serve.errors import DataError, UsageError
 from ducat_serve.output import Output
-from ducat_serve.report import RobustnessReport
+from ducat_serve.report import AttackResult, RobustnessReport
 from ducat_serve.threat_model import ThreatModel
+from training.attacks.apgd_ce import APGDCrossEntropy
+from training.attacks.ball import Ball
+from training.attacks.base import Attack
+from training.attacks.criteria import Criterion
+from training.attacks.pgd import PGD
+from training.attacks.square import Square
 from training.batches import DeviceSplit
 from training.data import load_dataset
 from training.data.cache import Split
 from training.evaluation import evaluate as evaluate_module
-from training.evaluation.effort import Batches, counted
 from training.evaluation.evaluate import Plan, Subject, evaluate
-from training.evaluation.stages import Stage, Target, stage
-from training.evaluation.state import Unfinished
+from training.evaluation.examples import Examples
+from training.evaluation.runner import Batches, Runner, counted
+from training.evaluation.state import EvaluationState
 
 THREAT = ThreatModel(norm="linf", eps=0.1)
 
@@ -35,43 +43,53 @@ def few(run_folder: Path) -> DeviceSplit:
 
 
 def measure(
-    model: Deployed, data: DeviceSplit, plan: Plan, *, threat: ThreatModel = THREAT, **more: object
+    model: Deployed, data: DeviceSplit, *attacks: Attack, state: EvaluationState | None = None, **more: Any
 ) -> RobustnessReport:
+    """A report on C classes with these attacks; ``more`` is of the plan."""
     with torch.no_grad():
         width = model(data.images[:1].float() / 255).shape[1]
-    subject = Subject("digest", "test", "test", tuple(str(i) for i in range(width)))
-    more = {"seed": 0, "batch_size": 32, "output": Output(), **more}
-    return evaluate(model, data, subject, threat, plan, **more)  # type: ignore[arg-type]
+    subject = Subject(model, data, tuple(str(i) for i in range(width)), "digest", "test", "test")
+    return evaluate(subject, Plan(THREAT, attacks, batch_size=32, **more), Output(), state)
 
 
 # --- resuming -------------------------------------------------------------------------------------------------
 
 
-def stages_for(model: Deployed, *names: str) -> tuple[Stage, ...]:
-    return tuple(stage(name, Target(model.fold, 10)) for name in names)
+@dataclass(frozen=True)
+class Raises(Attack):
+    """Stands in the place of another attack."""
+
+    place: str
+    error: BaseException
+
+    @property
+    def name(self) -> str:
+        return self.place
+
+    def __call__(
+        self,
+        model: Deployed,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        ball: Ball,
+        criterion: Criterion,
+        *,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        raise self.error
 
 
 def test_a_resumed_evaluation_repeats_no_attack_and_gives_the_same_report(
     checkpoint: Path, few: DeviceSplit, tmp_path: Path
 ) -> None:
     model = load(checkpoint)
-    assert isinstance(model, Deployed)
-    pgd, ce, square = stages_for(model, "pgd", "apgd-ce", "square")
-    whole = measure(model, few, Plan((pgd, ce, square)))
-
-    def interrupt(*_args: object, **_kwargs: object) -> torch.Tensor:
-        raise KeyboardInterrupt
-
-    def forbidden(*_args: object, **_kwargs: object) -> torch.Tensor:
-        raise AssertionError("this attack was finished before")
-
-    unfinished = Unfinished(tmp_path / "partial.safetensors", {"seed": 0})
+    whole = measure(model, few, PGD(), APGDCrossEntropy(), Square())
+    state = EvaluationState(tmp_path / "partial.safetensors", {"seed": 0})
     with pytest.raises(KeyboardInterrupt):
-        measure(
-            model, few, Plan((pgd, ce, Stage("square", square.settings, interrupt))), unfinished=unfinished
-        )
-    done = Plan((Stage("pgd", pgd.settings, forbidden), Stage("apgd-ce", ce.settings, forbidden), square))
-    resumed = measure(model, few, done, unfinished=unfinished, resume=True)
+        measure(model, few, PGD(), APGDCrossEntropy(), Raises("square", KeyboardInterrupt()), state=state)
+    finished = AssertionError("this attack was finished before")
+    done = (Raises("pgd", finished), Raises("apgd-ce", finished))
+    resumed = measure(model, few, *done, Square(), state=state)
 
     def without_seconds(report: RobustnessReport) -> dict[str, object]:
         body = report.model_dump()
@@ -86,16 +104,16 @@ def test_a_resumed_evaluation_repeats_no_attack_and_gives_the_same_report(
 def test_what_cannot_be_resumed_is_left_alone(checkpoint: Path, few: DeviceSplit, tmp_path: Path) -> None:
     model = load(checkpoint)
     path = tmp_path / "partial.safetensors"
-    plan = Plan(stages_for(model, "pgd"))  # type: ignore[arg-type]
-    measure(model, few, plan, unfinished=Unfinished(path, {"seed": 0, "eps": 1}))  # type: ignore[arg-type]
+    same, other = EvaluationState(path, {"seed": 0, "eps": 1}), EvaluationState(path, {"seed": 1, "eps": 2})
+    measure(model, few, PGD(), state=same)
     before = path.read_bytes()
     with pytest.raises(UsageError, match="eps, seed changed"):
-        measure(model, few, plan, unfinished=Unfinished(path, {"seed": 1, "eps": 2}), resume=True)  # type: ignore[arg-type]
+        measure(model, few, PGD(), state=other)
     assert path.read_bytes() == before
     for damaged in (before[:50], b"not a file of ours at all", b""):
         path.write_bytes(damaged)
         with pytest.raises(DataError, match="damaged"):
-            measure(model, few, plan, unfinished=Unfinished(path, {"seed": 0, "eps": 1}), resume=True)  # type: ignore[arg-type]
+            measure(model, few, PGD(), state=same)
 
 
 def test_interrupt_and_resume_on_the_command_line(
@@ -109,11 +127,11 @@ def test_interrupt_and_resume_on_the_command_line(
     real = evaluate_module._run
     seen: list[str] = []
 
-    def stops(runner, each, examples):  # type: ignore[no-untyped-def]
-        seen.append(each.name)
+    def stops(runner: Runner, attack: Attack, examples: Examples) -> AttackResult:
+        seen.append(attack.name)
         if seen == ["pgd", "apgd-ce"]:
             raise KeyboardInterrupt
-        return real(runner, each, examples)
+        return real(runner, attack, examples)
 
     monkeypatch.setattr(evaluate_module, "_run", stops)
     assert run(command) == 130
@@ -127,25 +145,24 @@ def test_interrupt_and_resume_on_the_command_line(
     assert not (folder / "model.safetensors.evaluation.partial").exists()
 
 
-# --- memory and effort ----------------------------------------------------------------------------------------
+# --- memory and cost ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["cuda", "cpu"])
 def test_out_of_memory_halves_the_batch_and_misses_nobody(how: str) -> None:
-    seen: list[int] = []
     tried: list[int] = []
 
-    def work(_start: int, batch: torch.Tensor) -> None:
+    def work(_start: int, batch: torch.Tensor) -> torch.Tensor:
         tried.append(len(batch))
         if len(batch) > 6:
             if how == "cuda":
                 raise torch.OutOfMemoryError("CUDA out of memory")
             torch.empty(1 << 62, dtype=torch.uint8)  # the CPU allocator's own error
-        seen.extend(batch.tolist())
+        return batch
 
     batches = Batches(16, Output())
-    batches.over(torch.arange(40), work)
-    assert seen == list(range(40))
+    results = batches.over(torch.arange(40), work)
+    assert torch.cat(results).tolist() == list(range(40))
     assert tried[:3] == [16, 8, 4]
     assert batches.size == 4
 
@@ -164,22 +181,20 @@ def test_other_errors_and_a_single_image_that_does_not_fit_are_raised() -> None:
         Batches(8, Output()).over(torch.arange(8), wrong)
 
 
-def test_effort_is_what_was_really_asked() -> None:
-    """A model that is never fooled: PGD of 20 steps is 20 gradients, and 2 looks without one, per image."""
-    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+def test_the_cost_is_what_was_really_asked() -> None:
+    """A model that is never fooled: PGD of 20 steps is 20 gradients, and 2 evaluations without one, per image."""
+    head = nn.Linear(12, 3)
     with torch.no_grad():
-        network[1].bias.copy_(torch.tensor([1e3, 0.0, 0.0]))
-    model = Deployed(network, "none").eval()
+        head.bias.copy_(torch.tensor([1e3, 0.0, 0.0]))
+    model = Deployed(nn.Sequential(nn.Flatten(), head), "none").eval()
     data = DeviceSplit(torch.full((5, 3, 2, 2), 128, dtype=torch.uint8), torch.zeros(5, dtype=torch.long))
-    report = measure(
-        model, data, Plan((stage("pgd", Target("none", 3)), stage("square", Target("none", 3))), sanity=False)
-    )
+    report = measure(model, data, PGD(), Square(), sanity=False)
     pgd, square = report.attacks
-    # the images that came without a gradient: the clean look, the last look, and the evaluator's own
+    # the images that came without a gradient: the first, the last, and the evaluator's own
     assert (pgd.gradient_steps, pgd.forward_passes) == (5 * 20, 5 * 3)
     assert (square.gradient_steps, square.forward_passes) == (0, 5 * 1001)
-    with counted(model.classifier) as effort:
+    with counted(model.classifier) as cost:
         model(torch.rand(4, 3, 2, 2))
-    assert effort.forward_passes == 4
+    assert cost.forward_passes == 4
     model(torch.rand(4, 3, 2, 2))
-    assert effort.forward_passes == 4  # the hook is gone
+    assert cost.forward_passes == 4  # the hook is gone

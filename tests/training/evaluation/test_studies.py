@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,35 +15,27 @@ from ducat_serve.output import Output
 from ducat_serve.report import RobustnessReport
 from ducat_serve.threat_model import ThreatModel
 from training.attacks.ball import Ball, distance
-from training.attacks.criteria import misclassified
+from training.attacks.base import Attack, TargetModel
+from training.attacks.criteria import Criterion, misclassified
+from training.attacks.pair_margin import PairMargin
+from training.attacks.pgd import PGD
+from training.attacks.square import Square
 from training.batches import DeviceSplit
-from training.data import load_dataset
-from training.data.cache import Split
-from training.evaluation.effort import Batches
 from training.evaluation.evaluate import Plan, Subject, evaluate
 from training.evaluation.legacy import legacy_2c_accuracy
-from training.evaluation.runner import Runner
-from training.evaluation.stages import Stage, Target, stage
+from training.evaluation.runner import Batches, Runner
+from training.evaluation.stages import attack_named
 from training.randomness import stream
 
 THREAT = ThreatModel(norm="linf", eps=0.1)
 
 
-@pytest.fixture(scope="module")
-def few(run_folder: Path) -> DeviceSplit:
-    del run_folder  # only so that the data set is decoded
-    test = load_dataset("digits").test
-    return DeviceSplit.of(Split(test.images[:80], test.labels[:80]), torch.device("cpu"))
-
-
-def measure(
-    model: Deployed, data: DeviceSplit, plan: Plan, *, threat: ThreatModel = THREAT, **more: object
-) -> RobustnessReport:
+def measure(model: Deployed, data: DeviceSplit, *attacks: Attack, **more: Any) -> RobustnessReport:
+    """A report on C classes with these attacks; ``more`` is of the plan."""
     with torch.no_grad():
         width = model(data.images[:1].float() / 255).shape[1]
-    subject = Subject("digest", "test", "test", tuple(str(i) for i in range(width)))
-    more = {"seed": 0, "batch_size": 32, "output": Output(), **more}
-    return evaluate(model, data, subject, threat, plan, **more)  # type: ignore[arg-type]
+    subject = Subject(model, data, tuple(str(i) for i in range(width)), "digest", "test", "test")
+    return evaluate(subject, Plan(THREAT, attacks, batch_size=32, **more), Output())
 
 
 # --- sanity checks --------------------------------------------------------------------------------------------
@@ -67,7 +60,7 @@ def test_masked_gradients_are_called_out(masked: bool, capsys: pytest.CaptureFix
     grey = torch.full((40, 3, 4, 4), 128, dtype=torch.uint8)
     data = DeviceSplit(grey, torch.zeros(40, dtype=torch.long))
     model = Deployed(Steps(masked), "none").eval()
-    report = measure(model, data, Plan((stage("pgd", Target("none", 2)),)))
+    report = measure(model, data, PGD())
     failed = {check.name for check in report.failed_checks}
     assert ("gradient masking suspected" in report.summary()) == masked
     assert ("scores are weaker than gradients" in failed) == masked
@@ -81,7 +74,7 @@ def test_few_images_say_nothing_about_masking() -> None:
     grey = torch.full((19, 3, 4, 4), 128, dtype=torch.uint8)
     data = DeviceSplit(grey, torch.zeros(19, dtype=torch.long))
     model = Deployed(Steps(True), "none").eval()
-    assert measure(model, data, Plan((stage("pgd", Target("none", 2)),))).sanity == ()
+    assert measure(model, data, PGD()).sanity == ()
 
 
 def test_one_image_of_slack_is_one_image() -> None:
@@ -99,7 +92,7 @@ def test_transfer_that_beats_white_box_is_called_out() -> None:
     data = DeviceSplit(grey, torch.zeros(40, dtype=torch.long))
     surrogate = Deployed(Steps(False), "none").eval()
     model = Deployed(Steps(True), "none").eval()
-    report = measure(model, data, Plan((stage("pgd", Target("none", 2)),), surrogate=surrogate))
+    report = measure(model, data, PGD(), surrogate=surrogate)
     check = next(c for c in report.sanity if c.name == "transfer is weaker than white-box")
     assert not check.passed
     assert check.figures["transfer"] == 0
@@ -130,14 +123,27 @@ def two_roads(count: int) -> tuple[Deployed, DeviceSplit]:
     return model, DeviceSplit(images, torch.zeros(count, dtype=torch.long))
 
 
+@dataclass(frozen=True)
+class Brighten(Attack):
+    name: ClassVar[str] = "brighten"
+
+    def __call__(
+        self,
+        model: Deployed,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        ball: Ball,
+        criterion: Criterion,
+        *,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        return images + 0.09
+
+
 def test_dummy_mass_detects_only_those_who_do_not_hide() -> None:
     model, data = two_roads(60)
 
-    def brighten(model, images, labels, ball, criterion, *, generator):  # type: ignore[no-untyped-def]
-        return images + 0.09
-
-    plan = Plan((Stage("brighten", {}, brighten),), sanity=False, val=data)
-    report = measure(model, data, plan)
+    report = measure(model, data, Brighten(), sanity=False, val=data)
     mass = report.dummy_mass
     assert report.clean_accuracy == 1
     assert report.worst_case_accuracy == 0
@@ -169,8 +175,7 @@ def test_flagging_keeps_what_an_attack_cannot_hide() -> None:
 
     _, data = two_roads(60)
     model = Deployed(OneRoad(), "max").eval()
-    plan = Plan((stage("pgd", Target("max", 2)),), sanity=False, val=data)
-    report = measure(model, data, plan)
+    report = measure(model, data, PGD(), sanity=False, val=data)
     assert report.worst_case_accuracy == 0
     by = {(r.score, r.flagged_val): r for r in report.rejection}
     assert by["dummy_mass", 0.10].correct_or_flagged == 1.0
@@ -192,7 +197,7 @@ def test_legacy_stops_at_the_labels_own_dummy() -> None:
     data = DeviceSplit(grey, torch.zeros(30, dtype=torch.long))
     model = Deployed(Sink(), "max").eval()
     runner = Runner(model, data, Ball("linf", 0.1), 0, Batches(16, Output()), Output())
-    report = measure(model, data, Plan((stage("pair-margin-1", Target("max", 2)),), sanity=False))
+    report = measure(model, data, PairMargin(1), sanity=False)
     assert report.worst_case_accuracy == 0
     assert report.legacy_2c_accuracy == 1.0
     assert legacy_2c_accuracy(runner, ("apgd-ce", "targeted", "square")) == 1.0
@@ -220,7 +225,7 @@ def test_nan_answers_to_adversarial_images_count_as_wrong_and_lose_no_report() -
 
     data = DeviceSplit(torch.full((24, 3, 2, 2), 128, dtype=torch.uint8), torch.zeros(24, dtype=torch.long))
     model = Deployed(Fragile(), "max").eval()
-    report = measure(model, data, Plan((stage("square", Target("max", 2)),), val=data))
+    report = measure(model, data, Square(), val=data)
     assert report.worst_case_accuracy == 0
     assert report.dummy_mass is None  # nothing that can be counted
     assert all(0 <= r.correct_or_flagged <= 1 for r in report.rejection)
@@ -239,7 +244,7 @@ def test_nan_gradients_do_not_push_an_image_out_of_the_ball(norm: str) -> None:
     images = torch.full((5, 3, 2, 2), 0.5)
     model = Deployed(Rooted(), "none").eval()
     for name in ("pgd", "apgd-ce", "square-warm"):
-        found = stage(name, Target("none", 2)).attack(
+        found = attack_named(name, TargetModel("none", 2))(
             model,
             images,
             torch.zeros(5, dtype=torch.long),
@@ -282,5 +287,5 @@ def test_onnx_runtime_out_of_memory_is_recognised() -> None:
 def test_a_class_without_images_has_no_accuracy() -> None:
     model = Deployed(Steps(False), "none").eval()
     data = DeviceSplit(torch.full((4, 3, 2, 2), 128, dtype=torch.uint8), torch.zeros(4, dtype=torch.long))
-    report = measure(model, data, Plan((stage("pgd", Target("none", 2)),)))
+    report = measure(model, data, PGD())
     assert [c.clean_accuracy for c in report.per_class] == [1.0, None]

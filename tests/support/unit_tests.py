@@ -1,0 +1,42 @@
+"""What a unit test is: it trains nothing and starts no process. Every test is one unless it says or shows otherwise."""
+
+from __future__ import annotations
+
+import multiprocessing.process
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+import pytest
+
+# Fixtures of conftest.py that train or export; those that build on them bring their names along.
+_TRAINED = {"run_folder", "other_model"}
+_EXCEPTIONS = ("slow", "integration")
+
+
+def mark_unit_tests(items: list[pytest.Item]) -> None:
+    """Mark as `unit` what is outside of end_to_end/, uses no trained model, and is neither `slow` nor `integration`."""
+    for item in items:
+        is_whole = "end_to_end" in item.path.parts or _TRAINED & set(getattr(item, "fixturenames", ()))
+        if not is_whole and not any(item.get_closest_marker(name) for name in _EXCEPTIONS):
+            item.add_marker("unit")
+
+
+@contextmanager
+def nothing_starts_or_trains(item: pytest.Item) -> Iterator[None]:
+    """Fail ``item`` if it starts a process or a training, so that no unmarked test is one by mistake."""
+
+    def forbidden(*_: object, **__: object) -> NoReturn:
+        # Not an Exception, so the code under test cannot catch it.
+        pytest.fail(f"{item.nodeid} starts a process or trains: mark it with pytest.mark.integration")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess.Popen, "__init__", forbidden)
+        patch.setattr(subprocess.Popen, "__del__", lambda _: None)  # of objects that were never made
+        patch.setattr(multiprocessing.process.BaseProcess, "start", forbidden)
+        # Importing torch would cost every run seconds; where all tests are collected it is imported anyway.
+        if trainer := sys.modules.get("training.trainer"):
+            patch.setattr(trainer.Trainer, "run", forbidden)
+        yield

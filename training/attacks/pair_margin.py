@@ -1,0 +1,51 @@
+"""APGD on a margin that weighs both logits of the label's pair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ducat_serve.deployed import Deployed
+from training.attacks.apgd import APGD
+from training.attacks.ball import Ball
+from training.attacks.base import Attack, TargetModel
+from training.attacks.criteria import Criterion
+from training.attacks.losses import pair_margin
+
+
+@dataclass(frozen=True)
+class PairMargin(Attack):
+    """Best logit outside of the pair minus a weighted mean of the pair's two; see `losses.pair_margin`.
+
+    Args:
+        temperature: 0 weighs both logits of the pair alike, a large one the larger of them.
+    """
+
+    knows_pairs: ClassVar[bool] = True
+    temperature: float
+    steps: int = 100
+
+    @property
+    def name(self) -> str:
+        return f"pair-margin-{self.temperature:g}"
+
+    def __call__(
+        self,
+        model: Deployed,
+        images: Tensor,
+        labels: Tensor,
+        ball: Ball,
+        criterion: Criterion,
+        *,
+        generator: torch.Generator,
+    ) -> Tensor:
+        search = APGD(partial(pair_margin, temperature=self.temperature), self.steps)
+        return search(model, images, labels, ball, criterion, generator=generator)
+
+    def applies(self, target: TargetModel) -> bool:
+        """Without dummies the temperature makes no difference, so that one of these attacks is enough."""
+        return target.fold != "none" or self.temperature == 1

@@ -1,0 +1,105 @@
+"""Start a run, or go on with one as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ducat_serve.errors import UsageError, unknown_name
+from ducat_serve.networks import NETWORKS
+from training.config import TrainConfig, resolve
+from training.data import DATASETS
+from training.device import fastest_precision
+from training.initial import InitialWeights
+from training.recipes import load_recipe
+from training.run.curves import draw_curves
+from training.run.metrics import RunSummary
+from training.trainer import Trainer
+
+DEFAULT_DATASET = "digits"
+
+
+def new_config(
+    given: Mapping[str, Any], recipe: str | None, initial: InitialWeights | None, device: torch.device
+) -> TrainConfig:
+    """The configuration of a new run from what the user gave (None = not given).
+
+    Raises:
+        UsageError: an unknown name, a value out of range, or a combination that makes no sense.
+    """
+    chosen = given["dataset"] or (load_recipe(recipe).get("dataset") if recipe else None)
+    dataset = _absolute(chosen or DEFAULT_DATASET)
+    if dataset not in DATASETS and not dataset.startswith("folder:"):
+        raise unknown_name("data set", dataset, [*DATASETS, "folder:PATH"])
+    if given["network"] is not None and given["network"] not in NETWORKS:
+        raise unknown_name("network", given["network"], NETWORKS)
+    values = dict(given)
+    if values["precision"] in (None, "auto"):
+        values["precision"] = fastest_precision(device)
+    if initial is not None:
+        values["initial_weights"] = initial.spec.weights_digest
+        values["network"] = values["network"] or initial.spec.network
+    return resolve(dataset, values, recipe)
+
+
+def require_unchanged(
+    config: TrainConfig, given: Mapping[str, Any], start_only: Mapping[str, object], folder: Path
+) -> None:
+    """Raise UsageError where a resumed run was given other settings, or options in ``start_only`` at all."""
+    stored = config.model_dump()
+    values = {**given, "dataset": _absolute(given["dataset"]) if given["dataset"] else None}
+    changes = [
+        f"--{key.replace('_', '-')} is {stored[key]} in the run, {value} here"
+        for key, value in values.items()
+        if value is not None and value != stored[key] and not (key == "precision" and value == "auto")
+    ]
+    changes += [f"{name} cannot be given with --resume" for name, value in start_only.items() if value]
+    if changes:
+        raise UsageError(
+            f"--resume goes on with the run as it was: {'; '.join(changes)}.",
+            f"ducat train --resume {folder}",
+        )
+
+
+def train(trainer: Trainer, data_dir: Path | None, *, resumed: bool) -> RunSummary:
+    """Train in the run folder, which no other process may use meanwhile; `curves.png` is drawn at the end.
+
+    Raises:
+        UsageError: the folder holds a run already, or another process trains there.
+        DataError: a resumed run's state does not fit. And what `Trainer.run` raises.
+    """
+    config, dataset, folder = trainer.config, trainer.dataset, trainer.folder
+    processes, output = trainer.processes, trainer.output
+    # Not before the data is there: a failed start leaves no folder.
+    with folder.locked() if processes.is_first else nullcontext():
+        if processes.is_first and not resumed:
+            folder.create(config, data_dir.resolve() if data_dir else None, dataset.digest)
+        processes.wait()
+        if resumed:
+            trainer.resume()
+        where = trainer.device.type if processes.size == 1 else f"{processes.size} x {trainer.device.type}"
+        output.event(
+            "start",
+            f"{dataset.title}: {len(dataset.train):,} train / {len(dataset.val):,} val images, "
+            f"{len(dataset.class_names)} classes. {config.network}, {config.method}, ducat {config.ducat}, "
+            f"{config.threat_model}, {config.precision} on {where}. Run folder: {folder.path}",
+            run=str(folder.path),
+            config=config.model_dump(mode="json"),
+            processes=processes.size,
+        )
+        with trainer.stop:
+            summary = trainer.run()
+        if processes.is_first:
+            draw_curves(trainer.state.rows, config, folder.curves)
+    return summary
+
+
+def _absolute(dataset: str) -> str:
+    """`folder:PATH` with an absolute path, so that the run can be resumed from anywhere."""
+    if not dataset.startswith("folder:"):
+        return dataset
+    return f"folder:{Path(dataset.removeprefix('folder:')).expanduser().resolve()}"
