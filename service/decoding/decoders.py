@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from ducat_serve.images import ImageError
 from ducat_serve.spec import ModelSpec
-from service.decoding.protocol import ANSWER, REQUEST
+from service.decoding.protocol import ANSWER, READY, REQUEST
 
 COUNT = 2  # a decoded 25-megapixel image takes hundreds of megabytes for a moment: so many at a time, no more
+START_SECONDS = 30.0  # a third of a second on an idle machine
 STUCK_SECONDS = 2.0  # the largest images that are allowed take half of that
 _ROOT = Path(__file__).parents[2]
 _COMMAND = (sys.executable, "-P", "-m", "service.decoding.worker")
@@ -69,55 +70,67 @@ class _Worker:
     def __init__(self, command: Sequence[str]) -> None:
         self._command = command
         self._process: Process | None = None
+        self._starting: asyncio.Task[Process] | None = None
         self._killed: list[Process] = []
         self.busy_since: float | None = None
 
     async def start(self) -> Process:
-        if self._process is None:
-            # Nothing of our environment: it holds keys, and this process reads what strangers send.
-            environment = {"PYTHONPATH": str(_ROOT), "PATH": os.environ.get("PATH", "")}
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command,
-                stdin=PIPE,
-                stdout=PIPE,
-                stderr=DEVNULL,
-                env=environment,
-                start_new_session=True,
-            )
-        return self._process
+        """The process, ready to decode. Raises ConnectionError or IncompleteReadError where it does not start.
+
+        To cancel this leaves it starting: with a deadline shorter than a start there would never be one.
+        """
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start())
+        return await asyncio.shield(self._starting)
+
+    async def _start(self) -> Process:
+        # Nothing of our environment: it holds keys, and this process reads what strangers send.
+        environment = {"PYTHONPATH": str(_ROOT), "PATH": os.environ.get("PATH", "")}
+        process = self._process = await asyncio.create_subprocess_exec(
+            *self._command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=environment, start_new_session=True
+        )
+        assert process.stdout is not None
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                await process.stdout.readexactly(len(READY))
+        except TimeoutError as error:
+            raise ConnectionError(f"the decoder did not start within {START_SECONDS:g} s") from error
+        return process
 
     async def decode(self, data: bytes, spec: ModelSpec, max_pixels: int) -> NDArray[np.uint8]:
         height, width = spec.image_size
         head = REQUEST.pack(max_pixels, height, width, spec.channels, len(data))
-        self.busy_since = time.monotonic()
-        answered = False
         try:
-            decoded, content = await self._ask(head, data)
-            answered = True
+            decoded, content = await self._ask(await self.start(), head, data)
         except (ConnectionError, asyncio.IncompleteReadError) as error:
+            self._kill()
             raise ImageError("the image does not decode (its decoder ended)") from error
-        finally:
-            self.busy_since = None
-            if not answered:
-                self._kill()
         if not decoded:
             code, _, message = content.decode().partition(":")
             raise ImageError(message, code)
         return np.frombuffer(content, np.uint8).reshape(height, width, spec.channels)
 
-    async def _ask(self, head: bytes, data: bytes) -> tuple[bool, bytes]:
-        process = await self.start()
+    async def _ask(self, process: Process, head: bytes, data: bytes) -> tuple[bool, bytes]:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(head)
-        process.stdin.write(data)
-        await process.stdin.drain()
-        decoded, length = ANSWER.unpack(await process.stdout.readexactly(ANSWER.size))
-        return decoded, await process.stdout.readexactly(length)
+        self.busy_since = time.monotonic()
+        answered = False
+        try:
+            process.stdin.write(head)
+            process.stdin.write(data)
+            await process.stdin.drain()
+            decoded, length = ANSWER.unpack(await process.stdout.readexactly(ANSWER.size))
+            content = await process.stdout.readexactly(length)
+            answered = True
+        finally:
+            self.busy_since = None
+            if not answered:
+                self._kill()
+        return decoded, content
 
     def _kill(self) -> None:
         """The next image starts another."""
-        process, self._process = self._process, None
+        process, self._process, self._starting = self._process, None, None
         if process is None:
             return
         if process.returncode is None:
@@ -125,6 +138,8 @@ class _Worker:
         self._killed = [killed for killed in self._killed if killed.returncode is None] + [process]
 
     async def stop(self) -> None:
+        if self._starting is not None and not self._starting.done():
+            self._starting.cancel()
         self._kill()
         for process in self._killed:
             if process.stdin is not None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ducat_serve.images import ImageError, decode, fit, to_array
-from service.decoding.protocol import ANSWER, REQUEST
+from service.decoding.protocol import ANSWER, READY, REQUEST
 
 # The most that was measured is 22 bytes a pixel (lossless WebP with transparency; docs/deployment.md has the table).
 _BYTES_PER_PIXEL = 32
@@ -30,6 +30,8 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     bounded = 0
     stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
+    stdout.write(READY)
+    stdout.flush()
     while len(head := stdin.read(REQUEST.size)) == REQUEST.size:
         max_pixels, height, width, channels, length = REQUEST.unpack(head)
         if max_pixels != bounded:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import os
-import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
@@ -21,10 +20,9 @@ from ducat_serve.images import ImageError, decode, fit, to_array
 from ducat_serve.predictor import Predictor
 from ducat_serve.spec import ModelSpec
 from service.decoding.decoders import STUCK_SECONDS, Decoders
-from tests.support.decoders import SILENT
+from tests.support.decoders import DYING, SILENT
 
 MAX_PIXELS = 1_000_000
-DYING = (sys.executable, "-c", "import sys; sys.stdin.buffer.read(1)")
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +99,18 @@ def test_a_process_that_does_not_answer_is_killed_at_the_deadline(spec: ModelSpe
         assert children().isdisjoint({stuck})
 
     run(scenario, SILENT)
+
+
+def test_a_deadline_shorter_than_a_start_does_not_end_the_start(spec: ModelSpec) -> None:
+    async def scenario(decoders: Decoders) -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await decoders.decode(encode("PNG"), spec, MAX_PIXELS)
+        (starting,) = children()
+        await decoders.decode(encode("PNG"), spec, MAX_PIXELS)
+        assert children() == {starting}
+
+    run(scenario)
 
 
 def test_a_process_that_dies_costs_one_image(spec: ModelSpec) -> None:

@@ -139,10 +139,15 @@ def test_deadline_covers_decoding_and_decoding_is_bounded(predictor: Predictor) 
     app.state.admission.decoders = Decoders(2, SILENT)
     with TestClient(app) as client, ThreadPoolExecutor(8) as pool:
         until(lambda: is_ready(client))
+        assert client.portal is not None
+        client.portal.call(app.state.admission.decoders.start)
+        stuck = {child.pid for child in psutil.Process().children()}
+        assert len(stuck) == 2
         responses = list(pool.map(lambda _: send(client, GOOD), range(8)))
         for response in responses:
             assert_error(response, 504, "deadline_exceeded")
-        until(lambda: len(psutil.Process().children()) == 0)
+        until(lambda: stuck.isdisjoint(child.pid for child in psutil.Process().children()))
+        assert len(psutil.Process().children()) <= 2
         assert (app.state.admission.requests, app.state.admission.images) == (0, 0)
 
 
