@@ -22,6 +22,7 @@ from service.models.served import load
 from service.settings import PREFIX, Settings
 
 LOAD_SECONDS = 120.0
+_COMMAND = (sys.executable, "-P", "-m", "service.models.verification")
 _ROOT = Path(__file__).parents[2]
 _LAST = 500  # characters of what the process says
 
@@ -42,7 +43,7 @@ async def verify_apart(file: Path, settings: Settings) -> None:
         f"{PREFIX}MAX_BATCH": str(settings.max_batch),
     }
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "service.models.verification"),
+        *_COMMAND,
         env=environment,
         stdin=DEVNULL,
         stdout=DEVNULL,
