@@ -32,9 +32,9 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         # mkstemp makes files private; an artefact should have the permissions of any new file.
         temporary.chmod(0o666 & ~_umask())
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
@@ -68,7 +68,8 @@ def _umask() -> int:
     return current
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file, or a folder's list of files, on the disk before this returns. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,8 +1,8 @@
 """Decode untrusted image files to uint8 arrays. One decoder for training, `predict` and the service.
 
-Policy: PNG, JPEG, WebP and BMP; one frame; EXIF orientation applied; palettes resolved; transparency laid
-over white, as a person would see it; 16-bit grey scaled to 8 bits; CMYK and grey converted to RGB. To the
-model's size: resize the shorter side (bilinear, antialiased), then crop the centre.
+Policy: PNG, JPEG, WebP and BMP (not its compressed kinds); one frame; EXIF orientation applied; palettes resolved;
+transparency laid over white, as a person would see it; 16-bit grey scaled to 8 bits; CMYK and grey converted to RGB. To
+the model's size: resize the shorter side (bilinear, antialiased), then crop the centre.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ducat_serve.image_bounds import excess
 
 _STRIP = 256  # rows
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
@@ -34,10 +36,13 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode one image file to an 8-bit RGB image, following the policy above.
 
     Raises:
-        ImageError: empty, truncated, animated, too large, or not one of `FORMATS`.
+        ImageError: empty, truncated, animated, too large, of more parts than any encoder writes, or not one of
+            `FORMATS`.
     """
     if not data:
         raise ImageError("the file is empty")
+    if too_much := excess(data):
+        raise ImageError(f"the file has {too_much}")
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > max_pixels:
@@ -48,6 +53,8 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         # An MPO is a JPEG photo with a preview or depth map after it, as many phones write; frame 0 is the photo.
         if getattr(image, "is_animated", False) and image.format != "MPO":
             raise ImageError("the image is animated; send a single frame")
+        if any(tile.codec_name == "bmp_rle" for tile in getattr(image, "tile", [])):
+            raise ImageError("the BMP is compressed (RLE); send it uncompressed, or as PNG")
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image))
     except ImageError:
@@ -82,9 +89,19 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         if transparent is not None:
             image.putalpha(Image.fromarray((grey != transparent).view(np.uint8) * np.uint8(255)))
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return _over_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    """What a person sees of transparent pixels; a strip at a time, for the same reason as in `_eight_bits`."""
+    result = Image.new("RGB", image.size)
+    for top in range(0, image.height, _STRIP):
+        box = (0, top, image.width, min(top + _STRIP, image.height))
+        strip = image.crop(box).convert("RGBA")
+        white = Image.new("RGBA", strip.size, "white")
+        result.paste(Image.alpha_composite(white, strip).convert("RGB"), box)
+    return result
 
 
 def _eight_bits(grey: NDArray[Any]) -> NDArray[np.uint8]:

@@ -13,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ducat_serve.errors import DucatError, UsageError, VerificationError, missing_extra
+from ducat_serve.onnx_graph import check_graph
 from ducat_serve.sealed import read_sealed
 from ducat_serve.spec import METADATA_KEY, ModelSpec
 
 Device = Literal["auto", "cpu", "cuda"]
 SOURCE_KEY = "ducat_source_sha256"
+GRAPH_KEY = "ducat_graph_sha256"  # missing in files of older versions
 
 
 class Predictions(NamedTuple):
@@ -68,7 +70,8 @@ class Predictor:
         optimised: False runs the graph as it was written, slowly: a reference for the one that runs fast.
 
     Raises:
-        DataError: no such file. VerificationError: not written by ducat, or changed since.
+        DataError: no such file. VerificationError: not written by ducat, changed since, or with a graph that no
+            model of ours has.
         DucatError: the device was asked for and cannot be used, or ONNX Runtime is not installed.
     """
 
@@ -86,11 +89,17 @@ class Predictor:
         optimised: bool = True,
     ) -> None:
         model = read_sealed(Path(path))
+        graph_sha256 = check_graph(model, str(path))
         self._session, self.fallback_reason = _create_session(model, device, threads, optimised)
         self.provider = self._session.get_providers()[0]
         metadata = self._session.get_modelmeta().custom_metadata_map
         if METADATA_KEY not in metadata or SOURCE_KEY not in metadata:
             raise VerificationError(f"{path} has no ducat metadata.", "ducat export model.safetensors --onnx")
+        if metadata.get(GRAPH_KEY, graph_sha256) != graph_sha256:
+            raise VerificationError(
+                f"{path} holds another graph than the one that its ModelSpec was written for.",
+                "ducat export model.safetensors --onnx",
+            )
         self.spec = ModelSpec.from_json(metadata[METADATA_KEY], str(path))
         self.source_sha256 = metadata[SOURCE_KEY]
 

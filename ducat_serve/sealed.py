@@ -32,8 +32,11 @@ def read_sealed(path: Path) -> bytes:
         DataError: no such file.
         VerificationError: not sealed by `ducat export`, or changed since.
     """
+    path = Path(path)
+    if path.exists() and not path.is_file():  # a FIFO or a device would keep us waiting for ever
+        raise DataError(f"{path} is not a file.", "ducat export model.safetensors --onnx")
     try:
-        data = Path(path).read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise DataError(
             f"Cannot read {path}: {error.strerror}.", "ducat export model.safetensors --onnx"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
@@ -85,8 +86,8 @@ class ModelSpec(BaseModel):
             VerificationError: not JSON, another schema, a value out of place, or edited by hand.
         """
         try:
-            body = json.loads(text)
-        except json.JSONDecodeError as error:
+            body = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+        except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets in brackets
             raise VerificationError(f"{source}: its ModelSpec is not JSON ({error})") from error
         if not isinstance(body, dict) or body.get("schema_version") != SCHEMA_VERSION:
             found = body.get("schema_version") if isinstance(body, dict) else type(body).__name__
@@ -109,6 +110,16 @@ class ModelSpec(BaseModel):
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no optional blanks; the same value always gives the same text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:20]} is beyond all numbers")
+    return value
 
 
 def first_problem(error: ValidationError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import warnings
 from pathlib import Path
@@ -15,7 +16,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from ducat_serve import atomic
 from ducat_serve.checkpoint import checkpoint_path, file_sha256
 from ducat_serve.deployed import load
-from ducat_serve.predictor import SOURCE_KEY
+from ducat_serve.predictor import GRAPH_KEY, SOURCE_KEY
 from ducat_serve.report import ExportPrecision, RobustnessReport
 from ducat_serve.sealed import SEAL_KEY, read_sealed, seal
 from ducat_serve.spec import METADATA_KEY, ModelSpec
@@ -108,7 +109,14 @@ def _serialise(graph: DeployGraph, spec: ModelSpec, source_sha256: str) -> bytes
     model.graph.name = "ducat"
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         value.ClearField("metadata_props")
-    for key, value in ((METADATA_KEY, spec.to_json()), (SOURCE_KEY, source_sha256)):
+    # Binds the ModelSpec to this graph: the checkpoint's own digest cannot be computed from it, since BatchNorm is
+    # folded into the convolutions.
+    graph_sha256 = hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()
+    for key, value in (
+        (METADATA_KEY, spec.to_json()),
+        (SOURCE_KEY, source_sha256),
+        (GRAPH_KEY, graph_sha256),
+    ):
         model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model, full_check=True)
     serialised: bytes = model.SerializeToString(deterministic=True)

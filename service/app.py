@@ -10,6 +10,7 @@ import bentoml
 # Our metrics are those of one process in memory; BentoML would have them go through files, for its own that are off.
 os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
 
+from service.api.admission import AdmissionControl
 from service.application import create_app
 from service.models.registry import Models
 from service.settings import Settings
@@ -19,7 +20,11 @@ _settings = Settings.from_environment()
 models = Models(_settings, Tracing.from_environment())
 
 
-@bentoml.asgi_app(create_app(models), path="/")
+_app = create_app(models)
+_admission: AdmissionControl = _app.state.admission
+
+
+@bentoml.asgi_app(_app, path="/")
 @bentoml.service(
     name="ducat",
     traffic={"timeout": _settings.deadline + 5},  # for BentoML's own clients
@@ -31,8 +36,12 @@ models = Models(_settings, Tracing.from_environment())
 class DucatService:
     """Robust image classification; see GET /v1/model for what was measured on this model."""
 
+    @bentoml.on_startup  # type: ignore[untyped-decorator]
+    async def start_decoders(self) -> None:
+        await _admission.decoders.start()
+
     def __is_ready__(self) -> bool:
-        return models.is_ready
+        return _admission.is_ready
 
 
 # What is imported by now stays for good. Without this a fifth of the time at 32 requests in flight goes into looking

@@ -44,7 +44,7 @@ def create_app(models: Models) -> Starlette:
             yield
         starting.cancel()
         await models.stop()
-        control.close()
+        await control.stop()
 
     routes = [
         *page_routes(settings.samples),

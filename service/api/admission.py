@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect, Request
 
 from ducat_serve.predictor import Predictions
+from service.decoding.decoders import Decoders
 from service.errors import APIError
 from service.middleware.auth import charge
 from service.models.batcher import DeadlineExceeded, Overloaded
 from service.models.registry import Models
 from service.models.served import LoadedVersion
 
-DECODING_THREADS = 2
+PARSING_THREADS = 2
 
 
 class AdmissionControl:
@@ -29,8 +30,21 @@ class AdmissionControl:
         self.models = models
         self.requests = 0  # being read, decoded or predicted
         self.images = 0  # of theirs that are in memory, or are about to be
-        # A decoded 25-megapixel image takes hundreds of megabytes for a moment: two at a time, no more.
-        self.decoding = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode")
+        self.decoders = Decoders()
+        # A large document would hold up everybody while the event loop parsed it.
+        self.parsing = ThreadPoolExecutor(PARSING_THREADS, thread_name_prefix="parse")
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests should come here."""
+        return self.models.is_ready and not self.decoders.is_stuck
+
+    def require_ready(self) -> None:
+        """Raises ModelError as `Models.require_ready` does, and APIError (503) while no decoder gets on."""
+        self.models.require_ready()
+        if self.decoders.is_stuck:
+            message = "Every image decoder is busy with one image."
+            raise APIError(503, "not_ready", message, retry_after=1)
 
     @contextlib.asynccontextmanager
     async def admitted(
@@ -42,42 +56,48 @@ class AdmissionControl:
         """
         settings = self.models.settings
         admission = Admission(self, self.models.get(name, version), request)
-        if self.requests >= settings.max_queue:
-            raise _overloaded()
+        batcher = admission.loaded.batcher
         self.requests += 1
         try:
+            if self.requests > settings.max_queue:
+                raise Overloaded(batcher.wait)
+            batcher.require_room(
+                1, settings.deadline
+            )  # before the body is read, and anything in it is decoded
             with admission.loaded.in_use():
-                async with asyncio.timeout(settings.deadline):
+                async with asyncio.timeout_at(admission.deadline):
                     yield admission
         except Overloaded as error:
             raise _overloaded(error.retry_after) from error
         except (DeadlineExceeded, TimeoutError) as error:
             message = f"No prediction within {settings.deadline:g} s."
-            raise APIError(504, "deadline_exceeded", message, retry_after=1) from error
+            raise APIError(504, "deadline_exceeded", message, retry_after=batcher.wait) from error
         finally:
             self.requests -= 1
             self.images -= admission.images
 
-    def close(self) -> None:
-        """No image is decoded from now on."""
-        self.decoding.shutdown(wait=False)
+    async def stop(self) -> None:
+        """Nothing is parsed or decoded from now on."""
+        self.parsing.shutdown(wait=False)
+        await self.decoders.stop()
 
 
 class Admission:
     """A request that was let in: what will answer it, and how many images it holds in memory."""
 
     def __init__(self, control: AdmissionControl, loaded: LoadedVersion, request: Request) -> None:
-        self._control, self.loaded, self._request = control, loaded, request
+        self.control, self.loaded, self._request = control, loaded, request
+        self.deadline = asyncio.get_running_loop().time() + control.models.settings.deadline
         self.images = 0
 
     def take(self, images: int) -> None:
         """Count so many images and charge them to the client, before they are decoded.
 
-        Raises APIError (429) where all together are too many, or these are more than the client has left.
+        Raises Overloaded where all together are too many, APIError (429) where these are more than the client has left.
         """
-        control = self._control
+        control = self.control
         if control.images + images > control.models.settings.max_queue:
-            raise _overloaded()
+            raise Overloaded(self.loaded.batcher.wait)
         charge(self._request, images)
         control.images += images
         self.images += images
@@ -85,7 +105,7 @@ class Admission:
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time a stage of a request that succeeds, and trace it."""
-        models = self._control.models
+        models = self.control.models
         span = models.tracing.stage(name) if models.tracing else contextlib.nullcontext()
         with span, models.metrics.stage(name):
             yield
@@ -95,8 +115,9 @@ class Admission:
 
         Raises ClientDisconnect where the client leaves while there is a queue; its place is free again.
         """
-        models, batcher = self._control.models, self.loaded.batcher
-        waiting = batcher.predict(images, models.settings.deadline)
+        models, batcher = self.control.models, self.loaded.batcher
+        left = self.deadline - asyncio.get_running_loop().time()
+        waiting = batcher.predict(images, left)
         # Only a request that is not in the next batch waits for long enough to be worth watching its connection.
         if batcher.rows > models.settings.max_batch:
             predictions = await _unless_gone(self._request, waiting)
@@ -106,7 +127,7 @@ class Admission:
         return predictions
 
 
-def _overloaded(retry_after: float = 1) -> APIError:
+def _overloaded(retry_after: float) -> APIError:
     return APIError(
         429, "overloaded", "The server is at its limit; try again later.", retry_after=retry_after
     )

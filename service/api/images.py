@@ -17,48 +17,44 @@ import base64
 import binascii
 import io
 import json
-from collections.abc import Callable
-from concurrent.futures import Executor
 from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 from starlette.requests import Request
 
-from ducat_serve.images import ImageError, decode, fit, to_array
+from ducat_serve.images import ImageError
 from ducat_serve.spec import ModelSpec
+from service.api.admission import Admission
 from service.api.forms import FIELD, uploaded_files
 from service.errors import APIError
-from service.settings import Settings
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 NPY = "application/x-npy"
 _JSON = 'Send {"images": ["base64 of an image file", ...]}.'
-_MAX_JSON_PARTS = 16  # objects and lists
+_MAX_JSON_PARTS = 16  # objects, lists and values, besides the images
 _MAX_NPY_HEADER = 1000  # bytes; NumPy parses the header as a Python literal
 
 
-async def read_images(
-    request: Request, spec: ModelSpec, settings: Settings, threads: Executor, take: Callable[[int], None]
-) -> NDArray[np.uint8]:
-    """Decode every image to the model's size, in ``threads``: so many at a time and no more.
+async def read_images(request: Request, admission: Admission) -> NDArray[np.uint8]:
+    """Decode every image to the size of the admission's model; it is told how many there are before any is decoded.
 
-    ``take`` is told how many there are before any is decoded, and may refuse them.
-    Returns uint8 [N, H, W, channels]. Raises APIError for anything that is not 1 to ``max_images`` images.
+    Returns uint8 [N, H, W, channels]. Raises APIError for anything that is not 1 to ``max_images`` images, and as
+    `Admission.take` does.
     """
-    loop = asyncio.get_running_loop()
+    control = admission.control
+    spec, settings = admission.loaded.predictor.spec, control.models.settings
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == NPY:
-        body = await request.body()
-        images = await loop.run_in_executor(threads, read_npy, body, spec, settings.max_images)
-        take(len(images))
+        images = read_npy(await request.body(), spec, settings.max_images)
+        admission.take(len(images))
         return images
     if kind == "multipart/form-data":
         files = await uploaded_files(request, settings.max_images)
     elif kind == "application/json":
         body = await request.body()
-        # A large document holds up everybody while it is parsed.
-        files = await loop.run_in_executor(threads, _from_json, body, settings.max_images)
+        loop = asyncio.get_running_loop()
+        files = await loop.run_in_executor(control.parsing, _from_json, body, settings.max_images)
     elif kind.startswith("image/") or kind == "application/octet-stream":
         files = [await request.body()]
     else:
@@ -68,11 +64,11 @@ async def read_images(
             f"Send multipart/form-data with a file field '{FIELD}', an image file (image/*), application/json with "
             f"base64, or application/x-npy, not '{kind}'.",
         )
-    take(len(files))
+    admission.take(len(files))
     arrays = []
     for number, data in enumerate(files):
         try:
-            arrays.append(await loop.run_in_executor(threads, _decode, data, spec, settings.max_pixels))
+            arrays.append(await control.decoders.decode(data, spec, settings.max_pixels))
         except ImageError as error:
             which = f"Image {number + 1}: " if len(files) > 1 else ""
             status = 413 if error.code == "image_too_large" else 400
@@ -89,7 +85,15 @@ def read_npy(body: bytes, spec: ModelSpec, max_images: int) -> NDArray[np.uint8]
     except Exception as error:  # NumPy's header parser raises many types on hostile input
         raise APIError(400, "invalid_npy", "The body is not a .npy file of version 1 or 2.") from error
     expected = (*spec.image_size, spec.channels)
-    if dtype != np.uint8 or fortran or len(shape) != 4 or shape[1:] != expected or shape[0] < 1:
+    is_shape = all(type(size) is int for size in shape)  # the header may say True, which equals 1
+    if (
+        dtype != np.uint8
+        or fortran
+        or not is_shape
+        or len(shape) != 4
+        or shape[1:] != expected
+        or shape[0] < 1
+    ):
         raise APIError(
             400,
             "invalid_shape",
@@ -103,8 +107,10 @@ def read_npy(body: bytes, spec: ModelSpec, max_images: int) -> NDArray[np.uint8]
 
 
 def _from_json(body: bytes, max_images: int) -> list[bytes]:
-    # An object with one list of text; millions of small lists and objects in it would take gigabytes.
-    if body.count(b"{") + body.count(b"[") > _MAX_JSON_PARTS:
+    # An object with one list of text. Millions of small things in it would take gigabytes, and hold up every thread
+    # while they are parsed; what is left is parsed as fast as it is copied.
+    parts = sum(body.count(sign) for sign in (b"{", b"[", b",", b":"))
+    if parts > _MAX_JSON_PARTS + max_images:
         raise APIError(400, "invalid_request", _JSON)
     try:
         document = json.loads(body)
@@ -119,7 +125,3 @@ def _from_json(body: bytes, max_images: int) -> list[bytes]:
         return [base64.b64decode(text, validate=True) for text in images]
     except (binascii.Error, ValueError) as error:
         raise APIError(400, "invalid_base64", "An image is not base64. URLs are never fetched.") from error
-
-
-def _decode(data: bytes, spec: ModelSpec, max_pixels: int) -> NDArray[np.uint8]:
-    return to_array(fit(decode(data, max_pixels), spec.image_size), spec.channels)

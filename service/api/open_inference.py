@@ -20,6 +20,8 @@ from ducat_serve.predictor import Predictions
 from ducat_serve.spec import ModelSpec
 from service.errors import APIError
 
+MAX_JSON = 2 * 2**20  # bytes: pixels of some 300 images of 32x32, or of 4 of 224x224
+_MAX_DIGITS = 12
 _MAX_JSON_PARTS = 64  # lists and objects, besides those of nested data
 JSON_LENGTH = "Inference-Header-Content-Length"
 OUTPUTS = {"logits": "FP32", "label": "INT64", "dummy_mass": "FP32"}
@@ -110,7 +112,9 @@ def write_response(name: str, version: str, asked: InferRequest, predictions: Pr
 def _split(body: bytes, json_length: str | None) -> tuple[bytes, bytes]:
     if json_length is None:
         return body, b""
-    if not (json_length.isascii() and json_length.isdigit()) or int(json_length[:20]) > len(body):
+    # No length of a body has more digits, and Python refuses to read numbers of thousands of them.
+    is_number = json_length.isascii() and json_length.isdigit() and len(json_length) <= _MAX_DIGITS
+    if not is_number or int(json_length) > len(body):
         raise APIError(
             400, "invalid_header", f"{JSON_LENGTH} is the length of the JSON, at most that of the body."
         )
@@ -131,7 +135,13 @@ def read_options(body: bytes, kinds: dict[str, type]) -> dict[str, Any]:
 
 
 def _require_few_parts(header: bytes, spec: ModelSpec, max_images: int) -> None:
-    """Millions of empty lists or objects would take gigabytes before anybody could look at them."""
+    """Millions of empty lists or objects would take gigabytes before anybody could look at them.
+
+    Numbers hold up every thread while they are parsed, so large tensors come as bytes.
+    """
+    if len(header) > MAX_JSON:
+        message = f"JSON is at most {MAX_JSON} bytes; send larger tensors as binary data ({JSON_LENGTH})."
+        raise APIError(413, "json_too_large", message)
     height, width = spec.image_size
     lists = max_images * (1 + height * (1 + width)) + _MAX_JSON_PARTS
     if header.count(b"[") > lists or header.count(b"{") > _MAX_JSON_PARTS:
@@ -205,7 +215,7 @@ def _outputs(document: dict[str, Any]) -> dict[str, bool]:
     if named is None:
         return dict.fromkeys(OUTPUTS, default)
     if not isinstance(named, list) or not all(
-        isinstance(o, dict) and o.get("name") in OUTPUTS for o in named
+        isinstance(o, dict) and isinstance(o.get("name"), str) and o["name"] in OUTPUTS for o in named
     ):
         raise APIError(400, "invalid_outputs", f"'outputs' names some of {', '.join(OUTPUTS)}.")
     return {output["name"]: _flag(output, "binary_data", default) for output in named}

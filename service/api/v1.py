@@ -23,7 +23,7 @@ def v1_routes(control: AdmissionControl) -> list[Route]:
         async with control.admitted(request, *_which(request)) as admission:
             spec = admission.loaded.predictor.spec
             with admission.stage("decode"):
-                images = await read_images(request, spec, settings, control.decoding, admission.take)
+                images = await read_images(request, admission)
             predictions = await admission.predict(images)
         return JSONResponse(
             {

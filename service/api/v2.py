@@ -29,7 +29,7 @@ def v2_routes(control: AdmissionControl) -> list[Route]:
         return JSONResponse({"live": True})
 
     async def ready(_: Request) -> Response:
-        models.require_ready()
+        control.require_ready()
         return JSONResponse({"ready": True})
 
     def named(request: Request) -> LoadedVersion:
@@ -42,7 +42,7 @@ def v2_routes(control: AdmissionControl) -> list[Route]:
 
     async def model_ready(request: Request) -> Response:
         loaded = named(request)
-        models.require_ready()
+        control.require_ready()
         return JSONResponse({"name": loaded.name, "ready": True})
 
     async def infer(request: Request) -> Response:
@@ -51,7 +51,7 @@ def v2_routes(control: AdmissionControl) -> list[Route]:
             with admission.stage("decode"):
                 body = await request.body()
                 asked = await asyncio.get_running_loop().run_in_executor(
-                    control.decoding,
+                    control.parsing,
                     open_inference.read_request,
                     body,
                     request.headers.get(open_inference.JSON_LENGTH),

@@ -6,6 +6,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import APIError
 
+_MAX_DIGITS = 18  # Python refuses to read numbers of thousands of digits
+
 
 class _Refused(Exception):
     def __init__(self, error: APIError) -> None:
@@ -32,7 +34,7 @@ class BodyLimit:
             413, "body_too_large", f"The request body is over the limit of {self.max_body} bytes."
         )
         length = dict(scope["headers"]).get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > self.max_body:
+        if not length.isdigit() or len(length) > _MAX_DIGITS or int(length) > self.max_body:
             await too_large.response(scope)(scope, receive, send)
             return
         received = 0

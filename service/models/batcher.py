@@ -3,6 +3,9 @@
 One inference runs at a time, in a thread of its own. While it runs, requests queue up; when it ends, the
 thread takes whatever is waiting as the next batch, up to ``max_batch`` rows. So a lone request never waits for company,
 and under load batches fill by themselves. There is no timer to tune.
+
+Inference is spent only on answers that somebody can still take. A request is refused at once unless it would be
+answered a whole batch before its deadline, and a batch leaves out what would expire while it runs.
 """
 
 from __future__ import annotations
@@ -45,7 +48,8 @@ class _Piece:
 
     images: Images
     result: asyncio.Future[Predictions]
-    since: float
+    since: float  # `time.perf_counter`, as are all times here
+    deadline: float
     batched: tuple[float, float, int] | None = None  # when its batch started and ended, and that batch's rows
 
 
@@ -57,6 +61,7 @@ class Batcher:
         max_batch: most rows of one inference.
         max_queue: most rows waiting or running; beyond it requests are refused at once.
         observe: told of every batch: its rows, the seconds its pieces waited, the seconds it took.
+        seconds_per_batch: what a full batch takes, as the warm-up measured it; 0 where nobody knows yet.
         trace: told in the context of every request, for each of its batches: since when it waited, when the batch
             started and ended (`time.perf_counter`), and the batch's rows.
     """
@@ -67,6 +72,7 @@ class Batcher:
         *,
         max_batch: int,
         max_queue: int,
+        seconds_per_batch: float = 0.0,
         observe: Observe = lambda *_: None,
         trace: Trace | None = None,
     ) -> None:
@@ -76,7 +82,7 @@ class Batcher:
         self._max_queue = max_queue
         self._waiting: deque[_Piece] = deque()
         self._rows = 0  # waiting or running
-        self._seconds_per_batch = 0.0  # until one was timed
+        self._seconds_per_batch = seconds_per_batch  # 0 until one was timed
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
         self._running: asyncio.Task[None] | None = None
 
@@ -85,22 +91,37 @@ class Batcher:
         """Rows waiting or running."""
         return self._rows
 
+    @property
+    def wait(self) -> float:
+        """Seconds until all that is waiting or running now will be done: an estimate, too low after small batches."""
+        return math.ceil(self._rows / self._max_batch) * self._seconds_per_batch
+
+    def require_room(self, rows: int, deadline: float) -> None:
+        """Raise Overloaded where so many more rows do not fit, or would hardly be answered within ``deadline`` seconds.
+
+        One batch is left to spare, since a batch that takes longer than others would make its whole queue late. Where
+        nothing is waiting there is room in any case: otherwise one slow batch could close the door for good.
+        """
+        batches = math.ceil(rows / self._max_batch) + 1
+        is_late = self._rows > 0 and self.wait + batches * self._seconds_per_batch > deadline
+        if self._rows + rows > self._max_queue or is_late:
+            raise Overloaded(retry_after=max(0.1, self.wait))
+
     async def predict(self, images: Images, deadline: float) -> Predictions:
         """Predict the images of one request, in order.
 
         Raises:
-            Overloaded: the queue has no room, or is longer than ``deadline`` at its pace; nothing was done.
+            Overloaded: as `require_room` does; nothing was done.
             DeadlineExceeded: no result within ``deadline`` seconds; the place in the queue is free again.
             Exception: what ``infer`` raised for these images (for them alone, not for their neighbours).
         """
-        # An estimate from the batches so far: too low after small ones, never too high.
-        wait = math.ceil(self._rows / self._max_batch) * self._seconds_per_batch
-        if self._rows + len(images) > self._max_queue or wait > deadline:
-            raise Overloaded(retry_after=max(0.1, wait))
+        self.require_room(len(images), deadline)
         loop = asyncio.get_running_loop()
         now = time.perf_counter()
         starts = range(0, len(images), self._max_batch)
-        pieces = [_Piece(images[s : s + self._max_batch], loop.create_future(), now) for s in starts]
+        pieces = [
+            _Piece(images[s : s + self._max_batch], loop.create_future(), now, now + deadline) for s in starts
+        ]
         for piece in pieces:
             self._rows += len(piece.images)
             piece.result.add_done_callback(functools.partial(self._release, len(piece.images)))
@@ -114,9 +135,10 @@ class Batcher:
             raise DeadlineExceeded from None
         finally:
             for piece in pieces:
-                # Where there is no result yet, the client has gone, and its rows leave the queue too.
-                if not piece.result.done():
-                    piece.result.cancel()
+                # Where there is no result yet the client has gone, and its rows go too. Looking at the others keeps
+                # asyncio from logging an error that another piece of this request has already raised.
+                if not piece.result.cancel() and not piece.result.cancelled():
+                    piece.result.exception()
             if self._trace is not None:
                 for piece in pieces:
                     if piece.batched is not None:
@@ -142,22 +164,36 @@ class Batcher:
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         """Batch after batch in the inference thread, which never waits for a busy event loop in between."""
-        while batch := self._next_batch():
+        while batch := self._next_batch(loop):
             started = time.perf_counter()
             results = self._infer_batch(batch)
             loop.call_soon_threadsafe(self._deliver, batch, results, started, time.perf_counter() - started)
 
-    def _next_batch(self) -> list[_Piece]:
+    def _next_batch(self, loop: asyncio.AbstractEventLoop) -> list[_Piece]:
+        """The first pieces that will be done in time; where none will, those that may be: an estimate can be wrong."""
+        now = time.perf_counter()
         batch: list[_Piece] = []
+        late: list[_Piece] = []
         rows = 0
         while self._waiting:
             piece = self._waiting[0]
-            if not piece.result.done():  # its client has not gone
-                if batch and rows + len(piece.images) > self._max_batch:
-                    break
+            if piece.result.done() or piece.deadline <= now:  # nobody waits for it any more
+                pass
+            elif piece.deadline < now + self._seconds_per_batch:
+                late.append(piece)
+            elif batch and rows + len(piece.images) > self._max_batch:
+                break
+            else:
                 batch.append(piece)
                 rows += len(piece.images)
             self._waiting.popleft()
+        if not batch and late:
+            rows = 0
+            while late and rows + len(late[0].images) <= self._max_batch:
+                rows += len(late[0].images)
+                batch.append(late.pop(0))
+        for piece in late:
+            loop.call_soon_threadsafe(_expire, piece)
         return batch
 
     def _infer_batch(self, batch: list[_Piece]) -> list[Predictions | Exception]:
@@ -187,6 +223,11 @@ class Batcher:
         self._observe(rows, [started - piece.since for piece in batch], seconds)
         before = self._seconds_per_batch
         self._seconds_per_batch = before + 0.2 * (seconds - before) if before else seconds
+
+
+def _expire(piece: _Piece) -> None:
+    if not piece.result.done():  # its own timeout may have come first
+        piece.result.set_exception(DeadlineExceeded())
 
 
 def _join(results: list[Predictions]) -> Predictions:

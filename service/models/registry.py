@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 
 from ducat_serve.errors import DataError
-from ducat_serve.predictor import Predictor
-from service.models.batcher import Batcher, Infer
+from service.models.batcher import Batcher
 from service.models.errors import ModelRefused, ModelRequired, NotReady, Stopping, UnknownModel
 from service.models.repository import Repository
-from service.models.served import LoadedVersion, load
+from service.models.served import LoadedVersion, Verified, load
+from service.models.verification import LOAD_SECONDS, in_daemon_thread, verify_apart
 from service.settings import Settings
 from service.telemetry.metrics import Metrics, ModelInfo
 from service.telemetry.tracing import Tracing
@@ -34,7 +35,7 @@ class Models:
 
     async def start(self) -> None:
         """Load and warm up off the event loop, so that /livez answers meanwhile. Raises where one is refused."""
-        for name in await asyncio.to_thread(self.repository.find):
+        for name in await in_daemon_thread(self.repository.find):
             await self._load(name)
         self.is_loaded = True
 
@@ -46,9 +47,14 @@ class Models:
         """
         async with self._loading:
             try:
-                await self._load(name)
+                async with asyncio.timeout(LOAD_SECONDS):
+                    await self._load(name)
             except UnknownModel:
                 raise
+            except TimeoutError as error:
+                log.error("Model %s was not loaded within %g s, the old one stays", name, LOAD_SECONDS)
+                message = f"Model '{name}' was not loaded within {LOAD_SECONDS:g} s, and the old one stays."
+                raise ModelRefused(message) from error
             except Exception as error:
                 log.error("Model %s was refused, the old one stays: %s", name, error)
                 message = (
@@ -63,7 +69,8 @@ class Models:
         Raises ModelRefused where any is not sound; the others are swapped all the same.
         """
         try:
-            on_disk = set(await asyncio.to_thread(self.repository.find))
+            async with asyncio.timeout(LOAD_SECONDS):
+                on_disk = set(await in_daemon_thread(self.repository.find))
         except Exception as error:
             log.error("The models on disk cannot be read, the old ones stay: %s", error)
             on_disk = set()
@@ -87,15 +94,17 @@ class Models:
             self._swap(name, {})
             log.info("Model %s is served no longer", name)
 
-    def serve(self, name: str, predictors: dict[str, tuple[Predictor, Infer]]) -> None:
-        """From now on requests for ``name`` go to these versions; each with what its batcher calls."""
+    def serve(self, name: str, verified: Mapping[str, Verified]) -> None:
+        """From now on requests for ``name`` go to these versions."""
         settings = self.settings
         versions = {}
-        for version, (predictor, infer) in predictors.items():
+        for version, model in verified.items():
+            predictor = model.predictor
             batcher = Batcher(
-                infer,
+                model.infer,
                 max_batch=settings.max_batch,
                 max_queue=settings.max_queue,
+                seconds_per_batch=model.seconds_per_batch,
                 observe=self.metrics.batch,
                 trace=self.tracing.batched if self.tracing else None,
             )
@@ -107,16 +116,17 @@ class Models:
         self._swap(name, versions)
 
     async def _load(self, name: str) -> None:
-        files = await asyncio.to_thread(self.repository.find)
+        files = await in_daemon_thread(self.repository.find)
         if name not in files:
             if name not in self._served:
                 raise UnknownModel(f"There is no model '{name}' on disk.")
             raise DataError(f"'{name}' is not on disk.")
-        loaded = {
-            version: await asyncio.to_thread(load, file, self.settings)
-            for version, file in files[name].items()
-        }
-        self.serve(name, {version: (predictor, predictor) for version, predictor in loaded.items()})
+        verified = {}
+        for version, file in files[name].items():
+            if self.is_loaded:  # while others are served, nothing that a file holds may harm this process
+                await verify_apart(file, self.settings)
+            verified[version] = await in_daemon_thread(load, file, self.settings)
+        self.serve(name, verified)
 
     def _swap(self, name: str, versions: dict[str, LoadedVersion]) -> None:
         for old in self._served.pop(name, {}).values():

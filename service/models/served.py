@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ducat_serve.errors import VerificationError
 from ducat_serve.predictor import Predictor
-from service.models.batcher import Batcher
+from service.models.batcher import Batcher, Infer
 from service.settings import Settings
 
 # Two correct implementations differ by the order of their sums, in proportion to the logits: export's gate for
@@ -47,7 +49,16 @@ class LoadedVersion:
         await self.batcher.close()
 
 
-def load(path: Path, settings: Settings) -> Predictor:
+@dataclass(frozen=True)
+class Verified:
+    """A model that may be served: what its batcher calls, and the seconds that a full batch took after warming up."""
+
+    predictor: Predictor
+    infer: Infer
+    seconds_per_batch: float = 0.0
+
+
+def load(path: Path, settings: Settings) -> Verified:
     """Read a model file, verify what it computes here, and warm it up.
 
     Raises DataError, VerificationError or DucatError as `Predictor` does, and VerificationError where its predictions
@@ -56,7 +67,9 @@ def load(path: Path, settings: Settings) -> Predictor:
     predictor = Predictor(path, settings.device, settings.threads)
     _verify(predictor, Predictor(path, "cpu", threads=1, optimised=False))
     predictor.warm_up((1, settings.max_batch))
-    return predictor
+    started = time.perf_counter()
+    predictor.warm_up((settings.max_batch,))
+    return Verified(predictor, predictor, time.perf_counter() - started)
 
 
 def _verify(predictor: Predictor, reference: Predictor) -> None:

@@ -22,6 +22,7 @@ from ducat_serve.client import AsyncClient, Client, ServerError
 from ducat_serve.errors import DataError, DucatError
 from ducat_serve.predictor import Predictor
 from service.application import create_app
+from service.models.served import Verified
 from tests.support.application import ALICE, FakeModel
 from tests.support.http_client import DIGITS, GOOD, encode, until
 from tests.support.server_process import free_port
@@ -231,7 +232,8 @@ def test_a_named_model_is_asked(ask: Ask, predictor: Predictor) -> None:
     class Two(FakeModel):
         async def start(self) -> None:
             await super().start()
-            self.serve("other", {"2": (self.real, self.infer), "3": (self.real, self.infer)})
+            both = Verified(self.real, self.infer)
+            self.serve("other", {"2": both, "3": both})
 
     with serving_app(create_app(Two(predictor))) as url:
         for named, version in (("2", "2"), (None, "3")):

@@ -203,7 +203,7 @@ def test_foreign_onnx_file(tmp_path: Path) -> None:
     with pytest.raises(VerificationError, match="no ducat metadata"):
         Predictor(path)
     path.write_bytes(seal(b"garbage"))
-    with pytest.raises(DucatError, match="cannot load the model"):
+    with pytest.raises(VerificationError, match="not an ONNX model"):
         Predictor(path)
 
 

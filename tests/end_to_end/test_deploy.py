@@ -62,6 +62,16 @@ def test_the_documented_metrics_are_there(client: TestClient) -> None:
         assert f"# HELP {metric.removesuffix('_total')}" in text, metric
 
 
+def test_every_alert_has_one_annotation() -> None:
+    """An unquoted comma in a summary made a second one, and Prometheus refused the file."""
+    (groups,) = documents(DEPLOY / "alerts.yaml")
+    rules = [rule for group in groups["groups"] for rule in group["rules"]]
+    assert len(rules) >= 5
+    for rule in rules:
+        assert list(rule["annotations"]) == ["summary"], rule["alert"]
+        assert rule["annotations"]["summary"].endswith(".")
+
+
 def test_kubernetes_asks_where_the_server_answers() -> None:
     deployment = next(d for d in documents(DEPLOY / "kubernetes.yaml") if d["kind"] == "Deployment")
     pod = deployment["spec"]["template"]["spec"]

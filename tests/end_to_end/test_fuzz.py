@@ -57,6 +57,31 @@ def mutated(body: bytes, chance: random.Random) -> bytes:
     return bytes(data)
 
 
+def mutated_json(document: Any, chance: random.Random) -> bytes:
+    """A value of another type at a random place; what is nested deeper is as likely as what is not."""
+    place = document
+    while True:
+        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+        if not keys:
+            break
+        key = chance.choice(keys)
+        if isinstance(place[key], dict | list) and chance.random() < 0.6:
+            place = place[key]
+            continue
+        place[key] = chance.choice(
+            ([], {}, [[]], None, True, False, 0, -1, 10**30, 1.5, "", "\ud83d", [None] * 3)
+        )
+        break
+    return json.dumps(document).encode()
+
+
+def mutated_npy(array: bytes, chance: random.Random) -> bytes:
+    """Another shape in the header, of equal length."""
+    sizes = [str(chance.choice((0, 1, True, -1, 8, 10**9))) for _ in range(chance.randrange(6))]
+    header = f"{{'descr': '|u1', 'fortran_order': {chance.choice((True, False))}, 'shape': ({', '.join(sizes)},), }}"
+    return array[:10] + header.encode().ljust(117)[:117] + b"\n" + array[128:]
+
+
 def mutated_headers(headers: dict[str, str], chance: random.Random) -> dict[str, str]:
     changed = dict(headers)
     if chance.random() < 0.1:
@@ -73,7 +98,7 @@ def mutated_headers(headers: dict[str, str], chance: random.Random) -> dict[str,
         )
     if HEADER in changed and chance.random() < 0.3:
         changed[HEADER] = chance.choice(
-            ("0", "1", "-1", "10", "99999999", "9" * 400, "0x10", " 7", "1e3", "\u0667")
+            ("0", "1", "-1", "10", "99999999", "9" * 400, "0" * 4301, "0x10", " 7", "1e3", "\u0667")
         )
     return changed
 
@@ -86,7 +111,13 @@ def test_mutated_requests(client: TestClient) -> None:
         assert client.post(path, content=body, headers=headers).status_code == 200
     for number in range(REQUESTS):
         path, body, headers = chance.choice(kinds)
-        content, changed = mutated(body, chance), mutated_headers(headers, chance)
+        if body.startswith(b"{") and HEADER not in headers and chance.random() < 0.5:
+            content = mutated_json(json.loads(body), chance)
+        elif body.startswith(b"\x93NUMPY") and chance.random() < 0.5:
+            content = mutated_npy(body, chance)
+        else:
+            content = mutated(body, chance)
+        changed = mutated_headers(headers, chance)
         encoded: Any = {name: value.encode("utf-8") for name, value in changed.items()}
         response = client.post(path, content=content, headers=encoded)
         seen[response.status_code] += 1

@@ -7,14 +7,17 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from starlette.testclient import TestClient
 
 import service.middleware.api_keys as keys_module
 from ducat_serve.cli.main import run
 from ducat_serve.errors import DataError, DucatError, UsageError
-from ducat_serve.images import decode
 from ducat_serve.predictor import Predictor
+from ducat_serve.spec import ModelSpec
+from service.decoding.decoders import Decoders
 from service.errors import APIError
 from service.middleware.api_keys import Keys
 from service.middleware.rate_limit import Quota
@@ -139,11 +142,13 @@ def test_images_are_charged_before_they_are_decoded(
     """So that a budget also bounds the work of decoding; requests without any image cost nothing."""
     decoded: list[int] = []
 
-    def counted(data: bytes, max_pixels: int) -> Any:
-        decoded.append(len(data))
-        return decode(data, max_pixels)
+    decode = Decoders.decode
 
-    monkeypatch.setattr("service.api.images.decode", counted)
+    async def counted(decoders: Decoders, data: bytes, spec: ModelSpec, max_pixels: int) -> NDArray[np.uint8]:
+        decoded.append(len(data))
+        return await decode(decoders, data, spec, max_pixels)
+
+    monkeypatch.setattr(Decoders, "decode", counted)
     with serving(predictor, daily_budget=3) as client:
         assert_error(client.post("/v1/predict", content=b"--B--", headers=MULTIPART), 400, "missing_image")
         assert_error(send(client, GOOD, b"no image"), 400, "invalid_image")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
@@ -55,11 +56,14 @@ def run(
     scenario: Callable[[Batcher], Coroutine[Any, Any, None]],
     max_batch: int = 8,
     max_queue: int = 64,
+    seconds_per_batch: float = 0.0,
 ) -> None:
     """Run a scenario with a batcher, and close the batcher."""
 
     async def whole() -> None:
-        batcher = Batcher(infer, max_batch=max_batch, max_queue=max_queue)
+        batcher = Batcher(
+            infer, max_batch=max_batch, max_queue=max_queue, seconds_per_batch=seconds_per_batch
+        )
         try:
             async with asyncio.timeout(WAIT):
                 await scenario(batcher)
@@ -277,3 +281,80 @@ def test_a_burst_after_lone_requests_is_not_refused(infer: FakeInfer) -> None:
         assert [answer.label.tolist() for answer in burst] == [[n] for n in range(60)]
 
     run(infer, scenario)
+
+
+def test_a_request_is_refused_unless_a_batch_is_left_to_spare(infer: FakeInfer) -> None:
+    async def scenario(batcher: Batcher) -> None:
+        first = await block(batcher, infer)
+        with pytest.raises(
+            Overloaded
+        ) as refused:  # one batch runs, one would be its own, and one is to spare
+            await batcher.predict(images(99), 2.9)
+        assert refused.value.retry_after == pytest.approx(1.0)  # the queue's wait
+        accepted = asyncio.create_task(batcher.predict(images(1), 3.1))
+        await until(lambda: batcher.rows == 2)
+        infer.gate.set()
+        assert (await accepted).label.tolist() == [1]
+        await first
+
+    run(infer, scenario, seconds_per_batch=1.0)
+    assert infer.batches == [[0], [1]]
+
+
+def test_nothing_waiting_means_room_however_slow_a_batch_was(infer: FakeInfer) -> None:
+    async def scenario(batcher: Batcher) -> None:
+        assert (await batcher.predict(images(1), 1.0)).label.tolist() == [1]
+
+    run(infer, scenario, seconds_per_batch=100.0)
+
+
+def test_no_inference_is_spent_on_what_will_be_late(infer: FakeInfer) -> None:
+    """While a batch takes far longer than expected the deadlines behind it come nearer than a batch is long."""
+
+    async def scenario(batcher: Batcher) -> None:
+        first = await block(batcher, infer)
+        late = [asyncio.create_task(batcher.predict(images(99), 0.65)) for _ in range(3)]
+        early = asyncio.create_task(batcher.predict(images(1), WAIT))
+        await until(lambda: batcher.rows == 5)
+        await asyncio.sleep(0.5)  # what is left is less than a batch takes, but not yet nothing
+        infer.gate.set()
+        assert (await early).label.tolist() == [1]
+        for task in late:
+            with pytest.raises(DeadlineExceeded):
+                await task
+        await first
+        assert batcher.rows == 0
+
+    run(infer, scenario, seconds_per_batch=0.2)
+    assert infer.batches == [[0], [1]]
+
+
+def test_an_estimate_that_is_too_long_does_not_starve_what_waits(infer: FakeInfer) -> None:
+    async def scenario(batcher: Batcher) -> None:
+        first = asyncio.create_task(batcher.predict(images(1), 1.0))
+        assert (await first).label.tolist() == [
+            1
+        ]  # although a batch is said to take longer than its deadline
+
+    run(infer, scenario, seconds_per_batch=WAIT)
+    assert infer.batches == [[1]]
+
+
+def test_a_split_request_that_will_be_late_leaves_no_error_behind(
+    infer: FakeInfer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(batcher: Batcher) -> None:
+        first = await block(batcher, infer)
+        late = asyncio.create_task(batcher.predict(images(*[99] * 6), 0.95))
+        early = asyncio.create_task(batcher.predict(images(1), WAIT))
+        await until(lambda: batcher.rows == 8)
+        await asyncio.sleep(0.8)
+        infer.gate.set()
+        with pytest.raises(DeadlineExceeded):
+            await late
+        await asyncio.gather(first, early)
+        del late
+        gc.collect()
+
+    run(infer, scenario, max_batch=2, seconds_per_batch=0.18)
+    assert [record.message for record in caplog.records if record.name == "asyncio"] == []

@@ -67,6 +67,7 @@ ONE = np.zeros((1, 8, 8, 3), np.uint8)
         pytest.param(lying_header("(100, 8, 8, 3)"), 400, "invalid_npy", id="shape lies"),
         pytest.param(lying_header("(-1, 8, 8, 3)"), 400, "invalid_shape", id="negative"),
         pytest.param(lying_header("(9999999999999, 8, 8, 3)"), 413, "too_many_images", id="huge"),
+        pytest.param(lying_header("(True, 8, 8, 3)"), 400, "invalid_shape", id="True, which equals 1"),
         pytest.param(pickle.dumps(ONE), 400, "invalid_npy", id="a pickle"),
     ],
 )
@@ -111,7 +112,15 @@ def test_json_that_is_none(client: TestClient, content: bytes) -> None:
     assert_error(post(client, content, "application/json"), 400, "invalid_json")
 
 
-@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a": [' + b"{}, " * 100_000 + b"{}]}"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"[" * 100_000, id="lists in lists"),
+        pytest.param(b'{"a": [' + b"{}, " * 100_000 + b"{}]}", id="objects"),
+        pytest.param(b'{"images": [' + b"1," * 200 + b"1]}", id="numbers"),
+        pytest.param(b"{" + b",".join(b'"%d":1' % n for n in range(200)) + b"}", id="keys"),
+    ],
+)
 def test_json_of_many_parts_is_refused_before_it_is_parsed(
     client: TestClient, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from ducat_serve.predictor import Predictor
+from service.api.open_inference import MAX_JSON
 from tests.support.http_client import (
     DIGITS,
     assert_error,
@@ -52,6 +53,7 @@ def test_v2_infer_is_the_answer_of_v1(client: TestClient, predictor: Predictor, 
 
 
 PIXELS = [0] * 192
+NO_NAMES: list[Any] = [[], {}, 1, None]
 
 
 @pytest.mark.parametrize(
@@ -114,6 +116,16 @@ def test_v2_json_of_many_parts_is_refused_before_it_is_parsed(
     assert_error(answer, 400, "invalid_request")
 
 
+def test_long_json_is_refused_before_it_is_parsed(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers hold up every thread of the server while they are parsed."""
+    monkeypatch.setattr("json.loads", lambda *_: pytest.fail("it was parsed"))
+    answer = client.post("/v2/models/model/infer", content=b"[" + b"1," * MAX_JSON + b"1]")
+    monkeypatch.undo()
+    assert_error(answer, 413, "json_too_large")
+
+
 @pytest.mark.parametrize("path", ["/v2/models/model/infer", "/v2/models/model/versions/1/infer"])
 def test_v2_binary_tensors_both_ways(client: TestClient, predictor: Predictor, path: str) -> None:
     images = DIGITS[:3]
@@ -158,6 +170,9 @@ def test_v2_binary_tensors_both_ways(client: TestClient, predictor: Predictor, p
             binary(binary_tensor(1, 192), bytes(192), "9" * 5000), 400, "invalid_header", id="long length"
         ),
         pytest.param(
+            binary(binary_tensor(1, 192), bytes(192), "0" * 4301), 400, "invalid_header", id="4,301 zeros"
+        ),
+        pytest.param(
             binary(binary_tensor(1, 192), bytes(192), "-1"), 400, "invalid_header", id="negative length"
         ),
         pytest.param(
@@ -171,6 +186,15 @@ def test_v2_binary_tensors_both_ways(client: TestClient, predictor: Predictor, p
             400,
             "invalid_outputs",
             id="unknown output",
+        ),
+        *(
+            pytest.param(
+                binary(binary_tensor(1, 192, outputs=[{"name": name}]), bytes(192)),
+                400,
+                "invalid_outputs",
+                id=f"an output named {name}",
+            )
+            for name in NO_NAMES
         ),
         pytest.param(
             binary(binary_tensor(1, 192, parameters=[]), bytes(192)),

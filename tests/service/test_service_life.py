@@ -10,17 +10,21 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
-from PIL import Image
+from numpy.typing import NDArray
 from starlette.testclient import TestClient
 
 from ducat_serve.errors import UsageError
-from ducat_serve.images import decode
 from ducat_serve.predictor import Predictor
+from ducat_serve.spec import ModelSpec
 from service.application import create_app
+from service.decoding.decoders import Decoders
 from service.models.registry import Models
 from service.settings import Settings
 from tests.support.application import FakeModel, serve
+from tests.support.decoders import SILENT
 from tests.support.http_client import (
     DIGITS,
     GOOD,
@@ -94,12 +98,15 @@ def test_images_of_all_requests_together_are_bounded_before_they_are_decoded(
 ) -> None:
     gate, decoded = threading.Event(), []
 
-    def hang(data: bytes, max_pixels: int) -> Image.Image:
-        decoded.append(1)
-        assert gate.wait(WAIT)
-        return decode(data, max_pixels)
+    decode = Decoders.decode
 
-    monkeypatch.setattr("service.api.images.decode", hang)
+    async def hang(decoders: Decoders, data: bytes, spec: ModelSpec, max_pixels: int) -> NDArray[np.uint8]:
+        decoded.append(1)
+        while not gate.is_set():
+            await asyncio.sleep(0.01)
+        return await decode(decoders, data, spec, max_pixels)
+
+    monkeypatch.setattr(Decoders, "decode", hang)
     model = FakeModel(predictor, max_queue=10, max_images=8)
     app = create_app(model)
     with TestClient(app) as client, ThreadPoolExecutor(1) as pool:
@@ -125,29 +132,36 @@ def test_deadline(predictor: Predictor) -> None:
         assert_error(response, 504, "deadline_exceeded")
 
 
-def test_deadline_covers_decoding_and_decoding_is_bounded(
-    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A decoder that hangs: two images at a time are decoded, everybody else gets 504, none piles up."""
-    gate, running = threading.Event(), []
-
-    def hang(data: bytes, max_pixels: int) -> Image.Image:
-        running.append(1)
-        assert gate.wait(WAIT)
-        return decode(data, max_pixels)
-
-    monkeypatch.setattr("service.api.images.decode", hang)
-    model = FakeModel(predictor, deadline=0.2)
+def test_deadline_covers_decoding_and_decoding_is_bounded(predictor: Predictor) -> None:
+    """Decoders that hang: everybody gets 504, each of two processes is killed at the deadline, and nothing piles up."""
+    model = FakeModel(predictor, deadline=0.5)
     app = create_app(model)
+    app.state.admission.decoders = Decoders(2, SILENT)
     with TestClient(app) as client, ThreadPoolExecutor(8) as pool:
         until(lambda: is_ready(client))
+        assert client.portal is not None
+        client.portal.call(app.state.admission.decoders.start)
+        stuck = {child.pid for child in psutil.Process().children()}
+        assert len(stuck) == 2
         responses = list(pool.map(lambda _: send(client, GOOD), range(8)))
         for response in responses:
             assert_error(response, 504, "deadline_exceeded")
-        assert len(running) == 2
-        assert app.state.admission.requests == 0
-        gate.set()
-        assert len(predictions(send(client, GOOD))) == 1
+        until(lambda: stuck.isdisjoint(child.pid for child in psutil.Process().children()))
+        assert len(psutil.Process().children()) <= 2
+        assert (app.state.admission.requests, app.state.admission.images) == (0, 0)
+
+
+def test_not_ready_while_every_decoder_is_stuck(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = create_app(FakeModel(predictor))
+    with TestClient(app) as client:
+        until(lambda: is_ready(client))
+        assert app.state.admission.is_ready
+        monkeypatch.setattr(Decoders, "is_stuck", True)
+        assert not app.state.admission.is_ready  # what /readyz asks
+        assert_error(client.get("/v2/health/ready"), 503, "not_ready")
+        assert client.get("/v2/health/live").status_code == 200
 
 
 def test_settings_that_could_never_serve_a_request_are_refused() -> None:

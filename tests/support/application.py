@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 from ducat_serve.predictor import Predictions, Predictor
 from service.application import create_app
 from service.models.registry import Models
+from service.models.served import Verified
 from service.settings import Settings
 from tests.support.http_client import WAIT, is_ready, until
 
@@ -35,7 +36,7 @@ class FakeModel(Models):
         self.failure: Exception | None = None
 
     async def start(self) -> None:
-        self.serve("model", {"1": (self.real, self.infer)})
+        self.serve("model", {"1": Verified(self.real, self.infer)})
         self.is_loaded = True
 
     def infer(self, images: NDArray[np.uint8]) -> Predictions:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
-from ducat_serve.atomic import cannot_write
+from ducat_serve.atomic import cannot_write, sync
 from ducat_serve.errors import DataError
 
 CACHE_VERSION = 2
 SPLITS = ("train", "val", "test")
+Map = np.memmap[Any, np.dtype[np.uint8]]
+_TEMPORARY = ".decoding-"
+_STALE_SECONDS = 24 * 3600
 _REMEDY = "free some space, or point DUCAT_CACHE at another folder"
 
 
@@ -70,6 +75,19 @@ def cached(key: str, decode_into: Callable[[Path], tuple[str, ...]]) -> Decoded:
     return _map(folder)
 
 
+def new_images(folder: Path, name: str, shape: tuple[int, ...]) -> Map:
+    """The images of one split, uint8 of ``shape``, memory-mapped for writing.
+
+    Their place on the disk is taken first: writing to a map on a full disk ends the process with a bus error.
+    """
+    path = folder / f"{name}.npy"
+    images: Map = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    if hasattr(os, "posix_fallocate"):  # macOS has none
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return images
+
+
 def write_split(folder: Path, name: str, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
     """Write one split whose images are in memory."""
     np.save(folder / f"{name}.npy", images)
@@ -90,7 +108,8 @@ def content_digest(class_names: tuple[str, ...], splits: list[Split]) -> str:
 def _fill(folder: Path, decode_into: Callable[[Path], tuple[str, ...]]) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".decoding-"))
+        _remove_stale(folder.parent)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_TEMPORARY))
     except OSError as error:
         raise cannot_write(folder, error, _REMEDY) from error
     try:
@@ -98,12 +117,23 @@ def _fill(folder: Path, decode_into: Callable[[Path], tuple[str, ...]]) -> None:
         splits = [split for name in SPLITS if (split := _split(temporary, name)) is not None]
         index = {"class_names": class_names, "digest": content_digest(class_names, splits)}
         (temporary / "index.json").write_text(json.dumps(index))
+        for file in temporary.iterdir():
+            sync(file)
         if not folder.exists():
             temporary.rename(folder)
+            sync(folder.parent)
     except OSError as error:
         raise cannot_write(folder, error, _REMEDY) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_stale(parent: Path) -> None:
+    """Folders that a decoding left when it was killed; one of a decoding that goes on is younger."""
+    for left in parent.glob(f"{_TEMPORARY}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _map(folder: Path) -> Decoded:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ducat_serve.errors import DataError
 from ducat_serve.images import ImageError, decode, fit, to_array
 from ducat_serve.output import Output
-from training.data.cache import Decoded, cached
+from training.data.cache import Decoded, cached, new_images
 from training.data.layouts import Files, list_files
 from training.data.trees import Tree
 
@@ -37,9 +37,7 @@ def decode_tree(tree: Tree, image_size: int | None, output: Output) -> Decoded:
         for split, files in splits.items():
             if files is None:
                 continue
-            images = np.lib.format.open_memmap(
-                folder / f"{split}.npy", mode="w+", dtype=np.uint8, shape=(len(files), *size, 3)
-            )
+            images = new_images(folder, split, (len(files), *size, 3))
             _decode_into(images, tree, files, resize=image_size is not None, label=split, output=output)
             images.flush()
             np.save(folder / f"{split}_labels.npy", np.array([label for _, label in files], dtype=np.int64))

@@ -1,0 +1,62 @@
+"""Bounds on the structure of image files, checked before any decoder sees them.
+
+The number of pixels does not bound the work: a progressive JPEG may hold any number of scans (each costs milliseconds
+of CPU and 34 bytes), a JPEG any number of empty segments and a PNG any number of empty chunks (each costs a turn of
+Pillow's Python code). Real files are far below these bounds: encoders write at most a dozen scans, and chunks and
+segments of kilobytes.
+"""
+
+from __future__ import annotations
+
+import re
+
+MAX_SCANS = 64  # of a JPEG
+MAX_SEGMENTS = 2048  # of a JPEG: an ICC profile may take 255, extended XMP of a phone some hundred
+MAX_CHUNKS = 8192  # of a PNG: 16 MiB in chunks of 2 KiB
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG = b"\xff\xd8"
+# A marker in entropy-coded data: not a stuffed byte (FF 00), not a restart marker, which are part of the data.
+_MARKER = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]")
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
+
+
+def excess(data: bytes) -> str | None:
+    """What there is too much of in a PNG or JPEG file, in words; None where the file is within bounds.
+
+    Says nothing about whether the file is valid: the decoder does that.
+    """
+    if data.startswith(_PNG):
+        return _png_excess(data)
+    if data.startswith(_JPEG):
+        return _jpeg_excess(data)
+    return None
+
+
+def _png_excess(data: bytes) -> str | None:
+    at = len(_PNG)
+    for _ in range(MAX_CHUNKS):
+        if at >= len(data) or data[at + 4 : at + 8] == b"IEND":
+            return None
+        at += int.from_bytes(data[at : at + 4]) + 12
+    return f"more than {MAX_CHUNKS} chunks"
+
+
+def _jpeg_excess(data: bytes) -> str | None:
+    """Walk from marker to marker, as decoders do; of several images in a file (MPO) only the first counts."""
+    at, scans = len(_JPEG), 0
+    for _ in range(MAX_SEGMENTS):
+        found = _MARKER.search(data, at)
+        if found is None:
+            return None
+        marker, at = data[found.end() - 1], found.end()
+        if marker == _END_OF_IMAGE:
+            return None
+        if marker == _START_OF_SCAN:
+            scans += 1
+            if scans > MAX_SCANS:
+                return f"more than {MAX_SCANS} scans"
+        if marker not in _WITHOUT_LENGTH:
+            at += int.from_bytes(data[at : at + 2])
+    return f"more than {MAX_SEGMENTS} segments"

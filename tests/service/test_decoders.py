@@ -1,0 +1,199 @@
+"""Processes that decode images: the same pixels as in this process, and no image that can stop them for good."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from ducat_serve.images import ImageError, decode, fit, to_array
+from ducat_serve.predictor import Predictor
+from ducat_serve.spec import ModelSpec
+from service.decoding.decoders import STUCK_SECONDS, Decoders
+from tests.support.decoders import DYING, SILENT
+
+MAX_PIXELS = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def spec(predictor: Predictor) -> ModelSpec:
+    return predictor.spec
+
+
+def encode(format: str, width: int = 40, height: int = 24, **options: Any) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def run(
+    scenario: Callable[[Decoders], Coroutine[Any, Any, None]],
+    command: Sequence[str] | None = None,
+    count: int = 1,
+) -> None:
+    async def whole() -> None:
+        decoders = Decoders(count) if command is None else Decoders(count, command)
+        try:
+            async with asyncio.timeout(60):
+                await scenario(decoders)
+        finally:
+            await decoders.stop()
+
+    asyncio.run(whole())
+
+
+def children() -> set[int]:
+    return {child.pid for child in psutil.Process().children()}
+
+
+def test_pixels_are_those_of_the_decoder_itself(spec: ModelSpec) -> None:
+    files = [encode(format) for format in ("PNG", "JPEG", "WEBP", "BMP")] * 3
+
+    async def scenario(decoders: Decoders) -> None:
+        arrays = await asyncio.gather(*(decoders.decode(file, spec, MAX_PIXELS) for file in files))
+        for file, array in zip(files, arrays, strict=True):
+            expected = to_array(fit(decode(file), spec.image_size), spec.channels)
+            np.testing.assert_array_equal(array, expected)
+
+    run(scenario, count=2)
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [(b"", "invalid_image"), (b"no image", "invalid_image"), (encode("PNG", 1200, 1000), "image_too_large")],
+)
+def test_refusals_are_those_of_the_decoder_itself(data: bytes, code: str, spec: ModelSpec) -> None:
+    with pytest.raises(ImageError) as expected:
+        decode(data, MAX_PIXELS)
+
+    async def scenario(decoders: Decoders) -> None:
+        with pytest.raises(ImageError) as refused:
+            await decoders.decode(data, spec, MAX_PIXELS)
+        assert (refused.value.code, str(refused.value)) == (code, str(expected.value))
+        await decoders.decode(encode("PNG"), spec, MAX_PIXELS)  # by the same process
+
+    run(scenario)
+
+
+def test_a_process_that_does_not_answer_is_killed_at_the_deadline(spec: ModelSpec) -> None:
+    async def scenario(decoders: Decoders) -> None:
+        await decoders.start()
+        (stuck,) = children()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await decoders.decode(encode("PNG"), spec, MAX_PIXELS)
+        while psutil.pid_exists(stuck):
+            await asyncio.sleep(0.01)
+        await decoders.start()
+        assert children().isdisjoint({stuck})
+
+    run(scenario, SILENT)
+
+
+def test_a_deadline_shorter_than_a_start_does_not_end_the_start(spec: ModelSpec) -> None:
+    async def scenario(decoders: Decoders) -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await decoders.decode(encode("PNG"), spec, MAX_PIXELS)
+        (starting,) = children()
+        await decoders.decode(encode("PNG"), spec, MAX_PIXELS)
+        assert children() == {starting}
+
+    run(scenario)
+
+
+def test_a_process_that_dies_costs_one_image(spec: ModelSpec) -> None:
+    async def scenario(decoders: Decoders) -> None:
+        for _ in range(2):
+            with pytest.raises(ImageError, match="its decoder ended") as refused:
+                await decoders.decode(encode("PNG"), spec, MAX_PIXELS)
+            assert refused.value.code == "invalid_image"
+
+    run(scenario, DYING)
+
+
+def test_killed_from_outside_it_starts_again(spec: ModelSpec) -> None:
+    async def scenario(decoders: Decoders) -> None:
+        await decoders.decode(encode("PNG"), spec, MAX_PIXELS)
+        (process,) = children()
+        os.kill(process, 9)
+        with pytest.raises(ImageError):
+            await decoders.decode(encode("PNG"), spec, MAX_PIXELS)
+        await decoders.decode(encode("PNG"), spec, MAX_PIXELS)
+
+    run(scenario)
+
+
+def test_stuck_means_that_all_are(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(decoders: Decoders) -> None:
+        first = asyncio.create_task(decoders.decode(encode("PNG"), spec, MAX_PIXELS))
+        await asyncio.sleep(0.05)
+        later = time.monotonic() + 2 * STUCK_SECONDS
+        monkeypatch.setattr("service.decoding.decoders.time.monotonic", lambda: later)
+        assert not decoders.is_stuck  # the other one is free
+        monkeypatch.undo()
+        second = asyncio.create_task(decoders.decode(encode("PNG"), spec, MAX_PIXELS))
+        await asyncio.sleep(0.05)
+        assert not decoders.is_stuck  # not for long enough
+        later = time.monotonic() + 2 * STUCK_SECONDS
+        monkeypatch.setattr("service.decoding.decoders.time.monotonic", lambda: later)
+        assert decoders.is_stuck
+        monkeypatch.undo()
+        first.cancel()
+        second.cancel()
+        await asyncio.gather(first, second, return_exceptions=True)
+        assert not decoders.is_stuck
+
+    run(scenario, SILENT, count=2)
+
+
+def test_it_knows_no_key_and_writes_no_file(
+    spec: ModelSpec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DUCAT_SERVE_ADMIN_KEY", "a-key-of-the-server-itself")
+
+    async def scenario(decoders: Decoders) -> None:
+        await decoders.decode(encode("PNG"), spec, MAX_PIXELS)
+        (process,) = children()
+        assert b"a-key-of-the-server-itself" not in Path(f"/proc/{process}/environ").read_bytes()
+        limits = Path(f"/proc/{process}/limits").read_text()
+        assert [line.split()[3] for line in limits.splitlines() if line.startswith("Max file size")] == ["0"]
+
+    run(scenario)
+
+
+def test_memory_is_bounded(spec: ModelSpec) -> None:
+    """The bound on pixels refuses this image first, so it is only told of a bound that is far too small for it."""
+
+    async def scenario(decoders: Decoders) -> None:
+        await decoders.decode(encode("PNG"), spec, MAX_PIXELS)
+        (process,) = children()
+        limits = Path(f"/proc/{process}/limits").read_text()
+        (soft,) = (line.split()[3] for line in limits.splitlines() if line.startswith("Max address space"))
+        assert soft != "unlimited"
+        assert int(soft) < psutil.Process(process).memory_info().vms + 200 * 2**20
+
+    run(scenario)
+
+
+def test_warnings_of_a_file_are_not_written(spec: ModelSpec, capfd: pytest.CaptureFixture[str]) -> None:
+    info = PngInfo()
+    for number in range(50):
+        info.add(b"acTL", bytes(8), after_idat=number % 2 == 0)
+
+    async def scenario(decoders: Decoders) -> None:
+        await decoders.decode(encode("PNG", pnginfo=info), spec, MAX_PIXELS)
+
+    run(scenario)
+    assert capfd.readouterr().err == ""
