@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from ducat_serve.threat_model import format_size
 
@@ -18,7 +18,22 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Interval = tuple[Fraction, Fraction]
 
 
-class AttackResult(BaseModel):
+class _WithLaterFields(BaseModel):
+    """A part of the report that has gained fields: an older report is written as it was read, without them.
+
+    So a checkpoint that was measured by an older version is exported to the same bytes as before.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    later_fields: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_what_was_not_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = handler(self)
+        return {k: v for k, v in written.items() if k not in self.later_fields or v is not None}
+
+
+class AttackResult(_WithLaterFields):
     """One attack: what it ran on, and the accuracy that is left after it and all before it.
 
     ``accuracy`` is over all ``examples`` that it attacked; ``worst_case_accuracy`` is the running worst
@@ -27,7 +42,7 @@ class AttackResult(BaseModel):
     ``knows_pairs`` is whether it knows the fold and the pairs of classes and dummies, None in older reports.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    later_fields = ("knows_pairs",)
 
     name: str
     settings: dict[str, int | float | str]
@@ -98,7 +113,7 @@ class SanityCheck(BaseModel):
     figures: dict[str, float]
 
 
-class RobustnessReport(BaseModel):
+class RobustnessReport(_WithLaterFields):
     """Accuracy of the deployed function, clean and under attack, bound to one set of weights.
 
     ``worst_case_accuracy`` counts an image only if it is right on the clean image and under every attack.
@@ -109,9 +124,9 @@ class RobustnessReport(BaseModel):
     ``clean_interval`` is None in older reports.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    later_fields = ("clean_interval",)
 
-    report_version: Literal[1, 2] = 2
+    report_version: Literal[1, 2, 3] = 3
     weights_digest: str
     dataset: str
     split: Literal["val", "test"]

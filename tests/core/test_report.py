@@ -52,3 +52,13 @@ def test_an_old_report_loads_without_what_it_does_not_have() -> None:
             name="square", settings={}, examples=9, accuracy=0.5, worst_case_accuracy=0.5, seconds=1
         ),
     )
+
+
+def test_an_old_report_is_written_as_it_was_read() -> None:
+    """Exported again, an old checkpoint must give the bytes that it gave before."""
+    written = report({"name": "square"}).model_dump(mode="json")
+    assert "clean_interval" not in written
+    assert "knows_pairs" not in written["attacks"][0]
+    new = report({"name": "square", "knows_pairs": False}).model_copy(update={"clean_interval": (0.7, 1.0)})
+    assert new.model_dump(mode="json")["clean_interval"] == [0.7, 1.0]
+    assert new.model_dump(mode="json")["attacks"][0]["knows_pairs"] is False
