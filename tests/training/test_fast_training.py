@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -301,12 +300,11 @@ def test_a_signal_in_a_long_attack_saves_at_once(tmp_path: Path) -> None:
             subject.stop.received = signal.SIGTERM
         return original(*arguments)
 
-    started = time.monotonic()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(objective, "attack_loss", counted)
         with pytest.raises(DucatError, match="saved at epoch 1, step 0"):
             subject.run()
-    assert time.monotonic() - started < 10
+    assert next(calls) <= 8, "steps of the attack, of 100,000"
     assert all(p.requires_grad for p in subject.classifier.parameters())
 
 

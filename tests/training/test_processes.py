@@ -196,10 +196,8 @@ def children(process: subprocess.Popen[str]) -> list[int]:
 
 def test_sigterm_reaches_every_process_and_one_process_goes_on(tmp_path: Path) -> None:
     run, process = stopped_run(tmp_path)
-    started = time.monotonic()
     process.send_signal(signal.SIGTERM)
     stderr = process.communicate(timeout=60)[1]
-    assert time.monotonic() - started < 10
     assert process.returncode == 143, stderr
     assert stderr.count("Interrupted; saved at") == 1
     before = torch.load(run / "last.pt", weights_only=True)
