@@ -10,7 +10,7 @@
 | rivals   | FastAPI, LitServe and our application without BentoML: 32 in flight, and one at a time      |
 | layers   | what each of BentoML's own layers costs                                                     |
 | soak     | many requests, every answer compared, and memory                                            |
-| overload | five times the capacity, by the clock                                                       |
+| overload | 1.5, 3 and 10 times the capacity, by the clock                                               |
 | start    | seconds until ready, and memory                                                             |
 
 Without MODEL, `rate` and `overload` take a resnet18, the others a resnet-small, both 32x32 with random weights. The

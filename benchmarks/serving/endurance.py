@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import re
 import statistics
 import time
 from collections import Counter
@@ -25,7 +26,7 @@ from serving.uploads import form, pictures, png
 PICTURES = 64  # different ones in the soak
 SETTLE_SECONDS = 20  # longer than BentoML keeps a timer per request, so that these are no growth
 DEADLINE_SECONDS = 10  # of `ducat serve`
-OVERLOAD = 5
+OVERLOADS = (1.5, 3.0, 10.0)  # times the capacity
 
 
 def soak(plan: Plan, model: Path, requests: int) -> None:
@@ -88,43 +89,52 @@ class Answer(NamedTuple):
     at: float  # seconds since the start, when it came
     latency: float  # seconds since the request was due
     status: int
-    has_retry_after: bool
+    retry_after: str  # the header's value; empty where there is none
 
 
 def overload(plan: Plan, model: Path, seconds: float) -> None:
-    """Requests by the clock, five times as many as can be answered, whether or not answers come."""
+    """Requests by the clock, more than can be answered, whether or not answers come; one row for each load."""
     body = form(FIELD, png(pictures(1, plan.size)[0]))
+    rows = []
     with running(servers.ours(model, plan.threads)) as server, ProcessPoolExecutor(1) as client:
+        request = message(server.port, server.path, body)
         closed_loop(server.port, server.path, body, 64, 2)
         capacities = [closed_loop(server.port, server.path, body, 64, seconds / 2).rate]
-        offered = OVERLOAD * capacities[0]
-        request = message(server.port, server.path, body)
-        answers, late = client.submit(_open_loop, server.port, request, offered, seconds).result()
-        capacities.append(closed_loop(server.port, server.path, body, 64, seconds / 2).rate)
-    capacity = statistics.mean(capacities)
+        for load in OVERLOADS:
+            offered = load * capacities[-1]
+            answers, late = client.submit(_open_loop, server.port, request, offered, seconds).result()
+            capacities.append(closed_loop(server.port, server.path, body, 64, seconds / 2).rate)
+            rows.append(_overload_row(load, statistics.mean(capacities[-2:]), answers, late, seconds))
+    print(
+        f"\n{model.stem}: capacity before, between and after: {', '.join(f'{c:,.0f}/s' for c in capacities)}\n"
+    )
+    print(
+        table(
+            ("load", "goodput", "of capacity", "answers by status", "Retry-After of refusals, seconds",
+             "p99 of the accepted, deadline", "sent late, p99"),
+            *rows,
+        )
+    )  # fmt: skip
+
+
+def _overload_row(
+    load: float, capacity: float, answers: list[Answer], late: float, seconds: float
+) -> tuple[str, ...]:
     # From when the queue is full; what is answered after the last request is not counted.
     begin = seconds / 4
     good = [answer for answer in answers if answer.status == 200 and begin <= answer.at < seconds]
-    refused = [answer for answer in answers if answer.status != 200]
     goodput = len(good) / (seconds - begin)
     p99 = float(np.quantile([answer.latency for answer in answers if answer.status == 200], 0.99))
-    print(f"\n{model.stem}: {len(answers):,} requests, {offered:,.0f} each second for {seconds:.0f} s, "
-          f"sent {1000 * late:.1f} ms late (p99)\n")  # fmt: skip
-    statuses = dict(Counter(answer.status for answer in answers))
-    print(
-        table(
-            ("capacity before, after", "goodput", "of capacity", "answers by status", "refusals without Retry-After",
-             "p99 of the accepted, deadline"),
-            (
-                ", ".join(f"{value:,.0f}/s" for value in capacities),
-                f"{goodput:,.0f}/s",
-                f"{100 * goodput / capacity:.0f} %",
-                str(statuses),
-                str(sum(not answer.has_retry_after for answer in refused)),
-                f"{p99:.2f} s, {DEADLINE_SECONDS} s",
-            ),
-        )
-    )  # fmt: skip
+    waits = Counter(answer.retry_after for answer in answers if answer.status != 200)
+    return (
+        f"{load:g}",
+        f"{goodput:,.0f}/s",
+        f"{100 * goodput / capacity:.0f} %",
+        str(dict(Counter(answer.status for answer in answers))),
+        str(dict(waits.most_common(4))),
+        f"{p99:.2f} s, {DEADLINE_SECONDS} s",
+        f"{1000 * late:.1f} ms",
+    )
 
 
 def _open_loop(port: int, request: bytes, rate: float, seconds: float) -> tuple[list[Answer], float]:
@@ -137,7 +147,8 @@ def _open_loop(port: int, request: bytes, rate: float, seconds: float) -> tuple[
         connection = await _fresh(free, port)
         status, head, _ = await connection.ask(request)
         now = time.perf_counter()
-        answers.append(Answer(now - started, now - due, status, b"\r\nretry-after:" in head))
+        wait = re.search(rb"\r\nretry-after: *(\d+)", head)
+        answers.append(Answer(now - started, now - due, status, wait[1].decode() if wait else ""))
         free.append(connection)
 
     async def all_of_them() -> None:
