@@ -95,6 +95,29 @@ def test_a_budget_is_for_a_day_and_a_clock_that_jumps_gives_no_second_one() -> N
     subject.charge(5)
 
 
+def test_a_calendar_that_was_once_far_ahead_takes_no_budget_for_more_than_a_day() -> None:
+    subject, clock, calendar = quota(daily=5)
+    subject.charge(5)
+    calendar.now += 400 * DAY
+    subject.charge(5)
+    calendar.now -= 400 * DAY
+    with pytest.raises(APIError) as caught:
+        subject.charge(1)
+    assert caught.value.retry_after == DAY, "to promise less would have the client come back in vain"
+    for moment in (calendar, clock):
+        moment.now += DAY - 1
+    with pytest.raises(APIError):
+        subject.charge(1)
+    for moment in (calendar, clock):
+        moment.now += 1
+    subject.charge(5)
+    for moment in (calendar, clock):  # from now on by the calendar again
+        moment.now += 23 * 3600
+    subject.charge(5)
+    with pytest.raises(APIError):
+        subject.charge(1)
+
+
 def test_no_key_or_a_wrong_one_is_refused_before_the_body_is_read(predictor: Predictor) -> None:
     with serving(predictor, api_keys=f"alice:{ALICE},bob:{BOB}") as client:
         for headers in (
