@@ -106,23 +106,26 @@ def _reloading_on_sighup(models: Models) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    loop, running = asyncio.get_running_loop(), set[asyncio.Task[None]]()
-
-    def start() -> None:
-        task = asyncio.create_task(_reload(models))
-        running.add(task)
-        task.add_done_callback(running.discard)
-
-    loop.add_signal_handler(signal.SIGHUP, start)
+    loop, asked = asyncio.get_running_loop(), asyncio.Event()
+    reloading = asyncio.create_task(reload_when(asked, models))
+    loop.add_signal_handler(signal.SIGHUP, asked.set)
     try:
         yield
     finally:
         loop.remove_signal_handler(signal.SIGHUP)
+        reloading.cancel()
 
 
-async def _reload(models: Models) -> None:
-    try:
-        await models.reload()
-        log.info("SIGHUP: every model was read again")
-    except ModelError as error:
-        log.error("SIGHUP: %s", error)
+async def reload_when(asked: asyncio.Event, models: Models) -> None:
+    """Read the models again whenever ``asked`` is set, for ever.
+
+    However often it is set while one reload runs, one more follows, which reads what was there at the last time.
+    """
+    while True:
+        await asked.wait()
+        asked.clear()
+        try:
+            await models.reload()
+            log.info("SIGHUP: every model was read again")
+        except ModelError as error:
+            log.error("SIGHUP: %s", error)
