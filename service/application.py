@@ -20,6 +20,7 @@ from service.api.admission import AdmissionControl
 from service.api.v1 import v1_routes
 from service.api.v2 import v2_routes
 from service.errors import EXCEPTION_HANDLERS
+from service.middleware.api_keys import Keys
 from service.middleware.auth import Auth
 from service.middleware.body_limit import BodyLimit
 from service.middleware.request_log import RequestLog
@@ -32,8 +33,13 @@ PROBES = ("/livez", "/readyz", "/healthz")
 
 
 def create_app(models: Models) -> Starlette:
-    """The application; it starts and stops ``models`` with its own life. `app.state.admission` counts its requests."""
+    """The application; it starts and stops ``models`` with its own life. `app.state.admission` counts its requests.
+
+    Raises DataError or UsageError where the keys or the samples are not sound.
+    """
     settings = models.settings
+    # Now: Starlette makes its middleware when the first request comes, which is too late to refuse to start.
+    keys = Keys(settings.keys_file, settings.api_keys, settings.admin_key)
     control = AdmissionControl(models)
 
     @contextlib.asynccontextmanager
@@ -59,7 +65,7 @@ def create_app(models: Models) -> Starlette:
             Middleware(
                 RequestLog, metrics=models.metrics, tracing=models.tracing, log_all=settings.access_log
             ),
-            Middleware(Auth, settings=settings),
+            Middleware(Auth, settings=settings, keys=keys),
             Middleware(BodyLimit, max_body=settings.max_body, max_bodies=settings.max_bodies),
         ],
         exception_handlers=EXCEPTION_HANDLERS,

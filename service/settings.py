@@ -26,7 +26,9 @@ class Settings(BaseModel):
     threads: int | None = Field(default=None, ge=1)  # CPU threads of one inference; None: all cores
     max_batch: int = Field(default=32, ge=1, le=1024)  # rows
     max_queue: int = Field(default=512, ge=1)  # rows waiting or running
-    deadline: float = Field(default=10.0, gt=0)  # seconds for a prediction, from its first byte on
+    deadline: float = Field(
+        default=10.0, gt=0, allow_inf_nan=False
+    )  # seconds for a prediction, from its first byte on
     drain: float = Field(
         default=1.0, ge=0, allow_inf_nan=False
     )  # seconds of service after SIGTERM, not ready
@@ -62,9 +64,14 @@ class Settings(BaseModel):
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """Read the settings. Raises UsageError where one is missing or out of range."""
-        names = set(cls.model_fields)
-        values = {n: environment[PREFIX + n.upper()] for n in names if PREFIX + n.upper() in environment}
+        """Read the settings. Raises UsageError where one is missing, empty or out of range."""
+        names = {name: PREFIX + name.upper() for name in cls.model_fields}
+        values = {name: environment[variable] for name, variable in names.items() if variable in environment}
+        for name, value in values.items():
+            if not value.strip():  # such as a secret that was not filled in: it must not mean "no key"
+                raise UsageError(
+                    f"{names[name]} is set but empty.", f"give it a value, or unset {names[name]}"
+                )
         try:
             return cls.model_validate(values)
         except ValidationError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ducat_serve.cli.options import common, device_option
+from ducat_serve.cli.options import FiniteRange, common, device_option
 from ducat_serve.errors import missing_extra
 from ducat_serve.output import Output
 
@@ -34,14 +34,14 @@ from ducat_serve.output import Output
 )
 @click.option(
     "--deadline",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     default=10.0,
     show_default=True,
     help="Seconds until 504.",
 )
 @click.option(
     "--drain",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=1.0,
     show_default=True,
     help="Seconds of service after SIGTERM, while /readyz says no.",
@@ -70,7 +70,7 @@ from ducat_serve.output import Output
 )
 @click.option(
     "--rate",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     help="Images per second and key; more get 429.  [default: no limit]",
 )
 @click.option(
@@ -172,7 +172,7 @@ def _check(path: Path, device: str, variables: dict[str, str]) -> list[str]:
     from service.telemetry.tracing import Tracing
 
     settings = Settings.from_environment({**os.environ, **variables})
-    Keys(settings.keys_file, settings.api_keys)
+    Keys(settings.keys_file, settings.api_keys, settings.admin_key)
     read_samples(settings.samples)
     Tracing.from_environment()
     found = Repository(path).find()
