@@ -23,11 +23,13 @@ from service.errors import EXCEPTION_HANDLERS
 from service.middleware.api_keys import Keys
 from service.middleware.auth import Auth
 from service.middleware.body_limit import BodyLimit
+from service.middleware.host_check import HostCheck, names_to_check
 from service.middleware.request_log import RequestLog
 from service.models.errors import ModelError
 from service.models.registry import Models, log
 from service.openapi.document import document
 from service.page.routes import page_routes
+from service.settings import Settings
 
 PROBES = ("/livez", "/readyz", "/healthz")
 
@@ -35,7 +37,7 @@ PROBES = ("/livez", "/readyz", "/healthz")
 def create_app(models: Models) -> Starlette:
     """The application; it starts and stops ``models`` with its own life. `app.state.admission` counts its requests.
 
-    Raises DataError or UsageError where the keys or the samples are not sound.
+    Raises DataError or UsageError where the keys, the samples or the allowed hosts are not sound.
     """
     settings = models.settings
     # Now: Starlette makes its middleware when the first request comes, which is too late to refuse to start.
@@ -65,6 +67,7 @@ def create_app(models: Models) -> Starlette:
             Middleware(
                 RequestLog, metrics=models.metrics, tracing=models.tracing, log_all=settings.access_log
             ),
+            *_host_check(settings),
             Middleware(Auth, settings=settings, keys=keys),
             Middleware(BodyLimit, max_body=settings.max_body, max_bodies=settings.max_bodies),
         ],
@@ -73,6 +76,11 @@ def create_app(models: Models) -> Starlette:
     )
     app.state.admission = control
     return app
+
+
+def _host_check(settings: Settings) -> list[Middleware]:
+    names = names_to_check(settings)
+    return [] if names is None else [Middleware(HostCheck, names=names)]
 
 
 def _operation_routes(models: Models) -> list[Route]:

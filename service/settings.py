@@ -22,6 +22,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: Path
+    host: str | None = None  # the address that the server is bound to; None where it is not known
+    allowed_hosts: str | None = None  # names for a request's Host header, separated by commas; "*" for any
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(default=None, ge=1)  # CPU threads of one inference; None: all cores
     max_batch: int = Field(default=32, ge=1, le=1024)  # rows
@@ -51,6 +53,11 @@ class Settings(BaseModel):
                 f"max_queue {self.max_queue} is less than the {self.max_images} images of one request"
             )
         return self
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether clients need an API key."""
+        return self.keys_file is not None or self.api_keys is not None
 
     @property
     def max_bodies(self) -> int:

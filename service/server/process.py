@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import errno
 import logging.config
+import os
 import signal
 import socket
 import sys
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--port", type=_port, default=3000)
     asked = parser.parse_args(arguments)
     ignore_sighup()
+    os.environ["DUCAT_SERVE_HOST"] = (
     try:
         code = serve(bind(asked.host, asked.port))
     except DucatError as error:

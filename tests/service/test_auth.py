@@ -215,7 +215,7 @@ def test_keys_are_read_again_when_their_file_changes(
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [(name, value) for name in ("API_KEYS", "ADMIN_KEY") for value in ("", "  ", "\n")]
+    [(name, value) for name in ("API_KEYS", "ADMIN_KEY", "ALLOWED_HOSTS") for value in ("", "  ", "\n")]
     + [("KEYS_FILE", "")],
 )
 def test_a_variable_that_was_not_filled_in_never_means_no_key(

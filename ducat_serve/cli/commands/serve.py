@@ -20,6 +20,11 @@ from ducat_serve.output import Output
 )
 @click.option("--port", type=click.IntRange(1, 65535), default=3000, show_default=True)
 @click.option(
+    "--allowed-hosts",
+    help="Names, separated by commas, for which a request may ask (its Host header), as behind a proxy; '*' for any.  "
+    "[default: any; without keys on a loopback address that address's names]",
+)
+@click.option(
     "--threads", type=click.IntRange(min=1), help="CPU threads of one inference.  [default: all cores]"
 )
 @click.option(
@@ -92,6 +97,7 @@ def command(
     model: Path,
     host: str,
     port: int,
+    allowed_hosts: str | None,
     threads: int | None,
     max_batch: int,
     max_queue: int,
@@ -121,6 +127,8 @@ def command(
     path = model.resolve()
     settings = {
         "model": path,
+        "host": host,
+        "allowed_hosts": allowed_hosts,
         "device": device,
         "threads": threads,
         "max_batch": max_batch,
@@ -166,6 +174,7 @@ def _check(path: Path, device: str, variables: dict[str, str]) -> list[str]:
     if importlib.util.find_spec("bentoml") is None:
         raise missing_extra("bentoml", "serve")
     from service.middleware.api_keys import Keys
+    from service.middleware.host_check import names_to_check
     from service.models.repository import Repository
     from service.page.samples import read_samples
     from service.settings import Settings
@@ -173,6 +182,7 @@ def _check(path: Path, device: str, variables: dict[str, str]) -> list[str]:
 
     settings = Settings.from_environment({**os.environ, **variables})
     Keys(settings.keys_file, settings.api_keys, settings.admin_key)
+    names_to_check(settings)
     read_samples(settings.samples)
     Tracing.from_environment()
     found = Repository(path).find()
