@@ -20,20 +20,28 @@ from service.api.admission import AdmissionControl
 from service.api.v1 import v1_routes
 from service.api.v2 import v2_routes
 from service.errors import EXCEPTION_HANDLERS
+from service.middleware.api_keys import Keys
 from service.middleware.auth import Auth
 from service.middleware.body_limit import BodyLimit
+from service.middleware.host_check import HostCheck, names_to_check
 from service.middleware.request_log import RequestLog
 from service.models.errors import ModelError
 from service.models.registry import Models, log
 from service.openapi.document import document
 from service.page.routes import page_routes
+from service.settings import Settings
 
 PROBES = ("/livez", "/readyz", "/healthz")
 
 
 def create_app(models: Models) -> Starlette:
-    """The application; it starts and stops ``models`` with its own life. `app.state.admission` counts its requests."""
+    """The application; it starts and stops ``models`` with its own life. `app.state.admission` counts its requests.
+
+    Raises DataError or UsageError where the keys, the samples or the allowed hosts are not sound.
+    """
     settings = models.settings
+    # Now: Starlette makes its middleware when the first request comes, which is too late to refuse to start.
+    keys = Keys(settings.keys_file, settings.api_keys, settings.admin_key)
     control = AdmissionControl(models)
 
     @contextlib.asynccontextmanager
@@ -59,7 +67,8 @@ def create_app(models: Models) -> Starlette:
             Middleware(
                 RequestLog, metrics=models.metrics, tracing=models.tracing, log_all=settings.access_log
             ),
-            Middleware(Auth, settings=settings),
+            *_host_check(settings),
+            Middleware(Auth, settings=settings, keys=keys),
             Middleware(BodyLimit, max_body=settings.max_body, max_bodies=settings.max_bodies),
         ],
         exception_handlers=EXCEPTION_HANDLERS,
@@ -67,6 +76,11 @@ def create_app(models: Models) -> Starlette:
     )
     app.state.admission = control
     return app
+
+
+def _host_check(settings: Settings) -> list[Middleware]:
+    names = names_to_check(settings)
+    return [] if names is None else [Middleware(HostCheck, names=names)]
 
 
 def _operation_routes(models: Models) -> list[Route]:
@@ -106,23 +120,26 @@ def _reloading_on_sighup(models: Models) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    loop, running = asyncio.get_running_loop(), set[asyncio.Task[None]]()
-
-    def start() -> None:
-        task = asyncio.create_task(_reload(models))
-        running.add(task)
-        task.add_done_callback(running.discard)
-
-    loop.add_signal_handler(signal.SIGHUP, start)
+    loop, asked = asyncio.get_running_loop(), asyncio.Event()
+    reloading = asyncio.create_task(reload_when(asked, models))
+    loop.add_signal_handler(signal.SIGHUP, asked.set)
     try:
         yield
     finally:
         loop.remove_signal_handler(signal.SIGHUP)
+        reloading.cancel()
 
 
-async def _reload(models: Models) -> None:
-    try:
-        await models.reload()
-        log.info("SIGHUP: every model was read again")
-    except ModelError as error:
-        log.error("SIGHUP: %s", error)
+async def reload_when(asked: asyncio.Event, models: Models) -> None:
+    """Read the models again whenever ``asked`` is set, for ever.
+
+    However often it is set while one reload runs, one more follows, which reads what was there at the last time.
+    """
+    while True:
+        await asked.wait()
+        asked.clear()
+        try:
+            await models.reload()
+            log.info("SIGHUP: every model was read again")
+        except ModelError as error:
+            log.error("SIGHUP: %s", error)

@@ -75,7 +75,7 @@ async def _model_error(request: Request, error: Exception) -> Response:
 
 async def _http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    where = request.url.path
+    where = request.scope["path"]
     code, message = {
         404: ("not_found", f"There is nothing at {where}."),
         405: ("method_not_allowed", f"{where} does not take {request.method}."),

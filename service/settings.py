@@ -22,11 +22,15 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: Path
+    host: str | None = None  # the address that the server is bound to; None where it is not known
+    allowed_hosts: str | None = None  # names for a request's Host header, separated by commas; "*" for any
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(default=None, ge=1)  # CPU threads of one inference; None: all cores
     max_batch: int = Field(default=32, ge=1, le=1024)  # rows
     max_queue: int = Field(default=512, ge=1)  # rows waiting or running
-    deadline: float = Field(default=10.0, gt=0)  # seconds for a prediction, from its first byte on
+    deadline: float = Field(
+        default=10.0, gt=0, allow_inf_nan=False
+    )  # seconds for a prediction, from its first byte on
     drain: float = Field(
         default=1.0, ge=0, allow_inf_nan=False
     )  # seconds of service after SIGTERM, not ready
@@ -51,6 +55,11 @@ class Settings(BaseModel):
         return self
 
     @property
+    def has_keys(self) -> bool:
+        """Whether clients need an API key."""
+        return self.keys_file is not None or self.api_keys is not None
+
+    @property
     def max_bodies(self) -> int:
         """Bytes of all bodies that are being read or predicted: eight of the largest."""
         return 8 * self.max_body
@@ -62,9 +71,14 @@ class Settings(BaseModel):
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """Read the settings. Raises UsageError where one is missing or out of range."""
-        names = set(cls.model_fields)
-        values = {n: environment[PREFIX + n.upper()] for n in names if PREFIX + n.upper() in environment}
+        """Read the settings. Raises UsageError where one is missing, empty or out of range."""
+        names = {name: PREFIX + name.upper() for name in cls.model_fields}
+        values = {name: environment[variable] for name, variable in names.items() if variable in environment}
+        for name, value in values.items():
+            if not value.strip():  # such as a secret that was not filled in: it must not mean "no key"
+                raise UsageError(
+                    f"{names[name]} is set but empty.", f"give it a value, or unset {names[name]}"
+                )
         try:
             return cls.model_validate(values)
         except ValidationError as error:

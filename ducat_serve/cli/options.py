@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,16 @@ class PixelSize(click.ParamType[float]):
 
 
 PIXEL_SIZE = PixelSize()
+
+
+class FiniteRange(click.FloatRange):
+    """A number in a range; `inf` and `nan`, which no comparison with a bound finds out, are refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
 
 
 def common(function: Function) -> Function:

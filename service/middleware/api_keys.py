@@ -21,15 +21,23 @@ class Keys:
 
     Args:
         file: one `NAME:KEY` per line; empty lines and lines that start with # are skipped.
-        text: the same, separated by commas.
+        text: the same, separated by commas; None where there is none.
+        admin_key: must be nobody's.
 
     Raises:
-        DataError: the file cannot be read. UsageError: a line that is no key; its number is named, never its text.
+        DataError: the file cannot be read. UsageError: a line that is no key; its number is named, never its text. A
+            text without any key, or a key that is also the admin key.
     """
 
-    def __init__(self, file: Path | None, text: str | None) -> None:
+    def __init__(self, file: Path | None, text: str | None, admin_key: str | None = None) -> None:
         self._file = file
-        self._fixed = _parse((text or "").split(","), "DUCAT_SERVE_API_KEYS")
+        self._admin = None if admin_key is None else _digest(admin_key)
+        self._fixed = {} if text is None else _parse(text.split(","), "DUCAT_SERVE_API_KEYS")
+        if text is not None and not self._fixed:
+            raise UsageError(
+                "DUCAT_SERVE_API_KEYS is set but holds no key.",
+                "set it to NAME:KEY,..., or unset DUCAT_SERVE_API_KEYS",
+            )
         self._stamp = self._look()
         self._names = self._read()
         self._looked = time.monotonic()
@@ -71,13 +79,22 @@ class Keys:
         return status.st_mtime_ns, status.st_size, status.st_ino
 
     def _read(self) -> Mapping[bytes, str]:
+        names = {**self._fixed, **self._read_file()}
+        if self._admin is not None and self._admin in names:
+            raise UsageError(
+                f"The admin key is also the key of '{names[self._admin]}', who would be an admin too.",
+                "python3 -c 'import secrets; print(secrets.token_urlsafe(32))' makes another",
+            )
+        return names
+
+    def _read_file(self) -> Mapping[bytes, str]:
         if self._file is None:
-            return self._fixed
+            return {}
         try:
             lines = self._file.read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"Cannot read the API keys in {self._file}: {error}.") from error
-        return {**self._fixed, **_parse(lines, str(self._file))}
+        return _parse(lines, str(self._file))
 
 
 def _parse(lines: list[str], source: str) -> dict[bytes, str]:

@@ -23,9 +23,8 @@ class Auth:
     Without keys all clients share one quota.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        self.app = app
-        self.keys = Keys(settings.keys_file, settings.api_keys)
+    def __init__(self, app: ASGIApp, settings: Settings, keys: Keys) -> None:
+        self.app, self.keys = app, keys
         self._settings = settings
         self._quotas: dict[str, Quota] = {}  # as many as there are keys
 

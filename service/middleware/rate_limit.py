@@ -22,7 +22,8 @@ class Quota:
     Args:
         rate: images per second; None for no limit.
         burst: images at once.
-        daily: images per day (UTC); None for no limit.
+        daily: images per day (UTC); None for no limit. A new day brings a new budget, and so do 24 hours without one:
+            a calendar that was once wrong by a year must not take the budgets of that year.
         clock: seconds that never go back. calendar: seconds since 1970, which may.
     """
 
@@ -34,21 +35,23 @@ class Quota:
     _tokens: float = field(init=False)
     _seen: float = field(init=False)
     _day: int = field(init=False)
+    _renewed: float = field(init=False)  # on the clock
     _spent: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self._tokens, self._seen = float(self.burst), self.clock()
-        self._day = self._today()
+        self._day, self._renewed = self._today(), self._seen
 
     def require(self, images: int) -> None:
         """Raise APIError (429, with Retry-After) unless ``images`` could be charged now; nothing is charged."""
         self._refill()
         if self.daily is not None and self._spent + images > self.daily:
-            left = (self._day + 1) * _DAY - self.calendar()
+            midnight = (self._day + 1) * _DAY - self.calendar()
+            left = min(midnight, self._renewed + _DAY - self._seen)
             message = (
                 f"The budget of {self.daily} images per day is spent; {self.daily - self._spent} are left."
             )
-            raise APIError(429, "budget_spent", message, retry_after=min(max(1.0, left), _DAY))
+            raise APIError(429, "budget_spent", message, retry_after=max(1.0, left))
         if self.rate is not None and self._tokens < images:
             message = f"More than {self.rate:g} images per second."
             raise APIError(429, "rate_limited", message, retry_after=(images - self._tokens) / self.rate)
@@ -65,8 +68,9 @@ class Quota:
             self._tokens = min(float(self.burst), self._tokens + (now - self._seen) * self.rate)
         self._seen = now
         today = self._today()
-        if today > self._day:  # a clock that goes back gives nobody a second budget
-            self._day, self._spent = today, 0
+        # Not for any other day: a calendar that goes back gives nobody a second budget.
+        if today > self._day or now - self._renewed >= _DAY:
+            self._day, self._renewed, self._spent = today, now, 0
 
     def _today(self) -> int:
         return int(self.calendar() // _DAY)

@@ -80,17 +80,26 @@ class RequestLog:
     def _log(self, scope: Scope, request_id: bytes, status: int, seconds: float) -> None:
         client = scope.get("client")
         state = scope.get("state", {})
-        line = {
-            "request_id": request_id.decode(),
-            "method": scope["method"],
-            "path": scope["path"][:200],
-            "status": status,
-            "seconds": round(seconds, 5),
-            "client": client[0] if client else None,
-            "key": state.get("key"),
-            "reason": state.get("reason"),
-        }
-        access_log.info("%s", json.dumps({name: value for name, value in line.items() if value is not None}))
+        write_line(
+            request_id=request_id.decode(),
+            method=scope["method"],
+            path=scope["path"][:200],
+            status=status,
+            seconds=round(seconds, 5),
+            client=client[0] if client else None,
+            key=state.get("key"),
+            reason=state.get("reason"),
+        )
+
+
+def write_line(**fields: str | float | None) -> None:
+    """Write one line of JSON about a request; what is None is left out."""
+    access_log.info("%s", json.dumps({name: value for name, value in fields.items() if value is not None}))
+
+
+def new_request_id() -> str:
+    """A name for a line of the log; no secret."""
+    return f"{random.getrandbits(64):016x}"
 
 
 def route_of(path: str) -> str:
@@ -104,6 +113,4 @@ def route_of(path: str) -> str:
 
 def _request_id(scope: Scope) -> bytes:
     given: bytes = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-    return (
-        given if _ID.fullmatch(given) else b"%016x" % random.getrandbits(64)
-    )  # no secret: names a line of the log
+    return given if _ID.fullmatch(given) else new_request_id().encode()

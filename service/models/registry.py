@@ -34,10 +34,14 @@ class Models:
         self._draining_versions: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Load and warm up off the event loop, so that /livez answers meanwhile. Raises where one is refused."""
-        for name in await in_daemon_thread(self.repository.find):
-            await self._load(name)
-        self.is_loaded = True
+        """Load and warm up off the event loop, so that /livez answers meanwhile. Raises where one is refused.
+
+        Who asks for a reload meanwhile waits, so that nothing older takes the place of what that reload reads.
+        """
+        async with self._loading:
+            for name in await in_daemon_thread(self.repository.find):
+                await self._load(name)
+            self.is_loaded = True
 
     async def load(self, name: str) -> list[LoadedVersion]:
         """Read every version of a model again and swap all of them in once they are verified and warm.

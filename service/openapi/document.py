@@ -15,6 +15,7 @@ from ducat_serve.images import RESIZE_POLICY
 from ducat_serve.report import NOT_MEASURED
 from ducat_serve.spec import ModelSpec
 from service.middleware.auth import FOR_ADMINS
+from service.middleware.host_check import names_to_check
 from service.page.samples import MAX_SAMPLES
 from service.settings import Settings
 
@@ -36,8 +37,11 @@ def document(settings: Settings) -> Json:
         for path in list(described["paths"]):
             if path.startswith(FOR_ADMINS) and path != "/metrics":
                 del described["paths"][path]
-    if not (settings.keys_file or settings.api_keys):
+    if not settings.has_keys:
         _remove_keys(described, "key", "keyHeader")
+    if names_to_check(settings) is None:
+        for operation in _operations(described):
+            operation["responses"].pop("421", None)
     return described
 
 
@@ -89,8 +93,16 @@ def _remove_keys(described: Json, *schemes: str) -> None:
     """Let everybody use the operations that one of these security schemes would open."""
     for scheme in schemes:
         del described["components"]["securitySchemes"][scheme]
-    for methods in described["paths"].values():
-        for operation in (methods[name] for name in ("get", "post") if name in methods):
-            if any(scheme in one for one in operation["security"] for scheme in schemes):
-                operation["security"] = []
-                del operation["responses"]["401"]
+    for operation in _operations(described):
+        if any(scheme in one for one in operation["security"] for scheme in schemes):
+            operation["security"] = []
+            del operation["responses"]["401"]
+
+
+def _operations(described: Json) -> list[Json]:
+    return [
+        methods[name]
+        for methods in described["paths"].values()
+        for name in ("get", "post")
+        if name in methods
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +57,8 @@ def _read(path: Path) -> Sample:
             raise DataError(f"{path} is larger than {MAX_BYTES} bytes.", "make it smaller")
         path.name.encode()  # a name that is not Unicode has no place in JSON
         data = path.read_bytes()
-        decode(data)
+        with warnings.catch_warnings(action="ignore"):  # Pillow's: one for every odd chunk of a PNG
+            decode(data)
     except (OSError, UnicodeError, ImageError) as error:
         raise DataError(f"{path} cannot be a sample: {error}", "take it out of the folder") from error
     return Sample(data, KINDS[path.suffix.lower()])

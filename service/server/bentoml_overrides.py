@@ -1,13 +1,15 @@
-"""Two things that no setting of BentoML 1.4 does. Where they do not fit a version, it warns and serves all the same."""
+"""Three things that no setting of BentoML 1.4 does. Where they do not fit a version there is a warning."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import logging
+from collections.abc import Collection
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
 log = logging.getLogger("ducat_serve.service")
@@ -26,6 +28,23 @@ def without_layers(app: ASGIApp) -> ASGIApp:
         log.warning(
             "This BentoML makes another kind of application: its own layers stay, and requests cost more."
         )
+    return app
+
+
+def without_pages(app: ASGIApp, kept: Collection[str]) -> ASGIApp:
+    """The application that BentoML made of our service, with ours behind every path but those in ``kept``.
+
+    BentoML adds pages of its own (/schema.json) in front of ours, which know no key, no log and no error of ours. And
+    it would answer by itself what is no path at all, such as the target of `OPTIONS *`.
+    """
+    routes = app.routes if isinstance(app, Starlette) else []
+    ours = [route for route in routes if isinstance(route, Mount) and isinstance(route.app, Starlette)]
+    if isinstance(app, Starlette) and len(ours) == 1:
+        probes = [route for route in routes if isinstance(route, Route) and route.path in kept]
+        app.router.routes[:] = [*probes, *ours]
+        app.router.default = ours[0].app
+    else:
+        log.warning("This BentoML makes another kind of application: it answers some paths by itself.")
     return app
 
 

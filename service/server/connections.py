@@ -9,9 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
+
+from service.middleware.request_log import new_request_id
 
 MAX_CONNECTIONS = 2048
 MAX_HEAD = 64 * 2**10  # bytes before a body, or behind it
@@ -20,17 +24,28 @@ MAX_PIPELINED = 100  # requests sent on a connection before the answers to those
 LAST_CALL = 0.5  # seconds for a connection without a request when the server stops
 
 
+class Refusal(NamedTuple):
+    """An answer that a connection gave by itself, to what never became a request."""
+
+    request_id: str
+    status: int
+    code: str
+    client: str | None  # address
+    seconds: float | None  # since its head was waited for
+
+
 class Connections(ServerState):
     """All open connections.
 
     Args:
         timeout: seconds for the head of a request, and again for taking its answer.
         limit: most connections; a new one beyond it takes the place of the one that has been silent for longest.
+        refused: told of every `Refusal`.
     """
 
-    def __init__(self, timeout: float, limit: int) -> None:
+    def __init__(self, timeout: float, limit: int, refused: Callable[[Refusal], None]) -> None:
         super().__init__()
-        self.timeout, self.limit = timeout, limit
+        self.timeout, self.limit, self.refused = timeout, limit, refused
         self.is_draining = False  # every answer says `Connection: close`
 
     def drain(self) -> None:
@@ -159,7 +174,17 @@ class Connection(HttpToolsProtocol):
         self._refuse(400, "malformed_request", msg)
 
     def _refuse(self, status: int, code: str, message: str) -> None:
+        request_id = new_request_id()
         body = json.dumps({"error": {"code": code, "message": message}}).encode()
-        head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        self.transport.write(STATUS_LINE[status] + head.encode() + body)
+        lines = {
+            "content-type": "application/json",
+            "content-length": len(body),
+            "connection": "close",
+            "x-request-id": request_id,
+        }
+        head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+        self.transport.write(STATUS_LINE[status] + head.encode() + b"\r\n" + body)
         self.transport.close()
+        waited = None if self.waiting_since is None else round(self.loop.time() - self.waiting_since, 5)
+        client = None if self.client is None else self.client[0]
+        self.server_state.refused(Refusal(request_id, status, code, client, waited))

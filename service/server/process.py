@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import errno
 import logging.config
+import os
 import signal
 import socket
 import sys
@@ -30,8 +31,12 @@ _LOGGING: dict[str, Any] = {
     "handlers": {
         "stdout": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stdout"}
     },
-    # BentoML gives its logger a handler of its own when it is imported.
-    "loggers": {"bentoml": {"level": "WARNING", "handlers": [], "propagate": True}},
+    "loggers": {
+        # BentoML gives its logger a handler of its own when it is imported.
+        "bentoml": {"level": "WARNING", "handlers": [], "propagate": True},
+        # uvicorn warns of what clients send; our connections and our application write a line of their own for that.
+        "uvicorn.error": {"level": "ERROR"},
+    },
     "root": {"level": "WARNING", "handlers": ["stdout"]},
 }
 
@@ -45,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--port", type=_port, default=3000)
     asked = parser.parse_args(arguments)
     ignore_sighup()
+    os.environ["DUCAT_SERVE_HOST"] = (
+        asked.host
+    )  # as settings are read: from the environment, at the first import
     try:
         code = serve(bind(asked.host, asked.port))
     except DucatError as error:
@@ -90,11 +98,14 @@ def bind(host: str, port: int) -> socket.socket:
 def serve(listening: socket.socket) -> int:
     """Run the service on a bound socket until a signal; returns the exit code. Raises DucatError for wrong settings."""
     from service.app import DucatService, models
-    from service.server.bentoml_overrides import without_layers
-    from service.server.server import Server
+    from service.application import PROBES
+    from service.server.bentoml_overrides import without_layers, without_pages
+    from service.server.server import Server, warn_of_open_port
 
     logging.config.dictConfig(_LOGGING)
-    app = without_layers(DucatService.to_asgi())  # type: ignore[attr-defined]  # bentoml.service makes it a Service
+    warn_of_open_port(models.settings)
+    app = DucatService.to_asgi()  # type: ignore[attr-defined]  # bentoml.service makes it a Service
+    app = without_pages(without_layers(app), PROBES)
     Server(app, models).run(sockets=[listening])
     return 0 if models.is_loaded else NEVER_READY
 

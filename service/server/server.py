@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import resource
 import signal
 import socket
@@ -13,9 +14,14 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ducat_serve.errors import DucatError
+from service.middleware.host_check import is_loopback
+from service.middleware.request_log import write_line
 from service.models.registry import Models, log
-from service.server.connections import MAX_CONNECTIONS, Connection, Connections
+from service.server.connections import MAX_CONNECTIONS, Connection, Connections, Refusal
+from service.settings import Settings
+from service.telemetry.metrics import Metrics
 
+_FEWEST_CONNECTIONS = 16  # with fewer, one browser and one probe can keep everybody else out
 _OTHER_FILES = 128  # file descriptors that are no connections: libraries, logs, the model
 # What uvicorn calls, and we override. In a version that calls it otherwise a bound would silently not hold.
 _HOOKS = {
@@ -30,7 +36,7 @@ _HOOKS = {
 class Server(uvicorn.Server):
     """Answers for ``drain`` seconds after SIGTERM, no longer ready, and only then stops listening.
 
-    Raises DucatError where this version of uvicorn does not know what we override.
+    Raises DucatError where this version of uvicorn does not know what we override, or the system allows too few files.
     """
 
     def __init__(self, app: ASGIApp, models: Models) -> None:
@@ -51,7 +57,9 @@ class Server(uvicorn.Server):
         self._stop_at: float | None = None
         # However short the deadline: connections are kept as long between two requests.
         timeout = max(settings.deadline, config.timeout_keep_alive)
-        self._connections = Connections(timeout, _most_connections())
+        self._connections = Connections(
+            timeout, most_connections(), functools.partial(_count_refusal, models.metrics)
+        )
         self.server_state = self._connections
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  # uvicorn's signature
@@ -120,11 +128,50 @@ def _require_hooks() -> None:
                 )
 
 
-def _most_connections() -> int:
-    """As many as we want and the system allows; the soft limit on open files is raised where it can be."""
+def warn_of_open_port(settings: Settings) -> None:
+    """Say so where other machines may ask, and need no key for it."""
+    host = settings.host
+    if host is not None and not settings.has_keys and not is_loopback(host, resolve=True):
+        log.warning(
+            "No keys: everyone who reaches this port (on %s) may ask. Keys: --keys-file, or DUCAT_SERVE_KEYS_FILE. "
+            "TLS: put a proxy that ends it in front; the server speaks plain HTTP.",
+            host,
+        )
+
+
+def _count_refusal(metrics: Metrics, refusal: Refusal) -> None:
+    metrics.refused("other", refusal.status, refusal.code)
+    write_line(
+        request_id=refusal.request_id,
+        status=refusal.status,
+        seconds=refusal.seconds,
+        client=refusal.client,
+        reason=refusal.code,
+    )
+
+
+def most_connections() -> int:
+    """As many as we want and the system allows; the soft limit on open files is raised where it can be.
+
+    Raises DucatError where that is too few to serve anybody.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_CONNECTIONS + _OTHER_FILES
     if soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return max(1, min(MAX_CONNECTIONS, soft - _OTHER_FILES))
+    most = min(MAX_CONNECTIONS, soft - _OTHER_FILES)
+    if most < _FEWEST_CONNECTIONS:
+        raise DucatError(
+            f"The system allows this process {soft} open files (ulimit -Hn); the server needs {wanted}, and at least "
+            f"{_FEWEST_CONNECTIONS + _OTHER_FILES}.",
+            f"raise the limit: `ulimit -Hn {wanted}` as root, `docker run --ulimit nofile={wanted}`, or systemd's "
+            f"LimitNOFILE={wanted}",
+        )
+    if most < MAX_CONNECTIONS:
+        log.warning(
+            "At most %d connections at a time, not %d: the system allows this process %d open files (ulimit -Hn), and "
+            "%d are wanted",
+            *(most, MAX_CONNECTIONS, soft, wanted),
+        )
+    return most

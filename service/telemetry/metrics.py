@@ -80,6 +80,11 @@ class Metrics:
         self._outcome(route, status).inc()
         self._duration(route).observe(seconds)
 
+    def refused(self, route: str, status: int, reason: str) -> None:
+        """What never became a request was refused; it has no duration."""
+        self._outcome(route, status).inc()
+        self.rejects.labels(reason).inc()
+
     def serving(self, models: Iterable[ModelInfo]) -> None:
         """These are served from now on."""
         self._model.clear()

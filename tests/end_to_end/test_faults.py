@@ -28,7 +28,7 @@ FILES = (
     1200,
 )  # soft and hard limit of open files; the server keeps 128 for other things than connections
 GARBAGE = b"garbage" * 1000
-MODEL_PLEASE = b"GET /v1/model HTTP/1.1\r\nHost: x\r\n\r\n"
+MODEL_PLEASE = b"GET /v1/model HTTP/1.1\r\nHost: localhost\r\n\r\n"
 BEGUN = part(b"")[:-2]  # an upload as far as its first byte
 FAULT = "RuntimeError: the fault that was asked for"
 
@@ -65,7 +65,7 @@ def test_heads_that_never_end(server: FaultyServer) -> None:
             (server.connect(), b""),
             (server.connect(b"GET /v1/mo"), b""),
             (server.connect(b"GET /v1/model HTTP/1.1\r\nX-Slow: "), b"a"),
-            (server.connect(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n"), b"\r\n"),
+            (server.connect(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n"), b"\r\n"),
         ]
     )
     assert answers[0] == b""
@@ -75,7 +75,7 @@ def test_heads_that_never_end(server: FaultyServer) -> None:
 
 
 def test_heads_and_trailers_without_a_bound(server: FaultyServer) -> None:
-    line, start = b"a" * 1000, b"POST /v1/predict HTTP/1.1\r\nHost: x\r\n"
+    line, start = b"a" * 1000, b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\n"
     chunks = b"Content-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n"
     hostile = [
         (b"GET /", line),
@@ -92,7 +92,7 @@ def test_heads_and_trailers_without_a_bound(server: FaultyServer) -> None:
 def test_many_small_fields_cost_no_memory(server: FaultyServer) -> None:
     """Behind a body as large as one may be as well, where each line would otherwise be kept."""
     line = b"a:\r\n" * 10_000
-    start = b"POST /nothing HTTP/1.1\r\nHost: x\r\n"
+    start = b"POST /nothing HTTP/1.1\r\nHost: localhost\r\n"
     body = MAX_BODY - 1
     chunk = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % body + bytes(body) + b"\r\n0\r\n"
     reset = Path(f"/proc/{server.process.pid}/clear_refs")
@@ -109,7 +109,7 @@ def test_many_small_fields_cost_no_memory(server: FaultyServer) -> None:
 
 
 def test_too_many_fields_are_refused_in_words(server: FaultyServer) -> None:
-    connection = server.connect(b"GET /v2 HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * 101)
+    connection = server.connect(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n" + b"a: b\r\n" * 101)
     answer = b""
     while not answer.endswith(b"}"):
         piece = connection.recv(65536)

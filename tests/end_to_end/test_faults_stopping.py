@@ -43,7 +43,7 @@ def test_sigterm_under_load_loses_no_request(onnx_model: Path, tmp_path: Path) -
                     except httpx.TransportError as error:
                         lost.append(error)
 
-        idle, fresh = server.connect(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n"), server.connect()
+        idle, fresh = server.connect(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n"), server.connect()
         assert idle.recv(15) == b"HTTP/1.1 200 OK"
         with ThreadPoolExecutor(6) as pool, ending(stop):
             load = [pool.submit(ask, client) for client in range(6)]

@@ -7,22 +7,27 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from starlette.testclient import TestClient
 
 import service.middleware.api_keys as keys_module
+from ducat_serve.cli.commands.serve import command as serve_command
 from ducat_serve.cli.main import run
 from ducat_serve.errors import DataError, DucatError, UsageError
 from ducat_serve.predictor import Predictor
 from ducat_serve.spec import ModelSpec
+from service.application import create_app
 from service.decoding.decoders import Decoders
 from service.errors import APIError
 from service.middleware.api_keys import Keys
 from service.middleware.rate_limit import Quota
+from service.models.registry import Models
 from service.page.routes import page_headers
-from tests.support.application import ALICE, BOB, bearer, serving
+from service.settings import Settings
+from tests.support.application import ADMIN, ALICE, BOB, bearer, serving
 from tests.support.http_client import (
     GOOD,
     MULTIPART,
@@ -96,6 +101,29 @@ def test_a_budget_is_for_a_day_and_a_clock_that_jumps_gives_no_second_one() -> N
         subject.charge(1)
     calendar.now += 3600
     subject.charge(5)
+
+
+def test_a_calendar_that_was_once_far_ahead_takes_no_budget_for_more_than_a_day() -> None:
+    subject, clock, calendar = quota(daily=5)
+    subject.charge(5)
+    calendar.now += 400 * DAY
+    subject.charge(5)
+    calendar.now -= 400 * DAY
+    with pytest.raises(APIError) as caught:
+        subject.charge(1)
+    assert caught.value.retry_after == DAY, "to promise less would have the client come back in vain"
+    for moment in (calendar, clock):
+        moment.now += DAY - 1
+    with pytest.raises(APIError):
+        subject.charge(1)
+    for moment in (calendar, clock):
+        moment.now += 1
+    subject.charge(5)
+    for moment in (calendar, clock):  # from now on by the calendar again
+        moment.now += 23 * 3600
+    subject.charge(5)
+    with pytest.raises(APIError):
+        subject.charge(1)
 
 
 def test_no_key_or_a_wrong_one_is_refused_before_the_body_is_read(predictor: Predictor) -> None:
@@ -191,6 +219,72 @@ def test_keys_are_read_again_when_their_file_changes(
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [(name, value) for name in ("API_KEYS", "ADMIN_KEY", "ALLOWED_HOSTS") for value in ("", "  ", "\n")]
+    + [("KEYS_FILE", "")],
+)
+def test_a_variable_that_was_not_filled_in_never_means_no_key(
+    onnx_model: Path,
+    name: str,
+    value: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(f"DUCAT_SERVE_{name}", value)
+    assert run(["serve", str(onnx_model)]) == 2
+    assert f"DUCAT_SERVE_{name} is set but empty" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("text", ["", ",", " , ,", "#alice:" + "k" * 32])
+def test_keys_without_a_key_are_refused(onnx_model: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="DUCAT_SERVE_API_KEYS"):
+        Keys(None, text)
+    with pytest.raises(UsageError, match="DUCAT_SERVE_API_KEYS"):
+        create_app(Models(Settings(model=onnx_model, api_keys=text)))
+    monkeypatch.setenv("DUCAT_SERVE_API_KEYS", text)
+    assert run(["serve", str(onnx_model)]) == 2
+
+
+def test_the_admin_key_is_nobodys(
+    tmp_path: Path, onnx_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither at the start nor where a file of keys changes."""
+    monkeypatch.setattr(keys_module, "_LOOK_EVERY_SECONDS", 0)
+    file = tmp_path / "keys"
+    file.write_text(f"bob:{ADMIN}\n")
+    for from_file, text in ((file, None), (None, f"bob:{ADMIN}")):
+        with pytest.raises(UsageError, match="'bob'") as caught:
+            Keys(from_file, text, ADMIN)
+        assert ADMIN not in str(caught.value)
+        with pytest.raises(UsageError):
+            create_app(
+                Models(Settings(model=onnx_model, keys_file=from_file, api_keys=text, admin_key=ADMIN))
+            )
+    monkeypatch.setenv("DUCAT_SERVE_ADMIN_KEY", ADMIN)
+    assert run(["serve", str(onnx_model), "--keys-file", str(file)]) == 2
+
+    file.write_text(f"alice:{ALICE}\n")
+    keys = Keys(file, None, ADMIN)
+    file.write_text(f"bob:{ADMIN}\ncarol:{BOB}\n")
+    with caplog.at_level(logging.ERROR):
+        assert (keys.name_of(ALICE), keys.name_of(ADMIN), keys.name_of(BOB)) == ("alice", None, None)
+    assert "The API keys stay as they were: The admin key is also the key of 'bob'" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["deadline", "drain", "rate"])
+@pytest.mark.parametrize("value", ["inf", "nan", "1e999"])
+def test_a_bound_is_a_finite_number(
+    onnx_model: Path, name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match=name):
+        Settings.from_environment(
+            {"DUCAT_SERVE_MODEL": str(onnx_model), f"DUCAT_SERVE_{name.upper()}": value}
+        )
+    with pytest.raises(click.BadParameter, match="finite"):
+        serve_command.make_context("serve", [str(onnx_model), f"--{name}", value])
+
+
+@pytest.mark.parametrize(
     "line", ["nocolon", "name:short", ":" + "k" * 32, "two words:" + "k" * 32, "n:" + "é" * 32]
 )
 def test_a_bad_key_is_named_by_its_place_never_by_its_text(tmp_path: Path, line: str) -> None:
@@ -241,8 +335,6 @@ def test_the_page_may_load_nothing_but_itself(client: TestClient) -> None:
 
 
 def test_settings_never_print_keys(onnx_model: Path) -> None:
-    from service.settings import Settings
-
     assert ALICE not in repr(Settings(model=onnx_model, api_keys=f"alice:{ALICE}"))
     with pytest.raises(DucatError) as caught:
         Keys(None, f"alice {ALICE}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import threading
 from pathlib import Path
@@ -12,8 +13,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from ducat_serve.predictor import Predictor
+from service.application import reload_when
+from service.models import served
+from service.models.registry import Models
+from service.settings import Settings
 from tests.support.application import ADMIN, bearer, metrics, reload, serving_path
-from tests.support.http_client import GOOD, assert_error, predictions, send, until
+from tests.support.http_client import GOOD, WAIT, assert_error, predictions, send, until
 
 
 def digest(client: TestClient) -> str:
@@ -119,6 +124,79 @@ def test_no_request_fails_while_models_are_swapped_under_load(
         assert failures == []
         assert seen == set(expected)
         until(lambda: not model._draining_versions)
+
+
+@pytest.fixture
+def slow_start(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """The first model is read at once, which sets the first event, and comes when the second is set."""
+    read, go = threading.Event(), threading.Event()
+    load = served.load
+
+    def slowly(*what: Any) -> Any:
+        is_first, loaded = not read.is_set(), load(*what)
+        read.set()
+        if is_first:
+            assert go.wait(WAIT)
+        return loaded
+
+    monkeypatch.setattr("service.models.registry.load", slowly)
+    return read, go
+
+
+def test_a_reload_during_the_start_is_not_undone_by_it(
+    file: Path, other_model: Path, slow_start: tuple[threading.Event, threading.Event]
+) -> None:
+    read, go = slow_start
+    new = Predictor(other_model).spec.weights_digest
+
+    async def scenario() -> str:
+        models = Models(Settings(model=file))
+        starting = asyncio.create_task(models.start())
+        assert await asyncio.to_thread(read.wait, WAIT)
+        shutil.copy(other_model, file)
+        reloading = asyncio.create_task(models.reload())
+        await asyncio.wait(
+            [reloading], timeout=1
+        )  # it may be done by now, and then the start must not undo it
+        go.set()
+        await asyncio.gather(starting, reloading)
+        found = models.get().predictor.spec.weights_digest
+        await models.stop()
+        return found
+
+    assert asyncio.run(scenario()) == new
+
+
+def test_however_often_a_reload_is_asked_for_one_runs_and_one_waits() -> None:
+    """The one that waits begins after the last time it was asked for."""
+    begun: list[int] = []
+    asked = 0
+
+    class Slow:
+        go = asyncio.Event()
+
+        async def reload(self) -> None:
+            begun.append(asked)
+            await self.go.wait()
+
+    async def scenario() -> None:
+        nonlocal asked
+        hangup, models = asyncio.Event(), Slow()
+        task = asyncio.create_task(reload_when(hangup, models))  # type: ignore[arg-type]
+        for asked in range(1, 201):  # noqa: B007
+            hangup.set()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        assert begun == [1]
+        models.go.set()
+        while len(begun) < 2:
+            await asyncio.sleep(0)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert begun == [1, 200]
+        task.cancel()
+
+    asyncio.run(scenario())
 
 
 def test_only_admins_reload_and_without_a_key_nobody(file: Path, client: TestClient) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import struct
+import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from ducat_serve.errors import DataError
+from ducat_serve.images import decode
 from service.application import create_app
 from service.models.registry import Models
 from service.page.samples import MAX_BYTES, MAX_SAMPLES, read_samples
@@ -58,6 +62,19 @@ def test_everyone_gets_the_samples_and_nothing_else(open_client: TestClient, fol
     (folder / "late.png").write_bytes(GOOD)
     assert_error(open_client.get("/samples/late.png"), 404, "unknown_sample")
     assert open_client.get("/samples").json() == ["a.png", "b c#?.JPG"], "what was there at the start"
+
+
+def test_an_image_that_pillow_warns_of_writes_no_line(tmp_path: Path) -> None:
+    """One PNG can hold a hundred thousand odd chunks, each of them another warning."""
+    ihdr, rest = GOOD[:33], GOOD[33:]
+    chunk = b"acTL" + struct.pack(">II", 0, 0)  # an animation of no frames
+    odd = struct.pack(">I", 8) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "a.png").write_bytes(ihdr + odd + rest)
+    with pytest.warns(UserWarning, match="APNG"):
+        decode((tmp_path / "a.png").read_bytes())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert list(read_samples(tmp_path)) == ["a.png"]
 
 
 def test_without_a_folder_there_are_none(client: TestClient) -> None:

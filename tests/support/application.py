@@ -47,15 +47,17 @@ class FakeModel(Models):
         return self.real(images)
 
 
-def serve(models: Models) -> TestClient:
+def serve(models: Models, base_url: str = "http://testserver") -> TestClient:
     """The application around ``models``; no failure inside it reaches the test as an exception."""
-    return TestClient(create_app(models), raise_server_exceptions=False)
+    return TestClient(create_app(models), base_url, raise_server_exceptions=False)
 
 
 @contextmanager
-def serving(predictor: Predictor, **settings: Any) -> Iterator[TestClient]:
-    """The application around a FakeModel with these settings, ready."""
-    with serve(FakeModel(predictor, **settings)) as client:
+def serving(
+    predictor: Predictor, base_url: str = "http://testserver", **settings: Any
+) -> Iterator[TestClient]:
+    """The application around a FakeModel with these settings, ready; asked under the name in ``base_url``."""
+    with serve(FakeModel(predictor, **settings), base_url) as client:
         until(lambda: is_ready(client))
         yield client
 

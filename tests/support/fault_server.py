@@ -116,7 +116,11 @@ def running(
 
 def head(path: str, length: int, method: str = "POST", **headers: str) -> bytes:
     """The head of a request with a body of ``length`` bytes."""
-    lines = {"Host": "x", "Content-Type": "multipart/form-data; boundary=B", "Content-Length": str(length)}
+    lines = {
+        "Host": "localhost",
+        "Content-Type": "multipart/form-data; boundary=B",
+        "Content-Length": str(length),
+    }
     text = "".join(f"{name}: {value}\r\n" for name, value in {**lines, **headers}.items())
     return f"{method} {path} HTTP/1.1\r\n{text}\r\n".encode()
 

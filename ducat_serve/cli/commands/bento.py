@@ -39,7 +39,7 @@ def command(model: Path, out: Path | None, name: str, device: Literal["cpu", "cu
     \b
     Example:
       ducat bento model.onnx
-      bentoml serve ducat:latest
+      bentoml serve --host 127.0.0.1 ducat:latest
     """
     import importlib.util
 
@@ -61,7 +61,8 @@ def command(model: Path, out: Path | None, name: str, device: Literal["cpu", "cu
     for requirement in bento.unpinned:
         output.warn(f"{requirement} is not installed here, so the Bento does not pin its version.")
     output.say(f"{bento.tag}: {bento.path}" + ("" if bento.is_new else " (it was there already)"))
-    output.say(f"Next: bentoml serve {bento.path if out else bento.tag}")
+    # By itself BentoML listens on every interface, and without keys everybody may ask.
+    output.say(f"Next: bentoml serve --host 127.0.0.1 {bento.path if out else bento.tag}")
     output.result(
         {"tag": bento.tag, "path": str(bento.path), "is_new": bento.is_new, "unpinned": list(bento.unpinned)}
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ducat_serve.cli.options import common, device_option
+from ducat_serve.cli.options import FiniteRange, common, device_option
 from ducat_serve.errors import missing_extra
 from ducat_serve.output import Output
 
@@ -19,6 +19,11 @@ from ducat_serve.output import Output
     "--host", default="127.0.0.1", show_default=True, help="IP address; 0.0.0.0 for every interface."
 )
 @click.option("--port", type=click.IntRange(1, 65535), default=3000, show_default=True)
+@click.option(
+    "--allowed-hosts",
+    help="Names, separated by commas, for which a request may ask (its Host header), as behind a proxy; '*' for any.  "
+    "[default: any; without keys on a loopback address that address's names]",
+)
 @click.option(
     "--threads", type=click.IntRange(min=1), help="CPU threads of one inference.  [default: all cores]"
 )
@@ -34,14 +39,14 @@ from ducat_serve.output import Output
 )
 @click.option(
     "--deadline",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     default=10.0,
     show_default=True,
     help="Seconds until 504.",
 )
 @click.option(
     "--drain",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=1.0,
     show_default=True,
     help="Seconds of service after SIGTERM, while /readyz says no.",
@@ -70,7 +75,7 @@ from ducat_serve.output import Output
 )
 @click.option(
     "--rate",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     help="Images per second and key; more get 429.  [default: no limit]",
 )
 @click.option(
@@ -92,6 +97,7 @@ def command(
     model: Path,
     host: str,
     port: int,
+    allowed_hosts: str | None,
     threads: int | None,
     max_batch: int,
     max_queue: int,
@@ -121,6 +127,8 @@ def command(
     path = model.resolve()
     settings = {
         "model": path,
+        "host": host,
+        "allowed_hosts": allowed_hosts,
         "device": device,
         "threads": threads,
         "max_batch": max_batch,
@@ -166,13 +174,15 @@ def _check(path: Path, device: str, variables: dict[str, str]) -> list[str]:
     if importlib.util.find_spec("bentoml") is None:
         raise missing_extra("bentoml", "serve")
     from service.middleware.api_keys import Keys
+    from service.middleware.host_check import names_to_check
     from service.models.repository import Repository
     from service.page.samples import read_samples
     from service.settings import Settings
     from service.telemetry.tracing import Tracing
 
     settings = Settings.from_environment({**os.environ, **variables})
-    Keys(settings.keys_file, settings.api_keys)
+    Keys(settings.keys_file, settings.api_keys, settings.admin_key)
+    names_to_check(settings)
     read_samples(settings.samples)
     Tracing.from_environment()
     found = Repository(path).find()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import resource
 import socket
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from ducat_serve.errors import DucatError
 from service.models.registry import Models
 from service.server.process import bind, main
-from service.server.server import Server
+from service.server.server import Server, most_connections, warn_of_open_port
 from service.settings import Settings
 
 
@@ -50,6 +52,51 @@ def test_a_port_that_is_none(port: str, capsys: pytest.CaptureFixture[str]) -> N
         main(["--port", port])
     assert end.value.code == 2
     assert "--port" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("soft", "hard", "most"), [(256, 4096, 2048), (1024, 1200, 1072), (64, 144, 16)])
+def test_as_many_connections_as_the_system_allows(
+    soft: int, hard: int, most: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    raised: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: raised.append(limits))
+    with caplog.at_level(logging.WARNING):
+        assert most_connections() == most
+    assert raised == [(min(hard, 2176), hard)]
+    assert (f"At most {most} connections" in caplog.text) == (most < 2048)
+
+
+@pytest.mark.parametrize("hard", [0, 128, 143])
+def test_a_system_that_allows_hardly_any_connection(hard: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (hard, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
+    with pytest.raises(DucatError, match=f"{hard} open files.*at least 144") as error:
+        most_connections()
+    assert "ulimit -Hn 2176" in str(error.value.next_step)
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "warns"),
+    [
+        ("0.0.0.0", None, True),
+        ("::", None, True),
+        ("192.0.2.1", None, True),
+        ("127.0.0.1", None, False),
+        ("::1", None, False),
+        ("localhost", None, False),
+        ("0.0.0.0", "alice:" + "k" * 32, False),
+        (None, None, False),
+    ],
+)
+def test_a_port_that_is_open_to_everyone_is_named(
+    host: str | None, keys: str | None, warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_open_port(Settings(model=Path("model.onnx"), host=host, api_keys=keys))
+    assert bool(caplog.records) == warns
+    if warns:
+        for word in (host, "--keys-file", "TLS", "everyone"):
+            assert str(word) in caplog.text
 
 
 def test_a_uvicorn_without_our_hooks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
