@@ -16,7 +16,7 @@ from typing import BinaryIO
 from ducat_serve.images import ImageError, decode, fit, to_array
 from service.decoding.protocol import ANSWER, READY, REQUEST
 
-# The most that was measured is 22 bytes a pixel (lossless WebP with transparency; docs/deployment.md has the table).
+# The most that was measured is 22 bytes a pixel (lossless WebP with transparency; docs/performance.md has the table).
 _BYTES_PER_PIXEL = 32
 _SPARE = 128 * 2**20  # bytes, for the file and small buffers
 
