@@ -146,13 +146,15 @@ def test_errors_pass_through_bentoml_unchanged(server: Server) -> None:
         assert response.json()["error"]["code"] == code
 
 
-def test_it_is_one_process_that_listens_on_one_port(server: Server) -> None:
-    """No supervisor, and no other socket through which one could talk to the server."""
-    [process] = server.all_processes()
+def test_it_has_one_port_and_no_supervisor(server: Server) -> None:
+    """The server and its two decoders: no other socket through which one could talk to any of them."""
+    process, *decoders = server.all_processes()
     sockets = process.net_connections(kind="all")
     assert [one.laddr for one in sockets if one.status == psutil.CONN_LISTEN] == [("127.0.0.1", server.port)]
     named = [one for one in sockets if one.family == socket.AF_UNIX and one.laddr]
     assert named == []
+    assert [decoder.cmdline()[-1] for decoder in decoders] == ["service.decoding.worker"] * 2
+    assert [decoder.net_connections(kind="inet") for decoder in decoders] == [[], []]
 
 
 def test_torch_is_not_loaded(server: Server) -> None:
