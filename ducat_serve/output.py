@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -23,6 +24,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+
+_UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format (bidirectional, zero width), surrogates, line ends
 
 
 class Advance(Protocol):
@@ -52,12 +55,12 @@ class Output:
         """An error: its cause, then the next command."""
         self.event("error", f"Error: {message}", style="bold red", text=message, next=next_step)
         if next_step and not self._events_as_json:
-            self.console.print(f"Next: {next_step}", markup=False)
+            self.console.print(f"Next: {visible(next_step)}", markup=False)
 
     def event(self, name: str, message: str, *, style: str | None = None, **fields: Any) -> None:
         """Something happened: ``message`` for people, ``fields`` for machines."""
         if not self._events_as_json:
-            self.console.print(message, style=style, markup=False)
+            self.console.print(visible(message, keep="\n\t"), style=style, markup=False)
         elif not self.silent:
             sys.stderr.write(json.dumps({"event": name, **fields}, default=str) + "\n")
             sys.stderr.flush()
@@ -66,11 +69,11 @@ class Output:
         """A table for people; machines read the result."""
         if self._events_as_json:
             return
-        table = Table(title=title, title_justify="left", title_style="bold")
+        table = Table(title=visible(title), title_justify="left", title_style="bold")
         for column in columns:
             table.add_column(column, overflow="fold")
         for row in rows:
-            table.add_row(*(str(cell) for cell in row))
+            table.add_row(*(visible(str(cell)) for cell in row))
         self.console.print(table, markup=False, soft_wrap=False)
 
     def result(self, document: dict[str, Any]) -> None:
@@ -101,6 +104,18 @@ class Output:
                 bar.update(task, advance=steps, note=note)
 
             yield advance
+
+
+def visible(text: str, keep: str = "") -> str:
+    """Text in which every character can be seen: what a terminal obeys instead of showing becomes an escape.
+
+    Names of classes and files come from strangers. Beside control characters, those count that turn the direction of
+    the text around them. ``keep`` are characters that stay.
+    """
+    return "".join(
+        char if char in keep or unicodedata.category(char) not in _UNSEEN else ascii(char)[1:-1]
+        for char in text
+    )
 
 
 def _ignore_progress(_steps: float = 1, /, note: str = "") -> None:
