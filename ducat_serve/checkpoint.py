@@ -16,6 +16,10 @@ from ducat_serve import atomic
 from ducat_serve.errors import DataError, VerificationError
 from ducat_serve.spec import METADATA_KEY, ModelSpec
 
+# What networks of ours have: weights and statistics, and the counter of BatchNorm. Others are refused before they are
+# read, since NumPy does not even know all of them (bfloat16, 8 bits and fewer).
+_DTYPES = {"F32", "I64"}
+
 Tensors = Mapping[str, NDArray[Any]]
 
 
@@ -60,16 +64,23 @@ def read_checkpoint(path: Path) -> tuple[ModelSpec, dict[str, NDArray[Any]]]:
 
     Raises:
         DataError: missing, truncated or not a safetensors file (a pickle, say: it is never loaded).
-        VerificationError: not written by ducat, edited by hand, or weights that differ from their digest.
+        VerificationError: not written by ducat, edited by hand, weights that differ from their digest, or tensors
+            that no network of ours has: of another dtype, empty, NaN or infinite.
     """
     with _open(path) as file:
         spec = _spec(file, path)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        tensors = {name: _tensor(file, name, path) for name in file.keys()}  # noqa: SIM118 (not a dict)
     if weights_digest(tensors) != spec.weights_digest:
         raise VerificationError(
             f"{path}: the weights do not match their digest; the file was damaged or changed.",
             "take the file from its source again, or train it again",
         )
+    for name, array in tensors.items():
+        if not np.isfinite(array).all():
+            raise VerificationError(
+                f"{path}: '{name}' holds NaN or infinite numbers; these weights are of no use.",
+                "train the model again",
+            )
     return spec, tensors
 
 
@@ -90,6 +101,18 @@ def _open(path: Path) -> Any:
             f"{path} is not a safetensors file, or it is truncated ({error}). Pickles are never loaded.",
             "take the file from its source again",
         ) from error
+
+
+def _tensor(file: Any, name: str, path: Path) -> NDArray[Any]:
+    try:
+        dtype = file.get_slice(name).get_dtype()
+        array: NDArray[Any] | None = file.get_tensor(name) if dtype in _DTYPES else None
+    except Exception as error:  # shapes that NumPy cannot have raise what NumPy raises
+        raise DataError(f"{path}: '{name}' cannot be read ({error}).") from error
+    if array is None or array.size == 0:
+        what = f"of the type {dtype}" if array is None else "empty"
+        raise VerificationError(f"{path}: '{name}' is {what}, as no tensor of a network of ours is.")
+    return array
 
 
 def _spec(file: Any, path: Path) -> ModelSpec:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ducat_serve.checkpoint import checkpoint_path, read_checkpoint
-from ducat_serve.errors import VerificationError
+from ducat_serve.errors import UsageError, VerificationError
 from ducat_serve.networks import create_network
 from ducat_serve.pairs import fold_logits
 from ducat_serve.spec import Fold, ModelSpec
@@ -87,7 +87,12 @@ def load(path: str | Path, *, folded: bool = True) -> Deployed | Classifier:
         (torch.Size([4, 10]), ('0', '1'))
     """
     spec, tensors = read_checkpoint(checkpoint_path(path))
-    classifier = build_classifier(spec)
+    try:
+        with torch.device("meta"):  # no memory: a ModelSpec can ask for a head that no machine could hold
+            _require_fit(build_classifier(spec), tensors, str(path))
+        classifier = build_classifier(spec)
+    except UsageError as error:
+        raise VerificationError(f"{path}: {error.cause}", "pip install --upgrade ducat-serve") from error
     load_weights(classifier, tensors, str(path))
     model = Deployed(classifier, spec.fold) if folded else classifier
     return model.eval().requires_grad_(False)
@@ -105,21 +110,28 @@ def load_weights(classifier: Classifier, tensors: Mapping[str, NDArray[Any]], so
     """Copy checkpoint tensors into a classifier.
 
     Raises:
-        VerificationError: a tensor is missing, unexpected, or of another shape; it is named.
+        VerificationError: a tensor is missing, unexpected, or of another shape or dtype; it is named.
     """
-    expected = classifier.network.state_dict()
-    wrong = sorted(set(expected) ^ set(tensors))
-    wrong += [n for n in sorted(set(expected) & set(tensors)) if tuple(expected[n].shape) != tensors[n].shape]
-    if wrong:
-        first = wrong[0]
-        have = tensors[first].shape if first in tensors else "missing"
-        want = tuple(expected[first].shape) if first in expected else "none"
-        raise VerificationError(
-            f"{source}: {len(wrong)} tensors do not fit the network; '{first}' is {have}, expected {want}."
-        )
+    _require_fit(classifier, tensors, source)
     classifier.network.load_state_dict(
         {name: torch.from_numpy(array.copy()) for name, array in tensors.items()}
     )
+
+
+def _require_fit(classifier: Classifier, tensors: Mapping[str, NDArray[Any]], source: str) -> None:
+    network = classifier.network.state_dict()
+    expected = {name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in network.items()}
+    found = {name: (array.shape, array.dtype.name) for name, array in tensors.items()}
+    wrong = sorted(set(expected) ^ set(found))
+    wrong += sorted(name for name in set(expected) & set(found) if expected[name] != found[name])
+    if wrong:
+        first = wrong[0]
+        have, want = found.get(first, ("missing", "")), expected.get(first, ("none", ""))
+        part = 0 if have[0] != want[0] else 1
+        raise VerificationError(
+            f"{source}: {len(wrong)} tensors do not fit the network; '{first}' is {have[part]}, "
+            f"expected {want[part]}."
+        )
 
 
 def numpy_weights(classifier: Classifier) -> dict[str, NDArray[Any]]:

@@ -8,6 +8,8 @@ from ducat_serve.report import RobustnessReport
 from ducat_serve.spec import ModelSpec
 from ducat_serve.threat_model import format_size
 
+NOT_RECORDED = "not recorded"
+DIGESTS = "detect damage, not forgery: whoever can rewrite a file can write digests that fit. Signatures are planned."
 LEGACY = "legacy 2C: non-adaptive, not a robustness claim"
 
 

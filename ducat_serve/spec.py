@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
@@ -21,6 +21,9 @@ SCHEMA_VERSION = 1
 METADATA_KEY = "ducat"
 
 Fold = Literal["none", "max", "lse"]
+MAX_IMAGE_SIZE = 512
+# Whoever predicts resizes to this: without a bound a small file could ask for gigabytes.
+_ImageSide = Annotated[int, Field(ge=1, le=MAX_IMAGE_SIZE)]
 
 
 class Normalisation(BaseModel):
@@ -29,7 +32,7 @@ class Normalisation(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     mean: tuple[float, ...]
-    std: tuple[float, ...]
+    std: tuple[Annotated[float, Field(gt=0)], ...]
 
 
 class ModelSpec(BaseModel):
@@ -47,7 +50,7 @@ class ModelSpec(BaseModel):
     num_classes: int = Field(ge=2)
     labels: tuple[str, ...]
     channels: Literal[1, 3]
-    image_size: tuple[int, int]
+    image_size: tuple[_ImageSide, _ImageSide]
     normalisation: Normalisation
     fold: Fold
     threat_model: ThreatModel
@@ -60,6 +63,12 @@ class ModelSpec(BaseModel):
     def num_logits(self) -> int:
         """Width of the network's head: C without dummies, 2C with them."""
         return self.num_classes if self.fold == "none" else 2 * self.num_classes
+
+    @property
+    def recipe(self) -> dict[str, JsonValue]:
+        """The settings it was trained with, empty where it does not record them: any of them can be missing."""
+        recipe = self.training.get("recipe")
+        return recipe if isinstance(recipe, dict) else {}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

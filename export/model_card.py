@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from ducat_serve import atomic
 from ducat_serve.images import RESIZE_POLICY
 from ducat_serve.report import NOT_MEASURED, RobustnessReport
 from ducat_serve.report_text import (
+    DIGESTS,
+    NOT_RECORDED,
     accuracies,
     doubts,
     dummy_mass_in_words,
@@ -17,6 +18,7 @@ from ducat_serve.report_text import (
 )
 from ducat_serve.spec import ModelSpec
 from ducat_serve.threat_model import format_size
+from export.markdown import code, text
 
 _METHOD = {
     "off": "no dummy classes",
@@ -27,19 +29,22 @@ _METHOD = {
 
 def model_card(spec: ModelSpec, name: str) -> str:
     """The card of the model file ``name``. No dates and no paths: the same spec gives the same text."""
-    recipe: Any = spec.training.get("recipe", {})
+    recipe = spec.recipe
+    # Recipes are older than the methods; what they do not name was plain PGD adversarial training.
+    method = recipe.get("method", "pgd-at") if recipe else NOT_RECORDED
+    epochs, batch, seed = (text(recipe.get(key, NOT_RECORDED)) for key in ("epochs", "batch_size", "seed"))
     height, width = spec.image_size
     sections = [
-        f"# {name}",
-        f"Image classifier: {spec.network}, {spec.num_classes} classes, {height}x{width} pixels, "
+        f"# {text(name)}",
+        f"Image classifier: {text(spec.network)}, {spec.num_classes} classes, {height}x{width} pixels, "
         f"{'greyscale' if spec.channels == 1 else 'RGB'}.",
         "## Robustness",
         *_robustness(spec, name),
         "## Training",
-        f"- Method: {recipe.get('method', 'pgd-at')}, {_METHOD.get(recipe.get('ducat'), 'not recorded')}\n"
-        f"- Data: {spec.training.get('data')}\n"
+        f"- Method: {text(method)}, {_METHOD.get(str(recipe.get('ducat')), NOT_RECORDED)}\n"
+        f"- Data: {text(spec.training.get('data', NOT_RECORDED))}\n"
         f"- Threat model in training: {spec.threat_model}\n"
-        f"- {recipe.get('epochs')} epochs, batch {recipe.get('batch_size')}, seed {recipe.get('seed')}",
+        f"- {epochs} epochs, batch {batch}, seed {seed}",
         "## Use",
         f"- Input `images`: uint8 [batch, {height}, {width}, {spec.channels}]. {RESIZE_POLICY}\n"
         f"- Outputs: `logits` float32 [batch, {spec.num_classes}], `label` int64 [batch], "
@@ -48,8 +53,8 @@ def model_card(spec: ModelSpec, name: str) -> str:
         "file does is outside of it.\n"
         "- Outside of the ball above, and on other data, nothing is promised.",
         "## Labels",
-        ", ".join(spec.labels),
-        f"Weights: SHA-256 `{spec.weights_digest}`.",
+        "\n".join(f"{index}. {code(label)}" for index, label in enumerate(spec.labels)),
+        f"Weights: SHA-256 {code(spec.weights_digest)}. Digests {DIGESTS}",
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -67,18 +72,18 @@ def _robustness(spec: ModelSpec, name: str) -> list[str]:
         how = (
             "Measure its checkpoint with `ducat evaluate`, and export again."
             if spec.precision == "float32"
-            else f"`ducat evaluate {name}` measures it, by its scores."
+            else f"{code(f'ducat evaluate {name}')} measures it, by its scores."
         )
         return [f"**{NOT_MEASURED.capitalize()}.** {how}"]
     dummy_mass = dummy_mass_in_words(report)
     return [
-        how_measured(report, spec),
+        text(how_measured(report, spec)),
         *other_threat_model(report, spec),
-        f"{report.norm} {format_size(report.eps)} on {report.examples} {report.split} images of {report.dataset}, "
-        f"seed {report.seed}:",
+        f"{report.norm} {format_size(report.eps)} on {report.examples} {report.split} images of "
+        f"{text(report.dataset)}, seed {report.seed}:",
         _table(report),
-        *(f"**Warning.** {doubt}" for doubt in doubts(report)),
-        *([] if dummy_mass is None else [f"Dummy mass is a signal, not a defence. {dummy_mass}"]),
+        *(f"**Warning.** {text(doubt)}" for doubt in doubts(report)),
+        *([] if dummy_mass is None else [f"Dummy mass is a signal, not a defence. {text(dummy_mass)}"]),
     ]
 
 

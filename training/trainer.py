@@ -29,7 +29,7 @@ from training.overfitting import (
 )
 from training.run.folder import RunFolder
 from training.run.metrics import EpochRow, RunSummary, TensorBoardLog, kept_row
-from training.run.state import RunState, load_state, save_state
+from training.run.state import RunState, load_state, require_fit, save_state
 from training.signals import Stopped, StopSignal
 from training.step import TrainingStep
 from training.validation import Validation
@@ -119,11 +119,17 @@ class Trainer:
             return  # killed before the first save: the run starts over, and comes out the same
         self.state = load_state(self.folder.state)
         try:
+            require_fit(
+                self.state,
+                self.classifier.network.state_dict(),
+                self.average.state_dict() if self.average else None,
+                list(self.classifier.parameters()),
+            )
             self.classifier.network.load_state_dict(self.state.weights)
             self.step.optimizer.load_state_dict(self.state.optimizer)
             if self.average:
                 self.average.load_state_dict(self.state.average)
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise DataError(f"{self.folder.state} does not fit this run: {error}.") from error
         if self.processes.is_first:
             self.folder.write_metrics(self.state.rows)

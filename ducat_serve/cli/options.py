@@ -87,24 +87,53 @@ def data_options(function: Function) -> Function:
 def _load_config(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
     if path is None:
         return
-    try:
-        document = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise DataError(
-            f"Cannot read the config file {path}: {error.strerror}.", f"{ctx.command_path} --help"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}.", "correct that line") from error
+    document = _read_toml(path, f"{ctx.command_path} --help")
     from ducat_serve.cli.main import COMMANDS
 
     for table in document:
         if table not in COMMANDS:
             raise unknown_name(f"table in {path}:", table, COMMANDS)
+    name = ctx.command.name or ""
+    values = document.get(name, {})
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: '{name}' must be a table.", f"write [{name}] and the options below it")
     parameters = {parameter.name: parameter for parameter in ctx.command.params}
     defaults: dict[str, Any] = {}
-    for key, value in document.get(ctx.command.name or "", {}).items():
-        name = key.replace("-", "_")
-        if name not in parameters or name == "config":
+    for key, value in values.items():
+        option = key.replace("-", "_")
+        if option not in parameters or option == "config":
             raise unknown_name(f"key in {path}:", key, (n.replace("_", "-") for n in parameters if n))
-        defaults[name] = value
+        if not _fits(value, parameters[option]):
+            raise UsageError(
+                f"{path}: '{key}' in [{name}] must be a text, a finite number or true or false, and a list of them "
+                "only where the option can be repeated.",
+                f"{ctx.command_path} --help",
+            )
+        defaults[option] = value
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
+
+
+def _read_toml(path: Path, help_command: str) -> dict[str, Any]:
+    if path.exists() and not path.is_file():  # a FIFO or a device would keep us waiting for ever
+        raise DataError(f"The config file {path} is not a file.", help_command)
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise DataError(f"Cannot read the config file {path}: {error.strerror}.", help_command) from error
+    except RecursionError as error:
+        raise UsageError(
+            f"{path} is not valid TOML: it is nested too deeply.", "correct that line"
+        ) from error
+    except ValueError as error:  # also what is no UTF-8, and numbers of thousands of digits
+        raise UsageError(f"{path} is not valid TOML: {error}.", "correct that line") from error
+
+
+def _fits(value: object, parameter: click.Parameter) -> bool:
+    """Whether an option could have this value; whether it may is the option's own business."""
+    if isinstance(value, list):
+        return (parameter.multiple or parameter.nargs != 1) and all(map(_is_plain, value))
+    return _is_plain(value)
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ducat_serve.errors import UsageError, unknown_name
+from ducat_serve.spec import MAX_IMAGE_SIZE
 
 if TYPE_CHECKING:
     from torch import nn
 
 MIN_IMAGE_SIZE = 8
-MAX_IMAGE_SIZE = 512
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from training.data.cifar import CIFAR10, CIFAR100, CifarFormat, read_cifar
 from training.data.decoding import decode_tree
 from training.data.digits import read_digits
 from training.data.download import Archive, download
+from training.data.layouts import require_text
 from training.data.splits import hold_out
 from training.data.trees import Tree
 
@@ -139,6 +140,7 @@ def _find(
         path = Path(name.removeprefix("folder:")).expanduser()
         if not path.exists():
             raise DataError(f"There is no folder {path}.", "give --dataset folder:PATH with an existing path")
+        require_text(path.resolve().name, "The data set is a folder")  # its name goes into the model file
         return f"folder:{path.resolve().name}", decode_tree(Tree(path), image_size, output)
     if name not in DATASETS:
         raise unknown_name("data set", name, [*DATASETS, "folder:PATH"])

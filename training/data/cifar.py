@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import tarfile
 import zlib
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from training.data.cache import Decoded, cached, write_split
 from training.data.trees import refuse_escape
 
 _PIXELS = 3 * 32 * 32
+# CIFAR-100's training images are 154 MB in one file. A small archive can unfold to anything.
+MAX_MEMBER_BYTES = 256 << 20
+MAX_ARCHIVE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,14 @@ def read_cifar(path: Path, layout: CifarFormat) -> Decoded:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
 
     def decode_into(folder: Path) -> tuple[str, ...]:
-        files = _members(path)
+        files = _members(path, {*layout.train, layout.test, layout.names})
         missing = [n for n in (*layout.train, layout.test, layout.names) if n not in files]
         if missing:
             raise DataError(f"{path} holds no {missing[0]}; it is not the binary version of CIFAR.")
-        class_names = tuple(files[layout.names].decode().split())
+        try:
+            class_names = tuple(files[layout.names].decode().split())
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: {layout.names} is not UTF-8 text ({error}).") from error
         for split, names in (("train", layout.train), ("test", (layout.test,))):
             parts = [_records(files[name], layout, len(class_names), f"{path}: {name}") for name in names]
             images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
@@ -59,15 +66,39 @@ def read_cifar(path: Path, layout: CifarFormat) -> Decoded:
     return cached(digest[:32], decode_into)
 
 
-def _members(path: Path) -> dict[str, bytes]:
+class _BoundedGzip(gzip.GzipFile):
+    """A stream that ends in a DataError where it is more than any CIFAR archive, whatever headers inside say."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        length = MAX_MEMBER_BYTES + 1 if size is None or size < 0 else size
+        self._bound(length, self.tell() + length)
+        return super().read(length)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._bound(0, offset)
+        return super().seek(offset, whence)
+
+    def _bound(self, length: int, end: int) -> None:
+        if length > MAX_MEMBER_BYTES or end > MAX_ARCHIVE_BYTES:
+            raise DataError(
+                f"{self.name} unfolds to more than any CIFAR archive does; nothing of it is used.",
+                "do not use this archive; get it from its original source",
+            )
+
+
+def _members(path: Path, wanted: set[str]) -> dict[str, bytes]:
+    """The ``wanted`` files by their names without folders; others are passed over."""
     files: dict[str, bytes] = {}
     try:
-        with gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+        with _BoundedGzip(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             for member in archive:
                 refuse_escape(member.name, path)
-                content = archive.extractfile(member) if member.isfile() else None
+                name = Path(member.name).name
+                # A sparse file is mostly holes, which take no place in the archive, but in memory.
+                is_wanted = name in wanted and member.isfile() and not member.issparse()
+                content = archive.extractfile(member) if is_wanted else None
                 if content is not None:
-                    files[Path(member.name).name] = content.read()
+                    files[name] = content.read()
             while stream.read(1 << 20):  # gzip's checksum comes after the end of the archive
                 pass
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -54,6 +55,8 @@ def _class_folders(tree: Tree, root: str) -> Listing:
             "a classifier needs at least 2.",
             "lay it out as train/<class>/*.png",
         )
+    for name in classes:
+        require_text(name, f"{tree.source}: train/ has a class folder")
     held_out = splits["test"] or splits["val"]
     if not held_out:
         raise DataError(f"{tree.source} has neither val/ nor test/.", "add test/<class>/*.png")
@@ -92,14 +95,14 @@ def _by_class(tree: Tree, prefix: str) -> dict[str, list[str]]:
 
 
 def _tiny_imagenet(tree: Tree, root: str) -> Listing:
-    wnids = sorted(tree.read(f"{root}wnids.txt").decode().split())
+    wnids = sorted(tree.read_text(f"{root}wnids.txt").split())
     if len(wnids) < 2:
         raise DataError(
             f"{tree.source}: wnids.txt names {len(wnids)} classes; a classifier needs at least 2."
         )
     index = {wnid: i for i, wnid in enumerate(wnids)}
     names = dict(
-        line.split("\t", 1) for line in tree.read(f"{root}words.txt").decode().splitlines() if "\t" in line
+        line.split("\t", 1) for line in tree.read_text(f"{root}words.txt").splitlines() if "\t" in line
     )
     present = set(tree.names())
     train: Files = []
@@ -110,7 +113,7 @@ def _tiny_imagenet(tree: Tree, root: str) -> Listing:
             raise DataError(f"{tree.source}: {prefix} holds no image, but wnids.txt names {wnid}.")
         train += [(name, index[wnid]) for name in files]
     test: Files = []
-    for line in tree.read(f"{root}val/val_annotations.txt").decode().splitlines():
+    for line in tree.read_text(f"{root}val/val_annotations.txt").splitlines():
         file, wnid = [*line.split("\t"), ""][:2]
         name = f"{root}val/images/{file}"
         if wnid not in index or name not in present:
@@ -119,6 +122,13 @@ def _tiny_imagenet(tree: Tree, root: str) -> Listing:
     if not test:
         raise DataError(f"{tree.source}: val/val_annotations.txt names no image.")
     return Listing(tuple(names.get(wnid, wnid) for wnid in wnids), train, None, test)
+
+
+def require_text(name: str, where: str) -> None:
+    """Raise DataError for a name of bytes that are no UTF-8: no model file could hold it."""
+    shown = os.fsencode(name).decode(errors="backslashreplace")
+    if shown != name:
+        raise DataError(f"{where} whose name is not UTF-8: '{shown}'.", "rename it")
 
 
 def _flatten(members: dict[str, list[str]], index: dict[str, int]) -> Files:

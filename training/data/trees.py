@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
+import zipfile
 from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
 
@@ -12,6 +14,10 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.zip import ZipFileSystem
 
 from ducat_serve.errors import DataError
+
+MAX_FILE_BYTES = 64 << 20  # of an image or a list of labels; an archive of megabytes can hold gigabytes
+# Whose decompression can be stopped at a number of bytes. The others give whatever a few bytes of input unfold to.
+_BOUNDED = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 
 
 class Tree:
@@ -52,13 +58,29 @@ class Tree:
         return sorted(PurePosixPath(path).name for path in paths if self._files.isdir(path))
 
     def read(self, name: str) -> bytes:
-        """A file's bytes. Raises DataError where it is corrupt."""
+        """A file's bytes. Raises DataError where it is corrupt or larger than 64 MiB."""
         try:
             with self._lock:
-                content: bytes = self._files.cat_file(name)
+                method = self._files.info(name).get("compress_type", zipfile.ZIP_STORED)
+                if method not in _BOUNDED:
+                    raise self._refused(name, "is packed by another method than deflate")
+                with self._files.open(name) as file:
+                    # Not what the archive says it is, but what comes out; one byte more tells which it was.
+                    content: bytes = file.read(MAX_FILE_BYTES + 1)
+        except DataError:
+            raise
         except Exception as error:
             raise self._unreadable(name, error) from error
+        if len(content) > MAX_FILE_BYTES:
+            raise self._refused(name, f"is larger than {MAX_FILE_BYTES >> 20} MiB")
         return content
+
+    def read_text(self, name: str) -> str:
+        """A file of UTF-8 text. Raises DataError as `read` does, and where it is none."""
+        try:
+            return self.read(name).decode()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self.source}: {name} is not UTF-8 text ({error}).") from error
 
     def digest(self) -> str:
         """SHA-256 that changes when the contents do. That of a folder covers names, sizes and modification times,
@@ -67,11 +89,17 @@ class Tree:
             with self.source.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         # The path keeps apart two folders whose files happen to agree in name, size and time.
-        digest = hashlib.sha256(f"{self.source.resolve()}\n".encode())
+        digest = hashlib.sha256(os.fsencode(f"{self.source.resolve()}\n"))
         for name in self._names:
             stat = (self.source / name).stat()
-            digest.update(f"{name}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
+            digest.update(os.fsencode(f"{name}|{stat.st_size}|{stat.st_mtime_ns}\n"))
         return digest.hexdigest()
+
+    def _refused(self, name: str, what: str) -> DataError:
+        return DataError(
+            f"{self.source}: {name} {what}; nothing in a data set has to be.",
+            "do not use this data set, or pack it again without that file",
+        )
 
     def _unreadable(self, name: str, error: Exception) -> DataError:
         if self._is_folder:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ducat_serve.errors import DucatError
+from pydantic import BaseModel, Field, ValidationError
+
+from ducat_serve.errors import DataError, DucatError
 from ducat_serve.output import Output
-from ducat_serve.spec import ModelSpec
+from ducat_serve.spec import MAX_IMAGE_SIZE, ModelSpec, first_problem
 
 if TYPE_CHECKING:
     from training.config import TrainConfig
@@ -50,12 +52,14 @@ def load_training_data(
 ) -> Dataset:
     """The data set of a checkpoint, split as it was for training.
 
-    Flags decide, then its run folder, then its ModelSpec. Raises DataError as `load_dataset` does.
+    Flags decide, then its run folder, then its ModelSpec. Raises DataError as `load_dataset` does, and where nothing of
+    these says which data set it is.
     """
     from training.data import load_dataset
     from training.run.folder import RunFolder
 
-    name = dataset or str(spec.training["recipe"]["dataset"])  # type: ignore[call-overload, index]
+    recipe = _read_recipe(checkpoint, spec)
+    name = dataset or recipe.dataset
     try:
         config, stored_data_dir = RunFolder(checkpoint.parent).read()
     except DucatError:
@@ -63,12 +67,40 @@ def load_training_data(
     else:
         name = dataset or config.dataset
         data_dir = data_dir or stored_data_dir
-    recipe = spec.training["recipe"]
+    if name is None:
+        raise DataError(
+            f"{checkpoint} does not record which data set it was trained on.",
+            "name it with --dataset, e.g. --dataset cifar10 or --dataset folder:PATH",
+        )
+    if recipe.seed is None:
+        output.warn(
+            f"{checkpoint} does not record the seed that chose its val images; seed 0 is taken, so it may have been "
+            "trained on some of them."
+        )
     return load_dataset(
         name,
         data_dir=data_dir,
         offline=offline,
-        image_size=recipe["image_size"],  # type: ignore[call-overload, index, arg-type]
-        seed=recipe["seed"],  # type: ignore[call-overload, index, arg-type]
+        image_size=recipe.image_size,
+        seed=recipe.seed or 0,
         output=output,
     )
+
+
+class _Recipe(BaseModel):
+    """Of a ModelSpec's recipe, what decides the images; None is what it does not record."""
+
+    dataset: str | None = None
+    image_size: int | None = Field(default=None, ge=1, le=MAX_IMAGE_SIZE)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+
+
+def _read_recipe(checkpoint: Path, spec: ModelSpec) -> _Recipe:
+    recorded: dict[str, Any] = spec.recipe
+    try:
+        return _Recipe.model_validate(recorded)
+    except ValidationError as error:
+        raise DataError(
+            f"{checkpoint}: the recipe in its ModelSpec makes no sense: {first_problem(error)}.",
+            "take the file from its source again, or train it again",
+        ) from error

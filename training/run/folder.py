@@ -23,6 +23,7 @@ from ducat_serve.errors import DataError, DucatError, UsageError
 from ducat_serve.spec import first_problem
 from training.config import TrainConfig
 from training.run.metrics import COLUMNS, EpochRow
+from training.run.presence import CAN_LOOK, is_marked, marked
 
 
 @dataclass(frozen=True)
@@ -90,31 +91,43 @@ class RunFolder:
         Raises:
             UsageError: another process trains here. DucatError: the folder cannot be written to.
         """
-        lock = FileLock(self.path / ".lock", blocking=False)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except Timeout as error:
-            raise UsageError(
-                f"Another process is training in {self.path}.",
-                "wait for it, stop it, or choose another --out",
-            ) from error
-        except OSError as error:
-            raise DucatError(
-                f"Cannot write to the run folder {self.path}: {error.strerror}.", "choose another --out"
-            ) from error
-        try:
+        with contextlib.ExitStack() as held:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                held.enter_context(FileLock(self.path / ".lock", blocking=False))
+                held.enter_context(marked(self._training))
+            except Timeout as error:
+                raise UsageError(
+                    f"Another process is training in {self.path}.",
+                    "wait for it, stop it, or choose another --out",
+                ) from error
+            except OSError as error:
+                raise DucatError(
+                    f"Cannot write to the run folder {self.path}: {error.strerror}.", "choose another --out"
+                ) from error
             yield
-        finally:
-            lock.release()
 
     def is_locked(self) -> bool:
-        """Whether a process trains here now."""
+        """Whether a process trains here now.
+
+        On Linux nothing is written and no start fails because somebody looks. Elsewhere the lock is tried for, and a
+        start at that very moment is told that another process trains here. Raises DucatError where neither can be done.
+        """
+        if CAN_LOOK:
+            try:
+                return is_marked(self._training)
+            except OSError as error:
+                raise DucatError(f"Cannot look into {self.path}: {error.strerror}.") from error
         try:
             with self.locked():
                 return False
         except UsageError:
             return True
+
+    @property
+    def _training(self) -> Path:
+        # Not the lock file itself: on NFS both kinds of locks are one, and would be in each other's way.
+        return self.path / ".training"
 
     def read_metrics(self) -> list[EpochRow]:
         """The rows of metrics.csv; none where no epoch was finished. Raises DataError where it is damaged."""
@@ -123,7 +136,7 @@ class RunFolder:
         try:
             with self.metrics.open(newline="") as file:
                 return [EpochRow.read(cells) for cells in csv.DictReader(file)]
-        except (KeyError, TypeError, ValueError) as error:
+        except (csv.Error, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{self.metrics} is damaged: {error}.") from error
 
     def create(self, config: TrainConfig, data_dir: Path | None, data_digest: str) -> None:
@@ -146,13 +159,14 @@ class RunFolder:
         try:
             document: dict[str, Any] = json.loads(self.config.read_text())
             config = TrainConfig.model_validate(document["config"])
+            data_dir = Path(document["data_dir"]) if document.get("data_dir") else None
         except OSError as error:
             raise DataError(f"There is no run in {self.path}.", "ducat train --out runs/NAME") from error
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise DataError(f"{self.config} is damaged: {error}.") from error
         except ValidationError as error:
             raise DataError(f"{self.config} is damaged: {first_problem(error)}.") from error
-        return config, Path(document["data_dir"]) if document.get("data_dir") else None
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DataError(f"{self.config} is damaged: {error}.") from error
+        return config, data_dir
 
     def require_data(self, digest: str) -> None:
         """Raise DataError where ``digest`` is not that of the data which the run began with."""

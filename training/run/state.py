@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-import pickle
+import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,75 @@ def load_state(path: Path) -> RunState:
     if not path.is_file():
         raise DataError(f"There is no state to resume from at {path}.", "start the run without --resume")
     try:
+        _check_sums(path)
         stored = torch.load(path, map_location="cpu", weights_only=True)
-        return RunState(**{**stored, "rows": [EpochRow.read(cells) for cells in stored["rows"]]})
-    except (RuntimeError, pickle.UnpicklingError, EOFError, TypeError, KeyError, ValueError) as error:
-        raise DataError(f"{path} is damaged: {error}.", "start the run again in another folder") from error
+        state = RunState(**{**stored, "rows": [EpochRow.read(cells) for cells in stored["rows"]]})
+        _check_types(state)
+    except Exception as error:  # on damaged input torch's own unpickler raises many types
+        cause = str(error) or type(error).__name__
+        raise DataError(f"{path} is damaged: {cause}.", "start the run again in another folder") from error
+    return state
+
+
+def require_fit(
+    state: RunState,
+    weights: Mapping[str, Tensor],
+    average: Mapping[str, Tensor] | None,
+    parameters: Sequence[Tensor],
+) -> None:
+    """Raise ValueError where a stored tensor has another name, dtype or shape than the one that it is to replace.
+
+    `load_state_dict` would convert dtypes silently, and finds a momentum of another shape out in the first step.
+    ``weights`` and ``average`` are what a run of these settings has, ``parameters`` what its optimizer updates.
+    """
+    _require_like(state.weights, weights, "the weights")
+    if average is not None:
+        _require_like(state.average, average, "the average")
+    for index, entry in state.optimizer["state"].items():
+        momentum = entry.get("momentum_buffer")
+        if momentum is not None and not _alike(momentum, parameters[index]):
+            raise ValueError(f"the momentum of parameter {index} is not like the parameter")
+
+
+def _check_sums(path: Path) -> None:
+    """torch.load reads a member of the archive without looking at its checksum."""
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise ValueError(f"the checksum of {damaged} is another")
+
+
+def _check_types(state: RunState) -> None:
+    is_right = {
+        "epoch": _is_count(state.epoch) and state.epoch >= 1,
+        "step": _is_count(state.step),
+        "weights": _are_tensors(state.weights),
+        "optimizer": isinstance(state.optimizer, dict),
+        "average": _are_tensors(state.average),
+        "fell_back": isinstance(state.fell_back, bool),
+        "losses": isinstance(state.losses, list) and all(isinstance(loss, float) for loss in state.losses),
+        "seconds": isinstance(state.seconds, (int, float)),
+    }
+    for name, right in is_right.items():
+        if not right:
+            raise TypeError(f"its '{name}' is not what a run stores")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
+def _are_tensors(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items()
+    )
+
+
+def _require_like(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
+    wrong = set(found) ^ set(expected)
+    wrong |= {name for name in set(found) & set(expected) if not _alike(found[name], expected[name])}
+    if wrong:
+        raise ValueError(f"{what} have other tensors than the network, first {min(wrong)!r}")
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return (one.dtype, one.shape, one.layout) == (other.dtype, other.shape, other.layout)

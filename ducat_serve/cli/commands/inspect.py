@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -12,6 +11,7 @@ from ducat_serve.cli.options import common
 from ducat_serve.model_file import read_verified_spec
 from ducat_serve.output import Output
 from ducat_serve.report import NOT_MEASURED
+from ducat_serve.report_text import DIGESTS, NOT_RECORDED
 
 
 @click.command("inspect")
@@ -30,7 +30,9 @@ def command(model: Path, json: bool) -> None:
     spec, source = read_verified_spec(path)
     extra = {} if source is None else {"source checkpoint": source}
     robustness = NOT_MEASURED if spec.robustness is None else spec.robustness.summary()
-    recipe: Any = spec.training["recipe"]
+    recipe = {key: spec.recipe.get(key, NOT_RECORDED) for key in ("ducat", "epochs", "seed")}
+    # Recipes are older than the methods; what they do not name was plain PGD adversarial training.
+    method = spec.recipe.get("method", "pgd-at") if spec.recipe else NOT_RECORDED
     rows = [
         ("file", f"{path} ({path.stat().st_size:,} bytes)"),
         ("SHA-256", file_sha256(path)),
@@ -43,14 +45,17 @@ def command(model: Path, json: bool) -> None:
         ("fold", spec.fold),
         ("precision", spec.precision),
         ("threat model", spec.threat_model),
-        ("trained on", spec.training["data"]),
-        ("method", f"{recipe.get('method', 'pgd-at')}, ducat {recipe['ducat']}"),
-        ("recipe", f"{recipe['epochs']} epochs, seed {recipe['seed']}"),
+        ("trained on", spec.training.get("data", NOT_RECORDED)),
+        ("method", f"{method}, ducat {recipe['ducat']}"),
+        ("recipe", f"{recipe['epochs']} epochs, seed {recipe['seed']}" if spec.recipe else NOT_RECORDED),
         ("robustness", robustness),
         ("weights digest", spec.weights_digest),
         *extra.items(),
+        ("digests", DIGESTS),
     ]
     output.table(path.name, ("", ""), rows)
     document = spec.model_dump(mode="json")
     document["robustness"] = document["robustness"] or NOT_MEASURED
-    output.result({"file": str(path), "sha256": file_sha256(path), "spec": document, **extra})
+    output.result(
+        {"file": str(path), "sha256": file_sha256(path), "spec": document, "digests": DIGESTS, **extra}
+    )

@@ -1,0 +1,89 @@
+"""`--config FILE` with files that are no configuration: exit code 2 or 4 and a sentence, and never a hang."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ducat_serve.cli.main import cli, run
+
+DEEP = "[" * 5000 + "]" * 5000
+
+
+Given = dict[str, object]
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> Given:
+    """The options that `ducat demo` or `ducat evaluate` was given; neither does anything."""
+    seen: Given = {}
+    for name in ("demo", "evaluate"):
+        command = cli.get_command(None, name)  # type: ignore[arg-type]
+        assert command is not None
+        monkeypatch.setattr(command, "callback", lambda **options: seen.update(options))
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (f"[demo]\nepochs = {DEEP}\n".encode(), "not valid TOML: it is nested too deeply"),
+        (b"[demo]\nepochs = 1" + b"0" * 5000 + b"\n", "not valid TOML"),
+        (b"[demo]\nout = '\xff'\n", "not valid TOML"),
+        (b"demo = 3\n", "'demo' must be a table"),
+        (b"[demo.epochs]\nx = 3\n", "'epochs' in [demo] must be"),
+        (b"[demo]\nepochs = [1, 2]\n", "'epochs' in [demo] must be"),
+        (b"[demo]\nepochs = 2026-01-01\n", "'epochs' in [demo] must be"),
+        (b"[demo]\nepochs = inf\n", "'epochs' in [demo] must be"),
+        (b"[evaluate]\neps = nan\n", "'eps' in [evaluate] must be"),
+        (b"[evaluate]\nattack = [['a']]\n", "'attack' in [evaluate] must be"),
+    ],
+    ids=[
+        "deep",
+        "long number",
+        "no UTF-8",
+        "no table",
+        "table",
+        "list",
+        "date",
+        "inf",
+        "nan",
+        "list of lists",
+    ],
+)
+def test_what_is_no_configuration_is_a_usage_error(
+    content: bytes, words: str, tmp_path: Path, given: Given, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "c.toml"
+    config.write_bytes(content)
+    command = ["evaluate", "none.safetensors"] if b"evaluate" in content else ["demo"]
+    assert run([*command, "--config", str(config)]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Next: " in error
+    assert not given
+
+
+def test_a_config_that_is_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["demo", "--config", str(tmp_path)]) == 2
+    assert "is a directory" in capsys.readouterr().err
+
+
+def test_a_config_that_is_a_fifo_is_not_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "c.toml")
+    # Nobody ever writes to it: reading would wait for ever.
+    assert run(["demo", "--config", str(tmp_path / "c.toml")]) == 4
+    assert "c.toml is not a file" in capsys.readouterr().err
+
+
+def test_a_list_is_for_options_that_can_be_repeated(tmp_path: Path, given: Given) -> None:
+    (tmp_path / "c.toml").write_text(
+        "[evaluate]\nattack = ['apgd-ce', 'targeted']\neps = '8/255'\nresume = true\n"
+    )
+    assert run(["evaluate", "m.safetensors", "--config", str(tmp_path / "c.toml")]) == 0
+    assert given["attack"] == ("apgd-ce", "targeted")
+    assert (given["eps"], given["resume"]) == (8 / 255, True)
