@@ -137,7 +137,7 @@ function showFacts() {
     Input: `${spec.image_size[1]} × ${spec.image_size[0]} pixels, ${spec.channels === 1 ? "greyscale" : "colour"}`,
     "Other sizes": model.resizing,
     "Runs on": model.provider,
-    Weights: `SHA-256 ${spec.weights_digest}`,
+    Weights: `SHA-256 ${spec.weights_digest}. It detects damage, not forgery.`,
   };
   $("facts").replaceChildren();
   for (const [name, value] of Object.entries(facts)) {
