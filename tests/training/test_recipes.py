@@ -153,6 +153,11 @@ def test_a_config_file_with_a_mistake_is_refused(
         (["--ducat-start", "9", "--epochs", "8"], "outside of epochs 1 to 8"),
         (["--lr-milestones", "a,b"], "not a list of epochs"),
         (["--ema-decay", "1"], "--ema-decay"),
+        (["--ema-decay", "0.9", "--ema-warmup", "--eps-ramp", "99"], "--eps-ramp 99 is longer"),
+        (["--method", "guided", "--norm", "l1"], "made for --norm linf, not l1"),
+        (["--method", "guided", "--beta", "-1"], "--beta"),
+        (["--method", "standard", "--ducat", "folded"], "needs --ducat off"),
+        (["--recipe", "cifar10", "--dataset", "digits"], "ducat train --dataset digits"),
         (["--recipe", "cifar"], "Did you mean 'cifar10'"),
     ],
 )
