@@ -104,7 +104,7 @@ def measure(network: str, size: int, batch: int, repeats: int) -> None:
             )
         ours_in = images.contiguous(memory_format=LAYOUT)
         step, batch_of_ours = trainer.step, Batch(ours_in, labels, epoch=1, step=0)
-        attack = step.attack_of(1, one_step=False)
+        attack = step.attack_of(1, 0, one_step=False)
         craft = partial(step.craft, step.objective_of(1), batch_of_ours, attack, ours_in)
         crafted = seconds(craft, repeats)
         with frozen(trainer.classifier):

@@ -9,9 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ducat_serve.errors import UsageError
 from ducat_serve.spec import first_problem
 from ducat_serve.threat_model import Norm, ThreatModel, parse_size
-from training.objectives import METHODS, methods_with
+from training.objectives import METHODS, methods_with, objective_class
 from training.objectives.ducat import Mode
 from training.recipes import load_recipe, recipe_of
+from training.schedules import Schedule, rate_factor, share_done
 
 # eps and step size of the paper's three threat models (arXiv 2410.12671, section 5), in pixels.
 NORM_DEFAULTS: dict[Norm, tuple[float, float]] = {
@@ -34,8 +35,12 @@ class TrainConfig(BaseModel):
     image_size: int | None = None
     network: str
     method: str = "pgd-at"  # a name in METHODS
-    # Weight of the regulariser of TRADES and MART.
+    # Weight of the method's regulariser, where it has one; its published value unless given.
     beta: float = Field(default=BETA, ge=0, allow_inf_nan=False)
+    # How much of the classification loss clean images have; None leaves it to the method.
+    clean_share: float | None = Field(default=None, ge=0, le=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    awp_gamma: float | None = Field(default=None, gt=0, lt=1)  # of adversarial weight perturbation
     ducat: Mode = "paper"
     ducat_start: int | None = None  # first epoch of the dummy phase, counted from 1; None when ducat is off
     split_weight: float = Field(default=1.0, ge=0, le=1)
@@ -44,17 +49,22 @@ class TrainConfig(BaseModel):
     step_size: float = Field(gt=0, allow_inf_nan=False)
     attack_steps: int = Field(ge=1)
     inner_attack: Literal["pgd", "n-fgsm"] = "pgd"  # before the dummy phase; in it, always PGD
+    eps_ramp: int | None = Field(default=None, ge=1)  # epochs over which the inner attack's eps grows from 0
     # Digest of the weights that training starts from; None for fresh ones. Its path is not what decides.
     initial_weights: str | None = None
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=2)
     lr: float = Field(gt=0, allow_inf_nan=False)
-    lr_milestones: tuple[int, ...]  # after each of these epochs the learning rate drops to a tenth
+    schedule: Schedule = "steps"
+    lr_milestones: tuple[
+        int, ...
+    ]  # of "steps": after each of these epochs the learning rate drops to a tenth
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0)
     crop_padding: int = Field(ge=0)
     flip: bool
     ema_decay: float | None = Field(default=None, gt=0, lt=1)  # of the weights that are validated and kept
+    ema_warmup: bool = False  # a smaller decay in the first updates
     compile: bool = False
     save_every: int | None = Field(default=None, ge=1)  # epochs; besides the best and the last
     precision: TrainPrecision = "float32"
@@ -78,25 +88,75 @@ class TrainConfig(BaseModel):
             raise ValueError("--ducat-start needs --ducat paper or folded")
         if self.ducat != "off" and not 1 <= (self.ducat_start or 0) <= self.epochs:
             raise ValueError(f"--ducat-start {self.ducat_start} is outside of epochs 1 to {self.epochs}")
-        if self.beta != BETA and self.method not in methods_with("beta"):
-            raise ValueError(f"--beta needs --method {' or '.join(methods_with('beta'))}, not {self.method}")
         if self.inner_attack == "n-fgsm" and self.norm != "linf":
             raise ValueError(f"--inner-attack n-fgsm is made for --norm linf, not {self.norm}")
         if self.ducat != "folded" and self.split_weight != 1:
             raise ValueError("--split-weight needs --ducat folded (the paper's loss has weight 1)")
+        if self.eps_ramp is not None and self.eps_ramp > self.epochs:
+            raise ValueError(
+                f"--eps-ramp {self.eps_ramp} is longer than the {self.epochs} epochs of training"
+            )
+        if self.schedule != "steps" and self.lr_milestones:
+            raise ValueError(f"--lr-milestones needs --schedule steps, not {self.schedule}")
+        if self.ema_warmup and self.ema_decay is None:
+            raise ValueError("--ema-warmup needs --ema-decay")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_the_method(self) -> Self:
+        objective, method = objective_class(self.method), self.method
+        if self.beta != BETA and "beta" not in objective.parameters():
+            raise ValueError(f"--beta needs --method {' or '.join(methods_with('beta'))}, not {method}")
+        if self.norm not in objective.norms:
+            raise ValueError(
+                f"--method {method} is made for --norm {' or '.join(objective.norms)}, not {self.norm}"
+            )
+        if objective.attacks_in_one_step and self.inner_attack != "pgd":
+            raise ValueError(
+                f"--inner-attack {self.inner_attack}: --method {method} has a one-step attack of its own"
+            )
+        if method == "pgd-at" and self.clean_share == 1:
+            raise ValueError("--clean-share 1 leaves pgd-at no adversarial images: that is --method standard")
+        if objective.is_adversarial:
+            return self
+        if self.ducat != "off":
+            raise ValueError(
+                f"--method {method} has no adversarial images to train dummies on: it needs --ducat off"
+            )
+        for option, given in {
+            "--clean-share": self.clean_share is not None,
+            "--eps-ramp": self.eps_ramp is not None,
+            "--inner-attack": self.inner_attack != "pgd",
+        }.items():
+            if given:
+                raise ValueError(
+                    f"{option} says nothing to --method {method}, which trains on clean images alone"
+                )
         return self
 
     @property
     def threat_model(self) -> ThreatModel:
         return ThreatModel(norm=self.norm, eps=self.eps)
 
-    def learning_rate(self, epoch: int) -> float:
-        """The learning rate in ``epoch`` (counted from 1)."""
-        return self.lr * 0.1 ** sum(epoch > milestone for milestone in self.lr_milestones)
+    def learning_rate(self, epoch: int, step: int = 0, steps: int = 1) -> float:
+        """The learning rate in a step (counted from 0) of the ``steps`` of an epoch (counted from 1)."""
+        done = share_done(epoch, step, steps, self.epochs)
+        return self.lr * rate_factor(self.schedule, done, epoch, self.lr_milestones)
 
     def is_dummy_phase(self, epoch: int) -> bool:
         """Whether dummies are trained in ``epoch`` (counted from 1)."""
         return self.ducat_start is not None and epoch >= self.ducat_start
+
+    @property
+    def is_adversarial(self) -> bool:
+        """Whether the method trains on adversarial images."""
+        return objective_class(self.method).is_adversarial
+
+    def phase(self, epoch: int) -> str:
+        """What an epoch (counted from 1) trains on, in a word."""
+        if not self.is_adversarial:
+            return "standard"
+        return "dummy" if self.is_dummy_phase(epoch) else "adversarial"
 
 
 def resolve(dataset: str, given: dict[str, Any], recipe: str | None = None) -> TrainConfig:
@@ -110,22 +170,46 @@ def resolve(dataset: str, given: dict[str, Any], recipe: str | None = None) -> T
     """
     given = {key: value for key, value in given.items() if value is not None}
     settings = load_recipe(recipe or recipe_of(dataset))
+    if recipe is not None:
+        _require_recipe_for(dataset, recipe, settings)
+    if given.get("method", settings["method"]) != settings["method"]:
+        settings.pop("beta", None)  # each method's weight is its own
     values = {**settings, **given, "dataset": dataset}
     values.update(_threat_model(settings, given))
     epochs = values["epochs"]
-    if "lr_milestones" not in given:  # a shorter run than the recipe's has its drops at the same fractions
+    if "lr_milestones" not in given and values.get("schedule", "steps") != "steps":
+        values["lr_milestones"] = ()
+    elif "lr_milestones" not in given:  # a shorter run than the recipe's has its drops at the same fractions
         values["lr_milestones"] = _scaled(settings["lr_milestones"], epochs / settings["epochs"])
     # The paper: dummies from epoch 105 of 130.
-    if values.setdefault("ducat", "paper") != "off":
+    if values.setdefault("ducat", _default_mode(values["method"])) != "off":
         values.setdefault("ducat_start", int(epochs * 0.8) + 1)
     if values["ducat"] == "folded":
         values.setdefault("split_weight", FOLDED_SPLIT_WEIGHT)
+    if values["method"] in methods_with("beta"):
+        values.setdefault("beta", objective_class(values["method"]).default("beta"))
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
         raise UsageError(
             f"Invalid training configuration: {first_problem(error)}.", "ducat train --help"
         ) from error
+
+
+def _require_recipe_for(dataset: str, recipe: str, settings: dict[str, Any]) -> None:
+    """A recipe may be taken for images of one's own, but not for another data set with a recipe of its own."""
+    made_for = settings.get("dataset")
+    if made_for in (None, dataset) or dataset.startswith("folder:"):
+        return
+    raise UsageError(
+        f"The recipe {recipe} is made for {made_for}, not for {dataset}.",
+        f"ducat train --recipe {recipe}, or ducat train --dataset {dataset}",
+    )
+
+
+def _default_mode(method: str) -> Mode:
+    known = method in METHODS  # another name is refused with the rest of the configuration
+    return "paper" if not known or objective_class(method).is_adversarial else "off"
 
 
 def _scaled(milestones: list[int], factor: float) -> tuple[int, ...]:

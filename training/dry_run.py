@@ -24,11 +24,12 @@ def dry_run(trainer: Trainer) -> dict[str, Any]:
     estimate of the whole run in seconds. The trainer is of no further use: its weights have moved.
     """
     config = trainer.config
-    phases = {"adversarial": 1}
+    first = config.phase(1)
+    phases, epochs = {first: 1}, {first: config.epochs}
     if config.ducat_start is not None:
-        phases = {"adversarial": 1, "dummy": config.ducat_start} if config.ducat_start > 1 else {"dummy": 1}
-    epochs = {"dummy": 0 if config.ducat_start is None else config.epochs - config.ducat_start + 1}
-    epochs["adversarial"] = config.epochs - epochs["dummy"]
+        phases["dummy"] = config.ducat_start
+        epochs[first] = config.ducat_start - 1
+        epochs["dummy"] = config.epochs - config.ducat_start + 1
     seconds = {name: _seconds_per_step(trainer, epoch) for name, epoch in phases.items()}
     validation = _seconds_of_validation(trainer)
     steps = trainer.batches.steps

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from ducat_serve.deployed import Classifier
 from ducat_serve.errors import DucatError
 from training.attacks.ball import Ball
-from training.attacks.inner import NFGSM, InnerAttack
+from training.attacks.inner import InnerAttack
 from training.batches import TrainingBatches
 from training.config import TrainConfig
 from training.device import LAYOUT
@@ -21,7 +23,9 @@ from training.objectives import create_objective
 from training.objectives.ducat import PLAIN, Ducat
 from training.objectives.objective import Batch, Objective, in_float
 from training.randomness import stream
+from training.schedules import eps_factor
 from training.signals import StopSignal
+from training.weight_perturbation import WeightPerturbation
 
 _BACKEND = "inductor"
 
@@ -50,26 +54,35 @@ class TrainingStep:
         self.attack_model = compiled(self.fused.model, device)
         self.train_model = processes.wrap(compiled(classifier, device), device)
         settings = config.model_dump()
-        self._plain = create_objective(config.method, PLAIN, settings)
+        smoothing = config.label_smoothing
+        self._plain = create_objective(config.method, replace(PLAIN, label_smoothing=smoothing), settings)
         self._with_dummies = create_objective(
-            config.method, Ducat(config.ducat, config.split_weight), settings
+            config.method, Ducat(config.ducat, config.split_weight, smoothing), settings
         )
-        self.ball = Ball(config.norm, config.eps)
         self.optimizer = torch.optim.SGD(
             classifier.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+        self.perturbation = (
+            None if config.awp_gamma is None else WeightPerturbation(classifier, config.awp_gamma)
         )
 
     def objective_of(self, epoch: int) -> Objective:
         """The plain method before the dummy phase, and the method with dummies in it."""
         return self._with_dummies if self.config.is_dummy_phase(epoch) else self._plain
 
-    def attack_of(self, epoch: int, *, one_step: bool) -> InnerAttack:
-        """What crafts in ``epoch``: N-FGSM if ``one_step``, else the method's own inner attack."""
+    def is_one_step(self, epoch: int) -> bool:
+        """Whether the attack of ``epoch`` has one step; such attacks are given up where they overfit."""
+        chosen = self.config.inner_attack == "n-fgsm" and not self.config.is_dummy_phase(epoch)
+        return chosen or self.objective_of(epoch).attacks_in_one_step
+
+    def attack_of(self, epoch: int, step: int, *, one_step: bool) -> InnerAttack:
+        """What crafts in a step: in one step of eps if ``one_step``, else by the method's own inner attack."""
+        config, objective = self.config, self.objective_of(epoch)
+        factor = eps_factor(config.eps_ramp, epoch, step, self.batches.steps)
+        ball = Ball(config.norm, factor * config.eps)
         if one_step:
-            return NFGSM(self.config.eps)
-        return self.objective_of(epoch).inner_attack(
-            self.ball, self.config.attack_steps, self.config.step_size
-        )
+            return objective.one_step_attack(ball)
+        return objective.inner_attack(ball, config.attack_steps, factor * config.step_size)
 
     def __call__(self, order: Tensor, epoch: int, step: int, attack: InnerAttack) -> Tensor:
         """Craft, update. Returns the mean loss over the whole batch, a scalar on the device.
@@ -87,13 +100,26 @@ class TrainingStep:
         batch = Batch(images, labels, epoch, step)
         adversarial = self.craft(objective, batch, attack, start)
         weight = self.processes.weight(self.config.batch_size)
-        with self._autocast():
-            loss = weight * objective.loss(self.train_model, batch, adversarial)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+
+        def loss() -> Tensor:
+            with self._autocast():
+                return weight * objective.loss(self.train_model, batch, adversarial)
+
+        value = self._backward(loss)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate(epoch, step, self.batches.steps)
         self.optimizer.step()
         self.processes.average(self.classifier.buffers())
-        return self.processes.total(loss.detach()) / self.processes.size
+        return self.processes.total(value) / self.processes.size
+
+    def _backward(self, loss: Callable[[], Tensor]) -> Tensor:
+        """Leave the gradient of a loss in the weights; returns its value."""
+        if self.perturbation is not None:
+            return self.perturbation.backward(loss)
+        value = loss()
+        self.optimizer.zero_grad(set_to_none=True)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value.detach()
 
     def craft(self, objective: Objective, batch: Batch, attack: InnerAttack, start: Tensor) -> Tensor:
         """The inner attack on a batch from ``start``, through the classifier as it is now. Raises Stopped."""

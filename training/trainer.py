@@ -72,7 +72,9 @@ class Trainer:
         self.step = TrainingStep(config, self.classifier, self.batches, device, self.processes, inner_stop)
         val = DeviceSplit.of(dataset.val, device)
         self.validation = Validation(val, config, self.processes, inner_stop)
-        self.average = WeightAverage(self.classifier, config.ema_decay) if config.ema_decay else None
+        self.average: WeightAverage | None = None
+        if config.ema_decay:
+            self.average = WeightAverage(self.classifier, config.ema_decay, warmup=config.ema_warmup)
         self.tensorboard = TensorBoardLog(folder.tensorboard)
         self.bundle = _GPU_BUNDLE if device.type == "cuda" else 1
         self._unread: list[Tensor] = []
@@ -165,8 +167,6 @@ class Trainer:
     def train_epoch(self) -> None:
         """The steps of the epoch that are not done yet."""
         state, epoch = self.state, self.state.epoch
-        for group in self.step.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate(epoch)
         order = self.batches.order(epoch)
         self.classifier.train()
         saved = time.monotonic()
@@ -191,7 +191,7 @@ class Trainer:
 
     def train_step(self, order: Tensor, epoch: int, step: int) -> Tensor:
         """Craft, update, average; returns the loss. ``order`` is that of the epoch."""
-        attack = self.step.attack_of(epoch, one_step=self._is_one_step(epoch))
+        attack = self.step.attack_of(epoch, step, one_step=self._is_one_step(epoch))
         loss = self.step(order, epoch, step, attack)
         if self.average:
             self.average.update(self.classifier)
@@ -219,12 +219,11 @@ class Trainer:
         self._report(row)
         if fell_back:
             self.output.warn(catastrophic_warning(row, self.config.attack_steps))
-        if is_overfitting(rows):
+        if self.config.is_adversarial and is_overfitting(rows):
             self.output.warn(overfitting_warning(kept, self.folder.model.name))
 
     def _is_one_step(self, epoch: int) -> bool:
-        chosen = self.config.inner_attack == "n-fgsm" and not self.state.fell_back
-        return chosen and not self.config.is_dummy_phase(epoch)
+        return self.step.is_one_step(epoch) and not self.state.fell_back
 
     def _validate(self, one_step: bool) -> EpochRow:
         state = self.state

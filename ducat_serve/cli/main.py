@@ -7,11 +7,13 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import click
 
 from ducat_serve import __version__
 from ducat_serve.errors import EXTRAS, DucatError, missing_extra
+from ducat_serve.threads import prepare_threads
 
 # Name -> short help; the command itself is `command` in ducat_serve/cli/commands/<name>.py.
 COMMANDS = {
@@ -30,6 +32,17 @@ COMMANDS = {
     "doctor": "Check this machine and installation.",
     "demo": "Train, evaluate, export, serve and predict on an embedded data set.",
 }
+
+
+_WITHOUT_TORCH = ("serve", "bento")
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """How `ducat` was called: its arguments, and the environment as the user has it."""
+
+    arguments: list[str]
+    environment: dict[str, str]
 
 
 class LazyGroup(click.Group):
@@ -89,8 +102,11 @@ def run(arguments: Sequence[str]) -> int:
     debug = "--debug" in arguments[:1] or os.environ.get("DUCAT_DEBUG", "") not in ("", "0")
     command = next((word for word in arguments if word in COMMANDS), "")
     as_json = "--json" in arguments or os.environ.get(f"DUCAT_{command.upper()}_JSON", "") not in ("", "0")
+    invocation = Invocation(list(arguments), dict(os.environ))
+    if command not in _WITHOUT_TORCH:
+        prepare_threads()
     try:
-        code = cli.main(args=list(arguments), prog_name="ducat", standalone_mode=False, obj=list(arguments))
+        code = cli.main(args=list(arguments), prog_name="ducat", standalone_mode=False, obj=invocation)
         return code if isinstance(code, int) else 0
     except DucatError as error:
         if debug:

@@ -34,18 +34,34 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
     click.option(
         "--method",
         type=click.Choice(list(METHODS)),
-        help="What DUCAT is plugged into.  [default: pgd-at]",
+        help="What DUCAT is plugged into; standard trains without attacks, and without dummies.  [default: pgd-at]",
     ),
     click.option(
         "--beta",
         type=click.FloatRange(min=0),
-        help="Weight of the regulariser of trades and mart.  [default: 6]",
+        help="Weight of the method's regulariser.  [default: trades and mart 6, guided 10, pairing 0.5]",
+    ),
+    click.option(
+        "--clean-share",
+        type=click.FloatRange(0, 1),
+        help="How much of the classification loss clean images have; 0.5 is half-and-half batches.  "
+        "[default: the method's; 0.5 with dummies]",
+    ),
+    click.option(
+        "--label-smoothing",
+        type=click.FloatRange(0, 1, max_open=True),
+        help="Weight of the uniform distribution in the labels of the update: 0.1.  [default: 0]",
+    ),
+    click.option(
+        "--awp-gamma",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        help="Adversarial weight perturbation, in norms of each layer: 0.005. A second update's time.  [default: none]",
     ),
     click.option(
         "--ducat",
         type=click.Choice(["off", "paper", "folded"]),
         help="off: the plain method, C logits. paper: as published, deployed through the max-fold. folded: attacks and "
-        "trains folded posteriors, deployed through the lse-fold.  [default: paper]",
+        "trains folded posteriors, deployed through the lse-fold.  [default: paper; method standard off]",
     ),
     click.option(
         "--ducat-start", type=click.IntRange(min=1), help="First epoch with dummies.  [default: after 80 %]"
@@ -73,7 +89,12 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
         "--inner-attack",
         type=click.Choice(["pgd", "n-fgsm"]),
         help="n-fgsm: one step before the dummy phase, several times as fast; goes back to PGD by itself where it "
-        "overfits catastrophically.  [default: pgd]",
+        "overfits catastrophically, as guided does, which has a one-step attack of its own.  [default: pgd]",
+    ),
+    click.option(
+        "--eps-ramp",
+        type=click.IntRange(min=1),
+        help="Epochs over which eps and step size of the inner attack grow from 0.  [default: none]",
     ),
     click.option("--epochs", type=click.IntRange(min=1), help="[default: 130; digits 60]"),
     click.option("--batch-size", type=click.IntRange(min=2), help="[default: 128; digits 64]"),
@@ -81,9 +102,16 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
         "--lr", type=click.FloatRange(min=0, min_open=True), help="Peak learning rate.  [default: 0.1]"
     ),
     click.option(
+        "--schedule",
+        type=click.Choice(["steps", "cosine", "one-cycle"]),
+        help="Of the learning rate. steps: drops at --lr-milestones. cosine: down to 0. one-cycle: up from 0 over "
+        "two fifths of the run, and down to 0.  [default: steps]",
+    ),
+    click.option(
         "--lr-milestones",
         type=Epochs(),
-        help="After these epochs the learning rate drops to a tenth.  [default: the recipe's, scaled to --epochs]",
+        help="After these epochs the learning rate of --schedule steps drops to a tenth.  "
+        "[default: the recipe's, scaled to --epochs]",
     ),
     click.option("--momentum", type=click.FloatRange(0, 1, max_open=True), help="[default: 0.9]"),
     click.option("--weight-decay", type=click.FloatRange(min=0), help="[default: 5e-4]"),
@@ -95,6 +123,12 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
         "--ema-decay",
         type=click.FloatRange(0, 1, min_open=True, max_open=True),
         help="Validate and keep an exponential moving average of the weights: 0.999.  [default: none]",
+    ),
+    click.option(
+        "--ema-warmup/--no-ema-warmup",
+        default=None,
+        help="After t updates the decay is at most (1 + t) / (10 + t), so that the average forgets the fresh weights.  "
+        "[default: no]",
     ),
     click.option(
         "--image-size", type=click.IntRange(min=1), help="Resize folder images to this height and width."

@@ -66,11 +66,49 @@ def test_off_has_no_dummy_phase_and_folded_its_split_weight() -> None:
         ({"eps": 0.0}, "eps"),
         ({"epochs": 0}, "epochs"),
         ({"lr": float("nan")}, "lr"),
+        ({"method": "guided", "norm": "l1"}, "guided is made for --norm linf, not l1"),
+        ({"method": "guided", "norm": "l2"}, "guided is made for --norm linf, not l2"),
+        ({"method": "guided", "inner_attack": "n-fgsm"}, "has a one-step attack of its own"),
+        ({"method": "guided", "beta": -1.0}, "beta"),
+        ({"method": "pairing", "beta": float("inf")}, "beta"),
+        ({"method": "standard", "ducat": "paper"}, "needs --ducat off"),
+        ({"method": "standard", "ducat": "folded"}, "needs --ducat off"),
+        ({"method": "standard", "ducat_start": 3}, "--ducat-start needs"),
+        ({"method": "standard", "clean_share": 0.5}, "--clean-share says nothing to --method standard"),
+        ({"method": "standard", "eps_ramp": 2}, "--eps-ramp says nothing to --method standard"),
+        (
+            {"method": "standard", "inner_attack": "n-fgsm"},
+            "--inner-attack says nothing to --method standard",
+        ),
+        ({"clean_share": 1.0}, "that is --method standard"),
+        ({"clean_share": 1.5}, "clean_share"),
+        ({"label_smoothing": 1.0}, "label_smoothing"),
+        ({"awp_gamma": 0.0}, "awp_gamma"),
+        ({"eps_ramp": 61}, "--eps-ramp 61 is longer than the 60 epochs"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"ema_warmup": True}, "--ema-warmup needs --ema-decay"),
+        ({"schedule": "cosine", "lr_milestones": (3,)}, "--lr-milestones needs --schedule steps"),
+        ({"schedule": "linear"}, "schedule"),
     ],
 )
 def test_nonsense_is_a_usage_error(given: dict[str, object], word: str) -> None:
-    with pytest.raises(UsageError, match=word):
+    with pytest.raises(UsageError, match=word) as caught:
         resolve("digits", given)
+    assert caught.value.next_step == "ducat train --help"
+
+
+def test_a_recipe_is_for_its_data_set_or_images_of_ones_own() -> None:
+    with pytest.raises(UsageError, match="The recipe cifar10 is made for cifar10, not for digits") as caught:
+        resolve("digits", {}, "cifar10")
+    assert caught.value.next_step == "ducat train --recipe cifar10, or ducat train --dataset digits"
+    assert resolve("folder:/x", {}, "cifar10").epochs == 130
+    assert resolve("digits", {}, "folder").epochs == 130
+
+
+def test_training_without_attacks_has_no_dummies_unless_told() -> None:
+    config = resolve("cifar10", {"method": "standard"})
+    assert (config.ducat, config.ducat_start) == ("off", None)
+    assert resolve("cifar10", {"method": "guided"}).ducat == "paper"
 
 
 @pytest.mark.parametrize(
@@ -93,8 +131,12 @@ def test_sizes_are_written_as_the_field_does(value: float, text: str) -> None:
     assert format_size(value) == text
 
 
-def test_beta_belongs_to_trades_and_mart() -> None:
+def test_beta_belongs_to_methods_with_a_regulariser() -> None:
+    published = {"trades": 6.0, "mart": 6.0, "guided": 10.0, "pairing": 0.5}
+    assert {method: resolve("digits", {"method": method}).beta for method in published} == published
     assert resolve("digits", {"method": "trades", "beta": 3.0}).beta == 3.0
     assert resolve("digits", {"method": "mart"}).beta == 6.0
-    with pytest.raises(UsageError, match="--beta needs --method trades or mart"):
+    with pytest.raises(
+        UsageError, match="--beta needs --method trades or mart or guided or pairing, not consistency"
+    ):
         resolve("digits", {"method": "consistency", "beta": 3.0})

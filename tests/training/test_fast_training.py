@@ -26,7 +26,7 @@ from tests.support.training_runs import (
     run_until,
     trainer,
 )
-from training.attacks.inner import NFGSM, PGD
+from training.attacks.inner import NFGSM, PGD, CornerFGSM
 from training.overfitting import is_catastrophic, is_spike
 from training.trainer import Trainer
 
@@ -55,7 +55,7 @@ def test_n_fgsm_is_the_published_step() -> None:
 def attacks_of(monkeypatch: pytest.MonkeyPatch) -> list[type]:
     """The inner attack of each step from now on."""
     seen: list[type] = []
-    for attack in (NFGSM, PGD):
+    for attack in (NFGSM, PGD, CornerFGSM):
         original = attack.ascend
 
         def ascend(self: Any, *arguments: Any, original: Any = original) -> Tensor:
@@ -105,6 +105,29 @@ def test_the_guard_falls_back_to_pgd_says_so_and_survives_resumption(
     assert seen.count(PGD) == 2 * 5, "epochs 3 and 4"
     assert "From epoch 3 on the inner attack is PGD-1" in capsys.readouterr().err
     run_until(trainer(tmp_path / "run", **changes), 13)
+    second = resumed(tmp_path / "run", **changes)
+    assert second.state.fell_back
+    second.run()
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.parametrize("ducat", ["off", "folded"])
+def test_the_guard_holds_for_guided_training(
+    ducat: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its attack has one step in every epoch, those with dummies as well."""
+    import training.trainer as module
+
+    monkeypatch.setattr(module, "is_catastrophic", lambda rows: len(rows) == 3)
+    start = {"ducat": ducat, "ducat_start": 3 if ducat == "folded" else None}
+    changes = {**start, "method": "guided", "epochs": 4, "attack_steps": 2}
+    seen = attacks_of(monkeypatch)
+    whole = trainer(tmp_path / "whole", **changes)
+    whole.run()
+    assert seen == [CornerFGSM] * 15 + [PGD] * 5
+    assert "From epoch 4 on the inner attack is PGD-2" in capsys.readouterr().err
+    assert [row["val_fgsm_accuracy"] != "" for row in rows(tmp_path / "whole")] == [True, True, True, False]
+    run_until(trainer(tmp_path / "run", **changes), 17)
     second = resumed(tmp_path / "run", **changes)
     assert second.state.fell_back
     second.run()

@@ -12,7 +12,7 @@ import pytest
 
 from ducat_serve.cli.main import run
 from training.config import TrainConfig, resolve
-from training.recipes import load_recipe, recipe_names
+from training.recipes import load_recipe, recipe_cost, recipe_names
 
 
 def started_with(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
@@ -39,9 +39,12 @@ def started_with(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Train
 def test_every_recipe_is_a_configuration_and_says_what_it_is_named_for(name: str) -> None:
     recipe = load_recipe(name)
     config = resolve(recipe.get("dataset", "folder:/x"), {}, name)
-    assert config.method == "pgd-at"
-    assert (config.network == "resnet-small") == (name.endswith("small") or name.startswith("digits"))
-    if not name.endswith("small") and not name.startswith("digits"):
+    budget = name in ("cifar10-hours", "cifar10-gpu")
+    assert config.method == ("guided" if budget else "pgd-at")
+    assert (config.network == "resnet-small") == (
+        name.endswith(("small", "hours")) or name.startswith("digits")
+    )
+    if not name.endswith("small") and not name.startswith("digits") and not budget:
         assert (config.epochs, config.lr_milestones, config.ducat_start) == (130, (100, 105), 105)
     unknown = set(recipe) - set(TrainConfig.model_fields)
     assert not unknown
@@ -90,7 +93,20 @@ def test_a_recipe_is_listed_shown_and_copied(tmp_path: Path, capsys: pytest.Capt
     assert "Did you mean 'cifar10-small'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["digits", "cifar10-small"])
+def test_every_recipe_says_what_it_costs_and_training_never_hears_of_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert all(recipe_cost(name) for name in recipe_names())
+    assert all("cost" not in load_recipe(name) for name in recipe_names())
+    assert recipe_cost("cifar10-hours") != recipe_cost("cifar10"), "never that of the recipe which it extends"
+    assert run(["recipes", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["costs"] == {name: recipe_cost(name) for name in recipe_names()}
+    assert run(["recipes"]) == 0
+    assert "cost" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10-small", "cifar10-hours"])
 def test_a_copied_recipe_trains_what_the_recipe_does(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +169,11 @@ def test_a_config_file_with_a_mistake_is_refused(
         (["--ducat-start", "9", "--epochs", "8"], "outside of epochs 1 to 8"),
         (["--lr-milestones", "a,b"], "not a list of epochs"),
         (["--ema-decay", "1"], "--ema-decay"),
+        (["--ema-decay", "0.9", "--ema-warmup", "--eps-ramp", "99"], "--eps-ramp 99 is longer"),
+        (["--method", "guided", "--norm", "l1"], "made for --norm linf, not l1"),
+        (["--method", "guided", "--beta", "-1"], "--beta"),
+        (["--method", "standard", "--ducat", "folded"], "needs --ducat off"),
+        (["--recipe", "cifar10", "--dataset", "digits"], "ducat train --dataset digits"),
         (["--recipe", "cifar"], "Did you mean 'cifar10'"),
     ],
 )

@@ -81,9 +81,19 @@ def test_stopped_at_any_step_and_resumed_is_the_same_run(
     assert_same_run(uninterrupted, tmp_path / "run")
 
 
-@pytest.mark.parametrize("method", ["trades", "mart", "consistency"])
-def test_every_method_learns_and_resumes_exactly(tmp_path: Path, method: str) -> None:
-    changes = {"method": method, "ducat": "folded", "epochs": 3, "ducat_start": 3}
+@pytest.mark.parametrize(
+    ("method", "own"),
+    # Guided at the recipe's weight and ball learns nothing in fifteen steps.
+    [
+        ("trades", {}),
+        ("mart", {}),
+        ("consistency", {}),
+        ("guided", {"eps": 0.05, "beta": 1.0}),
+        ("pairing", {}),
+    ],
+)
+def test_every_method_learns_and_resumes_exactly(tmp_path: Path, method: str, own: dict[str, object]) -> None:
+    changes = {"method": method, "ducat": "folded", "epochs": 3, "ducat_start": 3, **own}
     whole = trainer(tmp_path / "whole", **changes)
     summary = whole.run()
     assert summary.best_val_clean_accuracy > 0.2  # chance is 0.1
@@ -91,6 +101,22 @@ def test_every_method_learns_and_resumes_exactly(tmp_path: Path, method: str) ->
     resumed(tmp_path / "run", **changes).run()
     assert_same_run(tmp_path / "whole", tmp_path / "run")
     assert read_spec(tmp_path / "run" / "model.safetensors").training["recipe"]["method"] == method  # type: ignore[index, call-overload]
+
+
+def test_training_without_attacks_learns_resumes_and_keeps_the_most_accurate_epoch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By robust accuracy it would keep the epoch that has learnt least."""
+    changes = {"method": "standard", "ducat": "off", "ducat_start": None, "epochs": 8}
+    summary = trainer(tmp_path / "whole", **changes).run()
+    table = rows(tmp_path / "whole")
+    assert summary.best_val_clean_accuracy == max(float(row["val_clean_accuracy"]) for row in table)
+    assert {row["phase"] for row in table} == {"standard"}
+    assert "overfitting" not in capsys.readouterr().err
+    assert summary.best_val_clean_accuracy > 0.8
+    run_until(trainer(tmp_path / "run", **changes), 12)
+    resumed(tmp_path / "run", **changes).run()
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 def test_stopped_in_validation_and_resumed_is_the_same_run(

@@ -1,5 +1,6 @@
-"""The inner attacks of training: PGD (Madry et al. 2018, arXiv 1706.06083) and N-FGSM (de Jorge et al. 2022, arXiv
-2202.01181). Evaluation has attacks of its own, which are stronger and never leave the ball.
+"""The inner attacks of training: PGD (Madry et al. 2018, arXiv 1706.06083), N-FGSM (de Jorge et al. 2022, arXiv
+2202.01181) and the one step of guided adversarial training. Evaluation has attacks of its own, which are stronger and
+never leave the ball.
 """
 
 from __future__ import annotations
@@ -74,6 +75,35 @@ class NFGSM:
     def ascend(self, loss: LossFunction, images: Tensor, start: Tensor) -> Tensor:  # noqa: ARG002
         gradient = _input_gradient(loss, start.detach())
         return (start.detach() + self.eps * gradient.sign()).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class CornerFGSM:
+    """One step of eps up the gradient's sign, from eps / 2 or -eps / 2 on each pixel, projected (linf only).
+
+    The attack of guided adversarial training (Sriramanan et al., NeurIPS 2020, algorithm 2).
+    """
+
+    ball: Ball
+
+    def start(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        noise = torch.rand(images.shape, generator=generator, device=images.device, dtype=images.dtype)
+        sign = torch.where(noise < 0.5, -1.0, 1.0).to(images.dtype)
+        return self.ball.project(images, images + sign * self.ball.eps / 2)
+
+    def ascend(self, loss: LossFunction, images: Tensor, start: Tensor) -> Tensor:
+        return ascend_loss(loss, images, self.ball, start=start, steps=1, step_size=self.ball.eps)
+
+
+@dataclass(frozen=True)
+class NoAttack:
+    """Crafts nothing: the images themselves, of training without adversarial images."""
+
+    def start(self, images: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG002
+        return images
+
+    def ascend(self, loss: LossFunction, images: Tensor, start: Tensor) -> Tensor:  # noqa: ARG002
+        return images
 
 
 def ascend_loss(

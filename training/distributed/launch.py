@@ -6,33 +6,36 @@ Under torchrun (several machines, SLURM, Kubernetes) the same command joins inst
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ducat_serve.errors import DucatError
 from ducat_serve.output import Output
+from ducat_serve.threads import usable_cpus
 from training.signals import StopSignal
 
 _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 15.0  # for the others to save and end by themselves once one has ended
 
 
-def launch(count: int, arguments: Sequence[str], output: Output) -> int:
+def launch(count: int, arguments: Sequence[str], environment: Mapping[str, str], output: Output) -> int:
     """Run `ducat ARGUMENTS` in ``count`` processes; returns their exit code.
+
+    Args:
+        environment: as the user has it; without a number of threads in it, the processes share the CPUs.
 
     Raises:
         DucatError: a process was killed; the last saved state is kept.
     """
     with tempfile.TemporaryDirectory() as scratch, StopSignal() as stop:
         errors = [Path(scratch) / f"{rank}.stderr" for rank in range(count)]
-        processes = _start(count, arguments, errors)
+        processes = _start(count, arguments, environment, errors)
         try:
             failed = _wait(processes, stop)
         finally:
@@ -55,11 +58,12 @@ def launch(count: int, arguments: Sequence[str], output: Output) -> int:
         return code
 
 
-def _start(count: int, arguments: Sequence[str], errors: list[Path]) -> list[subprocess.Popen[bytes]]:
-    threads = str(max(1, len(os.sched_getaffinity(0)) // count))
+def _start(
+    count: int, arguments: Sequence[str], given: Mapping[str, str], errors: list[Path]
+) -> list[subprocess.Popen[bytes]]:
     environment = {
-        "OMP_NUM_THREADS": threads,
-        **os.environ,
+        "OMP_NUM_THREADS": str(max(1, usable_cpus() // count)),
+        **given,
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
         "WORLD_SIZE": str(count),

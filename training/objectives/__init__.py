@@ -20,6 +20,9 @@ METHODS = {
     "trades": "training.objectives.trades:Trades",
     "mart": "training.objectives.mart:Mart",
     "consistency": "training.objectives.consistency:Consistency",
+    "guided": "training.objectives.guided:Guided",
+    "pairing": "training.objectives.pairing:Pairing",
+    "standard": "training.objectives.standard:Standard",
 }
 
 
@@ -32,7 +35,8 @@ def objective_class(method: str) -> type[Objective]:
 def create_objective(method: str, ducat: Ducat, settings: Mapping[str, Any]) -> Objective:
     """The objective of a method in ``METHODS``; its parameters are taken from the settings of the same names."""
     objective = objective_class(method)
-    return objective(ducat, **{name: settings[name] for name in objective.parameters()})
+    own = {name: settings[name] for name in objective.parameters()}
+    return objective(ducat, settings.get("clean_share"), **own)
 
 
 def methods_with(parameter: str) -> list[str]:

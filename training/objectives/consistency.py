@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.objectives.objective import Batch, Objective, forward_both, in_float
+from training.objectives.objective import Batch, Objective
 
 _TEMPERATURE = 0.5
 
@@ -24,12 +24,8 @@ class Consistency(Objective):
     views: ClassVar[int] = 2
 
     def loss(self, model: nn.Module, batch: Batch, adversarial: Tensor) -> Tensor:
-        if self.ducat.trains_dummies:
-            clean, attacked = forward_both(model, batch.images, adversarial)
-            classification = self.ducat.two_hot_cross_entropy(clean, attacked, batch.labels)
-        else:
-            attacked = in_float(model(adversarial))
-            classification = self.ducat.cross_entropy(attacked, batch.labels).mean()
+        clean, attacked = self.forward_classified(model, batch, adversarial)
+        classification = self.classification(clean, attacked, batch.labels)
         return classification + self._disagreement(attacked).mean()
 
     def _disagreement(self, attacked: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ _ALMOST_ONE = 1.0001  # as in the authors' code: bounds the logarithm where the 
 class Mart(Objective):
     """MART with any mode of DUCAT; in `paper` the runner-up may be the label's own dummy, as published."""
 
-    beta: float
+    beta: float = 6.0
 
     def inner_attack(self, ball: Ball, steps: int, step_size: float) -> InnerAttack:
         return NearPGD(ball, steps, step_size)
@@ -32,10 +32,7 @@ class Mart(Objective):
     def loss(self, model: nn.Module, batch: Batch, adversarial: Tensor) -> Tensor:
         clean, attacked = forward_both(model, batch.images, adversarial)
         p, q = self.ducat.log_posterior(clean), self.ducat.log_posterior(attacked)
-        if self.ducat.trains_dummies:
-            classification = self.ducat.two_hot_cross_entropy(clean, attacked, batch.labels)
-        else:
-            classification = self.ducat.cross_entropy(attacked, batch.labels).mean()
+        classification = self.classification(clean, attacked, batch.labels)
         index = batch.labels.unsqueeze(1)
         runner_up = q.scatter(1, index, -torch.inf).amax(dim=1).exp()
         boost = -(_ALMOST_ONE - runner_up).log()

@@ -7,6 +7,7 @@ over both halves. The inner attack maximises the divergence.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,8 @@ from training.objectives.objective import Batch, Objective, forward_both, in_flo
 class Trades(Objective):
     """TRADES with any mode of DUCAT."""
 
-    beta: float
+    beta: float = 6.0
+    plain_clean_share: ClassVar[float] = 1.0
 
     def inner_attack(self, ball: Ball, steps: int, step_size: float) -> InnerAttack:
         return NearPGD(ball, steps, step_size)
@@ -37,10 +39,7 @@ class Trades(Objective):
 
     def loss(self, model: nn.Module, batch: Batch, adversarial: Tensor) -> Tensor:
         clean, attacked = forward_both(model, batch.images, adversarial)
-        if self.ducat.trains_dummies:
-            classification = self.ducat.two_hot_cross_entropy(clean, attacked, batch.labels)
-        else:
-            classification = self.ducat.cross_entropy(clean, batch.labels).mean()
+        classification = self.classification(clean, attacked, batch.labels)
         return classification + self.beta * self._divergence(clean, attacked).mean()
 
     def _divergence(self, clean: Tensor, attacked: Tensor) -> Tensor:

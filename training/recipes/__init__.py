@@ -1,6 +1,7 @@
 """Recipes: complete settings of `ducat train` by name, one TOML file each; `extends` names the one it builds on.
 
-There is one for each data set and a small one for CPUs; another network or method is a flag and needs no recipe.
+There is one for each data set, a small one for CPUs, and for CIFAR-10 one for a budget of hours; another network or
+method is a flag and needs no recipe. ``cost`` says in words what a recipe takes; training never sees it.
 """
 
 from __future__ import annotations
@@ -29,9 +30,19 @@ def load_recipe(name: str) -> dict[str, Any]:
     """The settings of a recipe, with those that it extends. Raises UsageError for an unknown name."""
     if name not in recipe_names():
         raise _unknown(name)
-    recipe = tomllib.loads((resources.files(__name__) / f"{name}.toml").read_text())
+    recipe = _read(name)
+    recipe.pop("cost", None)
     base = recipe.pop("extends", None)
     return {**load_recipe(base), **recipe} if base else recipe
+
+
+def recipe_cost(name: str) -> str:
+    """What a recipe takes, in words; empty where nobody has measured or reckoned it."""
+    return str(_read(name).get("cost", ""))
+
+
+def _read(name: str) -> dict[str, Any]:
+    return tomllib.loads((resources.files(__name__) / f"{name}.toml").read_text())
 
 
 def recipe_of(dataset: str) -> str:

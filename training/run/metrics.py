@@ -20,7 +20,7 @@ class EpochRow:
     """What a finished epoch has to show. Accuracies and shares in [0, 1]; None is what was not measured."""
 
     epoch: int  # counted from 1
-    phase: str  # "adversarial", then "dummy"
+    phase: str  # "adversarial", then "dummy"; "standard" in a run without adversarial images
     learning_rate: float
     loss: float  # the mean over the epoch's steps
     val_clean_accuracy: float
@@ -46,7 +46,7 @@ class EpochRow:
         """A row of measurements, rounded as they are written down."""
         return cls(
             epoch=epoch,
-            phase="dummy" if config.is_dummy_phase(epoch) else "adversarial",
+            phase=config.phase(epoch),
             learning_rate=round(config.learning_rate(epoch), 10),
             loss=round(loss, 6),
             val_clean_accuracy=round(result.clean_accuracy, 6),
@@ -112,8 +112,11 @@ def kept_row(rows: Sequence[EpochRow], config: TrainConfig) -> EpochRow | None:
     """The row whose weights are in `model.safetensors`; None where there are no rows.
 
     The most robust epoch, by the legacy accuracy where it was measured (see docs/architecture.md), then the most
-    accurate, then the first. Once dummies are trained, earlier epochs no longer count.
+    accurate, then the first. Once dummies are trained, earlier epochs no longer count. Without adversarial training the
+    most accurate one: its robust accuracy is that of chance, and best where it has learnt least.
     """
+    if not config.is_adversarial:
+        return max(rows, key=lambda row: row.val_clean_accuracy, default=None)
     with_dummies = [row for row in rows if row.epoch >= (config.ducat_start or 0)]
     return max(with_dummies or rows, key=_selection_score, default=None)
 

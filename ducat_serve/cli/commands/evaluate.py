@@ -13,10 +13,12 @@ from ducat_serve.checkpoint import checkpoint_path, read_checkpoint, write_check
 from ducat_serve.cli.options import PIXEL_SIZE, common, data_options, device_option
 from ducat_serve.cli.release_gate import Bar, require
 from ducat_serve.cli.report_table import show_report
+from ducat_serve.cli.threads_option import threads_option
 from ducat_serve.errors import InterruptedRun, UsageError, missing_extra
 from ducat_serve.output import Output
 from ducat_serve.report import RobustnessReport
 from ducat_serve.spec import ModelSpec
+from ducat_serve.threads import choose_threads
 
 if TYPE_CHECKING:
     from ducat_serve.predictor import Device
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     "--out", type=click.Path(path_type=Path, dir_okay=False), help="Also write the report here, as JSON."
 )
 @data_options
+@threads_option
 @device_option
 @common
 def command(
@@ -85,6 +88,7 @@ def command(
     data_dir: Path | None,
     offline: bool,
     device: Device,
+    threads: int | None,
     json: bool,
 ) -> None:
     """Measure clean and robust accuracy of MODEL (a model.safetensors, its run folder, or a model.onnx).
@@ -103,6 +107,8 @@ def command(
       ducat evaluate runs/digits --suite standard --bar clean=0.80,worst_case=0.45
       ducat evaluate runs/digits/model.onnx
     """
+    choose_threads(threads)
+
     from ducat_serve.atomic import write_text
     from training.evaluation.evaluate import evaluate
     from training.evaluation.prepare import Request, prepare

@@ -28,14 +28,15 @@ def command(ctx: click.Context, json: bool) -> None:
     """
     if ctx.invoked_subcommand is not None:
         return
-    from training.recipes import load_recipe, recipe_names
+    from training.recipes import load_recipe, recipe_cost, recipe_names
 
     output = Output(json)
     recipes = {name: load_recipe(name) for name in recipe_names()}
+    costs = {name: recipe_cost(name) for name in recipes}
     columns = ("network", "method", "epochs")
-    rows = [(name, *(recipe[column] for column in columns)) for name, recipe in recipes.items()]
-    output.table("Recipes", ("name", *columns), rows)
-    output.result({"recipes": recipes})
+    rows = [(name, *(recipe[column] for column in columns), costs[name]) for name, recipe in recipes.items()]
+    output.table("Recipes", ("name", *columns, "cost"), rows)
+    output.result({"recipes": recipes, "costs": costs})
 
 
 @command.command("show")

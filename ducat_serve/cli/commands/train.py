@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ducat_serve.cli.options import common, data_options, device_option
+from ducat_serve.cli.threads_option import threads_option
 from ducat_serve.cli.train_options import train_options
 from ducat_serve.output import Output
+from ducat_serve.threads import choose_threads
 
 if TYPE_CHECKING:
+    from ducat_serve.cli.main import Invocation
     from training.run.folder import RunFolder
     from training.run.metrics import RunSummary
     from training.trainer import Trainer
@@ -48,6 +51,7 @@ ROBUSTNESS_LOSS = 0.02  # accuracy on val; less is noise
     help="Processes on this machine, one per GPU. Several machines: torchrun, docs/scaling.md.  [default: 1]",
 )
 @data_options
+@threads_option
 @device_option
 @common
 @click.pass_context
@@ -63,6 +67,7 @@ def command(
     data_dir: Path | None,
     offline: bool,
     device: str,
+    threads: int | None,
     json: bool,
     **given: Any,
 ) -> int:
@@ -78,12 +83,15 @@ def command(
       ducat train --dataset cifar10 --method trades --ducat off --devices 4
       ducat train --resume runs/folded
     """
+    choose_threads(threads)
+
     from training.distributed.processes import ProcessGroup, launched, local_device
 
     if devices is not None and devices > 1 and not launched():
         from training.distributed.launch import launch
 
-        return launch(devices, ctx.find_root().obj, Output(json))
+        invocation: Invocation = ctx.find_root().obj
+        return launch(devices, invocation.arguments, invocation.environment, Output(json))
 
     from training.device import choose_device
     from training.initial import InitialWeights

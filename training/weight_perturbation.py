@@ -1,0 +1,66 @@
+"""Adversarial weight perturbation (Wu, Xia and Wang 2020, arXiv 2004.05884, algorithm 1).
+
+The update takes its gradient not at the weights but a step up the loss from them: each weight tensor w moves by
+``gamma * |w| * g / |g|``, with its gradient g and Euclidean norms. Then the weights are put back and updated.
+Tensors of one dimension (biases, BatchNorm) stay, as in the authors' code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+_TINY = 1e-20
+
+
+class WeightPerturbation:
+    """Perturbs the weights of ``module`` by ``gamma`` of the norm of each tensor."""
+
+    def __init__(self, module: nn.Module, gamma: float) -> None:
+        self.module, self.gamma = module, gamma
+
+    def backward(self, loss: Callable[[], Tensor]) -> Tensor:
+        """Leave the gradient at the perturbed weights in ``.grad``; returns the loss at the weights as they are.
+
+        Args:
+            loss: computes the objective's loss, a scalar. It is called twice, and must read the weights anew each time:
+                autocast keeps copies of them in bfloat16 until its context ends.
+
+        The weights come back bit for bit. BatchNorm statistics move once, in the second pass, as by a plain update.
+        """
+        self.module.zero_grad(set_to_none=True)
+        with self._buffers_kept():
+            value = loss()
+            value.backward()  # type: ignore[no-untyped-call]
+        with self._perturbed():
+            self.module.zero_grad(set_to_none=True)
+            loss().backward()  # type: ignore[no-untyped-call]
+        return value.detach()
+
+    @contextmanager
+    @torch.no_grad()
+    def _buffers_kept(self) -> Iterator[None]:
+        kept = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
+        with torch.enable_grad():
+            yield
+        for buffer, before in kept:
+            buffer.copy_(before)
+
+    @contextmanager
+    @torch.no_grad()
+    def _perturbed(self) -> Iterator[None]:
+        weights = [w for w in self.module.parameters() if w.ndim > 1 and w.grad is not None]
+        kept = [weight.clone() for weight in weights]
+        for weight in weights:
+            assert weight.grad is not None
+            length = self.gamma * weight.norm() / (weight.grad.norm() + _TINY)
+            weight.add_(length * weight.grad)
+        try:
+            with torch.enable_grad():
+                yield
+        finally:
+            for weight, before in zip(weights, kept, strict=True):
+                weight.copy_(before)
