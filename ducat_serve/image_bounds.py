@@ -12,12 +12,13 @@ import re
 
 MAX_SCANS = 64  # of a JPEG
 MAX_SEGMENTS = 2048  # of a JPEG: an ICC profile may take 255, extended XMP of a phone some hundred
+MAX_STRAY = 64 * 1024  # bytes of a JPEG that belong to no segment and no scan; Pillow reads them one by one
 MAX_CHUNKS = 8192  # of a PNG: 16 MiB in chunks of 2 KiB
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8"
 # A marker in entropy-coded data: not a stuffed byte (FF 00), not a restart marker, which are part of the data.
-_MARKER = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]")
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
 
@@ -35,22 +36,31 @@ def excess(data: bytes) -> str | None:
 
 
 def _png_excess(data: bytes) -> str | None:
-    at = len(_PNG)
+    at, profiles = len(_PNG), 0
     for _ in range(MAX_CHUNKS):
-        if at >= len(data) or data[at + 4 : at + 8] == b"IEND":
+        kind = data[at + 4 : at + 8]
+        if at >= len(data) or kind == b"IEND":
             return None
+        profiles += kind == b"iCCP"
+        if profiles > 1:  # each may unfold to a megabyte
+            return "more than one colour profile"
         at += int.from_bytes(data[at : at + 4]) + 12
     return f"more than {MAX_CHUNKS} chunks"
 
 
 def _jpeg_excess(data: bytes) -> str | None:
     """Walk from marker to marker, as decoders do; of several images in a file (MPO) only the first counts."""
-    at, scans = len(_JPEG), 0
+    at, scans, stray, in_scan = len(_JPEG), 0, 0, False
     for _ in range(MAX_SEGMENTS):
         found = _MARKER.search(data, at)
+        if not in_scan:
+            stray += (len(data) if found is None else found.start()) - at
+            if stray > MAX_STRAY:
+                return f"more than {MAX_STRAY} bytes between its segments"
         if found is None:
             return None
         marker, at = data[found.end() - 1], found.end()
+        in_scan = marker == _START_OF_SCAN
         if marker == _END_OF_IMAGE:
             return None
         if marker == _START_OF_SCAN:

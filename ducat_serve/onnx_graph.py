@@ -17,10 +17,11 @@ _MODEL_GRAPH, _MODEL_FUNCTIONS = 7, 25
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_SPARSE_INITIALIZER = 1, 5, 15
 _NODE_OPERATOR, _NODE_ATTRIBUTE, _NODE_DOMAIN = 4, 5, 7
 _ATTRIBUTE_TENSOR, _ATTRIBUTE_TENSORS = 5, 10
-_ATTRIBUTE_GRAPHS = (6, 11)
+_ATTRIBUTE_GRAPHS, _ATTRIBUTE_SPARSE_TENSORS = (6, 11), (22, 23)
 _TENSOR_EXTERNAL_DATA, _TENSOR_LOCATION = 13, 14
 _CONTROL_FLOW = {"Loop", "Scan", "If", "SequenceMap"}
 _DOMAINS = {"", "ai.onnx"}
+_LARGEST_TAG = 2**32 - 1
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -81,6 +82,8 @@ def _check_attribute(attribute: memoryview) -> None:
     for number, value in _fields(attribute):
         if number in _ATTRIBUTE_GRAPHS:
             raise _Refused("its graph holds another graph, which no model of ours does")
+        if number in _ATTRIBUTE_SPARSE_TENSORS:
+            raise _Refused("it holds sparse tensors, which no model of ours does")
         if number in (_ATTRIBUTE_TENSOR, _ATTRIBUTE_TENSORS):
             _check_tensor(_message(value))
 
@@ -106,6 +109,10 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)
+        if (
+            tag < 8 or tag > _LARGEST_TAG
+        ):  # protobuf cuts larger ones off, and reads another field than we would
+            raise _Refused("it is not an ONNX model")
         number, kind = tag >> 3, tag & 7
         if kind == _VARINT:
             value, at = _varint(message, at)

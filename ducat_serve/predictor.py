@@ -150,6 +150,9 @@ def _create_session(
     # Spinning threads steal the cores from decoding and from the HTTP loop.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
+    # ONNX Runtime's own format is another one, which would be read past all checks of the file.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+
     def create(providers: list[Any]) -> Any:
         try:
             session = ort.InferenceSession(model, options, providers=providers)

@@ -127,6 +127,7 @@ def _reloading_on_sighup(models: Models) -> Iterator[None]:
         yield
     finally:
         loop.remove_signal_handler(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # by itself it would end the process in its last moments
         reloading.cancel()
 
 

@@ -106,7 +106,7 @@ def _load_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
         if not _fits(value, parameters[option]):
             raise UsageError(
                 f"{path}: '{key}' in [{name}] must be a text, a finite number or true or false, and a list of them "
-                "only where the option can be repeated.",
+                "only where the option takes several.",
                 f"{ctx.command_path} --help",
             )
         defaults[option] = value
@@ -131,7 +131,10 @@ def _read_toml(path: Path, help_command: str) -> dict[str, Any]:
 def _fits(value: object, parameter: click.Parameter) -> bool:
     """Whether an option could have this value; whether it may is the option's own business."""
     if isinstance(value, list):
-        return (parameter.multiple or parameter.nargs != 1) and all(map(_is_plain, value))
+        takes_list = (
+            parameter.multiple or parameter.nargs != 1 or getattr(parameter.type, "takes_list", False)
+        )
+        return takes_list and all(map(_is_plain, value))
     return _is_plain(value)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -15,6 +15,7 @@ class Epochs(click.ParamType[tuple[int, ...]]):
     """Epoch numbers such as `100,105`; a list in a config file."""
 
     name = "epochs"
+    takes_list: ClassVar[bool] = True
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None

@@ -17,6 +17,7 @@ import base64
 import binascii
 import io
 import json
+import logging
 from math import prod
 
 import numpy as np
@@ -27,8 +28,10 @@ from ducat_serve.images import ImageError
 from ducat_serve.spec import ModelSpec
 from service.api.admission import Admission
 from service.api.forms import FIELD, uploaded_files
+from service.decoding.decoders import DecoderUnavailable
 from service.errors import APIError
 
+log = logging.getLogger("ducat_serve.service")
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 NPY = "application/x-npy"
 _JSON = 'Send {"images": ["base64 of an image file", ...]}.'
@@ -69,6 +72,10 @@ async def read_images(request: Request, admission: Admission) -> NDArray[np.uint
     for number, data in enumerate(files):
         try:
             arrays.append(await control.decoders.decode(data, spec, settings.max_pixels))
+        except DecoderUnavailable as error:
+            log.error("%s", error)
+            message = "No image can be decoded now; try again later."
+            raise APIError(503, "not_ready", message, retry_after=1) from error
         except ImageError as error:
             which = f"Image {number + 1}: " if len(files) > 1 else ""
             status = 413 if error.code == "image_too_large" else 400

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +17,17 @@ from numpy.typing import NDArray
 
 from ducat_serve.images import ImageError
 from ducat_serve.spec import ModelSpec
-from service.decoding.protocol import ANSWER, READY, REQUEST
+from service.decoding.protocol import ANSWER, MAX_WORDS, NUMBER, READY, REQUEST
 
 COUNT = 2  # a decoded 25-megapixel image takes hundreds of megabytes for a moment: so many at a time, no more
 START_SECONDS = 30.0  # a third of a second on an idle machine
-STUCK_SECONDS = 2.0  # the largest images that are allowed take half of that
+STUCK_SECONDS = 5.0  # the largest images that are allowed take a fifth of that on an idle machine
 _ROOT = Path(__file__).parents[2]
 _COMMAND = (sys.executable, "-P", "-m", "service.decoding.worker")
+
+
+class DecoderUnavailable(Exception):
+    """No process could be started to decode an image; that is no fault of the image."""
 
 
 class Decoders:
@@ -39,7 +45,7 @@ class Decoders:
             self._free.put_nowait(worker)
 
     async def start(self) -> None:
-        """Start all processes, so that no request waits for one to start."""
+        """Start all processes, so that no request waits for one to start. Raises DecoderUnavailable."""
         await asyncio.gather(*(worker.start() for worker in self._workers))
 
     async def decode(self, data: bytes, spec: ModelSpec, max_pixels: int) -> NDArray[np.uint8]:
@@ -47,7 +53,9 @@ class Decoders:
 
         To cancel it kills the process that is at it.
 
-        Raises ImageError as `ducat_serve.images.decode` does, and where the process died of the image.
+        Raises:
+            ImageError: as `ducat_serve.images.decode` does, and where the process died of the image.
+            DecoderUnavailable: no process could be started; the next image tries again.
         """
         worker = await self._free.get()
         try:
@@ -57,12 +65,11 @@ class Decoders:
 
     @property
     def is_stuck(self) -> bool:
-        """Whether every process has been busy with one image for longer than any sound image takes."""
-        now = time.monotonic()
-        return all(w.busy_since is not None and now - w.busy_since > STUCK_SECONDS for w in self._workers)
+        """Whether none gets on: each has been at one image for longer than any sound one takes, or does not start."""
+        return all(worker.is_stuck for worker in self._workers)
 
     async def stop(self) -> None:
-        """End all processes."""
+        """End all processes, for good."""
         await asyncio.gather(*(worker.stop() for worker in self._workers))
 
 
@@ -72,16 +79,38 @@ class _Worker:
         self._process: Process | None = None
         self._starting: asyncio.Task[Process] | None = None
         self._killed: list[Process] = []
-        self.busy_since: float | None = None
+        self._busy_since: float | None = None
+        self._does_not_start = self._stopped = False
+
+    @property
+    def is_stuck(self) -> bool:
+        if self._busy_since is None:
+            return self._does_not_start
+        return time.monotonic() - self._busy_since > STUCK_SECONDS
 
     async def start(self) -> Process:
-        """The process, ready to decode. Raises ConnectionError or IncompleteReadError where it does not start.
+        """The process, ready to decode. Raises DecoderUnavailable.
 
         To cancel this leaves it starting: with a deadline shorter than a start there would never be one.
         """
+        if self._stopped:
+            raise DecoderUnavailable("the server is stopping")
+        if self._process is not None and self._process.returncode is not None:  # it ended between two images
+            self._kill()
         if self._starting is None:
             self._starting = asyncio.create_task(self._start())
-        return await asyncio.shield(self._starting)
+        try:
+            process = await asyncio.shield(self._starting)
+        except (
+            OSError,
+            RuntimeError,
+            EOFError,
+        ) as error:  # no memory, no process or file to be had, or it ended
+            self._kill()
+            self._does_not_start = True
+            raise DecoderUnavailable(f"an image decoder did not start: {error}") from error
+        self._does_not_start = False
+        return process
 
     async def _start(self) -> Process:
         # Nothing of our environment: it holds keys, and this process reads what strangers send.
@@ -90,43 +119,29 @@ class _Worker:
             *self._command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=environment, start_new_session=True
         )
         assert process.stdout is not None
-        try:
-            async with asyncio.timeout(START_SECONDS):
-                await process.stdout.readexactly(len(READY))
-        except TimeoutError as error:
-            raise ConnectionError(f"the decoder did not start within {START_SECONDS:g} s") from error
+        async with asyncio.timeout(START_SECONDS):  # a TimeoutError is an OSError
+            await process.stdout.readexactly(len(READY))
         return process
 
     async def decode(self, data: bytes, spec: ModelSpec, max_pixels: int) -> NDArray[np.uint8]:
-        height, width = spec.image_size
-        head = REQUEST.pack(max_pixels, height, width, spec.channels, len(data))
-        try:
-            decoded, content = await self._ask(await self.start(), head, data)
-        except (ConnectionError, asyncio.IncompleteReadError) as error:
-            self._kill()
-            raise ImageError("the image does not decode (its decoder ended)") from error
-        if not decoded:
-            code, _, message = content.decode().partition(":")
-            raise ImageError(message, code)
-        return np.frombuffer(content, np.uint8).reshape(height, width, spec.channels)
-
-    async def _ask(self, process: Process, head: bytes, data: bytes) -> tuple[bool, bytes]:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        self.busy_since = time.monotonic()
+        shape = (*spec.image_size, spec.channels)
+        process, number = await self.start(), secrets.token_bytes(NUMBER)
+        request = REQUEST.pack(number, max_pixels, *shape, len(data))
+        self._busy_since = time.monotonic()
         answered = False
         try:
-            process.stdin.write(head)
-            process.stdin.write(data)
-            await process.stdin.drain()
-            decoded, length = ANSWER.unpack(await process.stdout.readexactly(ANSWER.size))
-            content = await process.stdout.readexactly(length)
+            words, pixels = await _ask(process, number, request, data, prod(shape))
             answered = True
+        except (OSError, RuntimeError, ValueError, EOFError) as error:
+            raise ImageError("the image does not decode (its decoder ended)") from error
         finally:
-            self.busy_since = None
+            self._busy_since = None
             if not answered:
                 self._kill()
-        return decoded, content
+        if pixels is None:
+            code, _, message = words.partition(":")
+            raise ImageError(message, code)
+        return np.frombuffer(pixels, np.uint8).reshape(shape)
 
     def _kill(self) -> None:
         """The next image starts another."""
@@ -138,6 +153,7 @@ class _Worker:
         self._killed = [killed for killed in self._killed if killed.returncode is None] + [process]
 
     async def stop(self) -> None:
+        self._stopped = True
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
         self._kill()
@@ -145,3 +161,19 @@ class _Worker:
             if process.stdin is not None:
                 process.stdin.close()
             await process.wait()
+
+
+async def _ask(
+    process: Process, number: bytes, request: bytes, data: bytes, size: int
+) -> tuple[str, bytes | None]:
+    """Words, or pixels of ``size`` bytes. Raises ValueError for an answer that no decoder of ours gives."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(request)
+    process.stdin.write(data)
+    await process.stdin.drain()
+    answered, decoded, length = ANSWER.unpack(await process.stdout.readexactly(ANSWER.size))
+    if answered != number or (length != size if decoded else length > MAX_WORDS):
+        raise ValueError("the decoder answered another request")
+    content = await process.stdout.readexactly(length)
+    return ("", content) if decoded else (content.decode(), None)

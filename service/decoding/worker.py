@@ -7,25 +7,27 @@ it busy for ever, costs this process and nothing else.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import resource
+import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import BinaryIO
 
 from ducat_serve.images import ImageError, decode, fit, to_array
-from service.decoding.protocol import ANSWER, READY, REQUEST
+from service.decoding.protocol import ANSWER, MAX_WORDS, READY, REQUEST
 
 # The most that was measured is 22 bytes a pixel (lossless WebP with transparency; docs/performance.md has the table).
 _BYTES_PER_PIXEL = 32
 _SPARE = 128 * 2**20  # bytes, for the file and small buffers
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 def main() -> None:
     """Answer requests until there are no more."""
-    warnings.simplefilter(
-        "ignore"
-    )  # Pillow warns once for every odd chunk, and a file may hold many thousand
+    _end_with_the_server()
+    # Pillow warns once for every odd chunk, and a file may hold many thousand.
+    warnings.simplefilter("ignore")
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     bounded = 0
@@ -33,7 +35,7 @@ def main() -> None:
     stdout.write(READY)
     stdout.flush()
     while len(head := stdin.read(REQUEST.size)) == REQUEST.size:
-        max_pixels, height, width, channels, length = REQUEST.unpack(head)
+        number, max_pixels, height, width, channels, length = REQUEST.unpack(head)
         if max_pixels != bounded:
             bounded = max_pixels
             _bound_memory(max_pixels)
@@ -41,14 +43,17 @@ def main() -> None:
         try:
             array = to_array(fit(decode(data, max_pixels), (height, width)), channels)
         except ImageError as error:
-            _answer(stdout, False, f"{error.code}:{error}".encode())
+            words = f"{error.code}:{error}".encode()[:MAX_WORDS]
+            stdout.write(ANSWER.pack(number, False, len(words)) + words)
         else:
-            _answer(stdout, True, array.tobytes())
+            stdout.write(ANSWER.pack(number, True, array.nbytes) + array.tobytes())
+        stdout.flush()
 
 
-def _answer(stdout: BinaryIO, decoded: bool, content: bytes) -> None:
-    stdout.write(ANSWER.pack(decoded, len(content)) + content)
-    stdout.flush()
+def _end_with_the_server() -> None:
+    """A server that is killed ends nothing itself, and an image may take long; Linux ends this process for it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _bound_memory(max_pixels: int) -> None:

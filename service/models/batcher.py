@@ -11,8 +11,10 @@ answered a whole batch before its deadline, and a batch leaves out what would ex
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -81,6 +83,7 @@ class Batcher:
         self._max_batch = max_batch
         self._max_queue = max_queue
         self._waiting: deque[_Piece] = deque()
+        self._lock = threading.Lock()  # the inference thread takes from it, the event loop removes
         self._rows = 0  # waiting or running
         self._seconds_per_batch = seconds_per_batch  # 0 until one was timed
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
@@ -124,8 +127,9 @@ class Batcher:
         ]
         for piece in pieces:
             self._rows += len(piece.images)
-            piece.result.add_done_callback(functools.partial(self._release, len(piece.images)))
-            self._waiting.append(piece)
+            piece.result.add_done_callback(functools.partial(self._release, piece))
+            with self._lock:
+                self._waiting.append(piece)
         if self._running is None:
             self._running = asyncio.create_task(self._drain())
         try:
@@ -151,8 +155,12 @@ class Batcher:
             await asyncio.wait([self._running])
         self._thread.shutdown()
 
-    def _release(self, rows: int, _: object) -> None:
-        self._rows -= rows
+    def _release(self, piece: _Piece, _: object) -> None:
+        self._rows -= len(piece.images)
+        if piece.result.cancelled():
+            # Its images go at once: those of clients that left would stay for as long as an inference takes.
+            with self._lock, contextlib.suppress(ValueError):  # it may have been taken
+                self._waiting.remove(piece)
 
     async def _drain(self) -> None:
         loop = asyncio.get_running_loop()
@@ -175,18 +183,19 @@ class Batcher:
         batch: list[_Piece] = []
         late: list[_Piece] = []
         rows = 0
-        while self._waiting:
-            piece = self._waiting[0]
-            if piece.result.done() or piece.deadline <= now:  # nobody waits for it any more
-                pass
-            elif piece.deadline < now + self._seconds_per_batch:
-                late.append(piece)
-            elif batch and rows + len(piece.images) > self._max_batch:
-                break
-            else:
-                batch.append(piece)
-                rows += len(piece.images)
-            self._waiting.popleft()
+        with self._lock:
+            while self._waiting:
+                piece = self._waiting[0]
+                if piece.result.done() or piece.deadline <= now:  # nobody waits for it any more
+                    pass
+                elif piece.deadline < now + self._seconds_per_batch:
+                    late.append(piece)
+                elif batch and rows + len(piece.images) > self._max_batch:
+                    break
+                else:
+                    batch.append(piece)
+                    rows += len(piece.images)
+                self._waiting.popleft()
         if not batch and late:
             rows = 0
             while late and rows + len(late[0].images) <= self._max_batch:

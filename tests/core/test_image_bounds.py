@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ducat_serve.image_bounds import MAX_CHUNKS, MAX_SCANS, MAX_SEGMENTS, excess
+from ducat_serve.image_bounds import MAX_CHUNKS, MAX_SCANS, MAX_SEGMENTS, MAX_STRAY, excess
 from ducat_serve.images import ImageError, decode
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8))
@@ -43,6 +43,20 @@ def with_chunks(count: int) -> bytes:
     return data[:33] + empty * count + data[33:]
 
 
+def with_stray(stray: bytes) -> bytes:
+    """A JPEG with bytes between its first two segments, which Pillow reads one by one."""
+    data = encode("JPEG")
+    end = 4 + int.from_bytes(data[4:6])
+    return data[:end] + stray + data[end:]
+
+
+def with_profiles(count: int) -> bytes:
+    data = encode("PNG")
+    body = b"iCCP" + b"a\0\0" + zlib.compress(bytes(1000))
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    return data[:33] + chunk * count + data[33:]
+
+
 def run_length_encoded_bmp() -> bytes:
     """Eight black pixels, as BMP's RLE8."""
     pixels = b"\x08\x00\x00\x01"
@@ -61,6 +75,10 @@ def never_open(*_: object, **__: object) -> None:
         pytest.param(with_scans(MAX_SCANS + 1), "scans", id="scans"),
         pytest.param(with_segments(MAX_SEGMENTS + 1), "segments", id="segments"),
         pytest.param(with_chunks(MAX_CHUNKS + 1), "chunks", id="chunks"),
+        pytest.param(with_stray(b"\xff" * (MAX_STRAY + 1)), "bytes between", id="fill bytes"),
+        pytest.param(with_stray(b"\xff\xd0" * MAX_STRAY), "bytes between", id="restart markers"),
+        pytest.param(with_stray(b"\xff\x00" * MAX_STRAY), "bytes between", id="stuffed bytes"),
+        pytest.param(b"\xff\xd8" + bytes(MAX_STRAY + 1), "bytes between", id="no segment at all"),
     ],
 )
 def test_too_many_parts_are_refused_before_any_decoder(
@@ -77,6 +95,19 @@ def test_too_many_parts_are_refused_before_any_decoder(
 )
 def test_as_many_as_allowed_decode(data: bytes) -> None:
     assert decode(data).size == NOISE.size
+
+
+@pytest.mark.parametrize("end", [b"\x00", b"\xd0"])
+def test_looking_for_a_marker_takes_one_pass(end: bytes) -> None:
+    """By an expression that tried every run of FF from each of its bytes this would take hours."""
+    found = excess(b"\xff\xd8" + b"\xff" * 8_000_000 + end)
+    assert found is not None
+    assert "between its segments" in found
+
+
+def test_more_than_one_colour_profile_is_refused() -> None:
+    assert excess(with_profiles(1)) is None
+    assert excess(with_profiles(2)) == "more than one colour profile"
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from ducat_serve.errors import DataError, VerificationError
+from ducat_serve.errors import DataError, DucatError, VerificationError
 from ducat_serve.onnx_graph import check_graph
 from ducat_serve.predictor import GRAPH_KEY, Predictor
+from ducat_serve.predictor import _create_session as create_session
 from ducat_serve.sealed import SEAL_KEY, read_sealed, seal
 
 
@@ -74,6 +75,12 @@ def sparse_initializer(model: onnx.ModelProto) -> None:
     model.graph.sparse_initializer.add()
 
 
+def sparse_constant(model: onnx.ModelProto) -> None:
+    node = model.graph.node.add(op_type="Constant", output=["hidden"])
+    attribute = node.attribute.add(name="sparse_value", type=onnx.AttributeProto.SPARSE_TENSOR)
+    attribute.sparse_tensor.values.external_data.add(key="location", value="../secret")
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -83,6 +90,7 @@ def sparse_initializer(model: onnx.ModelProto) -> None:
         (other_domain, "another domain"),
         (function, "functions"),
         (sparse_initializer, "sparse"),
+        (sparse_constant, "sparse"),
     ],
 )
 def test_what_no_model_of_ours_holds_is_refused(
@@ -129,6 +137,46 @@ def test_the_digest_is_that_of_the_graph(onnx_model: Path) -> None:
     data = read_sealed(onnx_model)
     graph = onnx.load_model_from_string(data).graph.SerializeToString(deterministic=True)
     assert check_graph(data, "model") == hashlib.sha256(graph).hexdigest()
+
+
+def overlong(number: int, content: bytes) -> bytes:
+    """A field whose tag has a 33rd bit, which protobuf cuts off: it is the field ``number`` to ONNX Runtime."""
+    tag, value = bytearray(), (number << 3 | 2) | 1 << 32
+    while value > 0x7F:
+        tag.append(value & 0x7F | 0x80)
+        value >>= 7
+    length = bytearray()
+    size = len(content)
+    while size > 0x7F:
+        length.append(size & 0x7F | 0x80)
+        size >>= 7
+    return bytes(tag) + bytes([value]) + bytes(length) + bytes([size]) + content
+
+
+@pytest.mark.parametrize("level", ["model", "node", "tensor"])
+def test_a_tag_that_protobuf_would_cut_off_is_refused(level: str, onnx_model: Path, tmp_path: Path) -> None:
+    """Otherwise a graph with a loop could be merged into ours, past every check and with the same digest."""
+    data = read_sealed(onnx_model)
+    if level == "model":
+        hidden = data + overlong(7, b"")
+    else:
+        inner = overlong(4, b"Loop") if level == "node" else overlong(13, b"")
+        field = 1 if level == "node" else 5
+        extra = bytes([field << 3 | 2, len(inner)]) + inner
+        hidden = data + bytes([7 << 3 | 2, len(extra)]) + extra
+    with pytest.raises(VerificationError, match=r"not an ONNX model|graphs instead"):
+        check_graph(hidden, "model")
+
+
+def test_onnx_runtime_reads_nothing_but_onnx(tmp_path: Path) -> None:
+    """A sealed file may also be one of ONNX Runtime's own format, which it would tell by four bytes."""
+    disguised = bytes([0x88, 0x01, 0, 0]) + b"ORTM" + bytes(200)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(seal(disguised))
+    with pytest.raises(VerificationError):
+        Predictor(path, "cpu")
+    with pytest.raises(DucatError, match=r"INVALID_PROTOBUF|Protobuf parsing failed"):
+        create_session(disguised, "cpu", 1, True)
 
 
 @given(st.binary(max_size=200))

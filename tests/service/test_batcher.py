@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import weakref
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
@@ -358,3 +359,26 @@ def test_a_split_request_that_will_be_late_leaves_no_error_behind(
 
     run(infer, scenario, max_batch=2, seconds_per_batch=0.18)
     assert [record.message for record in caplog.records if record.name == "asyncio"] == []
+
+
+def test_images_of_clients_that_left_go_at_once(infer: FakeInfer) -> None:
+    """While one inference takes its time, uploads whose clients leave must not pile up behind it."""
+
+    async def scenario(batcher: Batcher) -> None:
+        first = await block(batcher, infer)
+        request = images(7, 8)
+        held = weakref.ref(request)
+        gone = asyncio.create_task(batcher.predict(request, WAIT))
+        del request
+        await until(lambda: batcher.rows == 3)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        del gone
+        await asyncio.sleep(0)
+        gc.collect()
+        assert held() is None
+        infer.gate.set()
+        await first
+
+    run(infer, scenario)
+    assert infer.batches == [[0]]

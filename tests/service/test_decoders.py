@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
@@ -19,8 +21,10 @@ from PIL.PngImagePlugin import PngInfo
 from ducat_serve.images import ImageError, decode, fit, to_array
 from ducat_serve.predictor import Predictor
 from ducat_serve.spec import ModelSpec
-from service.decoding.decoders import STUCK_SECONDS, Decoders
+from service.decoding.decoders import STUCK_SECONDS, Decoders, DecoderUnavailable
 from tests.support.decoders import DYING, SILENT
+
+pytestmark = pytest.mark.integration
 
 MAX_PIXELS = 1_000_000
 
@@ -123,16 +127,72 @@ def test_a_process_that_dies_costs_one_image(spec: ModelSpec) -> None:
     run(scenario, DYING)
 
 
-def test_killed_from_outside_it_starts_again(spec: ModelSpec) -> None:
+def test_one_that_ended_between_two_images_is_replaced(spec: ModelSpec) -> None:
     async def scenario(decoders: Decoders) -> None:
         await decoders.decode(encode("PNG"), spec, MAX_PIXELS)
         (process,) = children()
         os.kill(process, 9)
-        with pytest.raises(ImageError):
-            await decoders.decode(encode("PNG"), spec, MAX_PIXELS)
+        while psutil.pid_exists(process):
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
         await decoders.decode(encode("PNG"), spec, MAX_PIXELS)
 
     run(scenario)
+
+
+def test_one_that_cannot_start_is_not_the_image_s_fault_and_is_tried_again(
+    spec: ModelSpec, tmp_path: Path
+) -> None:
+    program = tmp_path / "decoder"
+
+    async def scenario(decoders: Decoders) -> None:
+        for _ in range(2):
+            with pytest.raises(DecoderUnavailable):
+                await decoders.decode(encode("PNG"), spec, MAX_PIXELS)
+            assert decoders.is_stuck
+        program.write_text(f"#!/bin/sh\nexec {sys.executable} -P -m service.decoding.worker\n")
+        program.chmod(0o755)
+        await decoders.decode(encode("PNG"), spec, MAX_PIXELS)
+        assert not decoders.is_stuck
+
+    run(scenario, (str(program),))
+
+
+@pytest.mark.parametrize("answer", ["ANSWER.pack(bytes(16), True, 192)", "ANSWER.pack(number, True, 2**40)"])
+def test_an_answer_to_no_request_is_not_taken(spec: ModelSpec, answer: str) -> None:
+    """A process that an image has taken over might answer the next one in advance, or without end."""
+    code = (
+        "import sys; from service.decoding.protocol import *; print(end='+', flush=True); "
+        "number = sys.stdin.buffer.read(16); "
+        f"sys.stdout.buffer.write({answer} + bytes(192)); sys.stdout.flush(); sys.stdin.buffer.read()"
+    )
+
+    async def scenario(decoders: Decoders) -> None:
+        with pytest.raises(ImageError, match="its decoder ended"):
+            await decoders.decode(encode("PNG"), spec, MAX_PIXELS)
+        await decoders.stop()
+        assert children() == set()
+
+    run(scenario, (sys.executable, "-P", "-c", code))
+
+
+def test_a_decoder_ends_with_a_server_that_is_killed() -> None:
+    child = (
+        "from service.decoding.worker import _end_with_the_server as end; import time; end(); "
+        "print('+', flush=True); time.sleep(600)"
+    )
+    server = (
+        "import os, subprocess, sys; "
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE); "
+        "child.stdout.read(1); print(child.pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", server], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == -9
+    pid = int(done.stdout)
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
 
 
 def test_stuck_means_that_all_are(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:

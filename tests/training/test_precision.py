@@ -67,7 +67,7 @@ def test_the_report_is_dropped_and_measured_again(folder: Path, capsys: pytest.C
     assert report.model_dump(mode="json") == printed
     assert (report.precision, report.artefact) == ("float16", "onnx")
     assert "scores only" in report.summary()
-    assert "see its scores only" in (folder / "model-float16.md").read_text()  # the card was written again
+    assert "see only its scores" in (folder / "model-float16.md").read_text()  # the card was written again
     assert after.source_sha256 == before.source_sha256
     images = load_dataset("digits").test.images[:8]
     assert np.array_equal(after(images).logits, before(images).logits)

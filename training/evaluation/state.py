@@ -54,21 +54,31 @@ class EvaluationState:
             with safe_open(self.path, framework="pt") as file:
                 document = json.loads((file.metadata() or {})[_KEY])
                 stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, KeyError, ValueError, OSError) as error:
-            raise DataError(
-                f"{self.path} is not an interrupted evaluation, or it is damaged.",
-                "run it again without --resume",
-            ) from error
+            asked = dict(document["request"])
+            results = [AttackResult.model_validate(result) for result in document["results"]]
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+            raise self._damaged() from error
         wanted = json.loads(json.dumps(self.request))
-        if document["request"] != wanted:
-            changed = sorted(k for k in wanted if document["request"].get(k) != wanted[k])
+        if asked != wanted:
+            changed = sorted(k for k in wanted if asked.get(k) != wanted[k])
             raise UsageError(
                 f"The interrupted evaluation was another one: {', '.join(changed)} changed.",
                 "give the same options, or run it without --resume to start again",
             )
-        for name, tensor in _tensors(examples).items():
+        tensors = _tensors(examples)
+        if {name: (t.shape, t.dtype) for name, t in stored.items()} != {
+            name: (t.shape, t.dtype) for name, t in tensors.items()
+        }:
+            raise self._damaged()
+        for name, tensor in tensors.items():
             tensor.copy_(stored[name].to(tensor.device))
-        return [AttackResult.model_validate(result) for result in document["results"]]
+        return results
+
+    def _damaged(self) -> DataError:
+        return DataError(
+            f"{self.path} is not an interrupted evaluation, or it is damaged.",
+            "run it again without --resume",
+        )
 
     def exists(self) -> bool:
         """Whether there is something to resume."""
