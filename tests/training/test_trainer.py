@@ -25,6 +25,7 @@ from tests.support.training_runs import (
     around_steps,
     assert_same_run,
     contents,
+    epoch_row,
     fill_weights,
     resumed,
     rows,
@@ -32,8 +33,9 @@ from tests.support.training_runs import (
     trainer,
 )
 from training.attacks.pgd import PGD
+from training.config import resolve
 from training.objectives.adversarial_training import AdversarialTraining
-from training.run.metrics import COLUMNS
+from training.run.metrics import COLUMNS, kept_row
 
 pytestmark = pytest.mark.integration
 
@@ -103,10 +105,20 @@ def test_every_method_learns_and_resumes_exactly(tmp_path: Path, method: str, ow
     assert read_spec(tmp_path / "run" / "model.safetensors").training["recipe"]["method"] == method  # type: ignore[index, call-overload]
 
 
-def test_training_without_attacks_learns_resumes_and_keeps_the_most_accurate_epoch(
+@pytest.mark.parametrize(("method", "kept"), [("standard", 2), ("pgd-at", 1)])
+def test_without_attacks_the_most_accurate_epoch_is_kept(method: str, kept: int) -> None:
+    """By robust accuracy it would be the epoch that has learnt least."""
+    epochs = [
+        epoch_row(1, val_clean_accuracy=0.3, val_pgd_accuracy=0.2),
+        epoch_row(2, val_clean_accuracy=0.9, val_pgd_accuracy=0.0),
+    ]
+    row = kept_row(epochs, resolve("digits", {"method": method, "ducat": "off"}))
+    assert row is epochs[kept - 1]
+
+
+def test_training_without_attacks_learns_and_resumes_exactly(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By robust accuracy it would keep the epoch that has learnt least."""
     changes = {"method": "standard", "ducat": "off", "ducat_start": None, "epochs": 8}
     summary = trainer(tmp_path / "whole", **changes).run()
     table = rows(tmp_path / "whole")
