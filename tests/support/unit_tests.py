@@ -7,13 +7,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
 # Fixtures of conftest.py that train or export; those that build on them bring their names along.
 _TRAINED = {"run_folder", "other_model"}
 _EXCEPTIONS = ("slow", "integration")
+_OF_IMPORTS = "ldconfig"  # the first import of torch looks for a library by it
 
 
 def mark_unit_tests(items: list[pytest.Item]) -> None:
@@ -32,8 +34,17 @@ def nothing_starts_or_trains(item: pytest.Item) -> Iterator[None]:
         # Not an Exception, so the code under test cannot catch it.
         pytest.fail(f"{item.nodeid} starts a process or trains: mark it with pytest.mark.integration")
 
+    start = subprocess.Popen.__init__
+
+    def start_unless_forbidden(process: subprocess.Popen[Any], *arguments: Any, **options: Any) -> None:
+        command = (arguments or (options.get("args"),))[0]
+        program = command[0] if isinstance(command, list | tuple) else command
+        if Path(str(program)).name != _OF_IMPORTS:
+            forbidden()
+        start(process, *arguments, **options)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(subprocess.Popen, "__init__", forbidden)
+        patch.setattr(subprocess.Popen, "__init__", start_unless_forbidden)
         patch.setattr(subprocess.Popen, "__del__", lambda _: None)  # of objects that were never made
         patch.setattr(multiprocessing.process.BaseProcess, "start", forbidden)
         # Importing torch would cost every run seconds; where all tests are collected it is imported anyway.
