@@ -169,8 +169,7 @@ async def _ask(
     """Words, or pixels of ``size`` bytes. Raises ValueError for an answer that no decoder of ours gives."""
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write(request)
-    process.stdin.write(data)
+    process.stdin.writelines((request, data))  # in one system call
     await process.stdin.drain()
     answered, decoded, length = ANSWER.unpack(await process.stdout.readexactly(ANSWER.size))
     if answered != number or (length != size if decoded else length > MAX_WORDS):
