@@ -18,8 +18,6 @@ from service.telemetry.tracing import Tracing
 
 _settings = Settings.from_environment()
 models = Models(_settings, Tracing.from_environment())
-
-
 _app = create_app(models)
 _admission: AdmissionControl = _app.state.admission
 
