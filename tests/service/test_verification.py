@@ -89,7 +89,9 @@ def test_what_hangs_is_given_up_and_later_loads_go_on(
                 with pytest.raises(ModelRefused, match=r"within 0\.3 s"):
                     await models.load("model")
         assert models.get() is before
-        assert psutil.Process().children() == []
+        async with asyncio.timeout(10):  # a killed process is listed until it has been waited for
+            while psutil.Process().children():
+                await asyncio.sleep(0.01)
         assert "was not loaded within 0.3 s" in caplog.text
         await models.load("model")
         assert models.get() is not before
