@@ -27,6 +27,9 @@ class NetworkInfo:
 NETWORKS: dict[str, NetworkInfo] = {
     info.name: info
     for info in (
+        NetworkInfo(
+            "resnet14", 1_214_714, "BasicBlock [2, 2, 2] from half the resolution on; wide, for CPUs"
+        ),
         NetworkInfo("resnet-small", 701_466, "ResNet-18 at a quarter of its width; for CPUs"),
         NetworkInfo("resnet18", 11_173_962, "BasicBlock [2, 2, 2, 2], CIFAR stem; the paper's network"),
         NetworkInfo(
@@ -68,6 +71,7 @@ def _builder(name: str) -> Callable[..., nn.Module]:
     from ducat_serve.networks import resnet, wide_resnet
 
     return {
+        "resnet14": resnet.resnet14,
         "resnet-small": resnet.resnet_small,
         "resnet18": resnet.resnet18,
         "resnet26": resnet.resnet26,

@@ -5,31 +5,38 @@ The residual blocks are torchvision's; only the stem and the widths differ from 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 
 class ResNet(nn.Module):
-    """Four stages of two residual blocks; the width doubles and the resolution halves at each stage."""
+    """A stem of ``stem`` channels, then stages of two residual blocks; every stage but the first halves the resolution.
+
+    ``widths`` are the channels of the stages, and ``first_stride`` 2 halves the resolution in the first one too.
+    """
 
     def __init__(
         self,
         block: type[BasicBlock | Bottleneck],
-        width: int,
+        stem: int,
+        widths: Sequence[int],
         *,
+        first_stride: int = 1,
         channels: int,
         stem_stride: int,
         outputs: int,
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, width, 3, stride=stem_stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.conv1 = nn.Conv2d(channels, stem, 3, stride=stem_stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem)
         self.relu = nn.ReLU(inplace=True)
-        features = width
-        for stage in range(4):
-            planes = width * 2**stage
-            layer = _stage(block, features, planes, stride=1 if stage == 0 else 2)
-            self.add_module(f"layer{stage + 1}", layer)
+        self.stages = [f"layer{number}" for number in range(1, len(widths) + 1)]
+        features = stem
+        for name, planes in zip(self.stages, widths, strict=True):
+            stride = first_stride if name == "layer1" else 2
+            self.add_module(name, _stage(block, features, planes, stride))
             features = planes * block.expansion
         self.fc = nn.Linear(features, outputs)
         for module in self.modules():
@@ -39,7 +46,7 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images [N, channels, H, W] to logits [N, outputs]."""
         x = self.relu(self.bn1(self.conv1(x)))
-        for stage in ("layer1", "layer2", "layer3", "layer4"):
+        for stage in self.stages:
             x = self.get_submodule(stage)(x)
         logits: Tensor = self.fc(x.mean(dim=(2, 3)))
         return logits
@@ -53,13 +60,33 @@ def _stage(block: type[BasicBlock | Bottleneck], features: int, planes: int, str
     return nn.Sequential(block(features, planes, stride, shortcut), block(out, planes))
 
 
+def resnet14(*, channels: int, stem_stride: int, outputs: int) -> ResNet:
+    return ResNet(
+        BasicBlock,
+        16,
+        (48, 96, 160),
+        first_stride=2,
+        channels=channels,
+        stem_stride=stem_stride,
+        outputs=outputs,
+    )
+
+
 def resnet_small(*, channels: int, stem_stride: int, outputs: int) -> ResNet:
-    return ResNet(BasicBlock, 16, channels=channels, stem_stride=stem_stride, outputs=outputs)
+    return _doubling(BasicBlock, 16, channels=channels, stem_stride=stem_stride, outputs=outputs)
 
 
 def resnet18(*, channels: int, stem_stride: int, outputs: int) -> ResNet:
-    return ResNet(BasicBlock, 64, channels=channels, stem_stride=stem_stride, outputs=outputs)
+    return _doubling(BasicBlock, 64, channels=channels, stem_stride=stem_stride, outputs=outputs)
 
 
 def resnet26(*, channels: int, stem_stride: int, outputs: int) -> ResNet:
-    return ResNet(Bottleneck, 64, channels=channels, stem_stride=stem_stride, outputs=outputs)
+    return _doubling(Bottleneck, 64, channels=channels, stem_stride=stem_stride, outputs=outputs)
+
+
+def _doubling(
+    block: type[BasicBlock | Bottleneck], width: int, *, channels: int, stem_stride: int, outputs: int
+) -> ResNet:
+    """Four stages; the width doubles where the resolution halves."""
+    widths = [width * 2**stage for stage in range(4)]
+    return ResNet(block, width, widths, channels=channels, stem_stride=stem_stride, outputs=outputs)

@@ -18,8 +18,9 @@ def test_parameter_count_is_as_listed(name: str) -> None:
 
 @pytest.mark.parametrize("size", [(8, 8), (28, 28), (32, 48), (64, 64), (96, 96)])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_any_size_and_channels(size: tuple[int, int], channels: int) -> None:
-    network = create_network("resnet-small", channels=channels, image_size=size, outputs=14).eval()
+@pytest.mark.parametrize("name", ["resnet14", "resnet-small"])
+def test_any_size_and_channels(name: str, size: tuple[int, int], channels: int) -> None:
+    network = create_network(name, channels=channels, image_size=size, outputs=14).eval()
     assert network(torch.rand(2, channels, *size)).shape == (2, 14)
 
 
