@@ -48,6 +48,8 @@ def command(model: Path, json: bool) -> None:
         ("trained on", spec.training.get("data", NOT_RECORDED)),
         ("method", f"{method}, ducat {recipe['ducat']}"),
         ("recipe", f"{recipe['epochs']} epochs, seed {recipe['seed']}" if spec.recipe else NOT_RECORDED),
+        ("trained by", spec.command or NOT_RECORDED),
+        ("git revision", spec.git_revision or NOT_RECORDED),
         ("robustness", robustness),
         ("weights digest", spec.weights_digest),
         *extra.items(),
