@@ -77,7 +77,9 @@ def train(trainer: Trainer, data_dir: Path | None, *, resumed: bool) -> RunSumma
     # Not before the data is there: a failed start leaves no folder.
     with folder.locked() if processes.is_first else nullcontext():
         if processes.is_first and not resumed:
-            folder.create(config, data_dir.resolve() if data_dir else None, dataset.digest)
+            folder.create(
+                config, data_dir.resolve() if data_dir else None, dataset.digest, trainer.provenance
+            )
         processes.wait()
         if resumed:
             trainer.resume()

@@ -10,7 +10,8 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from ducat_serve.cli.options import common, device_option
+from ducat_serve.bundled import bundled_name
+from ducat_serve.cli.options import ModelPath, common, device_option
 from ducat_serve.errors import DataError, missing_extra
 from ducat_serve.images import ImageError, decode, fit, to_array
 from ducat_serve.output import Output
@@ -23,7 +24,7 @@ Infer = Callable[[NDArray[np.uint8]], Predictions]
 
 
 @click.command("predict")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=ModelPath("onnx"))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False))
 @click.option(
     "--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Classes shown per image."
@@ -31,10 +32,13 @@ Infer = Callable[[NDArray[np.uint8]], Predictions]
 @device_option
 @common
 def command(model: Path, images: tuple[Path, ...], top_k: int, device: Device, json: bool) -> None:
-    """Predict IMAGES with MODEL: a model.onnx (torch is not needed) or a model.safetensors.
+    """Predict IMAGES with MODEL: a model.onnx, a bundled model (`ducat models`) or a model.safetensors.
+
+    Only a model.safetensors needs torch.
 
     \b
     Example:
+      ducat predict digits-small digit.png
       ducat predict model.onnx photo.jpg
       ducat predict runs/digits/model.safetensors a.png b.png --json
     """
@@ -47,7 +51,7 @@ def command(model: Path, images: tuple[Path, ...], top_k: int, device: Device, j
         answers = answer.to_json(spec.labels, top_k)
         predictions += [{"image": str(path), **entry} for path, entry in zip(paths, answers, strict=True)]
     output.table(
-        f"{model} ({spec.network}, {spec.num_classes} classes)",
+        f"{bundled_name(model) or model} ({spec.network}, {spec.num_classes} classes)",
         ("image", "label", "confidence", "dummy mass"),
         ((p["image"], p["label"], f"{p['confidence']:.1%}", f"{p['dummy_mass']:.3f}") for p in predictions),
     )
