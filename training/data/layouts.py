@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from ducat_serve.errors import DataError
+from ducat_serve.images import IMAGE_SUFFIXES
 from training.data.trees import Tree
-
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 Files = list[tuple[str, int]]  # (path in the tree, class index)
 
