@@ -50,7 +50,7 @@ def require_unchanged(
     config: TrainConfig, given: Mapping[str, Any], start_only: Mapping[str, object], folder: Path
 ) -> None:
     """Raise UsageError where a resumed run was given other settings, or options in ``start_only`` at all."""
-    stored = config.model_dump()
+    stored = dict(config)
     values = {**given, "dataset": _absolute(given["dataset"]) if given["dataset"] else None}
     changes = [
         f"--{key.replace('_', '-')} is {stored[key]} in the run, {value} here"
