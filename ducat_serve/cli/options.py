@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
+from ducat_serve.cli.manner_options import Function, manner_options
 from ducat_serve.errors import DataError, UsageError, unknown_name
 from ducat_serve.threat_model import parse_size
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class PixelSize(click.ParamType[float]):
@@ -44,7 +42,8 @@ class FiniteRange(click.FloatRange):
 
 
 def common(function: Function) -> Function:
-    """Add `--json` and `--config`, which every command has."""
+    """Add what every command has: `--json`, `--quiet`, `--verbose` and `--config`."""
+    function = manner_options(function)
     function = click.option("--json", is_flag=True, help="Print one JSON document on stdout.")(function)
     return click.option(
         "--config",
