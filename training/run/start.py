@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ducat_serve.errors import UsageError, unknown_name
+from ducat_serve.errors import UsageError, command_line, unknown_name
 from ducat_serve.networks import NETWORKS
 from training.config import TrainConfig, resolve
 from training.data import DATASETS
@@ -61,7 +61,7 @@ def require_unchanged(
     if changes:
         raise UsageError(
             f"--resume goes on with the run as it was: {'; '.join(changes)}.",
-            f"ducat train --resume {folder}",
+            command_line("ducat", "train", "--resume", folder),
         )
 
 

@@ -9,7 +9,7 @@ import click
 
 from ducat_serve.bundled import bundled_name
 from ducat_serve.cli.options import ModelPath, common, data_options
-from ducat_serve.errors import DucatError
+from ducat_serve.errors import DucatError, command_line
 from ducat_serve.output import Output
 from ducat_serve.report import NOT_MEASURED
 from ducat_serve.spec import ModelSpec
@@ -80,14 +80,15 @@ def command(
     spec, parity = export_onnx(checkpoint, target, real, precision)
     card = target.with_suffix(".md")
     write_text(card, model_card(spec, target.name))
-    output.say(
+    output.text(
         f"{target}: {target.stat().st_size:,} bytes, {spec.num_classes} classes, fold {spec.fold}, {precision}."
     )
-    output.say(f"{card}: the model card" + (f" ({NOT_MEASURED})." if spec.robustness is None else "."))
-    output.say(
+    output.text(f"{card}: the model card" + (f" ({NOT_MEASURED})." if spec.robustness is None else "."))
+    output.text(
         f"Parity with torch on {parity.images} images ({parity.real_images} real): "
-        f"logits within {parity.max_logit_difference:.1e}, labels equal.\nNext: ducat serve {target}"
+        f"logits within {parity.max_logit_difference:.1e}, labels equal."
     )
+    output.next(command_line("ducat", "serve", target))
     output.result(
         {
             "model": str(target),

@@ -119,7 +119,7 @@ def _open(model: Path, device: Device, output: Output) -> tuple[ModelSpec, Infer
         return _open_checkpoint(model, device, output)
     predictor = Predictor(model, device=device)
     if predictor.fallback_reason:
-        output.say(f"Device: cpu, because {predictor.fallback_reason}")
+        output.detail(f"Device: cpu; {predictor.fallback_reason}.")
     return predictor.spec, predictor
 
 
