@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from ducat_serve.report import ExportPrecision
 
-REAL_IMAGES = 64
+REAL_IMAGES = 64  # for the parity check
+REFERENCE_IMAGES = 1000  # for what the model answered at export
 
 
 @click.command("export")
@@ -75,7 +76,9 @@ def command(
         "model.onnx" if precision == "float32" else f"model-{precision}.onnx"
     )
     real = _real_images(checkpoint, dataset, data_dir, output)
-    spec, parity = export_onnx(checkpoint, target, real, precision)
+    spec, parity = export_onnx(
+        checkpoint, target, None if real is None else real[:REAL_IMAGES], precision, reference=real
+    )
     card = target.with_suffix(".md")
     write_text(card, model_card(spec, target.name))
     output.say(
@@ -117,6 +120,9 @@ def _real_images(
         )
     except (ImportError, DucatError) as error:
         reason = getattr(error, "cause", str(error))
-        output.warn(f"the parity check has no real images: {reason} Name them with --data-dir or --dataset.")
+        output.warn(
+            f"the parity check has no real images, and nothing is kept to see drift by: {reason} "
+            "Name them with --data-dir or --dataset."
+        )
         return None
-    return data.val.images[:REAL_IMAGES]
+    return data.val.images[:REFERENCE_IMAGES]
