@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from ducat_serve.report import ExportPrecision
 
-REAL_IMAGES = 64
+REAL_IMAGES = 64  # for the parity check
+REFERENCE_IMAGES = 1000  # for what the model answered at export
 
 
 @click.command("export")
@@ -77,7 +78,9 @@ def command(
     suffix = "" if precision == "float32" else f"-{precision}"
     target = out or default.with_name(f"{default.name}{suffix}.onnx")
     real = _real_images(checkpoint, dataset, data_dir, output)
-    spec, parity = export_onnx(checkpoint, target, real, precision)
+    spec, parity = export_onnx(
+        checkpoint, target, None if real is None else real[:REAL_IMAGES], precision, reference=real
+    )
     card = target.with_suffix(".md")
     write_text(card, model_card(spec, target.name))
     output.text(
@@ -120,6 +123,9 @@ def _real_images(
         )
     except (ImportError, DucatError) as error:
         reason = getattr(error, "cause", str(error))
-        output.warn(f"the parity check has no real images: {reason} Name them with --data-dir or --dataset.")
+        output.warn(
+            f"the parity check has no real images, and nothing is kept to see drift by: {reason} "
+            "Name them with --data-dir or --dataset."
+        )
         return None
-    return data.val.images[:REAL_IMAGES]
+    return data.val.images[:REFERENCE_IMAGES]
