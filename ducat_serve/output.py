@@ -25,6 +25,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+_LONGEST_NAME = 24  # characters
 _UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format (bidirectional, zero width), surrogates, line ends
 
 
@@ -70,10 +71,13 @@ class Output:
         if self._events_as_json:
             return
         table = Table(title=visible(title), title_justify="left", title_style="bold")
-        for column in columns:
-            table.add_column(column, overflow="fold")
-        for row in rows:
-            table.add_row(*(visible(str(cell)) for cell in row))
+        cells = [[visible(str(cell)) for cell in row] for row in rows]
+        # A short name that is broken over two lines cannot be copied; longer first cells, such as paths, have to be.
+        is_named = all(len(row[0]) <= _LONGEST_NAME for row in cells)
+        for number, column in enumerate(columns):
+            table.add_column(column, overflow="fold", no_wrap=is_named and number == 0)
+        for row in cells:
+            table.add_row(*row)
         self.console.print(table, markup=False, soft_wrap=False)
 
     def result(self, document: dict[str, Any]) -> None:
