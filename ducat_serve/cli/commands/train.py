@@ -18,7 +18,6 @@ from ducat_serve.threads import choose_threads
 
 if TYPE_CHECKING:
     from ducat_serve.cli.main import Invocation
-    from training.run.folder import RunFolder
     from training.run.metrics import RunSummary
     from training.trainer import Trainer
 
@@ -139,7 +138,7 @@ def command(
         if dry_run:
             _show_estimate(trainer, output)
         else:
-            _show(train(trainer, data_dir, resumed=resume is not None), folder, output)
+            _show(train(trainer, data_dir, resumed=resume is not None), trainer, output)
     finally:
         processes.leave()
     return 0
@@ -164,9 +163,14 @@ def _show_estimate(trainer: Trainer, output: Output) -> None:
     output.result(cost)
 
 
-def _show(summary: RunSummary, folder: RunFolder, output: Output) -> None:
+def _show(summary: RunSummary, trainer: Trainer, output: Output) -> None:
+    from training.recipes import recommended_recipe
+
+    folder, dataset = trainer.folder, trainer.config.dataset
     before = summary.pre_dummy_val_pgd_accuracy
-    if before is not None and summary.best_val_pgd_accuracy < before - ROBUSTNESS_LOSS:
+    # A run knows what dummies cost only from its own epoch before them.
+    dummies_cost = before is not None and summary.best_val_pgd_accuracy < before - ROBUSTNESS_LOSS
+    if dummies_cost:
         output.warn(
             f"with dummies the deployed function is less robust: PGD val accuracy {before:.1%} before the dummy "
             f"phase, {summary.best_val_pgd_accuracy:.1%} now. Compare with --ducat off and --ducat folded; "
@@ -184,4 +188,9 @@ def _show(summary: RunSummary, folder: RunFolder, output: Output) -> None:
         ],
     )
     output.next(command_line("ducat", "evaluate", folder.path))
+    recommended = recommended_recipe(dataset, on_gpu=trainer.device.type == "cuda")
+    # The method of those recipes is made for linf alone.
+    if dummies_cost and recommended is not None and trainer.config.norm == "linf":
+        command = command_line("ducat", "train", "--dataset", dataset, "--recipe", recommended)
+        output.say(f"We recommend a recipe without dummies for these data: {command}")
     output.result(asdict(summary))
