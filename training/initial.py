@@ -49,24 +49,25 @@ class InitialWeights:
         for what, (theirs, ours) in pairs.items():
             if theirs != ours:
                 raise UsageError(f"{self.path} has other {what}: {_short(theirs)}, not {_short(ours)}.")
-        seed = self._seed_on(dataset)
-        if seed is not None and seed != config.seed:
+        recipe = self._recipe_on(dataset)
+        seed, fraction = recipe.get("seed"), recipe.get("val_fraction")
+        if isinstance(seed, int) and (seed, fraction) != (config.seed, config.val_fraction):
+            also = "" if fraction is None else f" --val-fraction {fraction}"
             raise UsageError(
                 f"{self.path} was trained on images that are held out as val here: the seed chooses them.",
-                f"train with --seed {seed}",
+                f"train with --seed {seed}{also}",
             )
         if self.spec.fold != "none" and config.ducat == "off":
             raise UsageError(
                 f"{self.path} has dummy classes, which --ducat off has not.", "choose --ducat paper or folded"
             )
 
-    def _seed_on(self, dataset: Dataset) -> int | None:
-        """The seed that it was trained with, if on these very data."""
+    def _recipe_on(self, dataset: Dataset) -> dict[str, Any]:
+        """What it was trained with, if on these very data; else nothing."""
         recipe = self.spec.training.get("recipe")
         if self.spec.data_digest != dataset.digest or not isinstance(recipe, dict):
-            return None
-        seed = recipe.get("seed")
-        return seed if isinstance(seed, int) else None
+            return {}
+        return recipe
 
     def tensors(self, spec: ModelSpec) -> dict[str, NDArray[Any]]:
         """The weights as the network of ``spec`` takes them: with a dummy beside every class if it has dummies."""

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ducat_serve.cli.manner_options import Function, manner_options
 from ducat_serve.errors import DataError, UsageError, unknown_name
 from ducat_serve.threat_model import parse_size
 
 if TYPE_CHECKING:
     from ducat_serve.bundled import Kind
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class PixelSize(click.ParamType[float]):
@@ -61,7 +59,8 @@ class ModelPath(click.ParamType[Path]):
 
 
 def common(function: Function) -> Function:
-    """Add `--json` and `--config`, which every command has."""
+    """Add what every command has: `--json`, `--quiet`, `--verbose` and `--config`."""
+    function = manner_options(function)
     function = click.option("--json", is_flag=True, help="Print one JSON document on stdout.")(function)
     return click.option(
         "--config",

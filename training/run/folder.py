@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from ducat_serve import atomic
-from ducat_serve.errors import DataError, DucatError, UsageError
+from ducat_serve.errors import DataError, DucatError, UsageError, command_line
 from ducat_serve.spec import first_problem
 from training.config import TrainConfig
 from training.provenance import Provenance
@@ -147,7 +147,7 @@ class RunFolder:
         if self.config.exists():
             raise UsageError(
                 f"{self.path} already holds a run.",
-                f"ducat train --resume {self.path}, or choose another --out",
+                f"{command_line('ducat', 'train', '--resume', self.path)}, or choose another --out",
             )
         # The data folder is where this machine keeps its data, not a part of what decides the weights.
         document = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ducat_serve.errors import UsageError, unknown_name
+from ducat_serve.errors import UsageError, command_line, unknown_name
 from ducat_serve.networks import NETWORKS
 from training.config import TrainConfig, resolve
 from training.data import DATASETS
@@ -50,7 +50,7 @@ def require_unchanged(
     config: TrainConfig, given: Mapping[str, Any], start_only: Mapping[str, object], folder: Path
 ) -> None:
     """Raise UsageError where a resumed run was given other settings, or options in ``start_only`` at all."""
-    stored = config.model_dump()
+    stored = dict(config)
     values = {**given, "dataset": _absolute(given["dataset"]) if given["dataset"] else None}
     changes = [
         f"--{key.replace('_', '-')} is {stored[key]} in the run, {value} here"
@@ -61,7 +61,7 @@ def require_unchanged(
     if changes:
         raise UsageError(
             f"--resume goes on with the run as it was: {'; '.join(changes)}.",
-            f"ducat train --resume {folder}",
+            command_line("ducat", "train", "--resume", folder),
         )
 
 

@@ -10,6 +10,7 @@ import click
 from ducat_serve.bundled import bundled_name
 from ducat_serve.checkpoint import checkpoint_path
 from ducat_serve.cli.options import ModelPath, common
+from ducat_serve.errors import command_line
 from ducat_serve.model_file import read_verified_spec
 from ducat_serve.output import Output
 from ducat_serve.report import MASKING, NOT_MEASURED
@@ -52,7 +53,9 @@ def command(models: tuple[Path, ...], out: Path, json: bool) -> None:
     )
     for candidate in candidates:
         if candidate.report is None:
-            output.warn(f"{candidate.name}: {NOT_MEASURED}; run `ducat evaluate {candidate.path}`.")
+            output.warn(
+                f"{candidate.name}: {NOT_MEASURED}; run `{command_line('ducat', 'evaluate', candidate.path)}`."
+            )
     if any(candidate.report and candidate.report.legacy_2c_accuracy for candidate in candidates):
         output.say(f"* {LEGACY}.")
     if any(candidate.report and candidate.report.failed_checks for candidate in candidates):

@@ -38,7 +38,7 @@ def command(data_dir: Path | None, offline: bool, json: bool) -> None:
             {"name": info.name, "classes": info.classes, "image_size": info.image_size, "state": state}
         )
     output.table(
-        "Data sets",
+        "",
         ("name", "classes", "images", "state"),
         [
             *((e["name"], e["classes"], f"{e['image_size']}x{e['image_size']}", e["state"]) for e in entries),

@@ -16,7 +16,7 @@ from ducat_serve.cli.options import PIXEL_SIZE, ModelPath, common, data_options,
 from ducat_serve.cli.release_gate import Bar, require
 from ducat_serve.cli.report_table import show_report
 from ducat_serve.cli.threads_option import threads_option
-from ducat_serve.errors import InterruptedRun, UsageError, missing_extra
+from ducat_serve.errors import InterruptedRun, UsageError, command_line, missing_extra
 from ducat_serve.output import Output
 from ducat_serve.report import RobustnessReport
 from ducat_serve.spec import ModelSpec
@@ -147,7 +147,7 @@ def command(
         raise InterruptedRun(
             signal.SIGINT,
             "interrupted; what the finished attacks found is kept.",
-            f"ducat evaluate {model} --resume (and the same options)",
+            f"{command_line('ducat', 'evaluate', model, '--resume')} (and the same options)",
         ) from None
     show_report(report, prepared.spec, output)
     store(path, prepared.spec, report, output)
@@ -183,7 +183,8 @@ def _store_in_checkpoint(path: Path, spec: ModelSpec, report: RobustnessReport, 
         )
     _, tensors = read_checkpoint(path)
     write_checkpoint(path, tensors, spec.model_copy(update={"robustness": report}))
-    output.say(f"Stored in {path}.\nNext: ducat export {path}")
+    output.say(f"Stored in {path}.")
+    output.next(command_line("ducat", "export", path))
 
 
 def _store_in_export(spec: ModelSpec) -> Callable[[Path, ModelSpec, RobustnessReport, Output], None]:

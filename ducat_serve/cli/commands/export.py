@@ -9,7 +9,7 @@ import click
 
 from ducat_serve.bundled import bundled_name
 from ducat_serve.cli.options import ModelPath, common, data_options
-from ducat_serve.errors import DucatError
+from ducat_serve.errors import DucatError, command_line
 from ducat_serve.output import Output
 from ducat_serve.report import NOT_MEASURED
 from ducat_serve.spec import ModelSpec
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from ducat_serve.report import ExportPrecision
 
-REAL_IMAGES = 64
+REAL_IMAGES = 64  # for the parity check
+REFERENCE_IMAGES = 1000  # for what the model answered at export
 
 
 @click.command("export")
@@ -77,17 +78,20 @@ def command(
     suffix = "" if precision == "float32" else f"-{precision}"
     target = out or default.with_name(f"{default.name}{suffix}.onnx")
     real = _real_images(checkpoint, dataset, data_dir, output)
-    spec, parity = export_onnx(checkpoint, target, real, precision)
+    spec, parity = export_onnx(
+        checkpoint, target, None if real is None else real[:REAL_IMAGES], precision, reference=real
+    )
     card = target.with_suffix(".md")
     write_text(card, model_card(spec, target.name))
-    output.say(
+    output.text(
         f"{target}: {target.stat().st_size:,} bytes, {spec.num_classes} classes, fold {spec.fold}, {precision}."
     )
-    output.say(f"{card}: the model card" + (f" ({NOT_MEASURED})." if spec.robustness is None else "."))
-    output.say(
+    output.text(f"{card}: the model card" + (f" ({NOT_MEASURED})." if spec.robustness is None else "."))
+    output.text(
         f"Parity with torch on {parity.images} images ({parity.real_images} real): "
-        f"logits within {parity.max_logit_difference:.1e}, labels equal.\nNext: ducat serve {target}"
+        f"logits within {parity.max_logit_difference:.1e}, labels equal."
     )
+    output.next(command_line("ducat", "serve", target))
     output.result(
         {
             "model": str(target),
@@ -119,6 +123,9 @@ def _real_images(
         )
     except (ImportError, DucatError) as error:
         reason = getattr(error, "cause", str(error))
-        output.warn(f"the parity check has no real images: {reason} Name them with --data-dir or --dataset.")
+        output.warn(
+            f"the parity check has no real images, and nothing is kept to see drift by: {reason} "
+            "Name them with --data-dir or --dataset."
+        )
         return None
-    return data.val.images[:REAL_IMAGES]
+    return data.val.images[:REFERENCE_IMAGES]

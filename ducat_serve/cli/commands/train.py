@@ -12,6 +12,7 @@ import click
 from ducat_serve.cli.options import common, data_options, device_option
 from ducat_serve.cli.threads_option import threads_option
 from ducat_serve.cli.train_options import train_options
+from ducat_serve.errors import command_line
 from ducat_serve.output import Output
 from ducat_serve.threads import choose_threads
 
@@ -182,5 +183,5 @@ def _show(summary: RunSummary, folder: RunFolder, output: Output) -> None:
             ("curves", folder.curves),
         ],
     )
-    output.say(f"Next: ducat evaluate {folder.path}")
+    output.next(command_line("ducat", "evaluate", folder.path))
     output.result(asdict(summary))
