@@ -6,6 +6,7 @@ Exit codes: 0 ok; 1 failure; 2 usage; 3 verification failed; 4 data missing or c
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable
 
 
@@ -52,6 +53,11 @@ class InterruptedRun(DucatError):
     def __init__(self, signal_number: int, cause: str, next_step: str | None = None) -> None:
         super().__init__(cause, next_step)
         self.exit_code = 128 + signal_number
+
+
+def command_line(*words: object) -> str:
+    """A command as one types it: what a shell would take apart, such as a path with blanks, is quoted."""
+    return shlex.join(str(word) for word in words)
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ducat_serve.bundled import model_path
 from ducat_serve.errors import DucatError, UsageError, VerificationError, missing_extra
 from ducat_serve.onnx_graph import check_graph
 from ducat_serve.prediction import ImageLike, Prediction, read_image, split_up
@@ -65,14 +66,15 @@ class Predictor:
     """An exported model, ready to predict. Safe to call from several threads.
 
     Args:
-        path: a `model.onnx` written by `ducat export`.
+        path: a `model.onnx` written by `ducat export`, or, as text, the name of a bundled model (`ducat models`).
         device: "cuda" fails without a usable GPU; "auto" takes the GPU if it works and else the CPU,
             and says which in ``provider`` and ``fallback_reason``.
         threads: CPU threads for one prediction; None lets ONNX Runtime take every core.
         optimised: False runs the graph as it was written, slowly: a reference for the one that runs fast.
 
     Raises:
-        DataError: no such file. VerificationError: not written by ducat, changed since, or with a graph that no
+        DataError: no such file, or a bundled model that was changed. UsageError: the name of a bundled model and of a
+            file or folder here. VerificationError: not written by ducat, changed since, or with a graph that no
             model of ours has.
         DucatError: the device was asked for and cannot be used, or ONNX Runtime is not installed.
     """
@@ -90,7 +92,8 @@ class Predictor:
         *,
         optimised: bool = True,
     ) -> None:
-        model = read_sealed(Path(path))
+        path = model_path(path, "onnx")
+        model = read_sealed(path)
         graph_sha256 = check_graph(model, str(path))
         self._session, self.fallback_reason = _create_session(model, device, threads, optimised)
         self.provider = self._session.get_providers()[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from ducat_serve.checkpoint import weights_digest, write_checkpoint
 from ducat_serve.deployed import Classifier, Deployed, build_classifier, load_weights, numpy_weights
-from ducat_serve.errors import DataError, DucatError, InterruptedRun, UsageError
+from ducat_serve.errors import DataError, DucatError, InterruptedRun, UsageError, command_line
 from ducat_serve.output import Output
 from training.average import WeightAverage
 from training.batches import DeviceSplit, TrainingBatches
@@ -27,6 +26,7 @@ from training.overfitting import (
     is_sound,
     overfitting_warning,
 )
+from training.provenance import Provenance
 from training.run.folder import RunFolder
 from training.run.metrics import EpochRow, RunSummary, TensorBoardLog, kept_row
 from training.run.state import RunState, load_state, require_fit, save_state
@@ -52,6 +52,7 @@ class Trainer:
         output: Output,
         *,
         initial: InitialWeights | None = None,
+        provenance: Provenance | None = None,
         processes: ProcessGroup | None = None,
         stop: StopSignal | None = None,
     ) -> None:
@@ -65,7 +66,8 @@ class Trainer:
             config.flip,
         )
         self._require_enough_images()
-        self.spec = initial_spec(config, dataset, initial)
+        self.provenance = provenance or Provenance()
+        self.spec = initial_spec(config, dataset, self.provenance, initial)
         self.classifier = self._build(initial)
         # Work is given up halfway by a run of one process alone; several stop together, after a step.
         inner_stop = self.stop if self.processes.size == 1 else StopSignal()
@@ -158,7 +160,7 @@ class Trainer:
                 raise
             raise DucatError(
                 f"Another process of this run is gone; the last saved state is kept in {self.folder.path}.",
-                f"ducat train --resume {self.folder.path}",
+                command_line("ducat", "train", "--resume", self.folder.path),
             ) from error
         finally:
             self.tensorboard.close()
@@ -243,8 +245,7 @@ class Trainer:
         started, before = self._started
         done, epochs = len(self.state.rows), self.config.epochs
         left = round((time.monotonic() - started) / (done - before) * (epochs - done))
-        line = f"{row.line(epochs)}  {timedelta(seconds=left)} left"
-        self.output.event("epoch", line, **row.cells(), seconds_left=left)
+        self.output.event("epoch", row.line(epochs, left), **row.cells(), seconds_left=left)
 
     def _images_per_second(self) -> float:
         return self.state.step * self.config.batch_size / max(self.state.seconds, 1e-9)
@@ -285,7 +286,9 @@ class Trainer:
         self._save()
         place = f"epoch {self.state.epoch}, step {self.state.step}"
         return InterruptedRun(
-            signal_number, f"Interrupted; saved at {place}.", f"ducat train --resume {self.folder.path}"
+            signal_number,
+            f"Interrupted; saved at {place}.",
+            command_line("ducat", "train", "--resume", self.folder.path),
         )
 
     def _diverged(self, loss: str) -> DucatError:

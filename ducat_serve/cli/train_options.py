@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import click
 
-from ducat_serve.cli.options import PIXEL_SIZE, Function
+from ducat_serve.cli.manner_options import Function
+from ducat_serve.cli.options import PIXEL_SIZE
 from training.objectives import METHODS
 
 

@@ -169,9 +169,9 @@ def test_bad_config_files(
 def test_json_is_exactly_one_document(arguments: list[str]) -> None:
     done = subprocess.run([*DUCAT, *arguments, "--json"], capture_output=True, text=True, check=True)
     assert isinstance(json.loads(done.stdout), dict)
-    quiet = subprocess.run([*DUCAT, *arguments], capture_output=True, text=True, check=True)
-    assert quiet.stdout == ""
-    assert quiet.stderr != ""
+    for_people = subprocess.run([*DUCAT, *arguments], capture_output=True, text=True, check=True)
+    assert for_people.stdout != ""
+    assert for_people.stderr == ""
 
 
 def test_predict_from_onnx_and_checkpoint_agree(

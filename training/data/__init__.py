@@ -137,6 +137,11 @@ def load_dataset(
     return Dataset(title, decoded.class_names, train, val, decoded.test, decoded.digest)
 
 
+def dataset_reference(name: str) -> str:
+    """A data set's name without the path that `folder:PATH` has."""
+    return f"folder:{Path(name.removeprefix('folder:')).name}" if name.startswith("folder:") else name
+
+
 def default_data_dir() -> Path:
     """Where archives are kept when nobody says otherwise."""
     return cache_root() / "data"

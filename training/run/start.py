@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ducat_serve.errors import UsageError, unknown_name
+from ducat_serve.errors import UsageError, command_line, unknown_name
 from ducat_serve.networks import NETWORKS
 from training.config import TrainConfig, resolve
 from training.data import DATASETS
@@ -61,7 +61,7 @@ def require_unchanged(
     if changes:
         raise UsageError(
             f"--resume goes on with the run as it was: {'; '.join(changes)}.",
-            f"ducat train --resume {folder}",
+            command_line("ducat", "train", "--resume", folder),
         )
 
 
@@ -77,7 +77,9 @@ def train(trainer: Trainer, data_dir: Path | None, *, resumed: bool) -> RunSumma
     # Not before the data is there: a failed start leaves no folder.
     with folder.locked() if processes.is_first else nullcontext():
         if processes.is_first and not resumed:
-            folder.create(config, data_dir.resolve() if data_dir else None, dataset.digest)
+            folder.create(
+                config, data_dir.resolve() if data_dir else None, dataset.digest, trainer.provenance
+            )
         processes.wait()
         if resumed:
             trainer.resume()

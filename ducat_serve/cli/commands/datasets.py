@@ -54,7 +54,7 @@ def command(ctx: click.Context, data_dir: Path | None, offline: bool, json: bool
             state = "missing" if offline else f"will be downloaded ({info.archive.size / 1e6:.0f} MB)"
         entries.append({"name": info.name, "classes": classes, "image_size": info.image_size, "state": state})
     output.table(
-        "Data sets",
+        "",
         ("name", "classes", "images", "state"),
         [
             *((e["name"], e["classes"], f"{e['image_size']}x{e['image_size']}", e["state"]) for e in entries),

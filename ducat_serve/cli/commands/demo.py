@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 
+from ducat_serve.bundled import bundled_models
 from ducat_serve.cli.options import common
 from ducat_serve.errors import DucatError, missing_extra
 from ducat_serve.output import Output
@@ -61,13 +62,15 @@ def command(epochs: int, out: Path | None, json: bool) -> None:
     )
     seconds = time.monotonic() - started
     attacks = ", ".join(attack["name"] for attack in report["attacks"])
-    output.say(
+    output.text(
         f"Test accuracy of the deployed function: {report['clean_accuracy']:.1%} clean, "
         f"{report['worst_case_accuracy']:.1%} in the worst case of {attacks} at eps {QUICK[1]}."
     )
-    output.say(f"{right} of {len(rows)} images right over HTTP. Took {seconds:.0f} s.")
+    output.text(f"{right} of {len(rows)} images right over HTTP. Took {seconds:.0f} s.")
     if out:
         output.say(f"The page to try it yourself: ducat serve {out} --samples {samples}")
+    for model in bundled_models().values():
+        output.say(f"A model that comes with the package, trained for longer: ducat serve {model.name}")
     output.result(
         {
             "clean_accuracy": report["clean_accuracy"],

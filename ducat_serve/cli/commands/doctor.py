@@ -37,9 +37,7 @@ def command(json: bool) -> None:
     """
     output = Output(json)
     checks = [*_machine(), *_packages(), _runtime_conflict(), *_accelerators(), _cache()]
-    output.table(
-        "ducat doctor", ("", "check", "found"), (("ok" if c.ok else "FAIL", c.name, c.found) for c in checks)
-    )
+    output.table("", ("", "check", "found"), (("ok" if c.ok else "FAIL", c.name, c.found) for c in checks))
     broken = [c for c in checks if not c.ok]
     if broken:
         raise DucatError(f"{broken[0].name}: {broken[0].found}", "mend that and run `ducat doctor` again")

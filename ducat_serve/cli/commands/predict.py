@@ -10,8 +10,9 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from ducat_serve.bundled import bundled_name
 from ducat_serve.cli.image_arguments import ImageArgument, image_arguments
-from ducat_serve.cli.options import common, device_option
+from ducat_serve.cli.options import ModelPath, common, device_option
 from ducat_serve.cli.prediction_output import CsvOutput, Named, print_predictions
 from ducat_serve.errors import DataError, DucatError, UsageError, missing_extra
 from ducat_serve.output import Output
@@ -25,7 +26,7 @@ Infer = Callable[[NDArray[np.uint8]], Predictions]
 
 
 @click.command("predict")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=ModelPath("onnx"))
 @click.argument("images", nargs=-1, required=True)
 @click.option(
     "--top",
@@ -40,7 +41,9 @@ Infer = Callable[[NDArray[np.uint8]], Predictions]
 @device_option
 @common
 def command(model: Path, images: tuple[str, ...], top_k: int, csv: bool, device: Device, json: bool) -> int:
-    """Predict IMAGES with MODEL: a model.onnx (torch is not needed) or a model.safetensors.
+    """Predict IMAGES with MODEL: a model.onnx, a bundled model (`ducat models`) or a model.safetensors.
+
+    Only a model.safetensors needs torch.
 
     IMAGES are files (PNG, JPEG, WebP, BMP; the first frame of a GIF, the first page of a TIFF), folders with all that
     is below them, patterns such as 'photos/*.jpg', or - for one image on stdin.
@@ -51,6 +54,7 @@ def command(model: Path, images: tuple[str, ...], top_k: int, csv: bool, device:
 
     \b
     Example:
+      ducat predict digits-small digit.png
       ducat predict model.onnx photo.jpg
       ducat predict model.onnx photos/ --csv > predictions.csv
       ducat predict runs/digits/model.safetensors a.png 'more/*.png' --json
@@ -78,7 +82,9 @@ def command(model: Path, images: tuple[str, ...], top_k: int, csv: bool, device:
         else:
             found += predictions
     if found:
-        print_predictions(f"{model} ({spec.network}, {spec.num_classes} classes)", found, top_k)
+        print_predictions(
+            f"{bundled_name(model) or model} ({spec.network}, {spec.num_classes} classes)", found, top_k
+        )
     output.result({"model": str(model), "predictions": entries, "failed": failed})
     if failed:
         output.fail(f"{len(failed)} of the images could not be predicted; they are named above.", None)
@@ -113,7 +119,7 @@ def _open(model: Path, device: Device, output: Output) -> tuple[ModelSpec, Infer
         return _open_checkpoint(model, device, output)
     predictor = Predictor(model, device=device)
     if predictor.fallback_reason:
-        output.say(f"Device: cpu, because {predictor.fallback_reason}")
+        output.detail(f"Device: cpu; {predictor.fallback_reason}.")
     return predictor.spec, predictor
 
 

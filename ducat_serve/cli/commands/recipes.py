@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ducat_serve.cli.options import common
-from ducat_serve.errors import UsageError
+from ducat_serve.errors import UsageError, command_line
 from ducat_serve.output import Output
 
 
@@ -35,7 +35,7 @@ def command(ctx: click.Context, json: bool) -> None:
     costs = {name: recipe_cost(name) for name in recipes}
     columns = ("network", "method", "epochs")
     rows = [(name, *(recipe[column] for column in columns), costs[name]) for name, recipe in recipes.items()]
-    output.table("Recipes", ("name", *columns, "cost"), rows)
+    output.table("", ("name", *columns, "cost"), rows)
     output.result({"recipes": recipes, "costs": costs})
 
 
@@ -53,7 +53,7 @@ def show(name: str, json: bool) -> None:
 
     output = Output(json)
     recipe = load_recipe(name)
-    output.say(_as_config(recipe).rstrip())
+    output.text(_as_config(recipe).rstrip())
     output.result({"name": name, "recipe": recipe})
 
 
@@ -76,7 +76,7 @@ def copy(name: str, file: Path, json: bool) -> None:
         raise UsageError(f"{file} exists already.", "choose another name, or delete it")
     text = f"# From the recipe {name}; ducat train --config {file.name}\n" + _as_config(load_recipe(name))
     atomic.write_text(file, text)
-    output.say(f"Next: ducat train --config {file}")
+    output.next(command_line("ducat", "train", "--config", file))
     output.result({"name": name, "file": str(file)})
 
 

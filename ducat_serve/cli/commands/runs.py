@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ducat_serve.cli.options import common
-from ducat_serve.errors import DucatError
+from ducat_serve.errors import DucatError, command_line
 from ducat_serve.output import Output
 from ducat_serve.report import NOT_MEASURED
 
@@ -27,10 +27,11 @@ def command(folder: Path, json: bool) -> None:
     output = Output(json)
     runs = [_describe(path.parent) for path in sorted(folder.glob("*/config.json"))]
     if not runs:
-        output.warn(f"there is no run in {folder}. Next: ducat train --out {folder}/NAME")
+        output.warn(f"there is no run in {folder}.")
+        output.next(command_line("ducat", "train", "--dataset", "digits", "--out", folder / "NAME"))
     else:
         output.table(
-            f"Runs in {folder}",
+            "",
             ("run", "state", "epoch", "method", "val clean", "val PGD", "worst"),
             [
                 (
