@@ -47,6 +47,10 @@ class DataError(DucatError):
     exit_code = 4
 
 
+class MissingPackage(DucatError, ImportError):
+    """An optional package is not installed; the next step says which extra brings it."""
+
+
 class InterruptedRun(DucatError):
     """A signal stopped the run after its state was saved (exit code 128 + signal number)."""
 
@@ -87,9 +91,9 @@ EXTRAS = {
 }
 
 
-def missing_extra(package: str, extra: str) -> DucatError:
-    """Build the error for an optional package that this command needs."""
-    return DucatError(
-        f"This command needs the package '{package}', which is not installed.",
+def missing_extra(package: str, extra: str) -> MissingPackage:
+    """Build the error for an optional package that is needed here."""
+    return MissingPackage(
+        f"This needs the package '{package}', which is not installed.",
         f"pip install 'ducat-serve[{extra}]'",
     )
