@@ -159,6 +159,11 @@ class Output:
         for_people = self.notes.console if as_json else Console(highlight=False, quiet=silent)
         self.results = Results(as_json=as_json, for_people=None if as_events else for_people, silent=silent)
 
+    @property
+    def as_json(self) -> bool:
+        """Whether the result is a JSON document."""
+        return self.results.as_json
+
     def say(self, message: str) -> None:
         """A note for people: what is going on."""
         self.notes.event("message", message, text=message)

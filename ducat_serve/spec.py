@@ -135,7 +135,8 @@ def first_problem(error: ValidationError) -> str:
     """One line that names the first field pydantic complains about."""
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"])
-    return f"{where}: {problem['msg']}" if where else str(problem["msg"])
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
 
 
 def _digest(body: dict[str, Any]) -> str:

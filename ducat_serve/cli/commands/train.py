@@ -15,6 +15,7 @@ from ducat_serve.cli.train_options import train_options
 from ducat_serve.errors import command_line
 from ducat_serve.output import Output
 from ducat_serve.threads import choose_threads
+from ducat_serve.threat_model import format_size
 
 if TYPE_CHECKING:
     from ducat_serve.cli.main import Invocation
@@ -123,6 +124,8 @@ def command(
             initial.require_fit(config, dataset)
         trainer = Trainer(config, dataset, folder, torch_device, output, initial=initial, processes=processes)
         if dry_run:
+            if resume is not None:
+                trainer.take_up()
             _show_estimate(trainer, output)
         else:
             _show(train(trainer, data_dir, resumed=resume is not None), folder, output)
@@ -144,10 +147,23 @@ def _show_estimate(trainer: Trainer, output: Output) -> None:
             ("peak memory", f"{cost['peak_memory_bytes'] / 1e9:.2f} GB"),
             ("steps per epoch", f"{cost['steps_per_epoch']:,}"),
             ("one epoch, with validation", per_epoch),
-            (f"all {config.epochs} epochs", str(timedelta(seconds=round(cost["estimated_seconds"])))),
+            (
+                f"{cost['epochs_left']} of {config.epochs} epochs",
+                str(timedelta(seconds=round(cost["estimated_seconds"]))),
+            ),
         ],
     )
-    output.result(cost)
+    settings = config.model_dump(mode="json")
+    output.table(
+        "Settings", ("", ""), [(name.replace("_", "-"), _shown(name, settings[name])) for name in settings]
+    )
+    output.result({**cost, "config": settings})
+
+
+def _shown(name: str, value: object) -> str:
+    if name in ("eps", "step_size") and isinstance(value, float):
+        return format_size(value)
+    return "" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _show(summary: RunSummary, folder: RunFolder, output: Output) -> None:
