@@ -164,6 +164,11 @@ class Output:
         """Whether the result is a JSON document."""
         return self.results.as_json
 
+    @property
+    def on_terminal(self) -> bool:
+        """Whether somebody reads the result as it is printed, and no file or program."""
+        return self.results.console is not None and self.results.console.is_terminal
+
     def say(self, message: str) -> None:
         """A note for people: what is going on."""
         self.notes.event("message", message, text=message)

@@ -70,6 +70,25 @@ class ModelSpec(BaseModel):
         recipe = self.training.get("recipe")
         return recipe if isinstance(recipe, dict) else {}
 
+    @property
+    def command(self) -> str | None:
+        """The command that trained it, without folders of the machine; None where it is not recorded."""
+        return self._recorded("command")
+
+    @property
+    def git_revision(self) -> str | None:
+        """The commit of ducat-serve that trained it, or None; one that ends in `-dirty` had been changed."""
+        return self._recorded("git_revision")
+
+    @property
+    def data_digest(self) -> str | None:
+        """SHA-256 of the images and labels of the data set that it was trained on, or None."""
+        return self._recorded("data_digest")
+
+    def _recorded(self, name: str) -> str | None:
+        value = self.training.get(name)
+        return value if isinstance(value, str) else None
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if len(self.labels) != self.num_classes:

@@ -22,6 +22,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: Path
+    name: str | None = None  # of the only model; None: of its file
     host: str | None = None  # the address that the server is bound to; None where it is not known
     allowed_hosts: str | None = None  # names for a request's Host header, separated by commas; "*" for any
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -45,6 +46,8 @@ class Settings(BaseModel):
     access_log: bool = False  # a line for every request; those of 400 and above always have one
     rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # images per second and key
     daily_budget: int | None = Field(default=None, ge=1)  # images per day (UTC) and key
+    audit_log: Path | None = None  # a line of JSON for every prediction
+    cors_origins: str | None = None  # origins whose pages may ask, separated by commas
 
     @model_validator(mode="after")
     def _every_request_can_be_served(self) -> Self:

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from ducat_serve.errors import UsageError
 from ducat_serve.spec import first_problem
 from ducat_serve.threat_model import Norm, ThreatModel, parse_size
+from training.data.selection import Selection
 from training.objectives import METHODS, methods_with, objective_class
 from training.objectives.ducat import Mode
 from training.recipes import load_recipe, recipe_of
@@ -23,6 +33,8 @@ NORM_DEFAULTS: dict[Norm, tuple[float, float]] = {
 FOLDED_SPLIT_WEIGHT = 0.1
 BETA = 6.0
 
+_OF_OWN_IMAGES = ("val_fraction", "test_fraction", "skip_broken")
+
 TrainPrecision = Literal["float32", "bfloat16"]
 
 
@@ -33,6 +45,10 @@ class TrainConfig(BaseModel):
 
     dataset: str
     image_size: int | None = None
+    # What is held out where the data set does not say so, and what becomes of images that do not decode.
+    val_fraction: float | None = Field(default=None, gt=0, lt=1)
+    test_fraction: float | None = Field(default=None, gt=0, lt=1)
+    skip_broken: bool = False
     network: str
     method: str = "pgd-at"  # a name in METHODS
     # Weight of the method's regulariser, where it has one; its published value unless given.
@@ -133,6 +149,17 @@ class TrainConfig(BaseModel):
                     f"{option} says nothing to --method {method}, which trains on clean images alone"
                 )
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Settings of images of one's own are written only where they are set: other files stay as they were."""
+        values: dict[str, Any] = serialise(self)
+        return {key: value for key, value in values.items() if key not in _OF_OWN_IMAGES or value}
+
+    @property
+    def selection(self) -> Selection:
+        """Which images of the data set are used, and as what."""
+        return Selection(self.val_fraction, self.test_fraction, self.skip_broken)
 
     @property
     def threat_model(self) -> ThreatModel:

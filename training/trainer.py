@@ -27,6 +27,7 @@ from training.overfitting import (
     is_sound,
     overfitting_warning,
 )
+from training.provenance import Provenance
 from training.run.folder import RunFolder
 from training.run.metrics import EpochRow, RunSummary, TensorBoardLog, kept_row
 from training.run.state import RunState, load_state, require_fit, save_state
@@ -52,6 +53,7 @@ class Trainer:
         output: Output,
         *,
         initial: InitialWeights | None = None,
+        provenance: Provenance | None = None,
         processes: ProcessGroup | None = None,
         stop: StopSignal | None = None,
     ) -> None:
@@ -68,7 +70,8 @@ class Trainer:
         pixels = dataset.train.images[0].size
         require_size("--eps", config.eps, config.norm, pixels)
         require_size("--step-size", config.step_size, config.norm, pixels)
-        self.spec = initial_spec(config, dataset, initial)
+        self.provenance = provenance or Provenance()
+        self.spec = initial_spec(config, dataset, self.provenance, initial)
         self.classifier = self._build(initial)
         # Work is given up halfway by a run of one process alone; several stop together, after a step.
         inner_stop = self.stop if self.processes.size == 1 else StopSignal()

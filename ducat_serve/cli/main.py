@@ -30,6 +30,7 @@ COMMANDS = {
     "serve": "Serve a .onnx model over HTTP.",
     "bento": "Pack a .onnx model and the service into a Bento.",
     "inspect": "Show what a model file says about itself.",
+    "models": "List the trained models that come with the package.",
     "datasets": "List the data sets.",
     "networks": "List the networks.",
     "doctor": "Check this machine and installation.",

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ducat_serve.cli.manner_options import Function, manner_options
 from ducat_serve.errors import DataError, UsageError, unknown_name
 from ducat_serve.threat_model import parse_size
+
+if TYPE_CHECKING:
+    from ducat_serve.bundled import Kind
 
 
 class PixelSize(click.ParamType[float]):
@@ -39,6 +42,20 @@ class FiniteRange(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value!r} is not a finite number.", param, ctx)
         return number
+
+
+class ModelPath(click.ParamType[Path]):
+    """A model: the name of a bundled one, a file or a folder; ``kind`` is the file of a bundled one that is taken."""
+
+    name = "model"
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # noqa: ARG002
+        from ducat_serve.bundled import model_path
+
+        return model_path(value, self.kind)
 
 
 def common(function: Function) -> Function:

@@ -133,6 +133,22 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
     click.option(
         "--image-size", type=click.IntRange(min=1), help="Resize folder images to this height and width."
     ),
+    click.option(
+        "--val-fraction",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        help="Of the training images, held out to choose models on.  [default: 0.1, at most 1,000 images]",
+    ),
+    click.option(
+        "--test-fraction",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        help="Of the images of folder:PATH, held out as test where it names none.  [default: 0.2]",
+    ),
+    click.option(
+        "--skip-broken",
+        is_flag=True,
+        default=None,
+        help="Leave out images of folder:PATH that do not decode, instead of refusing them.",
+    ),
     click.option("--seed", type=click.IntRange(min=0), help="[default: 0]"),
     click.option(
         "--precision",

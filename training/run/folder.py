@@ -11,7 +11,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ducat_serve import atomic
 from ducat_serve.errors import DataError, DucatError, UsageError, command_line
 from ducat_serve.spec import first_problem
 from training.config import TrainConfig
+from training.provenance import Provenance
 from training.run.metrics import COLUMNS, EpochRow
 from training.run.presence import CAN_LOOK, is_marked, marked
 
@@ -139,7 +140,9 @@ class RunFolder:
         except (csv.Error, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{self.metrics} is damaged: {error}.") from error
 
-    def create(self, config: TrainConfig, data_dir: Path | None, data_digest: str) -> None:
+    def create(
+        self, config: TrainConfig, data_dir: Path | None, data_digest: str, provenance: Provenance
+    ) -> None:
         """Start a new run here. Raises UsageError where there is one already."""
         if self.config.exists():
             raise UsageError(
@@ -151,6 +154,7 @@ class RunFolder:
             "config": config.model_dump(mode="json"),
             "data_dir": str(data_dir) if data_dir else None,
             "data_digest": data_digest,
+            **asdict(provenance),
         }
         atomic.write_text(self.config, json.dumps(document, indent=2, sort_keys=True) + "\n")
 
@@ -167,6 +171,11 @@ class RunFolder:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"{self.config} is damaged: {error}.") from error
         return config, data_dir
+
+    def read_provenance(self) -> Provenance:
+        """Of the run whose configuration `read` has read; unknown in runs of older versions."""
+        document = json.loads(self.config.read_text())
+        return Provenance(document.get("command"), document.get("git_revision"))
 
     def require_data(self, digest: str) -> None:
         """Raise DataError where ``digest`` is not that of the data which the run began with."""

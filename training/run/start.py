@@ -58,7 +58,7 @@ def require_unchanged(
     config: TrainConfig, given: Mapping[str, Any], start_only: Mapping[str, object], folder: Path
 ) -> None:
     """Raise UsageError where a resumed run was given other settings, or options in ``start_only`` at all."""
-    stored = config.model_dump()
+    stored = dict(config)
     values = {**given, "dataset": _absolute(given["dataset"]) if given["dataset"] else None}
     changes = [
         f"--{key.replace('_', '-')} is {stored[key]} in the run, {value} here"
@@ -85,7 +85,9 @@ def train(trainer: Trainer, data_dir: Path | None, *, resumed: bool) -> RunSumma
     # Not before the data is there: a failed start leaves no folder.
     with folder.locked() if processes.is_first else nullcontext():
         if processes.is_first and not resumed:
-            folder.create(config, data_dir.resolve() if data_dir else None, dataset.digest)
+            folder.create(
+                config, data_dir.resolve() if data_dir else None, dataset.digest, trainer.provenance
+            )
         processes.wait()
         if resumed:
             trainer.resume()

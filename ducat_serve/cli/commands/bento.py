@@ -8,7 +8,7 @@ from typing import Literal
 
 import click
 
-from ducat_serve.cli.options import common
+from ducat_serve.cli.options import ModelPath, common
 from ducat_serve.errors import UsageError, command_line, missing_extra
 from ducat_serve.output import Output
 
@@ -16,7 +16,7 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 
 
 @click.command("bento")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=ModelPath("onnx"))
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -32,7 +32,7 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 )
 @common
 def command(model: Path, out: Path | None, name: str, device: Literal["cpu", "cuda"], json: bool) -> None:
-    """Pack MODEL (a model.onnx) with the serving code and pinned requirements into a Bento.
+    """Pack MODEL (a model.onnx or a bundled model) with the serving code and pinned requirements into a Bento.
 
     No key and no setting of this machine goes in: the server reads DUCAT_SERVE_... where it runs.
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ducat_serve.bundled import bundled_name
 from ducat_serve.checkpoint import checkpoint_path
-from ducat_serve.cli.options import common
+from ducat_serve.cli.options import ModelPath, common
 from ducat_serve.errors import command_line
 from ducat_serve.model_file import read_verified_spec
 from ducat_serve.output import Output
@@ -16,12 +17,11 @@ from ducat_serve.report import MASKING, NOT_MEASURED
 from ducat_serve.report_text import LEGACY
 
 if TYPE_CHECKING:
-    from ducat_serve.spec import ModelSpec
     from training.evaluation.comparison import Candidate
 
 
 @click.command("compare")
-@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("models", nargs=-1, required=True, type=ModelPath("safetensors"))
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 )
 @common
 def command(models: tuple[Path, ...], out: Path, json: bool) -> None:
-    """Compare the measured robustness of MODELS (.safetensors, .onnx or run folders).
+    """Compare the measured robustness of MODELS (.safetensors, .onnx, run folders or bundled models).
 
     Nothing is measured anew: the reports are those that the files carry. Run `ducat evaluate` with the same
     options on each of them before.
@@ -72,28 +72,20 @@ def command(models: tuple[Path, ...], out: Path, json: bool) -> None:
 
 
 def _read(models: tuple[Path, ...]) -> list[Candidate]:
+    from ducat_serve.deployed import parameter_count
     from training.evaluation.comparison import Candidate
 
     candidates = []
     for name, given in zip(_names(models), models, strict=True):
         path = checkpoint_path(given)
         spec, _ = read_verified_spec(path)
-        candidates.append(Candidate(name, path, spec, _parameters(spec), path.stat().st_size))
+        candidates.append(Candidate(name, path, spec, parameter_count(spec), path.stat().st_size))
     return candidates
 
 
-def _parameters(spec: ModelSpec) -> int:
-    import torch
-
-    from ducat_serve.deployed import build_classifier
-
-    with torch.device("meta"):  # shapes only
-        return sum(parameter.numel() for parameter in build_classifier(spec).parameters())
-
-
 def _names(models: tuple[Path, ...]) -> list[str]:
-    """The run folder's name, or the whole path where that would not tell models apart."""
-    short = [path.resolve().name if path.is_dir() else path.resolve().parent.name for path in models]
+    """A bundled model's or the run folder's name, or the whole path where that would not tell models apart."""
+    short = [bundled_name(path) or (path if path.is_dir() else path.parent).resolve().name for path in models]
     return [str(path) if short.count(name) > 1 else name for path, name in zip(models, short, strict=True)]
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 
+from ducat_serve.bundled import bundled_models
 from ducat_serve.cli.options import common
 from ducat_serve.errors import DucatError, missing_extra
 from ducat_serve.output import Output
@@ -68,6 +69,8 @@ def command(epochs: int, out: Path | None, json: bool) -> None:
     output.text(f"{right} of {len(rows)} images right over HTTP. Took {seconds:.0f} s.")
     if out:
         output.say(f"The page to try it yourself: ducat serve {out} --samples {samples}")
+    for model in bundled_models().values():
+        output.say(f"A model that comes with the package, trained for longer: ducat serve {model.name}")
     output.result(
         {
             "clean_accuracy": report["clean_accuracy"],

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from ducat_serve.checkpoint import checkpoint_path, read_checkpoint, write_checkpoint
-from ducat_serve.cli.options import PIXEL_SIZE, common, data_options, device_option
+from ducat_serve.atomic import write_bytes, write_text
+from ducat_serve.bundled import bundled_name
+from ducat_serve.checkpoint import checkpoint_path, read_checkpoint, read_spec, write_checkpoint
+from ducat_serve.cli.options import PIXEL_SIZE, ModelPath, common, data_options, device_option
 from ducat_serve.cli.release_gate import Bar, require
 from ducat_serve.cli.report_table import show_report
 from ducat_serve.cli.threads_option import threads_option
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @click.command("evaluate")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=ModelPath("safetensors"))
 @click.option(
     "--split", type=click.Choice(["val", "test"]), default="test", show_default=True, help="Which images."
 )
@@ -91,13 +93,15 @@ def command(
     threads: int | None,
     json: bool,
 ) -> None:
-    """Measure clean and robust accuracy of MODEL (a model.safetensors, its run folder, or a model.onnx).
+    """Measure clean and robust accuracy of MODEL (a model.safetensors, its run folder, a model.onnx, a bundled model).
 
     The attack is run on the deployed function, the one that is exported and served: it knows the fold and
     the dummies. The report is stored in the checkpoint and follows it into the exported model.
 
     A .onnx file has no gradients: it is attacked by its scores and by images made on its checkpoint. The
     white-box report that it got from there stays; in another precision it has none, and this one is stored.
+
+    Of a bundled model (`ducat models`) a copy in the current folder is measured, and gets the report.
 
     \b
     Example:
@@ -109,11 +113,12 @@ def command(
     """
     choose_threads(threads)
 
-    from ducat_serve.atomic import write_text
     from training.evaluation.evaluate import evaluate
     from training.evaluation.prepare import Request, prepare
 
     output = Output(json)
+    if bundled_name(model) is not None:
+        model = _copy_here(model, output)
     path = checkpoint_path(model)
     if out is not None and not out.parent.is_dir():
         raise UsageError(f"--out: there is no folder {out.parent}.")
@@ -152,6 +157,20 @@ def command(
     if bar is not None:
         require(report, bar)  # its error is then the one document on stdout; --out has the report
     output.result(report.model_dump(mode="json"))
+
+
+def _copy_here(bundled: Path, output: Output) -> Path:
+    """A copy of a bundled model to evaluate: reports are stored in the model, and the package is not written to."""
+    copy = Path(bundled.name)
+    if not copy.exists():
+        write_bytes(copy, bundled.read_bytes())
+        output.say(f"Evaluating a copy of the bundled model, {copy}, which gets the report.")
+    elif bundled_name(copy) or read_spec(copy).weights_digest != read_spec(bundled).weights_digest:
+        raise UsageError(
+            f"A copy of the bundled model is evaluated, but there is another {copy} here.",
+            "evaluate it in another folder",
+        )
+    return copy
 
 
 def _store_in_checkpoint(path: Path, spec: ModelSpec, report: RobustnessReport, output: Output) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ducat_serve.cli.options import common, data_options
+from ducat_serve.bundled import bundled_name
+from ducat_serve.cli.options import ModelPath, common, data_options
 from ducat_serve.errors import DucatError, command_line
 from ducat_serve.output import Output
 from ducat_serve.report import NOT_MEASURED
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 
     from ducat_serve.report import ExportPrecision
 
-REAL_IMAGES = 64
+REAL_IMAGES = 64  # for the parity check
+REFERENCE_IMAGES = 1000  # for what the model answered at export
 
 
 @click.command("export")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=ModelPath("safetensors"))
 @click.option("--onnx", is_flag=True, default=True, help="Export to ONNX (the only format so far).")
 @click.option(
     "--precision",
@@ -35,7 +37,7 @@ REAL_IMAGES = 64
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="File to write.  [default: model.onnx or model-float16.onnx beside MODEL]",
+    help="File to write.  [default: model.onnx or model-float16.onnx beside MODEL; of a bundled one NAME.onnx here]",
 )
 @click.option("--dataset", help="Where the real images of the parity check are.  [default: as trained]")
 @data_options
@@ -50,7 +52,7 @@ def command(
     offline: bool,  # noqa: ARG001 (export never downloads)
     json: bool,
 ) -> None:
-    """Export MODEL (a model.safetensors or its run folder) to ONNX with C outputs.
+    """Export MODEL (a model.safetensors, its run folder, or a bundled model) to ONNX with C outputs.
 
     The fold from 2C to C logits is inside the graph. The file is compared with torch before it is kept;
     where they differ the command exits with code 3 and leaves no file. A model card (.md) goes beside it.
@@ -71,11 +73,14 @@ def command(
 
     output = Output(json)
     checkpoint = checkpoint_path(model)
-    target = out or checkpoint.with_name(
-        "model.onnx" if precision == "float32" else f"model-{precision}.onnx"
-    )
+    bundled = bundled_name(checkpoint)  # nothing is written into the package
+    default = Path(bundled) if bundled else checkpoint.with_name("model")
+    suffix = "" if precision == "float32" else f"-{precision}"
+    target = out or default.with_name(f"{default.name}{suffix}.onnx")
     real = _real_images(checkpoint, dataset, data_dir, output)
-    spec, parity = export_onnx(checkpoint, target, real, precision)
+    spec, parity = export_onnx(
+        checkpoint, target, None if real is None else real[:REAL_IMAGES], precision, reference=real
+    )
     card = target.with_suffix(".md")
     write_text(card, model_card(spec, target.name))
     output.text(
@@ -118,6 +123,9 @@ def _real_images(
         )
     except (ImportError, DucatError) as error:
         reason = getattr(error, "cause", str(error))
-        output.warn(f"the parity check has no real images: {reason} Name them with --data-dir or --dataset.")
+        output.warn(
+            f"the parity check has no real images, and nothing is kept to see drift by: {reason} "
+            "Name them with --data-dir or --dataset."
+        )
         return None
-    return data.val.images[:REAL_IMAGES]
+    return data.val.images[:REFERENCE_IMAGES]

@@ -97,6 +97,7 @@ def command(
 
     from training.device import choose_device
     from training.initial import InitialWeights
+    from training.provenance import Provenance, git_revision, training_command
     from training.run.dataset import load_run_data
     from training.run.folder import RunFolder
     from training.run.start import new_config, require_unchanged, train
@@ -112,6 +113,7 @@ def command(
         if resume is not None:
             folder = RunFolder(resume)
             config, stored_data_dir = folder.read()
+            provenance = folder.read_provenance()
             data_dir = data_dir or stored_data_dir
             start_only = {"--out": out, "--recipe": recipe, "--initial-checkpoint": initial_checkpoint}
             require_unchanged(config, given, start_only, resume)
@@ -119,10 +121,22 @@ def command(
             initial = InitialWeights.read(initial_checkpoint) if initial_checkpoint else None
             config = new_config(given, recipe, initial, torch_device)
             folder = RunFolder(out) if out else RunFolder.default(config)
+            recorded = {"recipe", "initial_checkpoint", *given}
+            options = {p.name: ctx.params[p.name] for p in ctx.command.params if p.name in recorded}
+            provenance = Provenance(training_command(options), git_revision())
         dataset = load_run_data(config, data_dir, offline, output, processes)
         if initial is not None:
             initial.require_fit(config, dataset)
-        trainer = Trainer(config, dataset, folder, torch_device, output, initial=initial, processes=processes)
+        trainer = Trainer(
+            config,
+            dataset,
+            folder,
+            torch_device,
+            output,
+            initial=initial,
+            provenance=provenance,
+            processes=processes,
+        )
         if dry_run:
             if resume is not None:
                 trainer.take_up()
