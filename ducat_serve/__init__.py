@@ -20,8 +20,12 @@ __all__ = ["AsyncClient", "Client", "Predictor", "__version__", "load"]
 def __getattr__(name: str) -> Any:
     # Lazy, so that the command line and the server do not import what they do not use.
     if name == "load":
-        from ducat_serve.deployed import load
+        try:
+            from ducat_serve.deployed import load
+        except ModuleNotFoundError as error:
+            from ducat_serve.errors import MissingPackage
 
+            raise MissingPackage(error.name or "torch", "train") from error
         return load
     if name == "Predictor":
         from ducat_serve.predictor import Predictor

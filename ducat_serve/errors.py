@@ -87,9 +87,21 @@ EXTRAS = {
 }
 
 
+def install_extra(extra: str) -> str:
+    """How to get an extra. Nothing is published on an index yet, so it is from the source."""
+    return f"pip install '.[{extra}]' in a clone of ducat-serve"
+
+
+class MissingPackage(DucatError, ImportError):
+    """An optional package is not installed. Also an ImportError, for those who import and ask."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        DucatError.__init__(
+            self, f"This needs the package '{package}', which is not installed.", install_extra(extra)
+        )
+        self.name = package
+
+
 def missing_extra(package: str, extra: str) -> DucatError:
-    """Build the error for an optional package that this command needs."""
-    return DucatError(
-        f"This command needs the package '{package}', which is not installed.",
-        f"pip install 'ducat-serve[{extra}]'",
-    )
+    """Build the error for an optional package that a command needs."""
+    return MissingPackage(package, extra)

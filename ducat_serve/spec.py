@@ -121,7 +121,7 @@ class ModelSpec(BaseModel):
             found = body.get("schema_version") if isinstance(body, dict) else type(body).__name__
             raise VerificationError(
                 f"{source}: ModelSpec schema {found!r}, but this version of ducat reads schema {SCHEMA_VERSION}",
-                "pip install --upgrade ducat-serve, or export the model again",
+                "install a newer ducat-serve, or export the model again",
             )
         stored = body.pop("spec_digest", None)
         if stored != _digest(body):
