@@ -60,11 +60,16 @@ def command_line(*words: object) -> str:
     return shlex.join(str(word) for word in words)
 
 
+def near_name(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """The known name that is most like another, from ``cutoff`` (0 any, 1 only itself) on."""
+    return next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=cutoff)), None)
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """Build the error for a name that is not in a registry, suggesting the nearest one."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
+    near = near_name(name, names)
+    hint = f" Did you mean '{near}'?" if near else ""
     return UsageError(f"Unknown {kind} '{name}'.{hint}", f"choose one of: {', '.join(names)}")
 
 

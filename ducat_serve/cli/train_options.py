@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import click
 
+from ducat_serve.cli.completion import complete_datasets, complete_networks
 from ducat_serve.cli.manner_options import Function
 from ducat_serve.cli.options import PIXEL_SIZE, FiniteRange
 from training.objectives import METHODS
@@ -30,9 +31,15 @@ class Epochs(click.ParamType[tuple[int, ...]]):
 
 _OPTIONS: tuple[Callable[[Function], Function], ...] = (
     click.option(
-        "--dataset", help="digits, cifar10, cifar100, tiny-imagenet or folder:PATH; see `ducat datasets`."
+        "--dataset",
+        help="digits, cifar10, cifar100, tiny-imagenet or folder:PATH; see `ducat datasets`.",
+        shell_complete=complete_datasets,
     ),
-    click.option("--network", help="See `ducat networks`.  [default: the recipe's; resnet18]"),
+    click.option(
+        "--network",
+        help="See `ducat networks`.  [default: the recipe's; resnet18]",
+        shell_complete=complete_networks,
+    ),
     click.option(
         "--method",
         type=click.Choice(list(METHODS)),

@@ -335,7 +335,7 @@ def test_a_run_on_a_relative_folder_goes_on_from_anywhere(
     assert str(tmp_path).encode() not in (tmp_path / "run" / "model.safetensors").read_bytes()
 
 
-def test_a_weaker_report_says_what_it_replaces(
+def test_a_weaker_report_does_not_replace_a_stronger_one(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
@@ -344,9 +344,15 @@ def test_a_weaker_report_says_what_it_replaces(
         run(["evaluate", str(folder), "--max-examples", "20", "--attack", "pgd", "--attack", "pair-margin-1"])
         == 0
     )
-    assert "replaces" not in capsys.readouterr().err
-    assert run(["evaluate", str(folder), "--max-examples", "10", "--attack", "pgd"]) == 0
-    assert "fewer attacks, fewer images) replaces" in capsys.readouterr().err
+    assert "not stored" not in capsys.readouterr().err
+    strong = (folder / "model.safetensors").read_bytes()
+    weaker = ["evaluate", str(folder), "--max-examples", "10", "--attack", "pgd"]
+    assert run(weaker) == 0
+    assert "says less (fewer attacks, fewer images)" in capsys.readouterr().err
+    assert (folder / "model.safetensors").read_bytes() == strong
+    assert run([*weaker, "--replace"]) == 0
+    assert "not stored" not in capsys.readouterr().err
+    assert (folder / "model.safetensors").read_bytes() != strong
 
 
 @pytest.mark.integration

@@ -57,6 +57,11 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on after the last attack of an interrupted evaluation.")
 @click.option(
+    "--replace",
+    is_flag=True,
+    help="Store the report even where the one that is stored already says more.",
+)
+@click.option(
     "--bar", type=Bar(), help="Exit 3 unless both hold, e.g. clean=0.80,worst_case=0.45: a release gate."
 )
 @click.option(
@@ -83,6 +88,7 @@ def command(
     batch_size: int,
     seed: int,
     resume: bool,
+    replace: bool,
     bar: dict[str, float] | None,
     checkpoint: Path | None,
     dataset: str | None,
@@ -150,7 +156,8 @@ def command(
             f"{command_line('ducat', 'evaluate', model, '--resume')} (and the same options)",
         ) from None
     show_report(report, prepared.spec, output)
-    store(path, prepared.spec, report, output)
+    if replace or not _says_less(report, prepared.spec, path, output):
+        store(path, prepared.spec, report, output)
     prepared.state.remove()
     if out is not None:
         write_text(out, report.model_dump_json(indent=2) + "\n")
@@ -173,14 +180,21 @@ def _copy_here(bundled: Path, output: Output) -> Path:
     return copy
 
 
-def _store_in_checkpoint(path: Path, spec: ModelSpec, report: RobustnessReport, output: Output) -> None:
+def _says_less(report: RobustnessReport, spec: ModelSpec, path: Path, output: Output) -> bool:
+    """Whether the report inside the file, of the same kind, says more than this one; then that is said."""
     from training.evaluation.comparison import losses
 
     old = spec.robustness
-    if old is not None and (found := losses(old, report)):
-        output.warn(
-            f"this report ({', '.join(found)}) replaces: {old.summary()}. Measure again with --suite standard."
-        )
+    if old is None or old.artefact != report.artefact or not (found := losses(old, report)):
+        return False
+    output.warn(
+        f"not stored, since it says less ({', '.join(found)}) than what {path} holds: {old.summary()}. "
+        "--replace stores it all the same, --out FILE keeps it beside."
+    )
+    return True
+
+
+def _store_in_checkpoint(path: Path, spec: ModelSpec, report: RobustnessReport, output: Output) -> None:
     _, tensors = read_checkpoint(path)
     write_checkpoint(path, tensors, spec.model_copy(update={"robustness": report}))
     output.say(f"Stored in {path}.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ducat_serve.cli.completion import complete_recipes
 from ducat_serve.cli.options import common, data_options, device_option
 from ducat_serve.cli.threads_option import threads_option
 from ducat_serve.cli.train_options import train_options
@@ -27,7 +28,11 @@ ROBUSTNESS_LOSS = 0.02  # accuracy on val; less is noise
 
 
 @click.command("train")
-@click.option("--recipe", help="Whose defaults to take; see `ducat recipes`.  [default: the data set's]")
+@click.option(
+    "--recipe",
+    shell_complete=complete_recipes,
+    help="Whose defaults to take; see `ducat recipes`.  [default: the data set's]",
+)
 @train_options
 @click.option(
     "--initial-checkpoint",
