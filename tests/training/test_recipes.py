@@ -89,7 +89,7 @@ def test_a_recipe_is_listed_shown_and_copied(tmp_path: Path, capsys: pytest.Capt
     assert run(["recipes", "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)["recipes"]) == set(recipe_names())
     assert run(["recipes"]) == 0
-    assert "tiny-imagenet-small" in capsys.readouterr().err
+    assert "tiny-imagenet-small" in capsys.readouterr().out
     assert run(["recipes", "show", "cifar10-small", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["recipe"]["inner_attack"] == "n-fgsm"
     file = tmp_path / "mine.toml"
@@ -114,7 +114,7 @@ def test_every_recipe_says_what_it_costs_and_reached_and_training_never_hears_of
     assert listed["costs"] == {name: recipe_cost(name) for name in recipe_names()}
     assert listed["reached"] == {name: recipe_reached(name) for name in recipe_names()}
     assert run(["recipes"]) == 0
-    shown = capsys.readouterr().err
+    shown = capsys.readouterr().out
     assert "cost" in shown
     assert "reached" in shown
 
@@ -162,7 +162,7 @@ def test_the_data_set_alone_takes_its_own_recipe(monkeypatch: pytest.MonkeyPatch
     assert resolve("tiny-imagenet", {}) == resolve("tiny-imagenet", {}, "tiny-imagenet")
     assert started_with(["--dataset", "digits"], monkeypatch).model_dump() == {
         **resolve("digits", {}).model_dump(),
-        "precision": started_with([], monkeypatch).precision,
+        "precision": started_with(["--recipe", "digits"], monkeypatch).precision,
     }
 
 
@@ -202,5 +202,8 @@ def test_a_config_file_with_a_mistake_is_refused(
 def test_impossible_settings_are_a_usage_error(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["train", *arguments]) == 2
-    assert words in capsys.readouterr().err
+    dataset = [] if "--recipe" in arguments else ["--dataset", "digits"]
+    assert run(["train", *dataset, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Value error" not in error

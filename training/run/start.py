@@ -13,6 +13,7 @@ import torch
 from ducat_serve.errors import UsageError, command_line, unknown_name
 from ducat_serve.networks import NETWORKS
 from ducat_serve.output import Output
+from training.attacks.ball import require_size
 from training.config import TrainConfig, resolve
 from training.data import DATASETS
 from training.device import fastest_precision
@@ -26,8 +27,6 @@ from training.run.folder import RunFolder
 from training.run.metrics import RunSummary
 from training.trainer import Trainer
 
-DEFAULT_DATASET = "digits"
-
 
 def new_config(
     given: Mapping[str, Any], recipe: str | None, initial: InitialWeights | None, device: torch.device
@@ -37,19 +36,28 @@ def new_config(
     Raises:
         UsageError: an unknown name, a value out of range, or a combination that makes no sense.
     """
-    chosen = given["dataset"] or (load_recipe(recipe).get("dataset") if recipe else None)
-    dataset = _absolute(chosen or DEFAULT_DATASET)
-    if dataset not in DATASETS and not dataset.startswith("folder:"):
-        raise unknown_name("data set", dataset, [*DATASETS, "folder:PATH"])
     if given["network"] is not None and given["network"] not in NETWORKS:
         raise unknown_name("network", given["network"], NETWORKS)
+    chosen = given["dataset"] or (load_recipe(recipe).get("dataset") if recipe else None)
+    if chosen is None:
+        raise UsageError(
+            "Which data set? Nothing is trained without --dataset.",
+            "ducat train --dataset digits (some minutes); `ducat datasets` lists the others, folder:PATH is your own",
+        )
+    dataset = _absolute(chosen)
+    if dataset not in DATASETS and not dataset.startswith("folder:"):
+        raise unknown_name("data set", dataset, [*DATASETS, "folder:PATH"])
     values = dict(given)
     if values["precision"] in (None, "auto"):
         values["precision"] = fastest_precision(device)
     if initial is not None:
         values["initial_weights"] = initial.spec.weights_digest
         values["network"] = values["network"] or initial.spec.network
-    return resolve(dataset, values, recipe)
+    config = resolve(dataset, values, recipe)
+    if config.norm == "linf":  # the same for images of every size, so nothing need be downloaded to find out
+        require_size("--eps", config.eps, config.norm, 1)
+        require_size("--step-size", config.step_size, config.norm, 1)
+    return config
 
 
 def require_unchanged(
@@ -149,6 +157,8 @@ def train(trainer: Trainer, data_dir: Path | None, *, resumed: bool) -> RunSumma
             config=config.model_dump(mode="json"),
             processes=processes.size,
         )
+        for warning in config.doubts():
+            output.warn(warning)
         with trainer.stop:
             summary = trainer.run()
         if processes.is_first:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ducat_serve.cli.completion import complete_recipes
 from ducat_serve.cli.options import common
 from ducat_serve.errors import UsageError, command_line
 from ducat_serve.output import Output
@@ -43,7 +44,7 @@ def command(ctx: click.Context, json: bool) -> None:
 
 
 @command.command("show")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_recipes)
 @common
 def show(name: str, json: bool) -> None:
     """Show every setting of the recipe NAME.
@@ -61,7 +62,7 @@ def show(name: str, json: bool) -> None:
 
 
 @command.command("copy")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_recipes)
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @common
 def copy(name: str, file: Path, json: bool) -> None:

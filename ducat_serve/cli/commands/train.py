@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ducat_serve.cli.completion import complete_recipes
 from ducat_serve.cli.options import common, data_options, device_option
 from ducat_serve.cli.threads_option import threads_option
 from ducat_serve.cli.train_options import train_options
 from ducat_serve.errors import command_line
 from ducat_serve.output import Output
 from ducat_serve.threads import choose_threads
+from ducat_serve.threat_model import format_size
 
 if TYPE_CHECKING:
     from ducat_serve.cli.main import Invocation
@@ -25,7 +27,11 @@ ROBUSTNESS_LOSS = 0.02  # accuracy on val; less is noise
 
 
 @click.command("train")
-@click.option("--recipe", help="Whose defaults to take; see `ducat recipes`.  [default: the data set's]")
+@click.option(
+    "--recipe",
+    shell_complete=complete_recipes,
+    help="Whose defaults to take; see `ducat recipes`.  [default: the data set's]",
+)
 @train_options
 @click.option(
     "--initial-checkpoint",
@@ -119,6 +125,8 @@ def command(
     machine = Machine(torch_device, data_dir, offline)
     with opened(config, folder, machine, output, initial=initial, provenance=provenance) as trainer:
         if dry_run:
+            if resume is not None:
+                trainer.take_up()
             _show_estimate(trainer, trainer.output)
         else:
             _show(train(trainer, data_dir, resumed=resume is not None), trainer, trainer.output)
@@ -138,10 +146,23 @@ def _show_estimate(trainer: Trainer, output: Output) -> None:
             ("peak memory", f"{cost['peak_memory_bytes'] / 1e9:.2f} GB"),
             ("steps per epoch", f"{cost['steps_per_epoch']:,}"),
             ("one epoch, with validation", per_epoch),
-            (f"all {config.epochs} epochs", str(timedelta(seconds=round(cost["estimated_seconds"])))),
+            (
+                f"{cost['epochs_left']} of {config.epochs} epochs",
+                str(timedelta(seconds=round(cost["estimated_seconds"]))),
+            ),
         ],
     )
-    output.result(cost)
+    settings = config.model_dump(mode="json")
+    output.table(
+        "Settings", ("", ""), [(name.replace("_", "-"), _shown(name, settings[name])) for name in settings]
+    )
+    output.result({**cost, "config": settings})
+
+
+def _shown(name: str, value: object) -> str:
+    if name in ("eps", "step_size") and isinstance(value, float):
+        return format_size(value)
+    return "" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _show(summary: RunSummary, trainer: Trainer, output: Output) -> None:
