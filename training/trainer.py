@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -52,7 +53,6 @@ class Trainer:
         output: Output,
         *,
         initial: InitialWeights | None = None,
-        provenance: Provenance | None = None,
         processes: ProcessGroup | None = None,
         stop: StopSignal | None = None,
     ) -> None:
@@ -66,8 +66,7 @@ class Trainer:
             config.flip,
         )
         self._require_enough_images()
-        self.provenance = provenance or Provenance()
-        self.spec = initial_spec(config, dataset, self.provenance, initial)
+        self.spec = initial_spec(config, dataset, initial)
         self.classifier = self._build(initial)
         # Work is given up halfway by a run of one process alone; several stop together, after a step.
         inner_stop = self.stop if self.processes.size == 1 else StopSignal()
@@ -110,6 +109,11 @@ class Trainer:
     def kept(self) -> Classifier:
         """What is validated and saved: the averaged weights where there are any."""
         return self.average.classifier if self.average else self.classifier
+
+    def record(self, provenance: Provenance) -> None:
+        """Say in every checkpoint from now on where this run comes from."""
+        training = {**self.spec.training, **asdict(provenance)}
+        self.spec = self.spec.model_copy(update={"training": training})
 
     def resume(self) -> None:
         """Take up the state that the run folder holds. Raises DataError where it does not fit."""

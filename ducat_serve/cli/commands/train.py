@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -96,7 +97,7 @@ def command(
 
     from training.device import choose_device
     from training.initial import InitialWeights
-    from training.provenance import Provenance, git_revision, training_command
+    from training.provenance import training_command
     from training.run.dataset import load_run_data
     from training.run.folder import RunFolder
     from training.run.start import new_config, require_unchanged, train
@@ -112,7 +113,6 @@ def command(
         if resume is not None:
             folder = RunFolder(resume)
             config, stored_data_dir = folder.read()
-            provenance = folder.read_provenance()
             data_dir = data_dir or stored_data_dir
             start_only = {"--out": out, "--recipe": recipe, "--initial-checkpoint": initial_checkpoint}
             require_unchanged(config, given, start_only, resume)
@@ -120,29 +120,30 @@ def command(
             initial = InitialWeights.read(initial_checkpoint) if initial_checkpoint else None
             config = new_config(given, recipe, initial, torch_device)
             folder = RunFolder(out) if out else RunFolder.default(config)
-            recorded = {"recipe", "initial_checkpoint", *given}
-            options = {p.name: ctx.params[p.name] for p in ctx.command.params if p.name in recorded}
-            provenance = Provenance(training_command(options), git_revision())
         dataset = load_run_data(config, data_dir, offline, output, processes)
         if initial is not None:
             initial.require_fit(config, dataset)
-        trainer = Trainer(
-            config,
-            dataset,
-            folder,
-            torch_device,
-            output,
-            initial=initial,
-            provenance=provenance,
-            processes=processes,
-        )
+        trainer = Trainer(config, dataset, folder, torch_device, output, initial=initial, processes=processes)
         if dry_run:
             _show_estimate(trainer, output)
         else:
-            _show(train(trainer, data_dir, resumed=resume is not None), folder, output)
+            summary = train(
+                trainer, data_dir, resumed=resume is not None, command=training_command(_chosen(ctx, given))
+            )
+            _show(summary, folder, output)
     finally:
         processes.leave()
     return 0
+
+
+def _chosen(ctx: click.Context, given: Mapping[str, Any]) -> dict[str, object]:
+    """The options that decide the weights, in the order of `--help`: ``given``, the recipe, the initial checkpoint."""
+    names = {"recipe", "initial_checkpoint", *given}
+    asked = {p.name: ctx.params[p.name] for p in ctx.command.params if p.name in names}
+    single_flags = {
+        p.name for p in ctx.command.params if not p.secondary_opts
+    }  # there is no --no-skip-broken
+    return {n: value for n, value in asked.items() if n and not (value is False and n in single_flags)}
 
 
 def _show_estimate(trainer: Trainer, output: Output) -> None:
