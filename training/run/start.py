@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,18 @@ import torch
 
 from ducat_serve.errors import UsageError, command_line, unknown_name
 from ducat_serve.networks import NETWORKS
+from ducat_serve.output import Output
 from training.attacks.ball import require_size
 from training.config import TrainConfig, resolve
 from training.data import DATASETS
 from training.device import fastest_precision
+from training.distributed.processes import ProcessGroup, local_device
 from training.initial import InitialWeights
+from training.provenance import Provenance
 from training.recipes import load_recipe
 from training.run.curves import draw_curves
+from training.run.dataset import load_run_data
+from training.run.folder import RunFolder
 from training.run.metrics import RunSummary
 from training.trainer import Trainer
 
@@ -71,6 +77,56 @@ def require_unchanged(
             f"--resume goes on with the run as it was: {'; '.join(changes)}.",
             command_line("ducat", "train", "--resume", folder),
         )
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run computes and finds its data. None of it decides what it writes.
+
+    ``data_dir`` None is the user's cache folder; ``offline`` forbids to download.
+    """
+
+    device: torch.device
+    data_dir: Path | None = None
+    offline: bool = False
+
+
+@contextmanager
+def opened(
+    config: TrainConfig,
+    folder: RunFolder,
+    machine: Machine,
+    output: Output,
+    *,
+    initial: InitialWeights | None = None,
+    provenance: Provenance = Provenance(),  # noqa: B008 (frozen)
+) -> Iterator[Trainer]:
+    """A run that is ready to be trained: its processes have met, its data is loaded. Nothing is written yet.
+
+    Raises:
+        UsageError: ``initial`` does not fit. DataError: missing or corrupt data.
+        DucatError: the other processes cannot be reached.
+    """
+    device = local_device(machine.device)
+    processes = ProcessGroup.join(device)
+    if not processes.is_first:
+        output = Output(silent=True)
+    try:
+        dataset = load_run_data(config, machine.data_dir, machine.offline, output, processes)
+        if initial is not None:
+            initial.require_fit(config, dataset)
+        yield Trainer(
+            config,
+            dataset,
+            folder,
+            device,
+            output,
+            initial=initial,
+            provenance=provenance,
+            processes=processes,
+        )
+    finally:
+        processes.leave()
 
 
 def train(trainer: Trainer, data_dir: Path | None, *, resumed: bool) -> RunSummary:

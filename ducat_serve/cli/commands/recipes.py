@@ -29,15 +29,18 @@ def command(ctx: click.Context, json: bool) -> None:
     """
     if ctx.invoked_subcommand is not None:
         return
-    from training.recipes import load_recipe, recipe_cost, recipe_names
+    from training.recipes import load_recipe, recipe_cost, recipe_names, recipe_reached
 
     output = Output(json)
     recipes = {name: load_recipe(name) for name in recipe_names()}
     costs = {name: recipe_cost(name) for name in recipes}
-    columns = ("network", "method", "epochs")
-    rows = [(name, *(recipe[column] for column in columns), costs[name]) for name, recipe in recipes.items()]
-    output.table("", ("name", *columns, "cost"), rows)
-    output.result({"recipes": recipes, "costs": costs})
+    reached = {name: recipe_reached(name) for name in recipes}
+    rows = [
+        (name, f"{r['network']}, {r['method']}, {r['epochs']} epochs", costs[name], reached[name])
+        for name, r in recipes.items()
+    ]
+    output.table("", ("name", "trains", "cost", "reached"), rows)
+    output.result({"recipes": recipes, "costs": costs, "reached": reached})
 
 
 @command.command("show")
