@@ -35,7 +35,7 @@ class Choice:
 class Prediction:
     """What the model says of one image.
 
-    Example:
+    Examples:
         >>> prediction.label, prediction.confidence
         ('cat', 0.91)
         >>> [choice.label for choice in prediction.top(3)]

@@ -12,6 +12,7 @@ from ducat_serve.checkpoint import weights_digest, write_checkpoint
 from ducat_serve.deployed import Classifier, Deployed, build_classifier, load_weights, numpy_weights
 from ducat_serve.errors import DataError, DucatError, InterruptedRun, UsageError, command_line
 from ducat_serve.output import Output
+from training.attacks.ball import require_size
 from training.average import WeightAverage
 from training.batches import DeviceSplit, TrainingBatches
 from training.config import TrainConfig
@@ -66,6 +67,9 @@ class Trainer:
             config.flip,
         )
         self._require_enough_images()
+        pixels = dataset.train.images[0].size
+        require_size("--eps", config.eps, config.norm, pixels)
+        require_size("--step-size", config.step_size, config.norm, pixels)
         self.provenance = provenance or Provenance()
         self.spec = initial_spec(config, dataset, self.provenance, initial)
         self.classifier = self._build(initial)
@@ -112,7 +116,13 @@ class Trainer:
         return self.average.classifier if self.average else self.classifier
 
     def resume(self) -> None:
-        """Take up the state that the run folder holds. Raises DataError where it does not fit."""
+        """Take up the state that the run folder holds, and let metrics.csv say the same. Raises as `take_up`."""
+        self.take_up()
+        if self.processes.is_first and self.folder.state.exists():
+            self.folder.write_metrics(self.state.rows)
+
+    def take_up(self) -> None:
+        """Take up the state that the run folder holds; nothing is written. Raises DataError where it does not fit."""
         self.folder.require_data(self.dataset.digest)
         if not self.folder.state.exists():
             if self.config.initial_weights is not None:
@@ -135,8 +145,6 @@ class Trainer:
                 self.average.load_state_dict(self.state.average)
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise DataError(f"{self.folder.state} does not fit this run: {error}.") from error
-        if self.processes.is_first:
-            self.folder.write_metrics(self.state.rows)
 
     def run(self) -> RunSummary:
         """Train to the last epoch.
