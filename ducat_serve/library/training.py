@@ -49,7 +49,7 @@ def train_config(
     Raises:
         UsageError: an unknown name or setting, a value out of range, or a combination that makes no sense.
 
-    Example:
+    Examples:
         >>> config = train_config("digits", epochs=5, eps=0.1)
         >>> config.network, config.lr
         ('resnet-small', 0.1)
@@ -84,7 +84,7 @@ def train(
         UsageError: the folder holds a run already, or the checkpoint does not fit. DataError: missing or corrupt data.
         InterruptedRun: a signal stopped it; `resume` goes on.
 
-    Example:
+    Examples:
         >>> run = train(train_config("digits", epochs=5, eps=0.1), out="runs/digits")
         >>> run.model, run.summary.best_val_pgd_accuracy
         (PosixPath('runs/digits/model.safetensors'), 0.71)
