@@ -233,4 +233,4 @@ def _create_session(
 def _why_no_cuda(ort: Any) -> str | None:
     if "CUDAExecutionProvider" in ort.get_available_providers():
         return None
-    return "the installed onnxruntime has no CUDA provider (install 'ducat-serve[gpu]' instead of [cpu])"
+    return "the installed onnxruntime has no CUDA provider (the extra gpu instead of cpu brings it)"

@@ -14,7 +14,7 @@ from training.data.cifar import CIFAR10, CIFAR100, CifarFormat, read_cifar
 from training.data.decoding import decode_tree
 from training.data.digits import read_digits
 from training.data.download import Archive, download
-from training.data.layouts import require_text
+from training.data.layouts import count_classes, require_text
 from training.data.selection import Selection
 from training.data.splits import hold_out
 from training.data.trees import Tree
@@ -150,6 +150,31 @@ def default_data_dir() -> Path:
 def find_archive(info: DatasetInfo, data_dir: Path) -> Path | None:
     """The archive or folder of a data set in ``data_dir``, None if there is none."""
     return next(_candidates(info, data_dir), None)
+
+
+def obtain(name: str, data_dir: Path, output: Output) -> Path | None:
+    """Where the data set is in ``data_dir``; it is downloaded if it is not there. None for the embedded one.
+
+    Raises UsageError for an unknown name, and what `download` raises.
+    """
+    info = dataset_info(name)
+    if info.archive is None:
+        return None
+    return find_archive(info, data_dir) or download(info.archive, data_dir, output)
+
+
+def dataset_info(name: str) -> DatasetInfo:
+    """Raises UsageError for an unknown name."""
+    if name not in DATASETS:
+        raise unknown_name("data set", name, DATASETS)
+    return DATASETS[name]
+
+
+def classes_of(info: DatasetInfo, path: Path | None) -> int:
+    """How many classes the archive or folder at ``path`` really has; that of authors has those of the data set."""
+    if path is None or info.archive is None or path.name == info.archive.filename:
+        return info.classes
+    return count_classes(Tree(path))
 
 
 def _find(

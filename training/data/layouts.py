@@ -133,7 +133,7 @@ def _listing(tree: Tree, root: str, splits: dict[str, ByClass], selection: Selec
         found = f"{len(classes)} class{'es' * (len(classes) != 1)}"
         raise DataError(f"{tree.source} has {found} to train on; a classifier needs at least 2.", _LAYOUTS)
     for name in classes:
-        require_text(name, f"{tree.source} has a class")
+        require_text(name, f"{tree.source} has a class folder")
     for split, members in splits.items():
         strange = sorted(set(members) - set(classes))
         if strange:

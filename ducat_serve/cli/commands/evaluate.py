@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
-from ducat_serve.atomic import write_bytes, write_text
-from ducat_serve.bundled import bundled_name
-from ducat_serve.checkpoint import checkpoint_path, read_checkpoint, read_spec, write_checkpoint
+from ducat_serve.atomic import write_text
 from ducat_serve.cli.options import PIXEL_SIZE, ModelPath, common, data_options, device_option
 from ducat_serve.cli.release_gate import Bar, require
 from ducat_serve.cli.report_table import show_report
 from ducat_serve.cli.threads_option import threads_option
-from ducat_serve.errors import InterruptedRun, UsageError, command_line, missing_extra
+from ducat_serve.errors import UsageError
 from ducat_serve.output import Output
-from ducat_serve.report import RobustnessReport
-from ducat_serve.spec import ModelSpec
 from ducat_serve.threads import choose_threads
 
 if TYPE_CHECKING:
@@ -57,6 +51,11 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on after the last attack of an interrupted evaluation.")
 @click.option(
+    "--replace",
+    is_flag=True,
+    help="Store the report even where the one that is stored already says more.",
+)
+@click.option(
     "--bar", type=Bar(), help="Exit 3 unless both hold, e.g. clean=0.80,worst_case=0.45: a release gate."
 )
 @click.option(
@@ -83,6 +82,7 @@ def command(
     batch_size: int,
     seed: int,
     resume: bool,
+    replace: bool,
     bar: dict[str, float] | None,
     checkpoint: Path | None,
     dataset: str | None,
@@ -113,17 +113,14 @@ def command(
     """
     choose_threads(threads)
 
-    from training.evaluation.evaluate import evaluate
-    from training.evaluation.prepare import Request, prepare
+    from ducat_serve.library.evaluation import measure
+    from training.evaluation.prepare import Request
 
     output = Output(json)
-    if bundled_name(model) is not None:
-        model = _copy_here(model, output)
-    path = checkpoint_path(model)
     if out is not None and not out.parent.is_dir():
         raise UsageError(f"--out: there is no folder {out.parent}.")
     request = Request(
-        path,
+        model,
         checkpoint=checkpoint,
         split=split,
         norm=norm,
@@ -138,69 +135,13 @@ def command(
         offline=offline,
         device=device,
     )
-    prepared = prepare(request, output)
-    store = _store_in_export(prepared.spec) if path.suffix == ".onnx" else _store_in_checkpoint
-    prepared.state.begin(resume=resume, output=output)
-    try:
-        report = evaluate(prepared.subject, prepared.plan, output, prepared.state)
-    except KeyboardInterrupt:
-        raise InterruptedRun(
-            signal.SIGINT,
-            "interrupted; what the finished attacks found is kept.",
-            f"{command_line('ducat', 'evaluate', model, '--resume')} (and the same options)",
-        ) from None
-    show_report(report, prepared.spec, output)
-    store(path, prepared.spec, report, output)
-    prepared.state.remove()
+    measured = measure(request, output, resume=resume)
+    report = measured.report
+    show_report(report, measured.spec, output)
+    measured.store(output, replace=replace)
+    measured.state.remove()
     if out is not None:
         write_text(out, report.model_dump_json(indent=2) + "\n")
     if bar is not None:
         require(report, bar)  # its error is then the one document on stdout; --out has the report
     output.result(report.model_dump(mode="json"))
-
-
-def _copy_here(bundled: Path, output: Output) -> Path:
-    """A copy of a bundled model to evaluate: reports are stored in the model, and the package is not written to."""
-    copy = Path(bundled.name)
-    if not copy.exists():
-        write_bytes(copy, bundled.read_bytes())
-        output.say(f"Evaluating a copy of the bundled model, {copy}, which gets the report.")
-    elif bundled_name(copy) or read_spec(copy).weights_digest != read_spec(bundled).weights_digest:
-        raise UsageError(
-            f"A copy of the bundled model is evaluated, but there is another {copy} here.",
-            "evaluate it in another folder",
-        )
-    return copy
-
-
-def _store_in_checkpoint(path: Path, spec: ModelSpec, report: RobustnessReport, output: Output) -> None:
-    from training.evaluation.comparison import losses
-
-    old = spec.robustness
-    if old is not None and (found := losses(old, report)):
-        output.warn(
-            f"this report ({', '.join(found)}) replaces: {old.summary()}. Measure again with --suite standard."
-        )
-    _, tensors = read_checkpoint(path)
-    write_checkpoint(path, tensors, spec.model_copy(update={"robustness": report}))
-    output.say(f"Stored in {path}.")
-    output.next(command_line("ducat", "export", path))
-
-
-def _store_in_export(spec: ModelSpec) -> Callable[[Path, ModelSpec, RobustnessReport, Output], None]:
-    """How a report of an exported file is kept: a white-box report that is there already stays."""
-    white_box = spec.robustness
-    if white_box is not None and white_box.artefact == "checkpoint":
-        stays = f"stays: {white_box.summary()}."
-        return lambda path, _spec, _report, output: output.say(f"The white-box report inside {path} {stays}")
-    try:  # before hours of attack, not after
-        from export.model_card import update_card
-        from export.onnx_writer import store_report
-    except ImportError as error:
-        raise missing_extra(error.name or "onnx", "export") from error
-
-    def store(path: Path, _spec: ModelSpec, report: RobustnessReport, output: Output) -> None:
-        update_card(store_report(path, report), path)
-        output.say(f"Stored in {path}: attacks by scores are all that can be said of it.")
-
-    return store

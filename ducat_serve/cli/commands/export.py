@@ -7,21 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ducat_serve.bundled import bundled_name
 from ducat_serve.cli.options import ModelPath, common, data_options
-from ducat_serve.errors import DucatError, command_line
+from ducat_serve.errors import command_line
 from ducat_serve.output import Output
 from ducat_serve.report import NOT_MEASURED
-from ducat_serve.spec import ModelSpec
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from ducat_serve.report import ExportPrecision
-
-REAL_IMAGES = 64  # for the parity check
-REFERENCE_IMAGES = 1000  # for what the model answered at export
 
 
 @click.command("export")
@@ -61,28 +53,16 @@ def command(
     Example:
       ducat export runs/digits/model.safetensors --onnx
     """
-    from ducat_serve.atomic import write_text
-    from ducat_serve.checkpoint import checkpoint_path
     from ducat_serve.errors import missing_extra
 
     try:
-        from export.model_card import model_card
-        from export.onnx_writer import export_onnx
+        from ducat_serve.library.exporting import export
     except ImportError as error:
         raise missing_extra(error.name or "onnx", "export") from error
 
     output = Output(json)
-    checkpoint = checkpoint_path(model)
-    bundled = bundled_name(checkpoint)  # nothing is written into the package
-    default = Path(bundled) if bundled else checkpoint.with_name("model")
-    suffix = "" if precision == "float32" else f"-{precision}"
-    target = out or default.with_name(f"{default.name}{suffix}.onnx")
-    real = _real_images(checkpoint, dataset, data_dir, output)
-    spec, parity = export_onnx(
-        checkpoint, target, None if real is None else real[:REAL_IMAGES], precision, reference=real
-    )
-    card = target.with_suffix(".md")
-    write_text(card, model_card(spec, target.name))
+    exported = export(model, out=out, precision=precision, dataset=dataset, data_dir=data_dir, output=output)
+    target, card, spec, parity = exported.model, exported.card, exported.spec, exported.parity
     output.text(
         f"{target}: {target.stat().st_size:,} bytes, {spec.num_classes} classes, fold {spec.fold}, {precision}."
     )
@@ -107,25 +87,3 @@ def command(
             },
         }
     )
-
-
-def _real_images(
-    checkpoint: Path, dataset: str | None, data_dir: Path | None, output: Output
-) -> NDArray[np.uint8] | None:
-    """Some val images of the data set that the model was trained on, if they are on this machine."""
-    from ducat_serve.checkpoint import read_spec
-    from training.run.dataset import load_training_data
-
-    spec: ModelSpec = read_spec(checkpoint)
-    try:
-        data = load_training_data(
-            checkpoint, spec, dataset=dataset, data_dir=data_dir, offline=True, output=output
-        )
-    except (ImportError, DucatError) as error:
-        reason = getattr(error, "cause", str(error))
-        output.warn(
-            f"the parity check has no real images, and nothing is kept to see drift by: {reason} "
-            "Name them with --data-dir or --dataset."
-        )
-        return None
-    return data.val.images[:REFERENCE_IMAGES]
