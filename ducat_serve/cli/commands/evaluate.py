@@ -101,7 +101,7 @@ def command(
     A .onnx file has no gradients: it is attacked by its scores and by images made on its checkpoint. The
     white-box report that it got from there stays; in another precision it has none, and this one is stored.
 
-    Of a bundled model (`ducat models`) a copy in the current folder is measured, and gets the report.
+    Of a bundled model (`ducat models`) a copy in the current folder is measured, and keeps the report.
 
     \b
     Example:
