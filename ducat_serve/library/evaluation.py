@@ -175,7 +175,7 @@ def _copy_here(bundled: Path, output: Output) -> Path:
     copy = Path(bundled.name)
     if not copy.exists():
         write_bytes(copy, bundled.read_bytes())
-        output.say(f"Evaluating a copy of the bundled model, {copy}, which gets the report.")
+        output.say(f"Evaluating a copy of the bundled model, {copy}; the package is not written to.")
     elif bundled_name(copy) or read_spec(copy).weights_digest != read_spec(bundled).weights_digest:
         raise UsageError(
             f"A copy of the bundled model is evaluated, but there is another {copy} here.",

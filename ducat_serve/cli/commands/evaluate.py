@@ -143,7 +143,7 @@ def command(
     package.module:callable is a model of others: the callable returns a torch.nn.Module from images in [0, 1] to
     logits. It needs --dataset and --eps; report and card are written here, or to --out.
 
-    Of a bundled model (`ducat models`) a copy in the current folder is measured, and gets the report.
+    Of a bundled model (`ducat models`) a copy in the current folder is measured, and keeps the report.
 
     \b
     Example:
