@@ -36,8 +36,8 @@ def model_card(spec: ModelSpec, name: str) -> str:
     height, width = spec.image_size
     sections = [
         _title(spec),
-        f"{code(name)} is an image classifier: {text(spec.network)}, {spec.num_classes} classes, "
-        f"{height}x{width} pixels, {'greyscale' if spec.channels == 1 else 'RGB'}.",
+        f"Image classifier: {text(spec.network)}, {spec.num_classes} classes, {height}x{width} pixels, "
+        f"{'greyscale' if spec.channels == 1 else 'RGB'}. File: {code(name)}.",
         "## Robustness",
         *_robustness(spec, name),
         "## Training",
