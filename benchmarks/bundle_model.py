@@ -9,6 +9,7 @@ A model of the same name is replaced. Commit `ducat_serve/bundled/` afterwards.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -53,6 +54,8 @@ def bundle(
     run_folder: Path, name: str, command: str | None, revision: str | None, data_dir: Path | None
 ) -> BundledModel:
     """Write the files of a model, then its line in the index. Raises UsageError for one that is not fit to be shown."""
+    if not re.fullmatch(bundled.NAME, name):
+        raise UsageError(f"'{name}' cannot name a bundled model.", "choose one like cifar10-small")
     spec, tensors = read_checkpoint(checkpoint_path(run_folder))
     spec = with_provenance(spec, command, revision)
     report = standard_report(spec, run_folder)

@@ -68,13 +68,13 @@ class Setting:
 
 _SCHEDULE: dict[str, Any] = {"schedule": "one-cycle", "ema_warmup": True}
 SETTINGS = {
-    # A larger ball than the recipe's, and few epochs: with those, PGD-AT has clean accuracy left to gain.
+    # The recipe's ball, and few epochs: with more, PGD-AT is at 99 % clean and has nothing left to gain.
     "digits": Setting(
         {
             **_SCHEDULE,
             "network": "resnet-small",
             "batch_size": 128,
-            "eps": 0.25,
+            "eps": 0.2,
             "attack_steps": 5,
             "ema_decay": 0.99,
         },

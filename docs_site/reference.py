@@ -1,7 +1,7 @@
 """MkDocs hook: fills in the parts of the reference that are made from code.
 
-`<!-- http -->` in a page stands for the routes of the OpenAPI document, `<!-- http-schemas -->` for its objects, and
-`<!-- report -->` for the fields of the robustness report.
+`<!-- http -->` in a page stands for the routes of the OpenAPI document, `<!-- http-schemas -->` for its objects,
+`<!-- commands -->` for the command line and `<!-- report -->` for the fields of the robustness report.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from docs_site.commands import command_line
 from docs_site.schemas import PAGES, objects, type_text
+from ducat_serve.cli.main import cli
 from ducat_serve.report import RobustnessReport
 from service.openapi.document import document
 from service.settings import Settings
@@ -22,6 +24,8 @@ Json = dict[str, Any]
 _EVERYTHING = Settings(
     model=Path("model.onnx"), admin_key="x" * 16, api_keys="name:key", allowed_hosts="name"
 )
+# Every route takes this header and may answer with these; the page says so once.
+_EVERY_PARAMETER, _EVERY_STATUS = "X-Request-Id", ("413", "421", "500")
 _MARK = re.compile(r"^<!-- ([\w-]+) -->$", re.MULTILINE)
 
 
@@ -35,7 +39,7 @@ def http_routes() -> str:
     described = document(_EVERYTHING)
     parts = []
     for tag in described["tags"]:
-        parts.append(f"## {tag['name']}\n\n{tag['description']}")
+        parts.append(f"## {tag['name'].capitalize()}\n\n{tag['description']}")
         for path, methods in described["paths"].items():
             for method, operation in methods.items():
                 if method in ("get", "post") and tag["name"] in operation["tags"]:
@@ -56,10 +60,16 @@ def report_schema() -> str:
     return "\n\n".join(objects({"RobustnessReport": schema, **schema["$defs"]}, 2))
 
 
+def ducat_commands() -> str:
+    """The help of every command."""
+    return command_line(cli, "ducat")
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "http": http_routes,
     "http-schemas": http_schemas,
     "report": report_schema,
+    "commands": ducat_commands,
 }
 
 
@@ -69,6 +79,7 @@ def _operation(described: Json, title: str, operation: Json, shared: list[Json])
     if about := operation.get("description"):
         yield about
     parameters = [_resolved(described, one) for one in [*shared, *operation.get("parameters", [])]]
+    parameters = [one for one in parameters if one["name"] != _EVERY_PARAMETER]
     if parameters:
         yield "\n".join(["| parameter | in | type | |", "|---|---|---|---|", *map(_parameter, parameters)])
     if body := operation.get("requestBody"):
@@ -81,6 +92,8 @@ def _operation(described: Json, title: str, operation: Json, shared: list[Json])
 
 def _answers(described: Json, operation: Json) -> Iterator[str]:
     for status, answer in sorted(operation["responses"].items()):
+        if status in _EVERY_STATUS:
+            continue
         resolved = _resolved(described, answer)
         kinds = resolved.get("content", {})
         body = ", ".join(

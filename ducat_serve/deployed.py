@@ -84,7 +84,7 @@ def load(path: str | Path, *, folded: bool = True) -> Deployed | Classifier:
         UsageError: the name of a bundled model and of a file or folder here.
         VerificationError: wrong schema, digest or tensor shapes.
 
-    Example:
+    Examples:
         >>> model = load("runs/digits/model.safetensors")
         >>> model(torch.rand(4, 3, 8, 8)).shape, model.spec.labels[:2]
         (torch.Size([4, 10]), ('0', '1'))
@@ -96,7 +96,7 @@ def load(path: str | Path, *, folded: bool = True) -> Deployed | Classifier:
             _require_fit(build_classifier(spec), tensors, str(path))
         classifier = build_classifier(spec)
     except UsageError as error:
-        raise VerificationError(f"{path}: {error.cause}", "pip install --upgrade ducat-serve") from error
+        raise VerificationError(f"{path}: {error.cause}", "install a newer ducat-serve") from error
     load_weights(classifier, tensors, str(path))
     model = Deployed(classifier, spec.fold) if folded else classifier
     return model.eval().requires_grad_(False)

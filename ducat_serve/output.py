@@ -156,8 +156,20 @@ class Output:
         as_json = as_json or asked.as_json
         as_events = as_json and os.environ.get("DUCAT_EVENTS") != "text"
         self.notes = Notes(as_events=as_events, quiet=asked.quiet, verbose=asked.verbose, silent=silent)
-        for_people = self.notes.console if as_json else Console(highlight=False, quiet=silent)
-        self.results = Results(as_json=as_json, for_people=None if as_events else for_people, silent=silent)
+        for_people: Console | None = self.notes.console if as_json else Console(highlight=False, quiet=silent)
+        if as_events or (as_json and asked.quiet):
+            for_people = None
+        self.results = Results(as_json=as_json, for_people=for_people, silent=silent)
+
+    @property
+    def as_json(self) -> bool:
+        """Whether the result is a JSON document."""
+        return self.results.as_json
+
+    @property
+    def on_terminal(self) -> bool:
+        """Whether somebody reads the result as it is printed, and no file or program."""
+        return self.results.console is not None and self.results.console.is_terminal
 
     def say(self, message: str) -> None:
         """A note for people: what is going on."""

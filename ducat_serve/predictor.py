@@ -17,6 +17,7 @@ from ducat_serve.bundled import model_path
 from ducat_serve.errors import DucatError, UsageError, VerificationError, missing_extra
 from ducat_serve.onnx_graph import check_graph
 from ducat_serve.prediction import ImageLike, Prediction, read_image, split_up
+from ducat_serve.reference import REFERENCE_KEY, Reference
 from ducat_serve.sealed import read_sealed
 from ducat_serve.spec import METADATA_KEY, ModelSpec
 
@@ -42,6 +43,13 @@ class Predictions(NamedTuple):
         shifted = np.exp(self.logits - self.logits.max(axis=1, keepdims=True))
         normalised: NDArray[np.float32] = shifted / shifted.sum(axis=1, keepdims=True)
         return normalised
+
+    @property
+    def confidence(self) -> NDArray[np.float32]:
+        """Probability of the best class, [N]: the maximum of ``probabilities``, without the others."""
+        best = self.logits.max(axis=1, keepdims=True)
+        confidence: NDArray[np.float32] = 1 / np.exp(self.logits - best).sum(axis=1)
+        return confidence
 
     def to_json(self, labels: Sequence[str], top_k: int) -> list[dict[str, Any]]:
         """One entry per image: label, class_id, confidence, top_k (best first) and dummy_mass."""
@@ -83,6 +91,7 @@ class Predictor:
     source_sha256: str
     provider: str
     fallback_reason: str | None
+    reference: Reference | None  # what it answered at export, where its data set was there
 
     def __init__(
         self,
@@ -107,6 +116,9 @@ class Predictor:
             )
         self.spec = ModelSpec.from_json(metadata[METADATA_KEY], str(path))
         self.source_sha256 = metadata[SOURCE_KEY]
+        self.reference = None
+        if (reference := metadata.get(REFERENCE_KEY)) is not None:
+            self.reference = Reference.from_json(reference, self.spec.num_classes, str(path))
 
     def __call__(self, images: NDArray[np.uint8]) -> Predictions:
         """Predict uint8 images [N, H, W, channels] of exactly the model's image size.
@@ -143,7 +155,7 @@ class Predictor:
         Raises:
             DataError: a file cannot be read or decoded. UsageError: something else than an image.
 
-        Example:
+        Examples:
             >>> Predictor("model.onnx").predict("photo.jpg").label
             'cat'
         """
@@ -221,4 +233,4 @@ def _create_session(
 def _why_no_cuda(ort: Any) -> str | None:
     if "CUDAExecutionProvider" in ort.get_available_providers():
         return None
-    return "the installed onnxruntime has no CUDA provider (install 'ducat-serve[gpu]' instead of [cpu])"
+    return "the installed onnxruntime has no CUDA provider (the extra gpu instead of cpu brings it)"

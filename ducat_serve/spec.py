@@ -121,7 +121,7 @@ class ModelSpec(BaseModel):
             found = body.get("schema_version") if isinstance(body, dict) else type(body).__name__
             raise VerificationError(
                 f"{source}: ModelSpec schema {found!r}, but this version of ducat reads schema {SCHEMA_VERSION}",
-                "pip install --upgrade ducat-serve, or export the model again",
+                "install a newer ducat-serve, or export the model again",
             )
         stored = body.pop("spec_digest", None)
         if stored != _digest(body):
@@ -154,7 +154,8 @@ def first_problem(error: ValidationError) -> str:
     """One line that names the first field pydantic complains about."""
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"])
-    return f"{where}: {problem['msg']}" if where else str(problem["msg"])
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
 
 
 def _digest(body: dict[str, Any]) -> str:

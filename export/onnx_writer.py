@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from ducat_serve import atomic
 from ducat_serve.checkpoint import checkpoint_path, file_sha256
 from ducat_serve.deployed import load
-from ducat_serve.predictor import GRAPH_KEY, SOURCE_KEY
+from ducat_serve.predictor import GRAPH_KEY, SOURCE_KEY, Predictor
+from ducat_serve.reference import REFERENCE_KEY, Reference
 from ducat_serve.report import ExportPrecision, RobustnessReport
 from ducat_serve.sealed import SEAL_KEY, read_sealed, seal
 from ducat_serve.spec import METADATA_KEY, ModelSpec
@@ -25,6 +27,7 @@ from export.parity import ParityReport, check_parity
 
 OPSET = 18
 IR_VERSION = 10
+_BATCH = 100  # images of the reference at a time
 OUTPUTS = ("logits", "label", "dummy_mass")
 
 
@@ -33,8 +36,11 @@ def export_onnx(
     target: Path,
     real: NDArray[np.uint8] | None = None,
     precision: ExportPrecision = "float32",
+    reference: NDArray[np.uint8] | None = None,
 ) -> tuple[ModelSpec, ParityReport]:
     """Export a checkpoint, check the result against torch, and only then put it at ``target``.
+
+    The file also holds a `Reference`: what it answers to the images in ``reference``.
 
     Args:
         checkpoint: `model.safetensors`, or the run folder that holds it.
@@ -42,6 +48,7 @@ def export_onnx(
         precision: of the network up to its head. In another one than float32 it is another function, so the
             robustness report is dropped: it is measured again, not inherited.
         real: images of the model's data set for the gate, uint8 [N, H, W, channels].
+        reference: many such images for the reference; None leaves it out.
 
     Returns the spec and what the gate measured.
 
@@ -55,11 +62,34 @@ def export_onnx(
     if precision != spec.precision:
         spec = spec.model_copy(update={"precision": precision, "robustness": None})
     graph = DeployGraph(in_precision(raw, precision), spec.fold).eval()
-    model = seal(_serialise(graph, spec, file_sha256(checkpoint)))
+    model = _serialise(graph, spec, file_sha256(checkpoint))
     with atomic.replacing(target) as temporary:
-        temporary.write_bytes(model)
+        temporary.write_bytes(seal(model))
         parity = check_parity(temporary, raw, real)
+        if reference is not None and len(reference):
+            entries = {REFERENCE_KEY: answers_to(temporary, reference).model_dump_json()}
+            temporary.write_bytes(seal(_with_metadata(model, entries)))
     return spec, parity
+
+
+def answers_to(model: Path, images: NDArray[np.uint8]) -> Reference:
+    """What an exported file answers to images [N, H, W, channels], on the CPU."""
+    predictor = Predictor(model, device="cpu")
+    batches = [predictor(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)]
+    return Reference.of(
+        np.concatenate([batch.label for batch in batches]),
+        np.concatenate([batch.confidence for batch in batches]),
+        predictor.spec.num_classes,
+    )
+
+
+def _with_metadata(model: bytes, entries: Mapping[str, str]) -> bytes:
+    """A serialised model with more metadata."""
+    proto = onnx.load_from_string(model)
+    for key, value in entries.items():
+        proto.metadata_props.add(key=key, value=value)
+    serialised: bytes = proto.SerializeToString(deterministic=True)
+    return serialised
 
 
 def store_report(target: Path, report: RobustnessReport) -> ModelSpec:

@@ -12,17 +12,20 @@ from collections.abc import AsyncIterator, Iterator
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, Router
 
 from service.api.admission import AdmissionControl
+from service.api.open_inference import JSON_LENGTH
 from service.api.v1 import v1_routes
 from service.api.v2 import v2_routes
 from service.errors import EXCEPTION_HANDLERS
 from service.middleware.api_keys import Keys
 from service.middleware.auth import Auth
 from service.middleware.body_limit import BodyLimit
+from service.middleware.cors_origins import read_origins
 from service.middleware.host_check import HostCheck, names_to_check
 from service.middleware.request_log import RequestLog
 from service.models.errors import ModelError
@@ -37,7 +40,7 @@ PROBES = ("/livez", "/readyz", "/healthz")
 def create_app(models: Models) -> Starlette:
     """The application; it starts and stops ``models`` with its own life. `app.state.admission` counts its requests.
 
-    Raises DataError or UsageError where the keys, the samples or the allowed hosts are not sound.
+    Raises DataError or UsageError where keys, samples, allowed hosts, origins or the audit log are not sound.
     """
     settings = models.settings
     # Now: Starlette makes its middleware when the first request comes, which is too late to refuse to start.
@@ -68,6 +71,7 @@ def create_app(models: Models) -> Starlette:
                 RequestLog, metrics=models.metrics, tracing=models.tracing, log_all=settings.access_log
             ),
             *_host_check(settings),
+            *_cross_origin(settings),
             Middleware(Auth, settings=settings, keys=keys),
             Middleware(BodyLimit, max_body=settings.max_body, max_bodies=settings.max_bodies),
         ],
@@ -81,6 +85,21 @@ def create_app(models: Models) -> Starlette:
 def _host_check(settings: Settings) -> list[Middleware]:
     names = names_to_check(settings)
     return [] if names is None else [Middleware(HostCheck, names=names)]
+
+
+def _cross_origin(settings: Settings) -> list[Middleware]:
+    """Lets pages of these origins ask. In front of the keys: a browser asks without one whether it may."""
+    if not settings.cors_origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=read_origins(settings.cors_origins),
+            allow_methods=("GET", "POST"),
+            allow_headers=("Authorization", "Content-Type", "X-API-Key", "X-Request-Id", JSON_LENGTH),
+            expose_headers=("Retry-After", "X-Request-Id", JSON_LENGTH),
+        )
+    ]
 
 
 def _operation_routes(models: Models) -> list[Route]:

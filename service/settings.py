@@ -10,10 +10,13 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ducat_serve.errors import UsageError
+from ducat_serve.errors import UsageError, near_name
 from ducat_serve.spec import first_problem
 
 PREFIX = "DUCAT_SERVE_"
+_NEAR = 0.9  # how alike, of 1, a name is that was meant for another
+# Options of `ducat serve` that are no settings of the service by that name.
+_OF_THE_COMMAND = ("PORT", "JSON", "CONFIG", "QUIET", "VERBOSE", "CORS_ORIGIN")
 
 
 class Settings(BaseModel):
@@ -22,6 +25,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: Path
+    name: str | None = None  # of the only model; None: of its file
     host: str | None = None  # the address that the server is bound to; None where it is not known
     allowed_hosts: str | None = None  # names for a request's Host header, separated by commas; "*" for any
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -45,6 +49,8 @@ class Settings(BaseModel):
     access_log: bool = False  # a line for every request; those of 400 and above always have one
     rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # images per second and key
     daily_budget: int | None = Field(default=None, ge=1)  # images per day (UTC) and key
+    audit_log: Path | None = None  # a line of JSON for every prediction
+    cors_origins: str | None = None  # origins whose pages may ask, separated by commas
 
     @model_validator(mode="after")
     def _every_request_can_be_served(self) -> Self:
@@ -79,9 +85,22 @@ class Settings(BaseModel):
                 raise UsageError(
                     f"{names[name]} is set but empty.", f"give it a value, or unset {names[name]}"
                 )
+        _refuse_near_misses(environment, set(names.values()))
         try:
             return cls.model_validate(values)
         except ValidationError as error:
             raise UsageError(
                 f"Invalid service setting: {first_problem(error)}.", "ducat serve --help"
             ) from error
+
+
+def _refuse_near_misses(environment: Mapping[str, str], known: set[str]) -> None:
+    """DUCAT_SERVE_API_KEY must not mean "no keys". Others are let be: Kubernetes sets variables like ours."""
+    options = {PREFIX + name for name in _OF_THE_COMMAND}
+    for variable in sorted(environment):
+        if not variable.startswith(PREFIX) or variable in known | options:
+            continue
+        if near := near_name(variable, known | options, cutoff=_NEAR):
+            raise UsageError(
+                f"{variable} is no setting. Did you mean {near}?", f"correct or unset {variable}"
+            )

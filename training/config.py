@@ -174,6 +174,21 @@ class TrainConfig(BaseModel):
         """Whether dummies are trained in ``epoch`` (counted from 1)."""
         return self.ducat_start is not None and epoch >= self.ducat_start
 
+    def doubts(self) -> list[str]:
+        """What a run this short leaves out; sentences."""
+        doubts = []
+        if self.ducat_start == 1:
+            doubts.append(
+                "every epoch is one with dummies, since --ducat-start is 1: no epoch trains the plain method before."
+            )
+        if self.schedule == "steps" and self.lr_milestones and self.lr_milestones[0] == 0:
+            lowest = self.learning_rate(1)
+            doubts.append(
+                f"the first epoch already has the learning rate {lowest:g} instead of {self.lr:g}, since a milestone "
+                "of --lr-milestones is 0."
+            )
+        return doubts
+
     @property
     def is_adversarial(self) -> bool:
         """Whether the method trains on adversarial images."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from ducat_serve.checkpoint import weights_digest, write_checkpoint
 from ducat_serve.deployed import Classifier, Deployed, build_classifier, load_weights, numpy_weights
 from ducat_serve.errors import DataError, DucatError, InterruptedRun, UsageError, command_line
 from ducat_serve.output import Output
+from training.attacks.ball import require_size
 from training.average import WeightAverage
 from training.batches import DeviceSplit, TrainingBatches
 from training.config import TrainConfig
@@ -52,7 +54,6 @@ class Trainer:
         output: Output,
         *,
         initial: InitialWeights | None = None,
-        provenance: Provenance | None = None,
         processes: ProcessGroup | None = None,
         stop: StopSignal | None = None,
     ) -> None:
@@ -66,8 +67,10 @@ class Trainer:
             config.flip,
         )
         self._require_enough_images()
-        self.provenance = provenance or Provenance()
-        self.spec = initial_spec(config, dataset, self.provenance, initial)
+        pixels = dataset.train.images[0].size
+        require_size("--eps", config.eps, config.norm, pixels)
+        require_size("--step-size", config.step_size, config.norm, pixels)
+        self.spec = initial_spec(config, dataset, initial)
         self.classifier = self._build(initial)
         # Work is given up halfway by a run of one process alone; several stop together, after a step.
         inner_stop = self.stop if self.processes.size == 1 else StopSignal()
@@ -111,8 +114,19 @@ class Trainer:
         """What is validated and saved: the averaged weights where there are any."""
         return self.average.classifier if self.average else self.classifier
 
+    def record(self, provenance: Provenance) -> None:
+        """Say in every checkpoint from now on where this run comes from."""
+        training = {**self.spec.training, **asdict(provenance)}
+        self.spec = self.spec.model_copy(update={"training": training})
+
     def resume(self) -> None:
-        """Take up the state that the run folder holds. Raises DataError where it does not fit."""
+        """Take up the state that the run folder holds, and let metrics.csv say the same. Raises as `take_up`."""
+        self.take_up()
+        if self.processes.is_first and self.folder.state.exists():
+            self.folder.write_metrics(self.state.rows)
+
+    def take_up(self) -> None:
+        """Take up the state that the run folder holds; nothing is written. Raises DataError where it does not fit."""
         self.folder.require_data(self.dataset.digest)
         if not self.folder.state.exists():
             if self.config.initial_weights is not None:
@@ -135,8 +149,6 @@ class Trainer:
                 self.average.load_state_dict(self.state.average)
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise DataError(f"{self.folder.state} does not fit this run: {error}.") from error
-        if self.processes.is_first:
-            self.folder.write_metrics(self.state.rows)
 
     def run(self) -> RunSummary:
         """Train to the last epoch.

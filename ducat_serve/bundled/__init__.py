@@ -23,6 +23,7 @@ INDEX = "index.json"
 PREFIX = "bundled:"  # `bundled:NAME` is the bundled model where a file is called NAME too
 
 Kind = Literal["safetensors", "onnx"]
+NAME = "[a-z0-9]+(-[a-z0-9]+)*"  # as a regular expression
 KINDS: tuple[Kind, ...] = ("safetensors", "onnx")
 _REINSTALL = (
     "pip install --force-reinstall --no-deps ducat-serve; in a clone: git checkout ducat_serve/bundled"
@@ -39,7 +40,7 @@ class BundledModel(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Annotated[str, Field(pattern="^[a-z0-9]+(-[a-z0-9]+)*$")]
+    name: Annotated[str, Field(pattern=f"^{NAME}$")]
     dataset: str
     data_digest: str | None
     network: str

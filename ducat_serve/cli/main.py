@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import click
+from click.shell_completion import CompletionItem
 
 from ducat_serve import __version__
 from ducat_serve.cli.manner_options import manner_options
@@ -60,6 +61,12 @@ class LazyGroup(click.Group):
             return None
         command: click.Command = importlib.import_module(f"ducat_serve.cli.commands.{name}").command
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names of commands without importing the commands, as a shell waits for them."""
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        return [CompletionItem(n, help=text) for n, text in COMMANDS.items() if n.startswith(incomplete)]
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

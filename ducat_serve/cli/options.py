@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ducat_serve.cli.manner_options import Function, manner_options
+from ducat_serve.cli.variables import refuse_unknown_variables
 from ducat_serve.errors import DataError, UsageError, unknown_name
 from ducat_serve.threat_model import parse_size
 
@@ -101,6 +102,7 @@ def data_options(function: Function) -> Function:
 
 
 def _load_config(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
+    refuse_unknown_variables(ctx)
     if path is None:
         return
     document = _read_toml(path, f"{ctx.command_path} --help")

@@ -6,34 +6,29 @@ import csv
 import sys
 from collections.abc import Iterator, Sequence
 
-from rich.console import Console
-from rich.table import Table
-
-from ducat_serve.output import visible
+from ducat_serve.output import Output, visible
 from ducat_serve.prediction import Choice, Prediction
 
 Named = tuple[str, Prediction]
 
 
-def print_predictions(title: str, predictions: Sequence[Named], top_k: int) -> None:
+def print_predictions(title: str, predictions: Sequence[Named], top_k: int, output: Output) -> None:
     """A table on a terminal. Into a pipe, a line per image, its fields apart by tabs, and no name cut."""
-    if not sys.stdout.isatty():
-        for name, prediction in predictions:
-            fields = (name, prediction.label, f"{prediction.confidence:.1%}", f"{prediction.dummy_mass:.3f}")
-            print("\t".join(map(visible, (*fields, _others(prediction, top_k)))).rstrip("\t"))
-        return
-    table = Table(title=visible(title), title_justify="left", title_style="bold")
-    for column in ("image", "label", "confidence", "dummy mass", "then"):
-        table.add_column(column, overflow="fold")
-    for name, prediction in predictions:
-        table.add_row(
-            visible(name),
-            visible(prediction.label),
+    rows = [
+        (
+            name,
+            prediction.label,
             f"{prediction.confidence:.1%}",
             f"{prediction.dummy_mass:.3f}",
-            visible(_others(prediction, top_k)),
+            _others(prediction, top_k),
         )
-    Console(file=sys.stdout, highlight=False).print(table, markup=False)
+        for name, prediction in predictions
+    ]
+    if output.on_terminal:
+        output.table(title, ("image", "label", "confidence", "dummy mass", "then"), rows)
+        return
+    for row in rows:
+        output.text("\t".join(map(visible, row)).rstrip("\t"))
 
 
 class CsvOutput:

@@ -42,6 +42,7 @@ def evaluate(
     checkpoint: str | Path | None = None,
     device: Device = "auto",
     store: bool = True,
+    replace: bool = False,
     resume: bool = False,
     output: Output | None = None,
 ) -> RobustnessReport:
@@ -55,7 +56,8 @@ def evaluate(
         max_examples: only so many images of a seeded shuffle. batch_size: halved when memory runs out.
         dataset: another one than it was trained on, or where folder:PATH is now. data_dir, offline: as for `train`.
         checkpoint: of a `.onnx` model, the one it came from; `model.safetensors` beside it unless given.
-        store: keep the report in the model file, from which export and server take it.
+        store: keep the report in the model file, from which export and server take it, unless the one that is there
+            says more; ``replace`` stores it in any case.
         resume: go on after the last attack of an interrupted evaluation.
         output: where to say what happens; None prints on stderr as the command does, `Output(silent=True)` nothing.
 
@@ -63,7 +65,7 @@ def evaluate(
         UsageError: an unknown name, or something that cannot be measured. DataError, VerificationError: as `load`.
         InterruptedRun: Ctrl-C; what the finished attacks found is kept for ``resume``.
 
-    Example:
+    Examples:
         >>> report = evaluate("runs/digits", suite="standard")
         >>> report.clean_accuracy, report.worst_case_accuracy, report.worst_case_interval
         (0.95, 0.71, (0.66, 0.76))
@@ -87,7 +89,7 @@ def evaluate(
     )
     measured = measure(request, output, resume=resume)
     if store:
-        measured.store(output)
+        measured.store(output, replace=replace)
     measured.state.remove()
     return measured.report
 
@@ -102,9 +104,24 @@ class Measured:
     state: EvaluationState
     _store: _Store
 
-    def store(self, output: Output) -> None:
-        """Keep the report in the model file; a white-box report inside an exported file stays."""
-        self._store(self.report, output)
+    def store(self, output: Output, *, replace: bool = False) -> None:
+        """Keep the report in the model file; a white-box report inside an exported file stays.
+
+        A report that says more than this one also stays, unless it is to be replaced.
+        """
+        if replace or not self._says_less(output):
+            self._store(self.report, output)
+
+    def _says_less(self, output: Output) -> bool:
+        """Whether the report inside the file, of the same kind, says more than this one; then that is said."""
+        old = self.spec.robustness
+        if old is None or old.artefact != self.report.artefact or not (found := losses(old, self.report)):
+            return False
+        output.warn(
+            f"not stored, since it says less ({', '.join(found)}) than what {self.path} holds: {old.summary()}. "
+            "--replace stores it all the same, --out FILE keeps it beside."
+        )
+        return True
 
 
 def measure(request: Request, output: Output, *, resume: bool = False) -> Measured:
@@ -142,11 +159,6 @@ def _copy_here(bundled: Path, output: Output) -> Path:
 
 def _store_in_checkpoint(path: Path, spec: ModelSpec) -> _Store:
     def store(report: RobustnessReport, output: Output) -> None:
-        old = spec.robustness
-        if old is not None and (found := losses(old, report)):
-            output.warn(
-                f"this report ({', '.join(found)}) replaces: {old.summary()}. Measure again with --suite standard."
-            )
         _, tensors = read_checkpoint(path)
         write_checkpoint(path, tensors, spec.model_copy(update={"robustness": report}))
         output.say(f"Stored in {path}.")

@@ -19,7 +19,8 @@ from export.model_card import model_card
 from export.onnx_writer import export_onnx
 from export.parity import ParityReport
 
-REAL_IMAGES = 64
+REAL_IMAGES = 64  # for the parity check
+REFERENCE_IMAGES = 1000  # for what the model answered at export
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def export(
     Raises:
         VerificationError: ONNX Runtime and torch disagree; no file is left. DataError: as `load`.
 
-    Example:
+    Examples:
         >>> exported = export("runs/digits")
         >>> exported.model, exported.parity.max_logit_difference
         (PosixPath('runs/digits/model.onnx'), 3.8e-06)
@@ -63,7 +64,8 @@ def export(
     target = _default_target(checkpoint, precision) if out is None else Path(out)
     folder = None if data_dir is None else Path(data_dir)
     real = _real_images(checkpoint, dataset, folder, output or Output())
-    spec, parity = export_onnx(checkpoint, target, real, precision)
+    parity_images = None if real is None else real[:REAL_IMAGES]
+    spec, parity = export_onnx(checkpoint, target, parity_images, precision, reference=real)
     card = target.with_suffix(".md")
     write_text(card, model_card(spec, target.name))
     return Exported(target, card, spec, parity)
@@ -89,6 +91,9 @@ def _real_images(
         )
     except (ImportError, DucatError) as error:
         reason = getattr(error, "cause", str(error))
-        output.warn(f"the parity check has no real images: {reason} Name them with --data-dir or --dataset.")
+        output.warn(
+            f"the parity check has no real images, and nothing is kept to see drift by: {reason} "
+            "Name them with --data-dir or --dataset."
+        )
         return None
-    return data.val.images[:REAL_IMAGES]
+    return data.val.images[:REFERENCE_IMAGES]

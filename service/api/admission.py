@@ -19,6 +19,7 @@ from service.middleware.auth import charge
 from service.models.batcher import DeadlineExceeded, Overloaded
 from service.models.registry import Models
 from service.models.served import LoadedVersion
+from service.telemetry.audit import AuditLog, Images, Origin
 
 PARSING_THREADS = 2
 
@@ -31,6 +32,7 @@ class AdmissionControl:
         self.requests = 0  # being read, decoded or predicted
         self.images = 0  # of theirs that are in memory, or are about to be
         self.decoders = Decoders()
+        self.audit = self._open_audit_log()
         # A large document would hold up everybody while the event loop parsed it.
         self.parsing = ThreadPoolExecutor(PARSING_THREADS, thread_name_prefix="parse")
 
@@ -46,14 +48,26 @@ class AdmissionControl:
             message = "Every image decoder is busy with one image."
             raise APIError(503, "not_ready", message, retry_after=1)
 
+    def _open_audit_log(self) -> AuditLog | None:
+        path = self.models.settings.audit_log
+        if path is None:
+            return None
+        audit = AuditLog(path)
+        self.models.metrics.watch_audit_log(lambda: audit.waiting)
+        return audit
+
     @contextlib.asynccontextmanager
     async def admitted(
         self, request: Request, name: str | None, version: str | None
     ) -> AsyncIterator[Admission]:
         """Let a request in: refused at once where too many are, ended at the deadline, decoding included.
 
-        Raises ModelError as `Models.get` does, and APIError: 429 at the limit, 504 at the deadline.
+        Raises ModelError as `Models.get` does, and APIError: 429 at the limit, 504 at the deadline, 503 where no more
+        predictions can be recorded.
         """
+        if self.audit is not None and self.audit.is_full:
+            message = "Predictions cannot be recorded at the moment, so none are made."
+            raise APIError(503, "audit_unavailable", message, retry_after=1)
         settings = self.models.settings
         admission = Admission(self, self.models.get(name, version), request)
         batcher = admission.loaded.batcher
@@ -80,6 +94,8 @@ class AdmissionControl:
         """Nothing is parsed or decoded from now on."""
         self.parsing.shutdown(wait=False)
         await self.decoders.stop()
+        if self.audit is not None:
+            await asyncio.to_thread(self.audit.close)
 
 
 class Admission:
@@ -89,6 +105,12 @@ class Admission:
         self.control, self.loaded, self._request = control, loaded, request
         self.deadline = asyncio.get_running_loop().time() + control.models.settings.deadline
         self.images = 0
+        self._digests: list[str] = []  # of the images as they were sent, where there is an audit log
+
+    async def identify(self, images: Images) -> None:
+        """Tell the audit log, where there is one, which images these are; called once, with all of them."""
+        if self.control.audit is not None:
+            self._digests = await self.control.audit.digests(images)
 
     def take(self, images: int) -> None:
         """Count so many images and charge them to the client, before they are decoded.
@@ -124,7 +146,21 @@ class Admission:
         else:
             predictions = await waiting
         models.metrics.predicted(self.loaded.name, predictions)
+        if self.control.audit is not None:
+            self.control.audit.record(self._origin(), self._digests, predictions)
         return predictions
+
+    def _origin(self) -> Origin:
+        state, loaded = self._request.scope["state"], self.loaded
+        spec = loaded.predictor.spec
+        return Origin(
+            request_id=state.get("request_id"),
+            key=state.get("key"),
+            model=loaded.name,
+            version=loaded.version,
+            weights_digest=spec.weights_digest,
+            labels=spec.labels,
+        )
 
 
 def _overloaded(retry_after: float) -> APIError:

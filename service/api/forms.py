@@ -14,6 +14,7 @@ from starlette.requests import Request
 from service.errors import APIError
 
 FIELD = "image"
+TOP_K_IN_BODY = "'top_k' belongs into the address: POST /v1/predict?top_k=3"
 _MAX_OTHER_FIELDS = 8
 
 
@@ -41,7 +42,8 @@ def _images(body: bytes, options: dict[str, str], max_images: int) -> list[bytes
     with PushMultipartParser(boundary, len(body), header_charset=charset, strict=True) as parser:
         for event in parser.parse(body):
             if isinstance(event, MultipartSegment):
-                is_image = event.name == FIELD
+                field = event.name
+                is_image = field == FIELD
                 if is_image:
                     _require_file(event)
                 chunks = []
@@ -49,6 +51,8 @@ def _images(body: bytes, options: dict[str, str], max_images: int) -> list[bytes
                 chunks.append(bytes(event))
             elif is_image:
                 images.append(b"".join(chunks))
+            elif field == "top_k":
+                raise APIError(400, "invalid_top_k", TOP_K_IN_BODY)
             else:
                 others += 1
             if len(images) > max_images:

@@ -27,7 +27,7 @@ from starlette.requests import Request
 from ducat_serve.images import ImageError
 from ducat_serve.spec import ModelSpec
 from service.api.admission import Admission
-from service.api.forms import FIELD, uploaded_files
+from service.api.forms import FIELD, TOP_K_IN_BODY, uploaded_files
 from service.decoding.decoders import DecoderUnavailable
 from service.errors import APIError
 
@@ -51,6 +51,7 @@ async def read_images(request: Request, admission: Admission) -> NDArray[np.uint
     if kind == NPY:
         images = read_npy(await request.body(), spec, settings.max_images)
         admission.take(len(images))
+        await admission.identify(images)
         return images
     if kind == "multipart/form-data":
         files = await uploaded_files(request, settings.max_images)
@@ -68,6 +69,7 @@ async def read_images(request: Request, admission: Admission) -> NDArray[np.uint
             f"base64, or application/x-npy, not '{kind}'.",
         )
     admission.take(len(files))
+    await admission.identify(files)
     arrays = []
     for number, data in enumerate(files):
         try:
@@ -123,6 +125,8 @@ def _from_json(body: bytes, max_images: int) -> list[bytes]:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise APIError(400, "invalid_json", "The body is not JSON.") from error
+    if isinstance(document, dict) and "top_k" in document:
+        raise APIError(400, "invalid_top_k", TOP_K_IN_BODY)
     images = document.get("images") if isinstance(document, dict) else None
     if not isinstance(images, list) or not images or not all(isinstance(text, str) for text in images):
         raise APIError(400, "invalid_request", _JSON)

@@ -8,9 +8,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from ducat_serve.spec import ModelSpec
 from service.api.admission import AdmissionControl
 from service.api.images import read_images
 from service.api.responses import model_details, model_summary
+from service.errors import APIError
 from service.models.served import LoadedVersion
 
 
@@ -22,13 +24,14 @@ def v1_routes(control: AdmissionControl) -> list[Route]:
     async def predict(request: Request) -> Response:
         async with control.admitted(request, *_which(request)) as admission:
             spec = admission.loaded.predictor.spec
+            top_k = _top_k(request, spec, settings.top_k)
             with admission.stage("decode"):
                 images = await read_images(request, admission)
             predictions = await admission.predict(images)
         return JSONResponse(
             {
                 "model": model_summary(admission.loaded),
-                "predictions": predictions.to_json(spec.labels, settings.top_k),
+                "predictions": predictions.to_json(spec.labels, top_k),
             }
         )
 
@@ -53,6 +56,18 @@ def v1_routes(control: AdmissionControl) -> list[Route]:
 def _which(request: Request) -> tuple[str | None, str | None]:
     """The model and the version that a request names, if any."""
     return request.query_params.get("model"), request.query_params.get("version")
+
+
+def _top_k(request: Request, spec: ModelSpec, default: int) -> int:
+    """How many classes each prediction lists. Raises APIError where it is no number of classes that there are."""
+    asked = request.query_params.get("top_k")
+    if asked is None:
+        return default
+    # No model has as many classes as six digits can say, and Python refuses to read numbers of thousands of them.
+    if not (asked.isascii() and asked.isdigit() and len(asked) <= 6 and 1 <= int(asked) <= spec.num_classes):
+        message = f"'top_k' is a whole number from 1 to {spec.num_classes}, the classes of this model."
+        raise APIError(400, "invalid_top_k", message)
+    return int(asked)
 
 
 def _index(served: Iterable[LoadedVersion]) -> dict[str, list[dict[str, object]]]:

@@ -59,6 +59,7 @@ def v2_routes(control: AdmissionControl) -> list[Route]:
                     models.settings.max_images,
                 )
             admission.take(len(asked.images))
+            await admission.identify(asked.images)
             predictions = await admission.predict(asked.images)
         return open_inference.write_response(loaded.name, loaded.version, asked, predictions)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import re
@@ -11,6 +10,7 @@ import time
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import APIError
+from service.telemetry.logs import Fields
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import Tracing
 
@@ -93,8 +93,8 @@ class RequestLog:
 
 
 def write_line(**fields: str | float | None) -> None:
-    """Write one line of JSON about a request; what is None is left out."""
-    access_log.info("%s", json.dumps({name: value for name, value in fields.items() if value is not None}))
+    """Write one line about a request; what is None is left out."""
+    access_log.info(Fields(**fields))
 
 
 def new_request_id() -> str:

@@ -7,13 +7,15 @@ import logging
 from collections.abc import Mapping
 
 from ducat_serve.errors import DataError
-from service.models.batcher import Batcher
+from ducat_serve.predictor import Predictions
+from service.models.batcher import Batcher, Images, Infer
 from service.models.errors import ModelRefused, ModelRequired, NotReady, Stopping, UnknownModel
 from service.models.repository import Repository
 from service.models.served import LoadedVersion, Verified, load
 from service.models.verification import LOAD_SECONDS, in_daemon_thread, verify_apart
 from service.settings import Settings
 from service.telemetry.metrics import Metrics, ModelInfo
+from service.telemetry.predictions import Answers, Expected
 from service.telemetry.tracing import Tracing
 
 log = logging.getLogger("ducat_serve.service")
@@ -25,7 +27,7 @@ class Models:
 
     def __init__(self, settings: Settings, tracing: Tracing | None = None) -> None:
         self.settings, self.tracing = settings, tracing
-        self.repository = Repository(settings.model)
+        self.repository = Repository(settings.model, settings.name)
         self.is_loaded = False  # whether all models that were there at the start are
         self.is_draining = False  # SIGTERM came: requests are still answered, but others should go elsewhere
         self.metrics = Metrics(lambda: sum(one.batcher.rows for one in self.all()))
@@ -104,8 +106,9 @@ class Models:
         versions = {}
         for version, model in verified.items():
             predictor = model.predictor
+            answers = self.metrics.answers.of(name, version, predictor.spec.labels)
             batcher = Batcher(
-                model.infer,
+                _counted(model.infer, answers),
                 max_batch=settings.max_batch,
                 max_queue=settings.max_queue,
                 seconds_per_batch=model.seconds_per_batch,
@@ -139,6 +142,11 @@ class Models:
             draining.add_done_callback(self._draining_versions.discard)
         if versions:
             self._served[name] = versions
+        self.metrics.answers.expect(
+            Expected(one.name, one.version, one.predictor.spec.labels, one.predictor.reference)
+            for one in self.all()
+            if one.predictor.reference is not None
+        )
         self.metrics.serving(
             ModelInfo(one.name, one.version, one.predictor.spec.weights_digest[:12], one.predictor.provider)
             for one in self.all()
@@ -202,3 +210,14 @@ class Models:
         """Raises NotReady before all models are loaded."""
         if not self.is_loaded:
             raise NotReady("The model is still loading.")
+
+
+def _counted(infer: Infer, answers: Answers) -> Infer:
+    """The same inference, whose answers are counted."""
+
+    def inferred(images: Images) -> Predictions:
+        predictions = infer(images)
+        answers.count(predictions)
+        return predictions
+
+    return inferred

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from ducat_serve.errors import DataError, UsageError
 
 log = logging.getLogger("ducat_serve.service")
 FILE = "model.onnx"
+CHECKPOINT = "model.safetensors"
 ONLY_VERSION = "1"  # of a model that is served from one file
 # What may stand in a URL and in a metric's label.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -30,22 +32,31 @@ class Repository:
 
     Args:
         path: a model file; or a folder with `model.onnx` in it; or one with NAME/VERSION/model.onnx.
+        name: of the model where the path is one; None for its file's own name.
+
+    Raises UsageError where the name cannot name a model.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, name: str | None = None) -> None:
         self._path = path
+        self._name = None if name is None else _checked_name(name)
         self._is_folder = path.is_dir()  # for good: a folder that goes away does not become a file
 
     def find(self) -> Mapping[str, Mapping[str, Path]]:
         """Files by name and version, sorted; version 1 and the file's own name where the path is one model.
 
         Folders that are no version are left out, with a warning.
-        Raises DataError where there is no model, UsageError for a folder that cannot name one.
+        Raises DataError where there is no model, UsageError for a folder that cannot name one, or a name for several.
         """
         if not self._is_folder:
-            return {_name_of(self._path): {ONLY_VERSION: self._path}}
+            return {self._name or _name_of(self._path): {ONLY_VERSION: self._path}}
         if (self._path / FILE).exists():
-            return {Path(FILE).stem: {ONLY_VERSION: self._path / FILE}}
+            return {self._name or Path(FILE).stem: {ONLY_VERSION: self._path / FILE}}
+        if self._name is not None:
+            raise UsageError(
+                f"--name is for one model, and {self._path} is a repository, whose folders name its models.",
+                f"ducat serve {self._path}",
+            )
         found: dict[str, dict[str, Path]] = {}
         for file in sorted(self._path.glob(f"*/*/{FILE}")):
             name, version = _checked_name(file.parent.parent.name), file.parent.name
@@ -56,9 +67,14 @@ class Repository:
         if not found:
             raise DataError(
                 f"There is neither {FILE} nor NAME/VERSION/{FILE} in {self._path}.",
-                f"ducat export run/ --onnx --out {self._path}/{FILE}",
+                self._next_step(),
             )
         return found
+
+    def _next_step(self) -> str:
+        if (self._path / CHECKPOINT).is_file():  # a run that was not exported
+            return f"ducat export {shlex.quote(str(self._path))}"
+        return "give a model.onnx, a folder with one, or a run folder that was trained"
 
 
 def _name_of(file: Path) -> str:

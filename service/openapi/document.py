@@ -63,7 +63,8 @@ def _values(settings: Settings) -> Json:
         "max_pixels": settings.max_pixels,
         "top_k": settings.top_k,
         "deadline": f"{settings.deadline:g}",
-        "model": settings.model.stem if settings.model.suffix else None,  # a folder may hold any models
+        "model": settings.name
+        or (settings.model.stem if settings.model.suffix else None),  # a folder may hold any models
     }
 
 

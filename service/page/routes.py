@@ -35,7 +35,7 @@ def page_routes(samples_folder: Path | None) -> list[Route]:
     """The routes `/`, `/samples` and `/samples/NAME`. Raises DataError where the samples cannot be shown."""
     html = read_page()
     headers = page_headers(html)
-    samples = read_samples(samples_folder)
+    samples = read_samples(samples_folder).images
 
     async def page(_: Request) -> Response:
         return HTMLResponse(html, headers=headers)

@@ -28,27 +28,35 @@ class Sample:
     kind: str
 
 
-def read_samples(folder: Path | None) -> dict[str, Sample]:
-    """The image files in ``folder`` by name, in order; none without a folder.
+@dataclass(frozen=True)
+class Samples:
+    """Image files by name, in order, and how many more there were."""
+
+    images: dict[str, Sample]
+    left_out: int = 0
+
+
+def read_samples(folder: Path | None) -> Samples:
+    """The first image files in ``folder``, by name; none without a folder.
 
     Requests are answered from memory, so there is no path that a client could climb.
 
     Raises:
-        DataError: no such folder, no image in it, too many, one too large, or one that does not decode.
+        DataError: no such folder, no image in it, one too large, or one that does not decode.
     """
     if folder is None:
-        return {}
+        return Samples({})
     if not folder.is_dir():
         raise DataError(
             f"There is no folder {folder} with sample images.", "ducat serve MODEL --samples FOLDER"
         )
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in KINDS)
-    if not 1 <= len(files) <= MAX_SAMPLES:
+    if not files:
         raise DataError(
-            f"{folder} holds {len(files)} images ({', '.join(KINDS)}); the page shows 1 to {MAX_SAMPLES}.",
-            "put so many into a folder of their own",
+            f"{folder} holds no image ({', '.join(KINDS)}).", "ducat serve MODEL --samples FOLDER"
         )
-    return {path.name: _read(path) for path in files}
+    taken = files[:MAX_SAMPLES]
+    return Samples({path.name: _read(path) for path in taken}, left_out=len(files) - len(taken))
 
 
 def _read(path: Path) -> Sample:

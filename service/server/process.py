@@ -25,9 +25,7 @@ _LAST_PORT = 65535
 _LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {
-        "line": {"format": "%(asctime)s [%(levelname)s] %(message)s", "datefmt": "%Y-%m-%dT%H:%M:%S%z"}
-    },
+    "formatters": {"line": {"()": "service.telemetry.logs.JsonLines"}},
     "handlers": {
         "stdout": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stdout"}
     },
@@ -103,6 +101,7 @@ def serve(listening: socket.socket) -> int:
     from service.server.server import Server, warn_of_open_port
 
     logging.config.dictConfig(_LOGGING)
+    logging.captureWarnings(True)
     warn_of_open_port(models.settings)
     app = DucatService.to_asgi()  # type: ignore[attr-defined]  # bentoml.service makes it a Service
     app = without_pages(without_layers(app), PROBES)

@@ -1,7 +1,7 @@
-"""What Prometheus sees: outcomes, queue, batches, stages, and the dummy mass of every prediction.
+"""What Prometheus sees: outcomes, queue, batches, stages, the process, and what models answer (predictions.py).
 
-All label sets are bounded: routes, status codes, error codes and stages are ours, never a client's text. The dummy mass
-is a signal of shifted or attacked inputs, not a defence by itself (docs/method.md).
+All label sets are bounded: routes, status codes, error codes, stages and classes are ours, never a client's text. The
+dummy mass is a signal of shifted or attacked inputs, not a defence by itself (docs/method.md).
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from ducat_serve.predictor import Predictions
+from service.telemetry.predictions import AnswersCollector
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -69,6 +70,9 @@ class Metrics:
             ModelInfo._fields,
             registry=self._registry,
         )
+        self.answers = AnswersCollector()
+        self._registry.register(self.answers)
+        ProcessCollector(registry=self._registry)
         # One child each, looked up once: `labels` takes as long as counting.
         self._stage = functools.cache(self._stages.labels)
         self._outcome = functools.cache(lambda route, status: self._requests.labels(route, str(status)))
@@ -90,6 +94,12 @@ class Metrics:
         self._model.clear()
         for model in models:
             self._model.labels(*model).set(1)
+
+    def watch_audit_log(self, waiting: Callable[[], int]) -> None:
+        """Show how many predictions went out and are not in the audit log yet."""
+        Gauge(
+            "ducat_audit_waiting", "Predictions that are not in the audit log yet.", registry=self._registry
+        ).set_function(waiting)
 
     def batch(self, rows: int, waits: list[float], seconds: float) -> None:
         """A batch was inferred: ``waits`` are the seconds that its requests were queued."""

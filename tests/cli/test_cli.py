@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ducat_serve import __version__
 from ducat_serve.cli.main import COMMANDS, cli, run
+from ducat_serve.errors import DataError
+from ducat_serve.sealed import read_sealed
 
 DUCAT = [sys.executable, "-P", "-m", "ducat_serve"]
 
@@ -41,7 +44,7 @@ def test_help_imports_neither_torch_nor_anything_heavy() -> None:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("name", ["predict", "inspect", "serve", "bento", "networks"])
+@pytest.mark.parametrize("name", ["predict", "inspect", "serve", "bento", "networks", "models"])
 def test_commands_of_the_serving_side_import_no_torch(name: str) -> None:
     code = (
         f"import sys; sys.modules['torch'] = None; from ducat_serve.cli.main import run;"
@@ -64,10 +67,16 @@ def test_train_help_shows_sizes_as_fractions(capsys: pytest.CaptureFixture[str])
         (["train", "--dataset", "cifar"], 2, ["Did you mean 'cifar10'"]),
         (["train", "--network", "resnet81"], 2, ["Did you mean 'resnet18'"]),
         (["train", "--epoch", "3"], 2, ["--epochs"]),
+        (["train"], 2, ["Which data set?", "ducat train --dataset digits"]),
+        (["train", "--dataset", "digits", "--eps", "8"], 2, ["--eps 8 in linf", "8/255"]),
+        (["train", "--dataset", "digits", "--step-size", "2"], 2, ["--step-size 2 in linf", "8/255"]),
+        (["train", "--dataset", "digits", "--norm", "l2", "--eps", "99"], 2, ["--eps 99 in l2", "13.8"]),
+        (["train", "--dataset", "digits", "--lr", "inf"], 2, ["not a finite number"]),
+        (["train", "--dataset", "digits", "--momentum", "nan"], 2, ["not a finite number"]),
         (["train", "--eps", "eight"], 2, ["not a size like 8/255"]),
         (["train", "--dataset", "folder:/nowhere"], 4, ["/nowhere"]),
         (["train", "--dataset", "cifar100", "--offline", "--data-dir", "/nonexistent"], 4, ["--offline"]),
-        (["train", "--batch-size", "5000"], 2, ["5000", "training images"]),
+        (["train", "--dataset", "digits", "--batch-size", "5000"], 2, ["5000", "training images"]),
         (["train", "--device", "cuda"], 1, ["no usable GPU", "ducat doctor"]),
         (["export", "none.safetensors", "--onnx"], 4, ["none.safetensors", "ducat train"]),
         (["inspect", "none.onnx"], 4, ["none.onnx"]),
@@ -90,6 +99,7 @@ def test_errors_say_cause_and_next_step(
     assert captured.out == ""
     assert "Traceback" not in captured.err
     assert "Next: " in captured.err or "training images" in captured.err
+    assert "Value error" not in captured.err
     for word in words:
         assert word in captured.err
     assert run([*arguments, "--json"]) == code
@@ -237,7 +247,36 @@ def test_doctor_finds_two_onnxruntimes(
 
     monkeypatch.setattr(doctor, "_version", lambda _: "1.0")
     assert run(["doctor"]) == 1
-    assert "write the same folder" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert "FAIL  onnxruntime " in captured.out
+    assert "write the same folder" in captured.err
+
+
+def test_doctor_does_not_call_ok_what_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import ducat_serve.cli.commands.doctor as doctor
+
+    monkeypatch.setattr(doctor, "_version", lambda package: None if "t" in package else "1.0")
+    assert run(["doctor", "--json"]) == 0
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert (checks["torch"]["state"], checks["torch"]["ok"]) == ("missing", True)
+    assert checks["torch"]["found"] == "not installed (pip install '.[train]' in a clone of ducat-serve)"
+    assert checks["onnxruntime"]["state"] == "missing"
+    assert checks["bentoml"]["state"] == "missing"
+    assert checks["scipy"]["state"] == "ok"
+
+
+def test_doctor_prints_markdown_for_a_bug_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/somebody"))
+    monkeypatch.setenv("DUCAT_CACHE", "/proc/home/somebody")
+    assert run(["doctor", "--markdown"]) == 1  # the cache cannot be made there
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["| | check | found |", "|---|---|---|"]
+    assert f"| ok | ducat-serve | {__version__} |" in lines
+    assert lines[-1].startswith("| FAIL | data cache | /proc~ is not writable")
 
 
 @pytest.mark.slow
@@ -328,7 +367,7 @@ def test_a_run_on_a_relative_folder_goes_on_from_anywhere(
     assert str(tmp_path).encode() not in (tmp_path / "run" / "model.safetensors").read_bytes()
 
 
-def test_a_weaker_report_says_what_it_replaces(
+def test_a_weaker_report_does_not_replace_a_stronger_one(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
@@ -337,19 +376,23 @@ def test_a_weaker_report_says_what_it_replaces(
         run(["evaluate", str(folder), "--max-examples", "20", "--attack", "pgd", "--attack", "pair-margin-1"])
         == 0
     )
-    assert "replaces" not in capsys.readouterr().err
-    assert run(["evaluate", str(folder), "--max-examples", "10", "--attack", "pgd"]) == 0
-    assert "fewer attacks, fewer images) replaces" in capsys.readouterr().err
+    assert "not stored" not in capsys.readouterr().err
+    strong = (folder / "model.safetensors").read_bytes()
+    weaker = ["evaluate", str(folder), "--max-examples", "10", "--attack", "pgd"]
+    assert run(weaker) == 0
+    assert "says less (fewer attacks, fewer images)" in capsys.readouterr().err
+    assert (folder / "model.safetensors").read_bytes() == strong
+    assert run([*weaker, "--replace"]) == 0
+    assert "not stored" not in capsys.readouterr().err
+    assert (folder / "model.safetensors").read_bytes() != strong
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
     ("package", "arguments", "extra"),
     [
-        ("torch", ["train", "--epochs", "1"], "train"),
+        ("torch", ["train", "--dataset", "digits", "--epochs", "1"], "train"),
         ("torch", ["evaluate", "runs/none"], "train"),
-        ("torch", ["runs"], "train"),
-        ("matplotlib", ["compare", "runs/none"], "train"),
     ],
 )
 def test_a_missing_package_is_named_with_its_extra(
@@ -364,5 +407,17 @@ def test_a_missing_package_is_named_with_its_extra(
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
-    assert f"ducat-serve[{extra}]" in done.stderr
+    assert f"pip install '.[{extra}]' in a clone" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_model_of_the_other_kind_is_called_what_it_is(
+    run_folder: Path, onnx_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["export", str(onnx_model)]) == 4
+    assert "is an exported model; this needs the checkpoint" in capsys.readouterr().err
+    renamed = tmp_path / "a b.safetensors"
+    shutil.copy(run_folder / "model.safetensors", renamed)
+    with pytest.raises(DataError, match="is a checkpoint; this needs its export") as caught:
+        read_sealed(renamed)
+    assert caught.value.next_step == f"ducat export '{renamed}'"

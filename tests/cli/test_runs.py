@@ -19,6 +19,7 @@ from ducat_serve.checkpoint import read_spec
 from ducat_serve.cli.main import run
 from tests.support.training_runs import contents, epoch_row
 from training.config import resolve
+from training.objectives import METHODS, WITHOUT_ATTACKS, objective_class
 from training.overfitting import is_overfitting
 from training.run.curves import draw_curves
 from training.run.folder import RunFolder
@@ -123,9 +124,16 @@ def test_runs_are_listed(run_folder: Path, tmp_path: Path, capsys: pytest.Captur
     assert listed["finished"]["robustness"] == "robustness not measured"
     assert listed["finished"]["method"] == "pgd-at, paper"
     assert run(["runs", str(tmp_path)]) == 0
-    assert "finished" in capsys.readouterr().err
+    assert "finished" in capsys.readouterr().out
     assert run(["runs", str(tmp_path / "something else")]) == 0
     assert "there is no run" in capsys.readouterr().err
+    assert run(["runs", str(tmp_path / "nowhere")]) == 4
+    assert f"There is no folder {tmp_path / 'nowhere'}" in capsys.readouterr().err
+
+
+def test_what_a_list_knows_of_methods_is_what_they_say() -> None:
+    """`ducat runs` may not load them."""
+    assert {name for name in METHODS if not objective_class(name).is_adversarial} == WITHOUT_ATTACKS
 
 
 def test_the_row_that_is_shown_is_that_of_the_kept_weights() -> None:
@@ -253,5 +261,40 @@ def test_a_dry_run_estimates_and_writes_nothing(
     assert cost["estimated_seconds"] == pytest.approx(whole, rel=0.1, abs=1)
     assert run(["train", *flags, "--ducat", "off", "--dry-run", "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)["seconds_per_epoch"]) == {"adversarial"}
-    assert run(["train", *flags, "--ducat", "off", "--dry-run"]) == 0
-    assert "nothing was written" in " ".join(capsys.readouterr().err.split())
+    assert run(["train", *flags, "--ducat", "off", "--eps", "8/255", "--dry-run"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "nothing was written" in shown
+    assert "eps 8/255 " in shown
+    assert "network resnet-small " in shown
+
+
+def test_a_dry_run_of_a_resumption_estimates_what_is_left(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    state = load_state(folder / "last.pt")
+    state.epoch, state.rows = 3, state.rows[:2]
+    save_state(folder / "last.pt", state)
+    before = contents(folder)
+    capsys.readouterr()
+    assert run(["train", "--resume", str(folder), "--dry-run", "--json"]) == 0
+    cost = json.loads(capsys.readouterr().out)
+    assert (cost["epochs_left"], cost["config"]["epochs"]) == (2, 4)
+    assert set(cost["seconds_per_step"]) == {RunFolder(folder).read()[0].phase(epoch) for epoch in (3, 4)}
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"epochs": 1}, ["every epoch is one with dummies", "learning rate 0.01 instead of 0.1"]),
+        ({"epochs": 1, "ducat": "off"}, ["learning rate 0.01 instead of 0.1"]),
+        ({"epochs": 1, "ducat": "off", "schedule": "cosine"}, []),
+        ({"epochs": 10}, []),
+    ],
+)
+def test_a_run_too_short_for_its_phases_says_so(given: dict[str, object], words: list[str]) -> None:
+    doubts = resolve("cifar10", given).doubts()
+    assert len(doubts) == len(words)
+    assert all(word in doubt for word, doubt in zip(words, doubts, strict=True))

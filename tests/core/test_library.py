@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from ducat_serve.cli.main import run
 from ducat_serve.errors import DataError, UsageError
 from training.config import TrainConfig
 
-SHORT = {"epochs": 1, "attack_steps": 1, "precision": "float32", "ducat": "off"}
+SHORT: dict[str, Any] = {"epochs": 1, "attack_steps": 1, "precision": "float32", "ducat": "off"}
 SILENT = Output(silent=True)
 
 

@@ -74,7 +74,7 @@ def test_an_image_that_pillow_warns_of_writes_no_line(tmp_path: Path) -> None:
         decode((tmp_path / "a.png").read_bytes())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert list(read_samples(tmp_path)) == ["a.png"]
+        assert list(read_samples(tmp_path).images) == ["a.png"]
 
 
 def test_without_a_folder_there_are_none(client: TestClient) -> None:
@@ -90,7 +90,7 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
     refused("There is no folder")
     samples = tmp_path / "samples"
     samples.mkdir()
-    refused("holds 0 images")
+    refused("holds no image")
     (samples / "text.png").write_text("text")
     refused("text.png cannot be a sample: not an image")
     (samples / "text.png").unlink()
@@ -102,11 +102,17 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
     assert (samples / "large.png").stat().st_size > MAX_BYTES
     refused("large.png is larger than")
     (samples / "large.png").unlink()
+
+
+def test_of_too_many_the_first_are_taken(tmp_path: Path) -> None:
     for number in range(MAX_SAMPLES):
-        (samples / f"{number:02}.png").write_bytes(GOOD)
-    assert len(read_samples(samples)) == MAX_SAMPLES
-    (samples / "one-more.png").write_bytes(GOOD)
-    refused(f"holds {MAX_SAMPLES + 1} images")
+        (tmp_path / f"{number:02}.png").write_bytes(GOOD)
+    assert read_samples(tmp_path).left_out == 0
+    for name in ("one-more.png", "and-another.png"):
+        (tmp_path / name).write_bytes(b"nobody reads it")
+    found = read_samples(tmp_path)
+    assert list(found.images) == [f"{number:02}.png" for number in range(MAX_SAMPLES)]
+    assert found.left_out == 2
 
 
 def test_the_command_refuses_before_it_serves(onnx_model: Path, tmp_path: Path) -> None:

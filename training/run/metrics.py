@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from training.config import TrainConfig
-from training.validation import ValidationResult
-
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # `ducat runs` reads rows where there is no torch
     from tensorboardX import SummaryWriter
+
+    from training.config import TrainConfig
+    from training.validation import ValidationResult
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,17 @@ class EpochRow:
 COLUMNS = tuple(field.name for field in dataclasses.fields(EpochRow))
 
 
-def kept_row(rows: Sequence[EpochRow], config: TrainConfig) -> EpochRow | None:
+class Phases(Protocol):
+    """What decides which epochs compete: a `TrainConfig`, or what is recorded of one."""
+
+    @property
+    def ducat_start(self) -> int | None: ...
+
+    @property
+    def is_adversarial(self) -> bool: ...
+
+
+def kept_row(rows: Sequence[EpochRow], config: Phases) -> EpochRow | None:
     """The row whose weights are in `model.safetensors`; None where there are no rows.
 
     The most robust epoch, by the legacy accuracy where it was measured (see docs/architecture.md), then the most
@@ -185,4 +195,6 @@ def _rounded(value: float | None) -> float | None:
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s"
+    if hours:
+        return f"{hours}h{minutes:02}m"
+    return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"

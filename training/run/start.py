@@ -13,20 +13,19 @@ import torch
 from ducat_serve.errors import UsageError, command_line, unknown_name
 from ducat_serve.networks import NETWORKS
 from ducat_serve.output import Output
+from training.attacks.ball import require_size
 from training.config import TrainConfig, resolve
 from training.data import DATASETS
 from training.device import fastest_precision
 from training.distributed.processes import ProcessGroup, local_device
 from training.initial import InitialWeights
-from training.provenance import Provenance
+from training.provenance import Provenance, git_revision
 from training.recipes import load_recipe
 from training.run.curves import draw_curves
 from training.run.dataset import load_run_data
 from training.run.folder import RunFolder
 from training.run.metrics import RunSummary
 from training.trainer import Trainer
-
-DEFAULT_DATASET = "digits"
 
 
 def new_config(
@@ -37,19 +36,28 @@ def new_config(
     Raises:
         UsageError: an unknown name, a value out of range, or a combination that makes no sense.
     """
-    chosen = given["dataset"] or (load_recipe(recipe).get("dataset") if recipe else None)
-    dataset = _absolute(chosen or DEFAULT_DATASET)
-    if dataset not in DATASETS and not dataset.startswith("folder:"):
-        raise unknown_name("data set", dataset, [*DATASETS, "folder:PATH"])
     if given["network"] is not None and given["network"] not in NETWORKS:
         raise unknown_name("network", given["network"], NETWORKS)
+    chosen = given["dataset"] or (load_recipe(recipe).get("dataset") if recipe else None)
+    if chosen is None:
+        raise UsageError(
+            "Which data set? Nothing is trained without --dataset.",
+            "ducat train --dataset digits (some minutes); `ducat datasets` lists the others, folder:PATH is your own",
+        )
+    dataset = _absolute(chosen)
+    if dataset not in DATASETS and not dataset.startswith("folder:"):
+        raise unknown_name("data set", dataset, [*DATASETS, "folder:PATH"])
     values = dict(given)
     if values["precision"] in (None, "auto"):
         values["precision"] = fastest_precision(device)
     if initial is not None:
         values["initial_weights"] = initial.spec.weights_digest
         values["network"] = values["network"] or initial.spec.network
-    return resolve(dataset, values, recipe)
+    config = resolve(dataset, values, recipe)
+    if config.norm == "linf":  # the same for images of every size, so nothing need be downloaded to find out
+        require_size("--eps", config.eps, config.norm, 1)
+        require_size("--step-size", config.step_size, config.norm, 1)
+    return config
 
 
 def require_unchanged(
@@ -91,7 +99,6 @@ def opened(
     output: Output,
     *,
     initial: InitialWeights | None = None,
-    provenance: Provenance = Provenance(),  # noqa: B008 (frozen)
 ) -> Iterator[Trainer]:
     """A run that is ready to be trained: its processes have met, its data is loaded. Nothing is written yet.
 
@@ -114,15 +121,18 @@ def opened(
             device,
             output,
             initial=initial,
-            provenance=provenance,
             processes=processes,
         )
     finally:
         processes.leave()
 
 
-def train(trainer: Trainer, data_dir: Path | None, *, resumed: bool) -> RunSummary:
+def train(
+    trainer: Trainer, data_dir: Path | None, *, resumed: bool, command: str | None = None
+) -> RunSummary:
     """Train in the run folder, which no other process may use meanwhile; `curves.png` is drawn at the end.
+
+    ``command`` is what a new run records as its own; a resumed one keeps that of its start.
 
     Raises:
         UsageError: the folder holds a run already, or another process trains there.
@@ -133,12 +143,13 @@ def train(trainer: Trainer, data_dir: Path | None, *, resumed: bool) -> RunSumma
     # Not before the data is there: a failed start leaves no folder.
     with folder.locked() if processes.is_first else nullcontext():
         if processes.is_first and not resumed:
-            folder.create(
-                config, data_dir.resolve() if data_dir else None, dataset.digest, trainer.provenance
-            )
+            origin = Provenance(command, git_revision())
+            folder.create(config, data_dir.resolve() if data_dir else None, dataset.digest, origin)
         processes.wait()
         if resumed:
             trainer.resume()
+        if processes.is_first:  # which alone writes checkpoints
+            trainer.record(folder.read_provenance())
         where = trainer.device.type if processes.size == 1 else f"{processes.size} x {trainer.device.type}"
         output.event(
             "start",
@@ -149,6 +160,8 @@ def train(trainer: Trainer, data_dir: Path | None, *, resumed: bool) -> RunSumma
             config=config.model_dump(mode="json"),
             processes=processes.size,
         )
+        for warning in config.doubts():
+            output.warn(warning)
         with trainer.stop:
             summary = trainer.run()
         if processes.is_first:

@@ -10,13 +10,14 @@ import click
 from ducat_serve.bundled import bundled_name
 from ducat_serve.checkpoint import checkpoint_path
 from ducat_serve.cli.options import ModelPath, common
-from ducat_serve.errors import command_line
+from ducat_serve.errors import command_line, missing_extra
 from ducat_serve.model_file import read_verified_spec
 from ducat_serve.output import Output
 from ducat_serve.report import MASKING, NOT_MEASURED
 from ducat_serve.report_text import LEGACY
 
 if TYPE_CHECKING:
+    from ducat_serve.spec import ModelSpec
     from training.evaluation.comparison import Candidate
 
 
@@ -41,7 +42,6 @@ def command(models: tuple[Path, ...], out: Path, json: bool) -> None:
       ducat compare runs/off runs/paper runs/folded --out results/digits
     """
     from training.evaluation.comparison import differences, pareto_front, to_json
-    from training.evaluation.plot import plot_comparison
 
     output = Output(json)
     candidates = _read(models)
@@ -62,25 +62,48 @@ def command(models: tuple[Path, ...], out: Path, json: bool) -> None:
         output.warn(f"masked?: {MASKING}; `ducat evaluate` says by which check.")
     for what in differences(candidates):
         output.warn(f"not comparable: the models were not measured with the same {what}.")
-    files: list[Path] = []
-    if any(candidate.report is not None for candidate in candidates):
-        files = plot_comparison(candidates, out)
-        output.say(f"Plot: {', '.join(str(file) for file in files)}")
-    else:
+    files = _plot(candidates, out, output)
+    output.result(
+        {
+            "models": to_json(candidates),
+            "comparable": not differences(candidates),
+            "plots": [str(file) for file in files],
+        }
+    )
+
+
+def _plot(candidates: list[Candidate], out: Path, output: Output) -> list[Path]:
+    if not any(candidate.report is not None for candidate in candidates):
         output.warn("nothing to compare, so there is no plot.")
-    output.result({"models": to_json(candidates), "plots": [str(file) for file in files]})
+        return []
+    try:
+        from training.evaluation.plot import plot_comparison
+    except ModuleNotFoundError as error:
+        output.warn(f"no plot: {missing_extra(error.name or 'matplotlib', 'train')}")
+        return []
+    files = plot_comparison(candidates, out)
+    output.say(f"Plot: {', '.join(str(file) for file in files)}")
+    return files
 
 
 def _read(models: tuple[Path, ...]) -> list[Candidate]:
-    from ducat_serve.deployed import parameter_count
     from training.evaluation.comparison import Candidate
 
     candidates = []
     for name, given in zip(_names(models), models, strict=True):
         path = checkpoint_path(given)
         spec, _ = read_verified_spec(path)
-        candidates.append(Candidate(name, path, spec, parameter_count(spec), path.stat().st_size))
+        candidates.append(Candidate(name, path, spec, _parameters(spec), path.stat().st_size))
     return candidates
+
+
+def _parameters(spec: ModelSpec) -> int | None:
+    """None where there is no torch, which knows the network."""
+    try:
+        from ducat_serve.deployed import parameter_count
+    except ModuleNotFoundError:
+        return None
+    return parameter_count(spec)
 
 
 def _names(models: tuple[Path, ...]) -> list[str]:
@@ -91,7 +114,8 @@ def _names(models: tuple[Path, ...]) -> list[str]:
 
 def _row(candidate: Candidate, is_best: bool) -> tuple[str, ...]:
     report = candidate.report
-    size = (f"{candidate.parameters / 1e6:.2f} M", f"{candidate.bytes / 1e6:.1f} MB")
+    parameters = "?" if candidate.parameters is None else f"{candidate.parameters / 1e6:.2f} M"
+    size = (parameters, f"{candidate.bytes / 1e6:.1f} MB")
     if report is None:
         return (candidate.name, "?", "?", "", *size, "")
     low, high = report.worst_case_interval

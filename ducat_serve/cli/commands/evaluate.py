@@ -51,6 +51,11 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on after the last attack of an interrupted evaluation.")
 @click.option(
+    "--replace",
+    is_flag=True,
+    help="Store the report even where the one that is stored already says more.",
+)
+@click.option(
     "--bar", type=Bar(), help="Exit 3 unless both hold, e.g. clean=0.80,worst_case=0.45: a release gate."
 )
 @click.option(
@@ -77,6 +82,7 @@ def command(
     batch_size: int,
     seed: int,
     resume: bool,
+    replace: bool,
     bar: dict[str, float] | None,
     checkpoint: Path | None,
     dataset: str | None,
@@ -132,7 +138,7 @@ def command(
     measured = measure(request, output, resume=resume)
     report = measured.report
     show_report(report, measured.spec, output)
-    measured.store(output)
+    measured.store(output, replace=replace)
     measured.state.remove()
     if out is not None:
         write_text(out, report.model_dump_json(indent=2) + "\n")

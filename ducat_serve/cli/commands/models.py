@@ -25,9 +25,9 @@ def command(json: bool) -> None:
     from ducat_serve.bundled import KINDS, bundled_models
 
     output = Output(json)
-    models = bundled_models().values()
+    models = tuple(bundled_models().values())
     output.table(
-        "Bundled models",
+        "",
         ("name", "data set", "weights", "clean, %", "worst case, %", "against"),
         (
             (
@@ -41,6 +41,8 @@ def command(json: bool) -> None:
             for model in models
         ),
     )
+    if models:
+        output.next(f"ducat serve {models[0].name}")
     output.result(
         {
             "models": [

@@ -60,9 +60,9 @@ def command(model: Path, images: tuple[str, ...], top_k: int, csv: bool, device:
       ducat predict runs/digits/model.safetensors a.png 'more/*.png' --json
       curl -s https://example.org/photo.jpg | ducat predict model.onnx - --top 3
     """
-    if csv and json:
-        raise UsageError("--csv and --json are two forms of the same; choose one.")
     output = Output(json)
+    if csv and output.as_json:
+        raise UsageError("--csv and --json are two forms of the same; choose one.")
     spec, infer = _open(model, device, output)
     table = CsvOutput(top_k, spec.num_classes) if csv else None
     found: list[Named] = []
@@ -76,14 +76,17 @@ def command(model: Path, images: tuple[str, ...], top_k: int, csv: bool, device:
         predictions = list(zip(readable, split_up(answer, spec.labels), strict=True))
         if table is not None:
             table.write(predictions)
-        elif json:
+        elif output.as_json:
             rows = zip(readable, answer.to_json(spec.labels, top_k), strict=True)
             entries += [{"image": name, **entry} for name, entry in rows]
         else:
             found += predictions
     if found:
         print_predictions(
-            f"{bundled_name(model) or model} ({spec.network}, {spec.num_classes} classes)", found, top_k
+            f"{bundled_name(model) or model} ({spec.network}, {spec.num_classes} classes)",
+            found,
+            top_k,
+            output,
         )
     output.result({"model": str(model), "predictions": entries, "failed": failed})
     if failed:

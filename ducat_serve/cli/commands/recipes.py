@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ducat_serve.cli.completion import complete_recipes
 from ducat_serve.cli.options import common
 from ducat_serve.errors import UsageError, command_line
 from ducat_serve.output import Output
@@ -28,19 +29,22 @@ def command(ctx: click.Context, json: bool) -> None:
     """
     if ctx.invoked_subcommand is not None:
         return
-    from training.recipes import load_recipe, recipe_cost, recipe_names
+    from training.recipes import load_recipe, recipe_cost, recipe_names, recipe_reached
 
     output = Output(json)
     recipes = {name: load_recipe(name) for name in recipe_names()}
     costs = {name: recipe_cost(name) for name in recipes}
-    columns = ("network", "method", "epochs")
-    rows = [(name, *(recipe[column] for column in columns), costs[name]) for name, recipe in recipes.items()]
-    output.table("", ("name", *columns, "cost"), rows)
-    output.result({"recipes": recipes, "costs": costs})
+    reached = {name: recipe_reached(name) for name in recipes}
+    rows = [
+        (name, f"{r['network']}, {r['method']}, {r['epochs']} epochs", costs[name], reached[name])
+        for name, r in recipes.items()
+    ]
+    output.table("", ("name", "trains", "cost", "reached"), rows)
+    output.result({"recipes": recipes, "costs": costs, "reached": reached})
 
 
 @command.command("show")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_recipes)
 @common
 def show(name: str, json: bool) -> None:
     """Show every setting of the recipe NAME.
@@ -58,7 +62,7 @@ def show(name: str, json: bool) -> None:
 
 
 @command.command("copy")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_recipes)
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @common
 def copy(name: str, file: Path, json: bool) -> None:

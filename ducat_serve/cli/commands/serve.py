@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from ducat_serve.cli.on_the_fly import exported
 from ducat_serve.cli.options import FiniteRange, ModelPath, common, device_option
 from ducat_serve.errors import missing_extra
 from ducat_serve.output import Output
@@ -19,6 +20,10 @@ from ducat_serve.output import Output
     "--host", default="127.0.0.1", show_default=True, help="IP address; 0.0.0.0 for every interface."
 )
 @click.option("--port", type=click.IntRange(1, 65535), default=3000, show_default=True)
+@click.option(
+    "--name",
+    help="Of the model, in addresses, metrics and logs; for one model.  [default: its file's, so mostly 'model']",
+)
 @click.option(
     "--allowed-hosts",
     help="Names, separated by commas, for which a request may ask (its Host header), as behind a proxy; '*' for any.  "
@@ -84,12 +89,24 @@ from ducat_serve.output import Output
     help="Images per day (UTC) and key; more get 429.  [default: no limit]",
 )
 @click.option(
+    "--cors-origin",
+    multiple=True,
+    metavar="ORIGIN",
+    help="An origin whose pages may ask, such as https://app.example; repeatable.  [default: none]",
+)
+@click.option(
     "--samples",
     type=click.Path(path_type=Path, file_okay=False),
-    help="A folder of at most 12 images that the page offers to everyone.  [default: none]",
+    help="A folder whose images the page offers to everyone, the first 12 by name.  [default: none]",
 )
 @click.option(
     "--access-log", is_flag=True, help="Log every request, not only those that were refused or failed."
+)
+@click.option(
+    "--audit-log",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A line of JSON for every prediction, with the SHA-256 of its image; none is made where none can be written.  "
+    "[default: none]",
 )
 @device_option
 @common
@@ -97,6 +114,7 @@ def command(
     model: Path,
     host: str,
     port: int,
+    name: str | None,
     allowed_hosts: str | None,
     threads: int | None,
     max_batch: int,
@@ -108,16 +126,18 @@ def command(
     max_pixels: int,
     keys_file: Path | None,
     rate: float | None,
+    cors_origin: tuple[str, ...],
     daily_budget: int | None,
     samples: Path | None,
     access_log: bool,
+    audit_log: Path | None,
     device: str,
     json: bool,
 ) -> None:
     """Serve MODEL over HTTP with BentoML, until SIGTERM or Ctrl-C; SIGHUP reads it again.
 
     MODEL is a model.onnx, a folder with one, a bundled model (`ducat models`), or a model repository: a folder with
-    NAME/VERSION/model.onnx.
+    NAME/VERSION/model.onnx. A model.safetensors, or a run folder without a model.onnx, is exported first, beside it.
 
     \b
     Example:
@@ -126,9 +146,10 @@ def command(
       curl -F image=@photo.jpg http://127.0.0.1:3000/v1/predict
     """
     output = Output(json)
-    path = model.resolve()
+    path = exported(model, output).resolve()
     settings = {
         "model": path,
+        "name": name,
         "host": host,
         "allowed_hosts": allowed_hosts,
         "device": device,
@@ -145,9 +166,11 @@ def command(
         "daily_budget": daily_budget,
         "samples": samples.resolve() if samples else None,
         "access_log": access_log,
+        "audit_log": audit_log.resolve() if audit_log else None,
+        "cors_origins": ",".join(cors_origin) if cors_origin else None,
     }
     variables = {f"DUCAT_SERVE_{k.upper()}": str(v) for k, v in settings.items() if v is not None}
-    names = _check(path, device, variables)
+    names = _check(path, device, variables, output)
     from service.server.process import bind, ignore_sighup
 
     bind(host, port).close()
@@ -164,7 +187,7 @@ def command(
     os.execve(sys.executable, server, environment)
 
 
-def _check(path: Path, device: str, variables: dict[str, str]) -> list[str]:
+def _check(path: Path, device: str, variables: dict[str, str], output: Output) -> list[str]:
     """Find out now, and with the right exit code, what would otherwise fail in the server's log.
 
     Returns the names of the models.
@@ -176,18 +199,28 @@ def _check(path: Path, device: str, variables: dict[str, str]) -> list[str]:
     if importlib.util.find_spec("bentoml") is None:
         raise missing_extra("bentoml", "serve")
     from service.middleware.api_keys import Keys
+    from service.middleware.cors_origins import read_origins
     from service.middleware.host_check import names_to_check
     from service.models.repository import Repository
     from service.page.samples import read_samples
     from service.settings import Settings
+    from service.telemetry.audit import AuditLog
     from service.telemetry.tracing import Tracing
 
     settings = Settings.from_environment({**os.environ, **variables})
     Keys(settings.keys_file, settings.api_keys, settings.admin_key)
     names_to_check(settings)
-    read_samples(settings.samples)
+    if settings.cors_origins is not None:
+        read_origins(settings.cors_origins)
+    if settings.audit_log is not None:
+        AuditLog(settings.audit_log).close()
+    if (samples := read_samples(settings.samples)).left_out:
+        output.warn(
+            f"the page offers the first {len(samples.images)} of the {len(samples.images) + samples.left_out} images "
+            f"in {settings.samples}, by name."
+        )
     Tracing.from_environment()
-    found = Repository(path).find()
+    found = Repository(path, settings.name).find()
     for versions in found.values():
         for file in versions.values():
             Predictor(file, device=device, threads=1)  # type: ignore[arg-type]

@@ -1,0 +1,64 @@
+"""Pages of other origins: only those that were named, and never without the keys."""
+
+from __future__ import annotations
+
+import pytest
+
+from ducat_serve.errors import UsageError
+from ducat_serve.predictor import Predictor
+from service.middleware.cors_origins import read_origins
+from tests.support.application import ALICE, bearer, serving
+from tests.support.http_client import GOOD, assert_error, send
+
+OURS, OTHER = "https://app.example", "https://app.example.evil.example"
+ASK = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+
+
+def test_only_a_named_origin_may_read(predictor: Predictor) -> None:
+    with serving(predictor, cors_origins=f"{OURS}, http://localhost:5173") as client:
+        for origin, allowed in (
+            (OURS, True),
+            ("http://localhost:5173", True),
+            (OTHER, False),
+            ("null", False),
+        ):
+            answer = client.get("/v1/models", headers={"origin": origin})
+            assert answer.headers.get("access-control-allow-origin") == (origin if allowed else None)
+            assert "x-request-id" in answer.headers
+            asked = client.options("/v1/predict", headers={"origin": origin, **ASK})
+            assert (asked.status_code == 200) == allowed
+            assert ("access-control-allow-origin" in asked.headers) == allowed
+        assert "access-control-allow-credentials" not in answer.headers
+
+
+def test_keys_are_asked_for_and_a_refusal_can_be_read(predictor: Predictor) -> None:
+    with serving(predictor, cors_origins=OURS, api_keys=f"alice:{ALICE}") as client:
+        assert client.options("/v1/predict", headers={"origin": OURS, **ASK}).status_code == 200
+        refused = client.get("/v1/model", headers={"origin": OURS})
+        assert_error(refused, 401, "unauthorized")
+        assert refused.headers["access-control-allow-origin"] == OURS
+        assert client.get("/v1/model", headers={"origin": OURS, **bearer(ALICE)}).status_code == 200
+
+
+def test_without_the_option_nothing_is_allowed(predictor: Predictor) -> None:
+    with serving(predictor) as client:
+        answer = client.get("/v1/models", headers={"origin": OURS})
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+        assert send(client, GOOD).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "*",
+        "app.example",
+        "https://app.example/",
+        "https://APP.example",
+        "https://app.example:443",
+        "null",
+        " , ",
+    ],
+)
+def test_what_no_browser_would_send_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        read_origins(text)
