@@ -36,6 +36,7 @@ from training.batches import DeviceSplit, TrainingBatches
 from training.config import TrainConfig
 from training.data import load_dataset
 from training.device import exact_float32
+from training.provenance import Provenance, git_revision
 from training.run.folder import RunFolder
 from training.run.start import new_config
 from training.trainer import Trainer
@@ -255,7 +256,7 @@ def main() -> None:
             ours.take_up()
             textbook.take_up()
         else:
-            folder.create(config, given.data_dir, data.digest)
+            folder.create(config, given.data_dir, data.digest, Provenance(git_revision=git_revision()))
 
         def write() -> None:
             found = summary(ours.progress, textbook.progress, given.clean, given.pgd)
