@@ -15,7 +15,7 @@ from pathlib import Path
 
 # A block of code, and the block of output that follows it at once.
 _BLOCK = re.compile(r"```(bash|python)\n(.*?)```\n(?:\n```(?:text|json)\n(.*?)```\n)?", re.DOTALL)
-_NUMBER = re.compile(r"\d[\d.,]*")
+_NUMBER = re.compile(r"(?:\d+[hms])+|\d[\d.,]*")  # 4m56s is one, so that it may be 14s
 _PADDING = re.compile(r"[\s│┃┏┓┗┛┡┩└┘├┤┬┴┼╇┳┻━─]+")
 ELISION = "..."
 BIN = Path(sys.executable).parent
