@@ -74,8 +74,10 @@ def _skeleton(line: str) -> str:
     return _PADDING.sub(" ", _NUMBER.sub("#", line)).strip()
 
 
-def run_block(block: Block, folder: Path) -> str:
+def run_block(block: Block, folder: Path, **variables: str) -> str:
     """Run a block in a folder and return what it prints, results and messages together.
+
+    ``variables`` are added to its environment.
 
     Raises:
         AssertionError: it failed, or it does not print what the document says.
@@ -86,7 +88,7 @@ def run_block(block: Block, folder: Path) -> str:
     done = subprocess.run(
         command,
         cwd=folder,
-        env={**os.environ, **SMALL},
+        env={**os.environ, **SMALL, **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
