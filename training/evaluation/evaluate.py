@@ -25,6 +25,7 @@ from training.attacks.frozen import frozen
 from training.batches import DeviceSplit, to_pixels
 from training.evaluation.detection import dummy_mass, rejection
 from training.evaluation.examples import Examples
+from training.evaluation.kept import ExampleKeeper
 from training.evaluation.legacy import legacy_2c_accuracy
 from training.evaluation.runner import Batches, Runner, counted
 from training.evaluation.sanity import check_sanity
@@ -79,12 +80,17 @@ class Plan:
 
 
 def evaluate(
-    subject: Subject, plan: Plan, output: Output, state: EvaluationState | None = None
+    subject: Subject,
+    plan: Plan,
+    output: Output,
+    state: EvaluationState | None = None,
+    keeper: ExampleKeeper | None = None,
 ) -> RobustnessReport:
     """Accuracy per example: right on the clean image AND under every attack that was run.
 
     Args:
         state: where to keep what is known after every attack; what is there already is gone on with.
+        keeper: keeps a few of the images that the attacks make.
 
     Raises:
         UsageError: the model's output does not have C columns (a raw 2C model, say) or it is in train mode; a
@@ -110,7 +116,7 @@ def evaluate(
             output.say(f"Resumed after {', '.join(result.name for result in results)}.")
         earlier = sum(result.seconds for result in results)
         for attack in plan.attacks[len(results) :]:
-            results.append(_run(runner, attack, examples))
+            results.append(_run(runner, attack, examples, keeper))
             if state is not None:
                 state.save(examples, results)
         with_dummies = model.fold != "none"
@@ -184,13 +190,23 @@ def require_measurable(subject: Subject, threat_model: ThreatModel) -> None:
         )
 
 
-def _run(runner: Runner, attack: Attack, examples: Examples) -> AttackResult:
+def _run(
+    runner: Runner, attack: Attack, examples: Examples, keeper: ExampleKeeper | None = None
+) -> AttackResult:
     """Run one attack on what is still right, and mark what no longer is."""
     index = examples.right.nonzero().squeeze(1)
     started = time.monotonic()
     with counted(runner.model.classifier) as cost:
-        raw = runner.attack(attack.name, attack, index, misclassified(runner.model.fold))
+        raw = runner.attack(
+            attack.name,
+            attack,
+            index,
+            misclassified(runner.model.fold),
+            None if keeper is None else keeper.see,
+        )
     examples.record(index, raw)
+    if keeper is not None:
+        keeper.judge(runner, attack.name)
     left, seconds, total = int(examples.right.sum()), time.monotonic() - started, len(runner.data)
     runner.output.say(
         f"{attack.name:<14} attacked {len(index):>5}, worst case now {left / total:.1%}  ({seconds:.0f} s)"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from ducat_serve.attacked_examples import FILE_NAME
 from ducat_serve.checkpoint import checkpoint_path, read_checkpoint, write_checkpoint
 from ducat_serve.cli.options import PIXEL_SIZE, common, data_options, device_option
 from ducat_serve.cli.release_gate import Bar, require
@@ -110,7 +111,9 @@ def command(
     choose_threads(threads)
 
     from ducat_serve.atomic import write_text
+    from training.attacks.ball import Ball
     from training.evaluation.evaluate import evaluate
+    from training.evaluation.kept import ExampleKeeper
     from training.evaluation.prepare import Request, prepare
 
     output = Output(json)
@@ -135,9 +138,10 @@ def command(
     )
     prepared = prepare(request, output)
     store = _store_in_export(prepared.spec) if path.suffix == ".onnx" else _store_in_checkpoint
+    keeper = ExampleKeeper() if path.suffix != ".onnx" else None
     prepared.state.begin(resume=resume, output=output)
     try:
-        report = evaluate(prepared.subject, prepared.plan, output, prepared.state)
+        report = evaluate(prepared.subject, prepared.plan, output, prepared.state, keeper)
     except KeyboardInterrupt:
         raise InterruptedRun(
             signal.SIGINT,
@@ -146,6 +150,10 @@ def command(
         ) from None
     show_report(report, prepared.spec, output)
     store(path, prepared.spec, report, output)
+    if keeper is not None:
+        ball = Ball(prepared.plan.threat_model.norm, prepared.plan.threat_model.eps)
+        kept = keeper.examples(report.weights_digest, ball)
+        write_text(path.with_name(FILE_NAME), kept.model_dump_json() + "\n")
     prepared.state.remove()
     if out is not None:
         write_text(out, report.model_dump_json(indent=2) + "\n")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from ducat_serve.cli.options import common, data_options
-from ducat_serve.errors import DucatError
+from ducat_serve.errors import DataError, DucatError
 from ducat_serve.output import Output
 from ducat_serve.report import NOT_MEASURED
 from ducat_serve.spec import ModelSpec
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ducat_serve.attacked_examples import AttackedExamples
     from ducat_serve.report import ExportPrecision
 
 REAL_IMAGES = 64  # for the parity check
@@ -38,6 +40,11 @@ REFERENCE_IMAGES = 1000  # for what the model answered at export
     type=click.Path(path_type=Path),
     help="File to write.  [default: model.onnx or model-float16.onnx beside MODEL]",
 )
+@click.option(
+    "--examples",
+    is_flag=True,
+    help="Put the attacked images that `ducat evaluate` kept into the file, for the page. Whoever may ask sees them.",
+)
 @click.option("--dataset", help="Where the real images of the parity check are.  [default: as trained]")
 @data_options
 @common
@@ -46,6 +53,7 @@ def command(
     precision: ExportPrecision,
     onnx: bool,  # noqa: ARG001 (spelt out in commands, so that another format can be added)
     out: Path | None,
+    examples: bool,
     dataset: str | None,
     data_dir: Path | None,
     offline: bool,  # noqa: ARG001 (export never downloads)
@@ -77,7 +85,12 @@ def command(
     )
     real = _real_images(checkpoint, dataset, data_dir, output)
     spec, parity = export_onnx(
-        checkpoint, target, None if real is None else real[:REAL_IMAGES], precision, reference=real
+        checkpoint,
+        target,
+        None if real is None else real[:REAL_IMAGES],
+        precision,
+        reference=real,
+        examples=_kept_examples(checkpoint) if examples else None,
     )
     card = target.with_suffix(".md")
     write_text(card, model_card(spec, target.name))
@@ -104,6 +117,21 @@ def command(
             },
         }
     )
+
+
+def _kept_examples(checkpoint: Path) -> AttackedExamples:
+    from ducat_serve.attacked_examples import FILE_NAME, MOST_BYTES, AttackedExamples
+    from ducat_serve.checkpoint import read_spec
+
+    file = checkpoint.with_name(FILE_NAME)
+    try:
+        with file.open(encoding="utf-8") as stream:
+            text = stream.read(MOST_BYTES + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"There are no attacked images in {file}.", f"ducat evaluate {shlex.quote(str(checkpoint))}"
+        ) from error
+    return AttackedExamples.from_json(text, read_spec(checkpoint), str(file))
 
 
 def _real_images(
