@@ -58,7 +58,7 @@ def attack_routes(control: AdmissionControl) -> list[Route]:
 def levels_of(loaded: LoadedVersion) -> int:
     """How far each value of a pixel may change, of 255."""
     threat_model = loaded.predictor.spec.threat_model
-    return max(1, round(255 * threat_model.eps)) if threat_model.norm == "linf" else _OTHER_NORMS_LEVELS
+    return max(1, int(255 * threat_model.eps + 1e-6)) if threat_model.norm == "linf" else _OTHER_NORMS_LEVELS
 
 
 def _kept(loaded: LoadedVersion, is_on: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-// The robustness report: figures, sentences, attack by attack, class by class, and at several sizes where it has them.
+// The robustness report: figures, sentences, attack by attack, class by class.
 
 import { $, element, percent, sizeText } from "./dom.js";
 import { page } from "./state.js";
@@ -20,7 +20,6 @@ export function showReport() {
     $("class-rows").replaceChildren(...measured.per_class.map(classRow));
   }
   $("attacks").hidden = $("per-class").hidden = !measured;
-  showSizes(measured?.accuracy_over_eps ?? []);
   showFacts();
   $("report-waiting").hidden = true;
   $("report").hidden = false;
@@ -41,12 +40,6 @@ function row(name, ...cells) {
 function classRow({ label, examples, clean_accuracy: clean, worst_case_accuracy: worst }) {
   const cell = (accuracy) => (accuracy === null ? "none measured" : percent(accuracy));
   return row(label, examples, cell(clean), cell(worst));
-}
-
-/** Accuracy at several sizes of the attack, in reports that have it. */
-function showSizes(sizes) {
-  $("size-rows").replaceChildren(...sizes.map((one) => row(sizeText(one.eps), percent(one.worst_case_accuracy))));
-  $("sizes").hidden = !sizes.length;
 }
 
 function showFacts() {
