@@ -1,4 +1,4 @@
-"""The search that a server makes on its own model: what it finds, its bounds, and that predictions never wait for it."""
+"""The search that a server makes on its own model: what it finds, its bounds, and that predictions go first."""
 
 from __future__ import annotations
 

@@ -35,7 +35,8 @@ def test_a_bad_file_costs_its_own_row_only(look: Callable[..., Page], server: Se
     with page.expect_download() as saved:
         page.get_by_role("button", name="Save as CSV").click()
     assert saved.value.suggested_filename == "predictions.csv"
-    found = list(csv.DictReader(Path(saved.value.path()).open(newline="")))
+    with Path(saved.value.path()).open(newline="") as file_saved:
+        found = list(csv.DictReader(file_saved))
     assert [row["file"] for row in found] == ["0.png", '\'=bad,"1".png', "1.png", "2.png"]
     assert [row["label"] for row in found] == [
         label_of(measured, DIGITS[0]),

@@ -73,7 +73,7 @@ def test_examples_of_another_model_are_refused(exported: Path) -> None:
 def test_rounding_never_leaves_the_ball(norm: str) -> None:
     generator = torch.Generator().manual_seed(0)
     original = torch.randint(0, 256, (20, 3, 8, 8), generator=generator, dtype=torch.uint8)
-    ball = Ball(norm, {"linf": 8.4 / 255, "l2": 0.5, "l1": 12.0}[norm])  # type: ignore[arg-type,index]
+    ball = Ball(norm, {"linf": 8.4 / 255, "l2": 0.5, "l1": 12.0}[norm])  # type: ignore[arg-type]
     found = ball.random_start(original.float() / 255, generator)
     change = (eight_bit(original, found, ball).float() - original.float()) / 255
     power = {"linf": float("inf"), "l2": 2, "l1": 1}[norm]
