@@ -1,34 +1,70 @@
 """Adversarially robust image classifiers that can be deployed (DUCAT, arXiv 2410.12671).
 
-`load` gives the deployed function as a torch module; `Predictor` runs an exported model without torch; `Client` and
-`AsyncClient` ask a server.
+`train`, `evaluate` and `export` do what the commands do; `train_config` makes the settings of a run, `resume` goes on
+with one. `load` gives the deployed function as a torch module; `Predictor` runs an exported model without torch;
+`Client` and `AsyncClient` ask a server. Nothing is imported before it is used.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ducat_serve.client import AsyncClient, Client
     from ducat_serve.deployed import load
+    from ducat_serve.library.evaluation import evaluate
+    from ducat_serve.library.exporting import export
+    from ducat_serve.library.training import resume, train, train_config
+    from ducat_serve.output import Output
+    from ducat_serve.prediction import Prediction
     from ducat_serve.predictor import Predictor
 
 __version__ = "0.1.0"
-__all__ = ["AsyncClient", "Client", "Predictor", "__version__", "load"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Output",
+    "Prediction",
+    "Predictor",
+    "__version__",
+    "evaluate",
+    "export",
+    "load",
+    "resume",
+    "train",
+    "train_config",
+]
+
+# Lazy, so that the command line and the server do not import what they do not use.
+_MODULES = {
+    "AsyncClient": "client",
+    "Client": "client",
+    "Output": "output",
+    "Prediction": "prediction",
+    "Predictor": "predictor",
+    "evaluate": "library.evaluation",
+    "export": "library.exporting",
+    "load": "deployed",
+    "resume": "library.training",
+    "train": "library.training",
+    "train_config": "library.training",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy, so that the command line and the server do not import what they do not use.
-    if name == "load":
-        from ducat_serve.deployed import load
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    except ModuleNotFoundError as error:
+        from ducat_serve.errors import EXTRAS, missing_extra
 
-        return load
-    if name == "Predictor":
-        from ducat_serve.predictor import Predictor
+        package = (error.name or "").split(".")[0]
+        if package not in EXTRAS:
+            raise
+        raise missing_extra(package, EXTRAS[package]) from error
 
-        return Predictor
-    if name in ("Client", "AsyncClient"):
-        from ducat_serve import client
 
-        return getattr(client, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return __all__

@@ -93,7 +93,12 @@ def file_sha256(path: Path) -> str:
 def _open(path: Path) -> Any:
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"There is no checkpoint at {path}.", "ducat train --out runs/NAME")
+        raise DataError(f"There is no checkpoint at {path}.", "ducat train --dataset digits --out runs/NAME")
+    if path.suffix == ".onnx":
+        raise DataError(
+            f"{path} is an exported model; this needs the checkpoint (.safetensors) that it was exported from.",
+            "name the model.safetensors, or its run folder",
+        )
     try:
         return safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:
@@ -120,6 +125,6 @@ def _spec(file: Any, path: Path) -> ModelSpec:
     if text is None:
         raise VerificationError(
             f"{path} holds weights but no '{METADATA_KEY}' metadata: it was not written by ducat.",
-            "ducat train --out runs/NAME",
+            "ducat train --dataset digits --out runs/NAME",
         )
     return ModelSpec.from_json(text, str(path))

@@ -1,7 +1,7 @@
 """A client for `ducat serve`, synchronous and asynchronous, that waits when the server asks it to.
 
 >>> with Client("http://127.0.0.1:3000", key="...") as client:
-...     client.predict("photo.jpg", "other.png")
+...     client.predict(["photo.jpg", "other.png"])
 [{"label": "cat", "class_id": 3, "confidence": 0.9, "top_k": [...], "dummy_mass": 0.01}, {...}]
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import io
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -90,8 +91,8 @@ class Client(_Base):
     def __exit__(self, *_: object) -> None:
         self._http.close()
 
-    def predict(self, *images: Image) -> list[dict[str, Any]]:
-        """Predict image files, given as paths or as their bytes; one answer each.
+    def predict(self, *images: Image | Sequence[Image]) -> list[dict[str, Any]]:
+        """Predict image files, given as paths or as their bytes, one by one or in a list; one answer each.
 
         Raises:
             DataError: a file cannot be read. ServerError: the server refused. DucatError: it cannot be reached.
@@ -132,7 +133,7 @@ class AsyncClient(_Base):
     async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()
 
-    async def predict(self, *images: Image) -> list[dict[str, Any]]:
+    async def predict(self, *images: Image | Sequence[Image]) -> list[dict[str, Any]]:
         """As `Client.predict`."""
         return _predictions(await self._send("POST", "/v1/predict", files=_files(images)))
 
@@ -160,8 +161,11 @@ class AsyncClient(_Base):
             attempt += 1
 
 
-def _files(images: tuple[Image, ...]) -> list[tuple[str, tuple[str, bytes]]]:
-    return [("image", (f"{number}", _bytes(image))) for number, image in enumerate(images)]
+def _files(images: tuple[Image | Sequence[Image], ...]) -> list[tuple[str, tuple[str, bytes]]]:
+    single: list[Image] = []
+    for given in images:
+        single += [given] if isinstance(given, str | Path | bytes) else list(given)
+    return [("image", (f"{number}", _bytes(image))) for number, image in enumerate(single)]
 
 
 def _bytes(image: Image) -> bytes:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ducat_serve.bundled import model_path
 from ducat_serve.checkpoint import checkpoint_path, read_checkpoint
 from ducat_serve.errors import UsageError, VerificationError
 from ducat_serve.networks import create_network
@@ -74,11 +75,13 @@ def load(path: str | Path, *, folded: bool = True) -> Deployed | Classifier:
     """Load a checkpoint as a torch module in eval mode, its weights frozen; its ModelSpec is ``.spec``.
 
     Args:
-        path: a `model.safetensors` written by `ducat train`, or the run folder that holds it.
+        path: a `model.safetensors` written by `ducat train`, the run folder that holds it, or, as text, the name of
+            a bundled model (`ducat models`).
         folded: True gives the deployed function (C logits); False the raw logits (2C with dummies).
 
     Raises:
-        DataError: missing, truncated, or not a safetensors file.
+        DataError: missing, truncated, or not a safetensors file; a bundled model that was changed.
+        UsageError: the name of a bundled model and of a file or folder here.
         VerificationError: wrong schema, digest or tensor shapes.
 
     Example:
@@ -86,13 +89,14 @@ def load(path: str | Path, *, folded: bool = True) -> Deployed | Classifier:
         >>> model(torch.rand(4, 3, 8, 8)).shape, model.spec.labels[:2]
         (torch.Size([4, 10]), ('0', '1'))
     """
-    spec, tensors = read_checkpoint(checkpoint_path(path))
+    path = checkpoint_path(model_path(path, "safetensors"))
+    spec, tensors = read_checkpoint(path)
     try:
         with torch.device("meta"):  # no memory: a ModelSpec can ask for a head that no machine could hold
             _require_fit(build_classifier(spec), tensors, str(path))
         classifier = build_classifier(spec)
     except UsageError as error:
-        raise VerificationError(f"{path}: {error.cause}", "pip install --upgrade ducat-serve") from error
+        raise VerificationError(f"{path}: {error.cause}", "install a newer ducat-serve") from error
     load_weights(classifier, tensors, str(path))
     model = Deployed(classifier, spec.fold) if folded else classifier
     return model.eval().requires_grad_(False)
@@ -104,6 +108,12 @@ def build_classifier(spec: ModelSpec) -> Classifier:
         spec.network, channels=spec.channels, image_size=spec.image_size, outputs=spec.num_logits
     )
     return Classifier(network, spec)
+
+
+def parameter_count(spec: ModelSpec) -> int:
+    """How many parameters the network of a spec has; statistics of BatchNorm are none."""
+    with torch.device("meta"):  # shapes only
+        return sum(parameter.numel() for parameter in build_classifier(spec).parameters())
 
 
 def load_weights(classifier: Classifier, tensors: Mapping[str, NDArray[Any]], source: str) -> None:

@@ -6,6 +6,7 @@ Exit codes: 0 ok; 1 failure; 2 usage; 3 verification failed; 4 data missing or c
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable
 
 
@@ -54,11 +55,21 @@ class InterruptedRun(DucatError):
         self.exit_code = 128 + signal_number
 
 
+def command_line(*words: object) -> str:
+    """A command as one types it: what a shell would take apart, such as a path with blanks, is quoted."""
+    return shlex.join(str(word) for word in words)
+
+
+def near_name(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """The known name that is most like another, from ``cutoff`` (0 any, 1 only itself) on."""
+    return next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=cutoff)), None)
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """Build the error for a name that is not in a registry, suggesting the nearest one."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
+    near = near_name(name, names)
+    hint = f" Did you mean '{near}'?" if near else ""
     return UsageError(f"Unknown {kind} '{name}'.{hint}", f"choose one of: {', '.join(names)}")
 
 
@@ -81,9 +92,21 @@ EXTRAS = {
 }
 
 
+def install_extra(extra: str) -> str:
+    """How to get an extra. Nothing is published on an index yet, so it is from the source."""
+    return f"pip install '.[{extra}]' in a clone of ducat-serve"
+
+
+class MissingPackage(DucatError, ImportError):
+    """An optional package is not installed. Also an ImportError, for those who import and ask."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        DucatError.__init__(
+            self, f"This needs the package '{package}', which is not installed.", install_extra(extra)
+        )
+        self.name = package
+
+
 def missing_extra(package: str, extra: str) -> DucatError:
-    """Build the error for an optional package that this command needs."""
-    return DucatError(
-        f"This command needs the package '{package}', which is not installed.",
-        f"pip install 'ducat-serve[{extra}]'",
-    )
+    """Build the error for an optional package that a command needs."""
+    return MissingPackage(package, extra)

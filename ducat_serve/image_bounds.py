@@ -2,29 +2,36 @@
 
 The number of pixels does not bound the work: a progressive JPEG may hold any number of scans (each costs milliseconds
 of CPU and 34 bytes), a JPEG any number of empty segments and a PNG any number of empty chunks (each costs a turn of
-Pillow's Python code). Real files are far below these bounds: encoders write at most a dozen scans, and chunks and
-segments of kilobytes.
+Pillow's Python code). The same holds for the blocks before a GIF's first frame, and for the lists of a TIFF. Real files
+are far below these bounds: encoders write at most a dozen scans, and chunks and segments of kilobytes.
 """
 
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 MAX_SCANS = 64  # of a JPEG
 MAX_SEGMENTS = 2048  # of a JPEG: an ICC profile may take 255, extended XMP of a phone some hundred
 MAX_STRAY = 64 * 1024  # bytes of a JPEG that belong to no segment and no scan; Pillow reads them one by one
 MAX_CHUNKS = 8192  # of a PNG: 16 MiB in chunks of 2 KiB
+MAX_BLOCKS = 8192  # of a GIF, before its first frame: 2 MiB of comments and profiles
+MAX_VALUES = 65536  # of one tag of a TIFF, such as the places of its strips; Pillow makes objects of them
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8"
 # A marker in entropy-coded data: not a stuffed byte (FF 00), not a restart marker, which are part of the data.
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_GIF = (b"GIF87a", b"GIF89a")
+_TIFF: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
+_BIG_TIFF = (b"II+\0", b"MM\0+")
+_TIFF_BYTES = {1, 2, 6, 7}  # types of tags that stay one string of bytes
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
 
 
 def excess(data: bytes) -> str | None:
-    """What there is too much of in a PNG or JPEG file, in words; None where the file is within bounds.
+    """What there is too much of in a PNG, JPEG, GIF or TIFF file, in words; None where the file is within bounds.
 
     Says nothing about whether the file is valid: the decoder does that.
     """
@@ -32,6 +39,12 @@ def excess(data: bytes) -> str | None:
         return _png_excess(data)
     if data.startswith(_JPEG):
         return _jpeg_excess(data)
+    if data.startswith(_GIF):
+        return _gif_excess(data)
+    if data.startswith(_BIG_TIFF):
+        return "the places of BigTIFF, made for files beyond 4 GB"
+    if byte_order := _TIFF.get(data[:4]):
+        return _tiff_excess(data, byte_order)
     return None
 
 
@@ -70,3 +83,36 @@ def _jpeg_excess(data: bytes) -> str | None:
         if marker not in _WITHOUT_LENGTH:
             at += int.from_bytes(data[at : at + 2])
     return f"more than {MAX_SEGMENTS} segments"
+
+
+def _gif_excess(data: bytes) -> str | None:
+    """Walk the blocks up to the first frame; what comes after it is never read."""
+    if len(data) < 13:
+        return None
+    packed = data[10]
+    at = 13 + (3 << ((packed & 7) + 1) if packed & 0x80 else 0)
+    in_extension = False
+    for _ in range(MAX_BLOCKS):
+        if at >= len(data):
+            return None
+        if in_extension:
+            in_extension, at = data[at] != 0, at + 1 + data[at]
+        elif data[at] == 0x21:  # an extension: its kind, then blocks up to one of length 0
+            in_extension, at = True, at + 2
+        elif data[at] in (0x2C, 0x3B):  # a frame, or the end
+            return None
+        else:  # Pillow passes over stray bytes, one by one
+            at += 1
+    return f"more than {MAX_BLOCKS} blocks before its first frame"
+
+
+def _tiff_excess(data: bytes, byte_order: Literal["little", "big"]) -> str | None:
+    """Look at the tags of the first page."""
+    page = int.from_bytes(data[4:8], byte_order)
+    entries = int.from_bytes(data[page : page + 2], byte_order)
+    for number in range(entries):
+        entry = data[page + 2 + 12 * number : page + 14 + 12 * number]
+        kind, count = int.from_bytes(entry[2:4], byte_order), int.from_bytes(entry[4:8], byte_order)
+        if kind not in _TIFF_BYTES and count > MAX_VALUES:
+            return f"more than {MAX_VALUES} values in a tag"
+    return None

@@ -3,6 +3,9 @@
 Policy: PNG, JPEG, WebP and BMP (not its compressed kinds); one frame; EXIF orientation applied; palettes resolved;
 transparency laid over white, as a person would see it; 16-bit grey scaled to 8 bits; CMYK and grey converted to RGB. To
 the model's size: resize the shorter side (bilinear, antialiased), then crop the centre.
+
+Files on the user's own machine (data sets, `ducat predict`) may also be GIF, of which the first frame counts, and TIFF,
+of which the first page does. The server takes neither: fewer decoders face what strangers send.
 """
 
 from __future__ import annotations
@@ -18,6 +21,13 @@ from ducat_serve.image_bounds import excess
 
 _STRIP = 256  # rows
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+FILE_FORMATS = (*FORMATS, "GIF", "TIFF")
+# How the names of files in `FILE_FORMATS` end; in a folder, other files are passed over.
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+_FIRST_FRAME = ("MPO", "GIF", "TIFF")  # an MPO is a JPEG photo with a preview or depth map after it
+# Pillow hands TIFFs to libtiff; the compressions that photo and scanner software writes, without decoders of their own.
+_TIFF_COMPRESSIONS = {"raw", "packbits", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate"}
+_TILE_SIDES = (322, 323)  # TIFF tags TileWidth and TileLength
 MAX_PIXELS = 40_000_000
 # Pillow's own limit warns through a filter that all threads share; ours is checked before any pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
@@ -32,37 +42,46 @@ class ImageError(ValueError):
         self.code = code
 
 
-def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode(data: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """Decode one image file to an 8-bit RGB image, following the policy above.
+
+    Args:
+        formats: which may be tried; `FILE_FORMATS` for files of the user's own.
 
     Raises:
         ImageError: empty, truncated, animated, too large, of more parts than any encoder writes, or not one of
-            `FORMATS`.
+            ``formats``.
     """
     if not data:
         raise ImageError("the file is empty")
     if too_much := excess(data):
         raise ImageError(f"the file has {too_much}")
     try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(data), formats=formats)
         if image.width * image.height > max_pixels:
             raise ImageError(
                 f"the image has {image.width}x{image.height} pixels; the limit is {max_pixels}",
                 "image_too_large",
             )
-        # An MPO is a JPEG photo with a preview or depth map after it, as many phones write; frame 0 is the photo.
-        if getattr(image, "is_animated", False) and image.format != "MPO":
+        if image.format not in _FIRST_FRAME and getattr(image, "is_animated", False):
             raise ImageError("the image is animated; send a single frame")
+        if image.format == "TIFF":
+            _check_tiff(image, max_pixels)
         if any(tile.codec_name == "bmp_rle" for tile in getattr(image, "tile", [])):
             raise ImageError("the BMP is compressed (RLE); send it uncompressed, or as PNG")
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return to_rgb(image)
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"not an image in one of the formats {', '.join(FORMATS)}") from error
+        raise ImageError(f"not an image in one of the formats {', '.join(formats)}") from error
     except Exception as error:  # Pillow's plugins raise many types on hostile input
         raise ImageError(f"the image does not decode ({type(error).__name__})") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image that is already decoded, as 8-bit RGB: turned upright by its EXIF orientation, laid over white."""
+    return _eight_bit_rgb(ImageOps.exif_transpose(image))
 
 
 def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -80,7 +99,20 @@ def to_array(image: Image.Image, channels: int = 3) -> NDArray[np.uint8]:
     return np.asarray(image, dtype=np.uint8)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _check_tiff(image: Image.Image, max_pixels: int) -> None:
+    """Raise ImageError for a TIFF whose decoder could cost more than its pixels, or with pixels of no known range."""
+    compression = image.info.get("compression", "raw")
+    if compression not in _TIFF_COMPRESSIONS:
+        raise ImageError(f"the TIFF is compressed by {compression}; save it with LZW, Deflate, or as PNG")
+    tags: Any = getattr(image, "tag_v2", {})
+    width, height = (int(tags.get(side, 0)) for side in _TILE_SIDES)
+    if width * height > max_pixels:  # libtiff takes memory for a whole tile, however small the image is
+        raise ImageError(f"the TIFF has tiles of {width}x{height} pixels; the limit is {max_pixels}")
+    if image.mode in ("I", "F"):
+        raise ImageError("the TIFF has 32-bit pixels, whose range is not known; save it with 8 or 16 bits")
+
+
+def _eight_bit_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
         # Pillow's own conversion clips 16-bit grey instead of scaling it.
         grey = np.asarray(image)

@@ -7,14 +7,17 @@ import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ducat_serve.attacked_examples import EXAMPLES_KEY, AttackedExamples
+from ducat_serve.bundled import model_path
 from ducat_serve.errors import DucatError, UsageError, VerificationError, missing_extra
 from ducat_serve.onnx_graph import check_graph
+from ducat_serve.prediction import ImageLike, Prediction, read_image, split_up
 from ducat_serve.reference import REFERENCE_KEY, Reference
 from ducat_serve.sealed import read_sealed
 from ducat_serve.spec import METADATA_KEY, ModelSpec
@@ -72,14 +75,15 @@ class Predictor:
     """An exported model, ready to predict. Safe to call from several threads.
 
     Args:
-        path: a `model.onnx` written by `ducat export`.
+        path: a `model.onnx` written by `ducat export`, or, as text, the name of a bundled model (`ducat models`).
         device: "cuda" fails without a usable GPU; "auto" takes the GPU if it works and else the CPU,
             and says which in ``provider`` and ``fallback_reason``.
         threads: CPU threads for one prediction; None lets ONNX Runtime take every core.
         optimised: False runs the graph as it was written, slowly: a reference for the one that runs fast.
 
     Raises:
-        DataError: no such file. VerificationError: not written by ducat, changed since, or with a graph that no
+        DataError: no such file, or a bundled model that was changed. UsageError: the name of a bundled model and of a
+            file or folder here. VerificationError: not written by ducat, changed since, or with a graph that no
             model of ours has.
         DucatError: the device was asked for and cannot be used, or ONNX Runtime is not installed.
     """
@@ -99,7 +103,8 @@ class Predictor:
         *,
         optimised: bool = True,
     ) -> None:
-        model = read_sealed(Path(path))
+        path = model_path(path, "onnx")
+        model = read_sealed(path)
         graph_sha256 = check_graph(model, str(path))
         self._session, self.fallback_reason = _create_session(model, device, threads, optimised)
         self.provider = self._session.get_providers()[0]
@@ -133,6 +138,39 @@ class Predictor:
                 f"not {images.dtype} {list(images.shape)}."
             )
         return Predictions(*self._session.run(["logits", "label", "dummy_mass"], {"images": images}))
+
+    @overload  # a path is also a sequence of characters; it is taken as a path
+    def predict(self, images: ImageLike, *, batch_size: int = ...) -> Prediction: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def predict(self, images: Sequence[ImageLike], *, batch_size: int = ...) -> list[Prediction]: ...
+
+    def predict(
+        self, images: ImageLike | Sequence[ImageLike], *, batch_size: int = 32
+    ) -> Prediction | list[Prediction]:
+        """Predict images of any size, as `ducat predict` and the server do.
+
+        Args:
+            images: one image (a path, the bytes of a file, a PIL image, or uint8 pixels [H, W] or [H, W, channels]),
+                or a list of them.
+            batch_size: how many are given to the model at once.
+
+        Returns a prediction for one image, and a list for a list.
+
+        Raises:
+            DataError: a file cannot be read or decoded. UsageError: something else than an image.
+
+        Example:
+            >>> Predictor("model.onnx").predict("photo.jpg").label
+            'cat'
+        """
+        if isinstance(images, str | Path | bytes | Image.Image | np.ndarray):
+            return split_up(self(read_image(images, self.spec)[None]), self.spec.labels)[0]
+        found: list[Prediction] = []
+        for start in range(0, len(images), batch_size):
+            batch = [read_image(image, self.spec) for image in images[start : start + batch_size]]
+            found += split_up(self(np.stack(batch)), self.spec.labels)
+        return found
 
     def warm_up(self, batch_sizes: tuple[int, ...] = (1,)) -> None:
         """Run each batch size once, so that the first request does not pay for lazy initialisation."""
@@ -200,4 +238,4 @@ def _create_session(
 def _why_no_cuda(ort: Any) -> str | None:
     if "CUDAExecutionProvider" in ort.get_available_providers():
         return None
-    return "the installed onnxruntime has no CUDA provider (install 'ducat-serve[gpu]' instead of [cpu])"
+    return "the installed onnxruntime has no CUDA provider (the extra gpu instead of cpu brings it)"

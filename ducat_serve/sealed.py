@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from ducat_serve.errors import DataError, VerificationError
+from ducat_serve.errors import DataError, VerificationError, command_line
 
 SEAL_KEY = "ducat_sha256"
 _DIGEST_LENGTH = 64
@@ -41,6 +41,10 @@ def read_sealed(path: Path) -> bytes:
         raise DataError(
             f"Cannot read {path}: {error.strerror}.", "ducat export model.safetensors --onnx"
         ) from error
+    if path.suffix == ".safetensors":
+        raise DataError(
+            f"{path} is a checkpoint; this needs its export (.onnx).", command_line("ducat", "export", path)
+        )
     body, tail = data[:-SEAL_LENGTH], data[-SEAL_LENGTH:]
     if not tail.startswith(_PREFIX):
         raise VerificationError(

@@ -70,6 +70,25 @@ class ModelSpec(BaseModel):
         recipe = self.training.get("recipe")
         return recipe if isinstance(recipe, dict) else {}
 
+    @property
+    def command(self) -> str | None:
+        """The command that trained it, without folders of the machine; None where it is not recorded."""
+        return self._recorded("command")
+
+    @property
+    def git_revision(self) -> str | None:
+        """The commit of ducat-serve that trained it, or None; one that ends in `-dirty` had been changed."""
+        return self._recorded("git_revision")
+
+    @property
+    def data_digest(self) -> str | None:
+        """SHA-256 of the images and labels of the data set that it was trained on, or None."""
+        return self._recorded("data_digest")
+
+    def _recorded(self, name: str) -> str | None:
+        value = self.training.get(name)
+        return value if isinstance(value, str) else None
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if len(self.labels) != self.num_classes:
@@ -102,7 +121,7 @@ class ModelSpec(BaseModel):
             found = body.get("schema_version") if isinstance(body, dict) else type(body).__name__
             raise VerificationError(
                 f"{source}: ModelSpec schema {found!r}, but this version of ducat reads schema {SCHEMA_VERSION}",
-                "pip install --upgrade ducat-serve, or export the model again",
+                "install a newer ducat-serve, or export the model again",
             )
         stored = body.pop("spec_digest", None)
         if stored != _digest(body):
@@ -135,7 +154,8 @@ def first_problem(error: ValidationError) -> str:
     """One line that names the first field pydantic complains about."""
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"])
-    return f"{where}: {problem['msg']}" if where else str(problem["msg"])
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
 
 
 def _digest(body: dict[str, Any]) -> str:

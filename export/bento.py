@@ -118,7 +118,8 @@ def _fill(context: Path, model: Path) -> None:
         found = importlib.util.find_spec(package)
         assert found is not None
         assert found.origin is not None
-        ignore = shutil.ignore_patterns("__pycache__", ".*")
+        # It serves the one model beside the packages; bundled ones would only make it larger.
+        ignore = shutil.ignore_patterns("__pycache__", ".*", "*.onnx", "*.safetensors")
         shutil.copytree(Path(found.origin).parent, context / package, ignore=ignore)
 
 

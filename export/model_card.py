@@ -44,7 +44,7 @@ def model_card(spec: ModelSpec, name: str) -> str:
         f"- Method: {text(method)}, {_METHOD.get(str(recipe.get('ducat')), NOT_RECORDED)}\n"
         f"- Data: {text(spec.training.get('data', NOT_RECORDED))}\n"
         f"- Threat model in training: {spec.threat_model}\n"
-        f"- {epochs} epochs, batch {batch}, seed {seed}",
+        f"- {epochs} epochs, batch {batch}, seed {seed}" + _provenance(spec),
         "## Use",
         f"- Input `images`: uint8 [batch, {height}, {width}, {spec.channels}]. {RESIZE_POLICY}\n"
         f"- Outputs: `logits` float32 [batch, {spec.num_classes}], `label` int64 [batch], "
@@ -64,6 +64,16 @@ def update_card(spec: ModelSpec, model: Path) -> None:
     card = model.with_suffix(".md")
     if card.is_file():
         atomic.write_text(card, model_card(spec, model.name))
+
+
+def _provenance(spec: ModelSpec) -> str:
+    """A line for each thing that is recorded."""
+    lines = {
+        "Command": spec.command,
+        "Git revision of ducat-serve": spec.git_revision,
+        "Digest of the data": spec.data_digest,
+    }
+    return "".join(f"\n- {name}: {code(value)}" for name, value in lines.items() if value)
 
 
 def _robustness(spec: ModelSpec, name: str) -> list[str]:

@@ -10,10 +10,13 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ducat_serve.errors import UsageError
+from ducat_serve.errors import UsageError, near_name
 from ducat_serve.spec import first_problem
 
 PREFIX = "DUCAT_SERVE_"
+_NEAR = 0.9  # how alike, of 1, a name is that was meant for another
+# Options of `ducat serve` that are no settings of the service by that name.
+_OF_THE_COMMAND = ("PORT", "JSON", "CONFIG", "QUIET", "VERBOSE", "CORS_ORIGIN")
 
 
 class Settings(BaseModel):
@@ -83,9 +86,22 @@ class Settings(BaseModel):
                 raise UsageError(
                     f"{names[name]} is set but empty.", f"give it a value, or unset {names[name]}"
                 )
+        _refuse_near_misses(environment, set(names.values()))
         try:
             return cls.model_validate(values)
         except ValidationError as error:
             raise UsageError(
                 f"Invalid service setting: {first_problem(error)}.", "ducat serve --help"
             ) from error
+
+
+def _refuse_near_misses(environment: Mapping[str, str], known: set[str]) -> None:
+    """DUCAT_SERVE_API_KEY must not mean "no keys". Others are let be: Kubernetes sets variables like ours."""
+    options = {PREFIX + name for name in _OF_THE_COMMAND}
+    for variable in sorted(environment):
+        if not variable.startswith(PREFIX) or variable in known | options:
+            continue
+        if near := near_name(variable, known | options, cutoff=_NEAR):
+            raise UsageError(
+                f"{variable} is no setting. Did you mean {near}?", f"correct or unset {variable}"
+            )

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from ducat_serve.errors import UsageError
 from ducat_serve.spec import first_problem
 from ducat_serve.threat_model import Norm, ThreatModel, parse_size
+from training.data.selection import Selection
 from training.objectives import METHODS, methods_with, objective_class
 from training.objectives.ducat import Mode
 from training.recipes import load_recipe, recipe_of
@@ -23,6 +33,8 @@ NORM_DEFAULTS: dict[Norm, tuple[float, float]] = {
 FOLDED_SPLIT_WEIGHT = 0.1
 BETA = 6.0
 
+_OF_OWN_IMAGES = ("val_fraction", "test_fraction", "skip_broken")
+
 TrainPrecision = Literal["float32", "bfloat16"]
 
 
@@ -33,6 +45,10 @@ class TrainConfig(BaseModel):
 
     dataset: str
     image_size: int | None = None
+    # What is held out where the data set does not say so, and what becomes of images that do not decode.
+    val_fraction: float | None = Field(default=None, gt=0, lt=1)
+    test_fraction: float | None = Field(default=None, gt=0, lt=1)
+    skip_broken: bool = False
     network: str
     method: str = "pgd-at"  # a name in METHODS
     # Weight of the method's regulariser, where it has one; its published value unless given.
@@ -134,6 +150,17 @@ class TrainConfig(BaseModel):
                 )
         return self
 
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Settings of images of one's own are written only where they are set: other files stay as they were."""
+        values: dict[str, Any] = serialise(self)
+        return {key: value for key, value in values.items() if key not in _OF_OWN_IMAGES or value}
+
+    @property
+    def selection(self) -> Selection:
+        """Which images of the data set are used, and as what."""
+        return Selection(self.val_fraction, self.test_fraction, self.skip_broken)
+
     @property
     def threat_model(self) -> ThreatModel:
         return ThreatModel(norm=self.norm, eps=self.eps)
@@ -146,6 +173,21 @@ class TrainConfig(BaseModel):
     def is_dummy_phase(self, epoch: int) -> bool:
         """Whether dummies are trained in ``epoch`` (counted from 1)."""
         return self.ducat_start is not None and epoch >= self.ducat_start
+
+    def doubts(self) -> list[str]:
+        """What a run this short leaves out; sentences."""
+        doubts = []
+        if self.ducat_start == 1:
+            doubts.append(
+                "every epoch is one with dummies, since --ducat-start is 1: no epoch trains the plain method before."
+            )
+        if self.schedule == "steps" and self.lr_milestones and self.lr_milestones[0] == 0:
+            lowest = self.learning_rate(1)
+            doubts.append(
+                f"the first epoch already has the learning rate {lowest:g} instead of {self.lr:g}, since a milestone "
+                "of --lr-milestones is 0."
+            )
+        return doubts
 
     @property
     def is_adversarial(self) -> bool:

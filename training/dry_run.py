@@ -18,22 +18,22 @@ _TIMED = 2
 
 
 def dry_run(trainer: Trainer) -> dict[str, Any]:
-    """Run a few steps of each phase on the real data, and part of a validation.
+    """Run a few steps of each phase that is left on the real data, and part of a validation.
 
-    Returns parameters, peak memory in bytes, seconds per step and epoch of each phase, seconds of validation, and an
-    estimate of the whole run in seconds. The trainer is of no further use: its weights have moved.
+    Returns parameters, peak memory in bytes, seconds per step and epoch of each phase, seconds of validation, how many
+    epochs are left (the one that was begun is one of them), and an estimate of what they take in seconds. The trainer
+    is of no further use: its weights have moved.
     """
-    config = trainer.config
-    first = config.phase(1)
-    phases, epochs = {first: 1}, {first: config.epochs}
-    if config.ducat_start is not None:
-        phases["dummy"] = config.ducat_start
-        epochs[first] = config.ducat_start - 1
-        epochs["dummy"] = config.epochs - config.ducat_start + 1
-    seconds = {name: _seconds_per_step(trainer, epoch) for name, epoch in phases.items()}
+    config, steps, begun = trainer.config, trainer.batches.steps, trainer.state
+    epochs: dict[str, list[int]] = {}
+    for epoch in range(begun.epoch, config.epochs + 1):
+        epochs.setdefault(config.phase(epoch), []).append(epoch)
+    seconds = {phase: _seconds_per_step(trainer, those[0]) for phase, those in epochs.items()}
     validation = _seconds_of_validation(trainer)
-    steps = trainer.batches.steps
-    whole = sum(epochs[name] * steps * value for name, value in seconds.items()) + config.epochs * validation
+    left = sum(map(len, epochs.values()))
+    whole = sum(len(epochs[phase]) * steps * value for phase, value in seconds.items()) + left * validation
+    if left:
+        whole -= begun.step * seconds[config.phase(begun.epoch)]
     return {
         "parameters": sum(parameter.numel() for parameter in trainer.classifier.parameters()),
         "peak_memory_bytes": _peak_memory(trainer.device),
@@ -41,6 +41,7 @@ def dry_run(trainer: Trainer) -> dict[str, Any]:
         "seconds_per_step": {name: round(value, 4) for name, value in seconds.items()},
         "seconds_per_epoch": {name: round(value * steps + validation, 1) for name, value in seconds.items()},
         "seconds_of_validation": round(validation, 1),
+        "epochs_left": left,
         "estimated_seconds": round(whole, 1),
     }
 

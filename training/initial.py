@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from ducat_serve.errors import UsageError
 from ducat_serve.pairs import widen_head
 from ducat_serve.spec import ModelSpec, Normalisation
 from training.config import TrainConfig
-from training.data import Dataset
+from training.data import Dataset, dataset_reference
 from training.objectives.ducat import FOLDS
+from training.provenance import Provenance
 
 _HEAD = ("fc.weight", "fc.bias")
 
@@ -48,24 +49,25 @@ class InitialWeights:
         for what, (theirs, ours) in pairs.items():
             if theirs != ours:
                 raise UsageError(f"{self.path} has other {what}: {_short(theirs)}, not {_short(ours)}.")
-        seed = self._seed_on(dataset)
-        if seed is not None and seed != config.seed:
+        recipe = self._recipe_on(dataset)
+        seed, fraction = recipe.get("seed"), recipe.get("val_fraction")
+        if isinstance(seed, int) and (seed, fraction) != (config.seed, config.val_fraction):
+            also = "" if fraction is None else f" --val-fraction {fraction}"
             raise UsageError(
                 f"{self.path} was trained on images that are held out as val here: the seed chooses them.",
-                f"train with --seed {seed}",
+                f"train with --seed {seed}{also}",
             )
         if self.spec.fold != "none" and config.ducat == "off":
             raise UsageError(
                 f"{self.path} has dummy classes, which --ducat off has not.", "choose --ducat paper or folded"
             )
 
-    def _seed_on(self, dataset: Dataset) -> int | None:
-        """The seed that it was trained with, if on these very data."""
+    def _recipe_on(self, dataset: Dataset) -> dict[str, Any]:
+        """What it was trained with, if on these very data; else nothing."""
         recipe = self.spec.training.get("recipe")
-        if self.spec.training.get("data_digest") != dataset.digest or not isinstance(recipe, dict):
-            return None
-        seed = recipe.get("seed")
-        return seed if isinstance(seed, int) else None
+        if self.spec.data_digest != dataset.digest or not isinstance(recipe, dict):
+            return {}
+        return recipe
 
     def tensors(self, spec: ModelSpec) -> dict[str, NDArray[Any]]:
         """The weights as the network of ``spec`` takes them: with a dummy beside every class if it has dummies."""
@@ -81,11 +83,14 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:60] + "..."
 
 
-def initial_spec(config: TrainConfig, dataset: Dataset, initial: InitialWeights | None = None) -> ModelSpec:
+def initial_spec(
+    config: TrainConfig, dataset: Dataset, provenance: Provenance, initial: InitialWeights | None = None
+) -> ModelSpec:
     """No digest yet, and no path of this machine. Weights keep the normalisation that they were trained with."""
     images = dataset.train.images
     normalisation = initial.spec.normalisation if initial else _normalisation(images)
     recipe = {**config.model_dump(mode="json"), "dataset": dataset_reference(config.dataset)}
+    data = {"data": dataset.title, "data_digest": dataset.digest}
     return ModelSpec(
         network=config.network,
         num_classes=len(dataset.class_names),
@@ -95,14 +100,9 @@ def initial_spec(config: TrainConfig, dataset: Dataset, initial: InitialWeights 
         normalisation=normalisation,
         fold=FOLDS[config.ducat],
         threat_model=config.threat_model,
-        training={"recipe": recipe, "data": dataset.title, "data_digest": dataset.digest},
+        training={"recipe": recipe, **data, **asdict(provenance)},
         weights_digest="",
     )
-
-
-def dataset_reference(name: str) -> str:
-    """A data set's name without the path that `folder:PATH` has."""
-    return f"folder:{Path(name.removeprefix('folder:')).name}" if name.startswith("folder:") else name
 
 
 def _normalisation(images: np.ndarray[Any, Any]) -> Normalisation:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -11,8 +10,9 @@ from torch import Tensor
 
 from ducat_serve.checkpoint import weights_digest, write_checkpoint
 from ducat_serve.deployed import Classifier, Deployed, build_classifier, load_weights, numpy_weights
-from ducat_serve.errors import DataError, DucatError, InterruptedRun, UsageError
+from ducat_serve.errors import DataError, DucatError, InterruptedRun, UsageError, command_line
 from ducat_serve.output import Output
+from training.attacks.ball import require_size
 from training.average import WeightAverage
 from training.batches import DeviceSplit, TrainingBatches
 from training.config import TrainConfig
@@ -27,6 +27,7 @@ from training.overfitting import (
     is_sound,
     overfitting_warning,
 )
+from training.provenance import Provenance
 from training.run.folder import RunFolder
 from training.run.metrics import EpochRow, RunSummary, TensorBoardLog, kept_row
 from training.run.state import RunState, load_state, require_fit, save_state
@@ -52,6 +53,7 @@ class Trainer:
         output: Output,
         *,
         initial: InitialWeights | None = None,
+        provenance: Provenance | None = None,
         processes: ProcessGroup | None = None,
         stop: StopSignal | None = None,
     ) -> None:
@@ -65,7 +67,11 @@ class Trainer:
             config.flip,
         )
         self._require_enough_images()
-        self.spec = initial_spec(config, dataset, initial)
+        pixels = dataset.train.images[0].size
+        require_size("--eps", config.eps, config.norm, pixels)
+        require_size("--step-size", config.step_size, config.norm, pixels)
+        self.provenance = provenance or Provenance()
+        self.spec = initial_spec(config, dataset, self.provenance, initial)
         self.classifier = self._build(initial)
         # Work is given up halfway by a run of one process alone; several stop together, after a step.
         inner_stop = self.stop if self.processes.size == 1 else StopSignal()
@@ -110,7 +116,13 @@ class Trainer:
         return self.average.classifier if self.average else self.classifier
 
     def resume(self) -> None:
-        """Take up the state that the run folder holds. Raises DataError where it does not fit."""
+        """Take up the state that the run folder holds, and let metrics.csv say the same. Raises as `take_up`."""
+        self.take_up()
+        if self.processes.is_first and self.folder.state.exists():
+            self.folder.write_metrics(self.state.rows)
+
+    def take_up(self) -> None:
+        """Take up the state that the run folder holds; nothing is written. Raises DataError where it does not fit."""
         self.folder.require_data(self.dataset.digest)
         if not self.folder.state.exists():
             if self.config.initial_weights is not None:
@@ -133,8 +145,6 @@ class Trainer:
                 self.average.load_state_dict(self.state.average)
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise DataError(f"{self.folder.state} does not fit this run: {error}.") from error
-        if self.processes.is_first:
-            self.folder.write_metrics(self.state.rows)
 
     def run(self) -> RunSummary:
         """Train to the last epoch.
@@ -158,7 +168,7 @@ class Trainer:
                 raise
             raise DucatError(
                 f"Another process of this run is gone; the last saved state is kept in {self.folder.path}.",
-                f"ducat train --resume {self.folder.path}",
+                command_line("ducat", "train", "--resume", self.folder.path),
             ) from error
         finally:
             self.tensorboard.close()
@@ -243,8 +253,7 @@ class Trainer:
         started, before = self._started
         done, epochs = len(self.state.rows), self.config.epochs
         left = round((time.monotonic() - started) / (done - before) * (epochs - done))
-        line = f"{row.line(epochs)}  {timedelta(seconds=left)} left"
-        self.output.event("epoch", line, **row.cells(), seconds_left=left)
+        self.output.event("epoch", row.line(epochs, left), **row.cells(), seconds_left=left)
 
     def _images_per_second(self) -> float:
         return self.state.step * self.config.batch_size / max(self.state.seconds, 1e-9)
@@ -285,7 +294,9 @@ class Trainer:
         self._save()
         place = f"epoch {self.state.epoch}, step {self.state.step}"
         return InterruptedRun(
-            signal_number, f"Interrupted; saved at {place}.", f"ducat train --resume {self.folder.path}"
+            signal_number,
+            f"Interrupted; saved at {place}.",
+            command_line("ducat", "train", "--resume", self.folder.path),
         )
 
     def _diverged(self, loss: str) -> DucatError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import io
+import itertools
 import os
 import sys
 import traceback
@@ -10,8 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import click
+from click.shell_completion import CompletionItem
 
 from ducat_serve import __version__
+from ducat_serve.cli.manner_options import manner_options
 from ducat_serve.errors import EXTRAS, DucatError, missing_extra
 from ducat_serve.threads import prepare_threads
 
@@ -27,6 +31,7 @@ COMMANDS = {
     "serve": "Serve a .onnx model over HTTP.",
     "bento": "Pack a .onnx model and the service into a Bento.",
     "inspect": "Show what a model file says about itself.",
+    "models": "List the trained models that come with the package.",
     "datasets": "List the data sets.",
     "networks": "List the networks.",
     "doctor": "Check this machine and installation.",
@@ -57,6 +62,12 @@ class LazyGroup(click.Group):
         command: click.Command = importlib.import_module(f"ducat_serve.cli.commands.{name}").command
         return command
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names of commands without importing the commands, as a shell waits for them."""
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        return [CompletionItem(n, help=text) for n, text in COMMANDS.items() if n.startswith(incomplete)]
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -75,12 +86,17 @@ class LazyGroup(click.Group):
     cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "DUCAT"}
 )
 @click.version_option(__version__, prog_name="ducat")
-@click.option("--debug", is_flag=True, help="Show a traceback when a command fails.")
-def cli(debug: bool) -> None:
+@click.option("--debug", is_flag=True, expose_value=False, help="Show a traceback when a command fails.")
+@click.option("--json", is_flag=True, help="Print one JSON document on stdout.")
+@manner_options
+@click.pass_context
+def cli(ctx: click.Context, json: bool) -> None:
     """Robust image classifiers that can be deployed (DUCAT, arXiv 2410.12671).
 
     Every option also reads an environment variable, DUCAT_<COMMAND>_<OPTION>, and a TOML file given with
     --config (a table per command). A flag wins over the environment, the environment over the file.
+
+    Results go to stdout, everything else to stderr.
 
     \b
     Example:
@@ -89,19 +105,27 @@ def cli(debug: bool) -> None:
       ducat export runs/digits --onnx
       ducat serve runs/digits/model.onnx
     """
+    from ducat_serve.output import manner
+
+    ctx.with_resource(manner(as_json=json))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: run a command and turn every failure into one paragraph and the right exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names that a terminal's encoding does not have
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(arguments))
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run `ducat ARGUMENTS` and return its exit code."""
-    debug = "--debug" in arguments[:1] or os.environ.get("DUCAT_DEBUG", "") not in ("", "0")
     command = next((word for word in arguments if word in COMMANDS), "")
-    as_json = "--json" in arguments or os.environ.get(f"DUCAT_{command.upper()}_JSON", "") not in ("", "0")
+    debug = "--debug" in itertools.takewhile(lambda word: word != command, arguments) or _is_set(
+        "DUCAT_DEBUG"
+    )
+    as_json = "--json" in arguments or _is_set("DUCAT_JSON") or _is_set(f"DUCAT_{command.upper()}_JSON")
     invocation = Invocation(list(arguments), dict(os.environ))
     if command not in _WITHOUT_TORCH:
         prepare_threads()
@@ -120,6 +144,9 @@ def run(arguments: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         _report("interrupted", None, 130, as_json)
         return 130
+    except BrokenPipeError:  # `ducat runs | head`: whoever read has enough; rich ends alike
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -134,6 +161,10 @@ def run(arguments: Sequence[str]) -> int:
             as_json,
         )
         return 1
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "") not in ("", "0")
 
 
 def _report(cause: str, next_step: str | None, exit_code: int, as_json: bool) -> None:

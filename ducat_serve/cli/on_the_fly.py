@@ -35,7 +35,7 @@ def exported(path: Path, output: Output) -> Path:
         output.say(f"Serving {target}, which was exported from {checkpoint}.")
         return target
     output.say(f"{checkpoint} is a checkpoint: exporting it first.")
-    options = ["--json"] if output.as_json else []
+    options = ["--json"] if output.notes.as_events else []
     command = [sys.executable, "-P", "-m", "ducat_serve", "export", str(checkpoint), *options]
     code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
     if code != 0:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ducat_serve.cli.manner_options import Function, manner_options
+from ducat_serve.cli.variables import refuse_unknown_variables
 from ducat_serve.errors import DataError, UsageError, unknown_name
 from ducat_serve.threat_model import parse_size
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    from ducat_serve.bundled import Kind
 
 
 class PixelSize(click.ParamType[float]):
@@ -43,8 +45,23 @@ class FiniteRange(click.FloatRange):
         return number
 
 
+class ModelPath(click.ParamType[Path]):
+    """A model: the name of a bundled one, a file or a folder; ``kind`` is the file of a bundled one that is taken."""
+
+    name = "model"
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # noqa: ARG002
+        from ducat_serve.bundled import model_path
+
+        return model_path(value, self.kind)
+
+
 def common(function: Function) -> Function:
-    """Add `--json` and `--config`, which every command has."""
+    """Add what every command has: `--json`, `--quiet`, `--verbose` and `--config`."""
+    function = manner_options(function)
     function = click.option("--json", is_flag=True, help="Print one JSON document on stdout.")(function)
     return click.option(
         "--config",
@@ -85,6 +102,7 @@ def data_options(function: Function) -> Function:
 
 
 def _load_config(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
+    refuse_unknown_variables(ctx)
     if path is None:
         return
     document = _read_toml(path, f"{ctx.command_path} --help")

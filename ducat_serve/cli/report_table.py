@@ -1,4 +1,4 @@
-"""A robustness report for people, on stderr."""
+"""A robustness report for people, on stdout."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def show_report(report: RobustnessReport, spec: ModelSpec, output: Output) -> No
     )
     dummy_mass = dummy_mass_in_words(report)
     if dummy_mass is not None:
-        output.say(f"Dummy mass. {dummy_mass}")
+        output.text(f"Dummy mass. {dummy_mass}")
     if report.rejection:
         output.table(
             "Correct or flagged, under an attack that must be wrong AND unflagged",
@@ -42,8 +42,8 @@ def show_report(report: RobustnessReport, spec: ModelSpec, output: Output) -> No
         output.warn(doubt)
     for check in report.failed_checks:
         figures = ", ".join(f"{name} {value:.3g}" for name, value in check.figures.items())
-        output.say(f"{check.name}: {figures}.")
+        output.text(f"{check.name}: {figures}.")
     if report.sanity and not report.failed_checks:
-        output.say(f"All {len(report.sanity)} sanity checks passed (no sign of gradient masking).")
+        output.text(f"All {len(report.sanity)} sanity checks passed (no sign of gradient masking).")
     for sentence in other_threat_model(report, spec):
-        output.say(sentence)
+        output.text(sentence)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ducat_serve.cli.options import Function
+from ducat_serve.cli.manner_options import Function
 
 
 def threads_option(function: Function) -> Function:

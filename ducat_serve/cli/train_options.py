@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 
 import click
 
-from ducat_serve.cli.options import PIXEL_SIZE, Function
+from ducat_serve.cli.completion import complete_datasets, complete_networks
+from ducat_serve.cli.manner_options import Function
+from ducat_serve.cli.options import PIXEL_SIZE, FiniteRange
 from training.objectives import METHODS
 
 
@@ -29,9 +31,15 @@ class Epochs(click.ParamType[tuple[int, ...]]):
 
 _OPTIONS: tuple[Callable[[Function], Function], ...] = (
     click.option(
-        "--dataset", help="digits, cifar10, cifar100, tiny-imagenet or folder:PATH.  [default: digits]"
+        "--dataset",
+        help="digits, cifar10, cifar100, tiny-imagenet or folder:PATH; see `ducat datasets`.",
+        shell_complete=complete_datasets,
     ),
-    click.option("--network", help="See `ducat networks`.  [default: the recipe's; resnet18]"),
+    click.option(
+        "--network",
+        help="See `ducat networks`.  [default: the recipe's; resnet18]",
+        shell_complete=complete_networks,
+    ),
     click.option(
         "--method",
         type=click.Choice(list(METHODS)),
@@ -39,23 +47,23 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
     ),
     click.option(
         "--beta",
-        type=click.FloatRange(min=0),
+        type=FiniteRange(min=0),
         help="Weight of the method's regulariser.  [default: trades and mart 6, guided 10, pairing 0.5]",
     ),
     click.option(
         "--clean-share",
-        type=click.FloatRange(0, 1),
+        type=FiniteRange(0, 1),
         help="How much of the classification loss clean images have; 0.5 is half-and-half batches.  "
         "[default: the method's; 0.5 with dummies]",
     ),
     click.option(
         "--label-smoothing",
-        type=click.FloatRange(0, 1, max_open=True),
+        type=FiniteRange(0, 1, max_open=True),
         help="Weight of the uniform distribution in the labels of the update: 0.1.  [default: 0]",
     ),
     click.option(
         "--awp-gamma",
-        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        type=FiniteRange(0, 1, min_open=True, max_open=True),
         help="Adversarial weight perturbation, in norms of each layer: 0.005. A second update's time.  [default: none]",
     ),
     click.option(
@@ -69,7 +77,7 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
     ),
     click.option(
         "--split-weight",
-        type=click.FloatRange(0, 1),
+        type=FiniteRange(0, 1),
         help="Weight of the dummy split, folded only.  [default: 0.1]",
     ),
     click.option(
@@ -99,9 +107,7 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
     ),
     click.option("--epochs", type=click.IntRange(min=1), help="[default: 130; digits 60]"),
     click.option("--batch-size", type=click.IntRange(min=2), help="[default: 128; digits 64]"),
-    click.option(
-        "--lr", type=click.FloatRange(min=0, min_open=True), help="Peak learning rate.  [default: 0.1]"
-    ),
+    click.option("--lr", type=FiniteRange(min=0, min_open=True), help="Peak learning rate.  [default: 0.1]"),
     click.option(
         "--schedule",
         type=click.Choice(["steps", "cosine", "one-cycle"]),
@@ -114,15 +120,15 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
         help="After these epochs the learning rate of --schedule steps drops to a tenth.  "
         "[default: the recipe's, scaled to --epochs]",
     ),
-    click.option("--momentum", type=click.FloatRange(0, 1, max_open=True), help="[default: 0.9]"),
-    click.option("--weight-decay", type=click.FloatRange(min=0), help="[default: 5e-4]"),
+    click.option("--momentum", type=FiniteRange(0, 1, max_open=True), help="[default: 0.9]"),
+    click.option("--weight-decay", type=FiniteRange(min=0), help="[default: 5e-4]"),
     click.option("--crop-padding", type=click.IntRange(min=0), help="[default: 4; digits 1]"),
     click.option(
         "--flip/--no-flip", default=None, help="Mirror images at random.  [default: yes; digits no]"
     ),
     click.option(
         "--ema-decay",
-        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        type=FiniteRange(0, 1, min_open=True, max_open=True),
         help="Validate and keep an exponential moving average of the weights: 0.999.  [default: none]",
     ),
     click.option(
@@ -133,6 +139,22 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
     ),
     click.option(
         "--image-size", type=click.IntRange(min=1), help="Resize folder images to this height and width."
+    ),
+    click.option(
+        "--val-fraction",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        help="Of the training images, held out to choose models on.  [default: 0.1, at most 1,000 images]",
+    ),
+    click.option(
+        "--test-fraction",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        help="Of the images of folder:PATH, held out as test where it names none.  [default: 0.2]",
+    ),
+    click.option(
+        "--skip-broken",
+        is_flag=True,
+        default=None,
+        help="Leave out images of folder:PATH that do not decode, instead of refusing them.",
     ),
     click.option("--seed", type=click.IntRange(min=0), help="[default: 0]"),
     click.option(

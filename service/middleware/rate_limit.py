@@ -1,7 +1,7 @@
 """How many images a client may ask about: a rate with bursts, and a budget per day.
 
-Attacks that only see answers need thousands of queries for each image that they break (docs/deployment.md has figures),
-so a budget is part of the defence. Counted in images, since a request may hold many.
+Attacks that only see answers need thousands of queries for each image that they break, so a budget is part of the
+defence (docs/how-to/keys-and-budgets.md has figures). Counted in images, since a request may hold many.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def _require_hooks() -> None:
             if not hasattr(base, name):
                 raise DucatError(
                     f"This version of uvicorn is not one that the server knows: {base.__name__}.{name} is gone.",
-                    "pip install -c constraints.txt 'ducat-serve[serve]'",
+                    "pip install -c constraints.txt '.[serve]' in a clone of ducat-serve",
                 )
 
 

@@ -64,10 +64,16 @@ def test_train_help_shows_sizes_as_fractions(capsys: pytest.CaptureFixture[str])
         (["train", "--dataset", "cifar"], 2, ["Did you mean 'cifar10'"]),
         (["train", "--network", "resnet81"], 2, ["Did you mean 'resnet18'"]),
         (["train", "--epoch", "3"], 2, ["--epochs"]),
+        (["train"], 2, ["Which data set?", "ducat train --dataset digits"]),
+        (["train", "--dataset", "digits", "--eps", "8"], 2, ["--eps 8 in linf", "8/255"]),
+        (["train", "--dataset", "digits", "--step-size", "2"], 2, ["--step-size 2 in linf", "8/255"]),
+        (["train", "--dataset", "digits", "--norm", "l2", "--eps", "99"], 2, ["--eps 99 in l2", "13.8"]),
+        (["train", "--dataset", "digits", "--lr", "inf"], 2, ["not a finite number"]),
+        (["train", "--dataset", "digits", "--momentum", "nan"], 2, ["not a finite number"]),
         (["train", "--eps", "eight"], 2, ["not a size like 8/255"]),
         (["train", "--dataset", "folder:/nowhere"], 4, ["/nowhere"]),
         (["train", "--dataset", "cifar100", "--offline", "--data-dir", "/nonexistent"], 4, ["--offline"]),
-        (["train", "--batch-size", "5000"], 2, ["5000", "training images"]),
+        (["train", "--dataset", "digits", "--batch-size", "5000"], 2, ["5000", "training images"]),
         (["train", "--device", "cuda"], 1, ["no usable GPU", "ducat doctor"]),
         (["export", "none.safetensors", "--onnx"], 4, ["none.safetensors", "ducat train"]),
         (["inspect", "none.onnx"], 4, ["none.onnx"]),
@@ -90,6 +96,7 @@ def test_errors_say_cause_and_next_step(
     assert captured.out == ""
     assert "Traceback" not in captured.err
     assert "Next: " in captured.err or "training images" in captured.err
+    assert "Value error" not in captured.err
     for word in words:
         assert word in captured.err
     assert run([*arguments, "--json"]) == code
@@ -169,9 +176,9 @@ def test_bad_config_files(
 def test_json_is_exactly_one_document(arguments: list[str]) -> None:
     done = subprocess.run([*DUCAT, *arguments, "--json"], capture_output=True, text=True, check=True)
     assert isinstance(json.loads(done.stdout), dict)
-    quiet = subprocess.run([*DUCAT, *arguments], capture_output=True, text=True, check=True)
-    assert quiet.stdout == ""
-    assert quiet.stderr != ""
+    for_people = subprocess.run([*DUCAT, *arguments], capture_output=True, text=True, check=True)
+    assert for_people.stdout != ""
+    assert for_people.stderr == ""
 
 
 def test_predict_from_onnx_and_checkpoint_agree(
@@ -328,7 +335,7 @@ def test_a_run_on_a_relative_folder_goes_on_from_anywhere(
     assert str(tmp_path).encode() not in (tmp_path / "run" / "model.safetensors").read_bytes()
 
 
-def test_a_weaker_report_says_what_it_replaces(
+def test_a_weaker_report_does_not_replace_a_stronger_one(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
@@ -337,16 +344,22 @@ def test_a_weaker_report_says_what_it_replaces(
         run(["evaluate", str(folder), "--max-examples", "20", "--attack", "pgd", "--attack", "pair-margin-1"])
         == 0
     )
-    assert "replaces" not in capsys.readouterr().err
-    assert run(["evaluate", str(folder), "--max-examples", "10", "--attack", "pgd"]) == 0
-    assert "fewer attacks, fewer images) replaces" in capsys.readouterr().err
+    assert "not stored" not in capsys.readouterr().err
+    strong = (folder / "model.safetensors").read_bytes()
+    weaker = ["evaluate", str(folder), "--max-examples", "10", "--attack", "pgd"]
+    assert run(weaker) == 0
+    assert "says less (fewer attacks, fewer images)" in capsys.readouterr().err
+    assert (folder / "model.safetensors").read_bytes() == strong
+    assert run([*weaker, "--replace"]) == 0
+    assert "not stored" not in capsys.readouterr().err
+    assert (folder / "model.safetensors").read_bytes() != strong
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
     ("package", "arguments", "extra"),
     [
-        ("torch", ["train", "--epochs", "1"], "train"),
+        ("torch", ["train", "--dataset", "digits", "--epochs", "1"], "train"),
         ("torch", ["evaluate", "runs/none"], "train"),
         ("torch", ["runs"], "train"),
         ("matplotlib", ["compare", "runs/none"], "train"),

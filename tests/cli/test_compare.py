@@ -193,4 +193,4 @@ def test_inspect_and_the_service_pass_on_a_failed_check(
     measured: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["inspect", str(measured / "model.onnx")]) == 0
-    assert "gradient masking suspected" in capsys.readouterr().err
+    assert "gradient masking suspected" in capsys.readouterr().out

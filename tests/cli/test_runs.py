@@ -123,7 +123,7 @@ def test_runs_are_listed(run_folder: Path, tmp_path: Path, capsys: pytest.Captur
     assert listed["finished"]["robustness"] == "robustness not measured"
     assert listed["finished"]["method"] == "pgd-at, paper"
     assert run(["runs", str(tmp_path)]) == 0
-    assert "finished" in capsys.readouterr().err
+    assert "finished" in capsys.readouterr().out
     assert run(["runs", str(tmp_path / "something else")]) == 0
     assert "there is no run" in capsys.readouterr().err
 
@@ -253,5 +253,40 @@ def test_a_dry_run_estimates_and_writes_nothing(
     assert cost["estimated_seconds"] == pytest.approx(whole, rel=0.1, abs=1)
     assert run(["train", *flags, "--ducat", "off", "--dry-run", "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)["seconds_per_epoch"]) == {"adversarial"}
-    assert run(["train", *flags, "--ducat", "off", "--dry-run"]) == 0
-    assert "nothing was written" in " ".join(capsys.readouterr().err.split())
+    assert run(["train", *flags, "--ducat", "off", "--eps", "8/255", "--dry-run"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "nothing was written" in shown
+    assert "eps 8/255 " in shown
+    assert "network resnet-small " in shown
+
+
+def test_a_dry_run_of_a_resumption_estimates_what_is_left(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    state = load_state(folder / "last.pt")
+    state.epoch, state.rows = 3, state.rows[:2]
+    save_state(folder / "last.pt", state)
+    before = contents(folder)
+    capsys.readouterr()
+    assert run(["train", "--resume", str(folder), "--dry-run", "--json"]) == 0
+    cost = json.loads(capsys.readouterr().out)
+    assert (cost["epochs_left"], cost["config"]["epochs"]) == (2, 4)
+    assert set(cost["seconds_per_step"]) == {RunFolder(folder).read()[0].phase(epoch) for epoch in (3, 4)}
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"epochs": 1}, ["every epoch is one with dummies", "learning rate 0.01 instead of 0.1"]),
+        ({"epochs": 1, "ducat": "off"}, ["learning rate 0.01 instead of 0.1"]),
+        ({"epochs": 1, "ducat": "off", "schedule": "cosine"}, []),
+        ({"epochs": 10}, []),
+    ],
+)
+def test_a_run_too_short_for_its_phases_says_so(given: dict[str, object], words: list[str]) -> None:
+    doubts = resolve("cifar10", given).doubts()
+    assert len(doubts) == len(words)
+    assert all(word in doubt for word, doubt in zip(words, doubts, strict=True))

@@ -37,7 +37,7 @@ def model(folder: Path, training: dict[str, Any]) -> Path:
 def test_inspect(training: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = model(tmp_path, training)
     assert run(["inspect", str(path)]) == 0
-    assert "not recorded" in capsys.readouterr().err
+    assert "not recorded" in capsys.readouterr().out
     assert run(["inspect", str(path), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["spec"]["training"] == training

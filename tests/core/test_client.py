@@ -87,6 +87,7 @@ def test_the_models_own_answers(ask: Ask, predictor: Predictor, tmp_path: Path) 
     with serving(predictor) as url:
         answers = ask(url, "predict", tmp_path / "a.png", encode(DIGITS[1]))
         assert answers == ask(url, "predict_array", DIGITS[:2])
+        assert answers == ask(url, "predict", [str(tmp_path / "a.png"), encode(DIGITS[1])])
         assert ask(url, "model")["spec"]["weights_digest"] == predictor.spec.weights_digest
     expected = predictor(DIGITS[:2])
     assert [answer["class_id"] for answer in answers] == expected.label.tolist()

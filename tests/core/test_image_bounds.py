@@ -11,8 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ducat_serve.image_bounds import MAX_CHUNKS, MAX_SCANS, MAX_SEGMENTS, MAX_STRAY, excess
-from ducat_serve.images import ImageError, decode
+from ducat_serve.image_bounds import (
+    MAX_BLOCKS,
+    MAX_CHUNKS,
+    MAX_SCANS,
+    MAX_SEGMENTS,
+    MAX_STRAY,
+    MAX_VALUES,
+    excess,
+)
+from ducat_serve.images import FILE_FORMATS, ImageError, decode
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8))
 
@@ -144,3 +152,93 @@ def test_run_length_encoded_bmp_is_refused() -> None:
     """Pillow decodes it in Python, at a hundred nanoseconds for each pixel."""
     with pytest.raises(ImageError, match="compressed"):
         decode(run_length_encoded_bmp())
+
+
+def with_blocks(count: int) -> bytes:
+    """A GIF with ``count`` blocks of a comment before its frame."""
+    file = encode("GIF")
+    frame = 13 + (3 << ((file[10] & 7) + 1))  # behind the header and its palette
+    return file[:frame] + b"\x21\xfe" + b"\x01x" * (count - 2) + b"\0" + file[frame:]
+
+
+def tiff_with(tag: int, count: int) -> bytes:
+    """A TIFF whose ``tag`` says that it has ``count`` values of 4 bytes."""
+    file = bytearray(encode("TIFF"))
+    page = int.from_bytes(file[4:8], "little")
+    for entry in range(page + 2, page + 2 + 12 * file[page], 12):
+        if int.from_bytes(file[entry : entry + 2], "little") == tag:
+            file[entry + 2 : entry + 8] = struct.pack("<HI", 4, count)
+    return bytes(file)
+
+
+def test_the_blocks_of_a_gif_are_bounded() -> None:
+    assert decode(with_blocks(MAX_BLOCKS - 1), formats=FILE_FORMATS).size == NOISE.size
+    with pytest.raises(ImageError, match="more than 8192 blocks"):
+        decode(with_blocks(MAX_BLOCKS + 1), formats=FILE_FORMATS)
+
+
+def test_the_values_of_a_tiff_tag_are_bounded() -> None:
+    assert excess(encode("TIFF")) is None
+    strip_offsets = 273
+    with pytest.raises(ImageError, match="more than 65536 values"):
+        decode(tiff_with(strip_offsets, MAX_VALUES + 1), formats=FILE_FORMATS)
+
+
+def test_a_big_tiff_is_refused() -> None:
+    with pytest.raises(ImageError, match="BigTIFF"):
+        decode(encode("TIFF", big_tiff=True), formats=FILE_FORMATS)
+
+
+def test_a_tiff_with_a_decoder_inside_it_is_refused() -> None:
+    with pytest.raises(ImageError, match="compressed by jpeg"):
+        decode(encode("TIFF", compression="jpeg"), formats=FILE_FORMATS)
+
+
+def test_a_tiff_with_tiles_beyond_any_image_is_refused() -> None:
+    lzw, side, pixels_at, length = 5, 30_000, 8, 8
+    tags = {
+        256: 8,
+        257: 8,
+        258: 8,
+        259: lzw,
+        262: 1,
+        277: 1,
+        322: side,
+        323: side,
+        324: pixels_at,
+        325: length,
+    }
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    file = (
+        b"II*\0" + struct.pack("<I", 16) + bytes(length) + struct.pack("<H", len(tags)) + entries + bytes(4)
+    )
+    with pytest.raises(ImageError, match="tiles of 30000x30000 pixels"):
+        decode(file, formats=FILE_FORMATS)
+
+
+@pytest.mark.parametrize("format", ["GIF", "TIFF"])
+def test_the_server_takes_neither(format: str) -> None:
+    with pytest.raises(ImageError, match="not an image in one of the formats PNG, JPEG, WEBP, BMP"):
+        decode(encode(format))
+
+
+@pytest.mark.parametrize("compression", ["raw", "packbits", "tiff_lzw", "tiff_adobe_deflate"])
+def test_usual_tiffs_decode_exactly(compression: str) -> None:
+    image = decode(encode("TIFF", compression=compression), formats=FILE_FORMATS)
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(NOISE))
+
+
+def test_the_first_frame_and_the_first_page_count() -> None:
+    for format in ("GIF", "TIFF"):
+        black = Image.new("RGB", NOISE.size)
+        file = io.BytesIO()
+        black.save(file, format, save_all=True, append_images=[Image.new("RGB", NOISE.size, "white")])
+        assert np.asarray(decode(file.getvalue(), formats=FILE_FORMATS)).max() == 0
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_a_tiff_of_32_bits_is_refused(mode: str) -> None:
+    file = io.BytesIO()
+    Image.new(mode, (4, 4), 7).save(file, "TIFF")
+    with pytest.raises(ImageError, match="32-bit pixels"):
+        decode(file.getvalue(), formats=FILE_FORMATS)

@@ -55,7 +55,7 @@ def test_the_documented_metrics_are_there(client: TestClient) -> None:
     send(client, GOOD)
     send(client, b"no image")
     text = client.get("/metrics").text
-    guide = (DEPLOY.parent / "docs" / "deployment.md").read_text()
+    guide = (DEPLOY.parent / "docs" / "how-to" / "monitor.md").read_text()
     named = set(re.findall(r"`(ducat_[a-z_]+)", guide))
     assert len(named) >= 8
     for metric in named:

@@ -16,6 +16,7 @@ from tests.support.browser import chromium, serving
 
 LOOKS: dict[str, dict[str, Any]] = {
     "page.png": {"viewport": {"width": 1120, "height": 1450}, "color_scheme": "light"},
+    "page-dark.png": {"viewport": {"width": 1120, "height": 1450}, "color_scheme": "dark"},
     "page-dark-phone.png": {
         "viewport": {"width": 390, "height": 1040},
         "has_touch": True,

@@ -57,7 +57,7 @@ def test_the_report_is_dropped_and_measured_again(folder: Path, capsys: pytest.C
     assert "`ducat evaluate model-float16.onnx` measures it" in (folder / "model-float16.md").read_text()
     capsys.readouterr()
     assert run(["inspect", str(half)]) == 0
-    assert "robustness not measured" in capsys.readouterr().err
+    assert "robustness not measured" in capsys.readouterr().out
 
     assert run(["evaluate", str(half), "--max-examples", "20", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)

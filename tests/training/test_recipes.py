@@ -12,7 +12,7 @@ import pytest
 
 from ducat_serve.cli.main import run
 from training.config import TrainConfig, resolve
-from training.recipes import load_recipe, recipe_cost, recipe_names
+from training.recipes import load_recipe, recipe_cost, recipe_names, recipe_reached, recommended_recipe
 
 
 def started_with(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
@@ -39,13 +39,22 @@ def started_with(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Train
 def test_every_recipe_is_a_configuration_and_says_what_it_is_named_for(name: str) -> None:
     recipe = load_recipe(name)
     config = resolve(recipe.get("dataset", "folder:/x"), {}, name)
-    budget = name in ("cifar10-hours", "cifar10-gpu")
-    assert config.method == ("guided" if budget else "pgd-at")
-    assert (config.network == "resnet-small") == (
-        name.endswith(("small", "hours")) or name.startswith("digits")
-    )
-    if not name.endswith("small") and not name.startswith("digits") and not budget:
-        assert (config.epochs, config.lr_milestones, config.ducat_start) == (130, (100, 105), 105)
+    assert config.eps == (0.2 if name == "digits" else 8 / 255)
+    if name.endswith(("hours", "gpu")):
+        purse = {"hours": "resnet14", "gpu": "resnet18"}
+        assert (config.network, config.method, config.ducat) == (
+            purse[name.rpartition("-")[2]],
+            "guided",
+            "off",
+        )
+        assert (config.schedule, config.ema_warmup) == ("one-cycle", True)
+        assert config.dataset == (name.rpartition("-")[0] if "dataset" in recipe else "folder:/x")
+    else:
+        small = name.endswith("small") or name == "digits"
+        assert config.method == "pgd-at"
+        assert config.network == ("resnet-small" if small else "resnet18")
+        if not small:
+            assert (config.epochs, config.lr_milestones, config.ducat_start) == (130, (100, 105), 105)
     unknown = set(recipe) - set(TrainConfig.model_fields)
     assert not unknown
 
@@ -80,7 +89,7 @@ def test_a_recipe_is_listed_shown_and_copied(tmp_path: Path, capsys: pytest.Capt
     assert run(["recipes", "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)["recipes"]) == set(recipe_names())
     assert run(["recipes"]) == 0
-    assert "tiny-imagenet-small" in capsys.readouterr().err
+    assert "tiny-imagenet-small" in capsys.readouterr().out
     assert run(["recipes", "show", "cifar10-small", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["recipe"]["inner_attack"] == "n-fgsm"
     file = tmp_path / "mine.toml"
@@ -93,17 +102,30 @@ def test_a_recipe_is_listed_shown_and_copied(tmp_path: Path, capsys: pytest.Capt
     assert "Did you mean 'cifar10-small'" in capsys.readouterr().err
 
 
-def test_every_recipe_says_what_it_costs_and_training_never_hears_of_it(
+def test_every_recipe_says_what_it_costs_and_reached_and_training_never_hears_of_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert all(recipe_cost(name) for name in recipe_names())
-    assert all("cost" not in load_recipe(name) for name in recipe_names())
+    assert all({"cost", "reached"}.isdisjoint(load_recipe(name)) for name in recipe_names())
+    assert recipe_reached("cifar100-hours") == "", "never that of the recipe which it extends"
     assert recipe_cost("cifar10-hours") != recipe_cost("cifar10"), "never that of the recipe which it extends"
     assert run(["recipes", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert listed["costs"] == {name: recipe_cost(name) for name in recipe_names()}
+    assert listed["reached"] == {name: recipe_reached(name) for name in recipe_names()}
     assert run(["recipes"]) == 0
-    assert "cost" in capsys.readouterr().err
+    shown = capsys.readouterr().out
+    assert "cost" in shown
+    assert "reached" in shown
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "tiny-imagenet", "folder:/x"])
+def test_we_recommend_a_recipe_without_dummies_for_each_purse(name: str) -> None:
+    for on_gpu in (False, True):
+        recommended = recommended_recipe(name, on_gpu=on_gpu)
+        assert recommended is not None
+        assert resolve(name, {}, recommended).ducat == "off"
+    assert recommended_recipe("digits", on_gpu=False) is None
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10-small", "cifar10-hours"])
@@ -140,7 +162,7 @@ def test_the_data_set_alone_takes_its_own_recipe(monkeypatch: pytest.MonkeyPatch
     assert resolve("tiny-imagenet", {}) == resolve("tiny-imagenet", {}, "tiny-imagenet")
     assert started_with(["--dataset", "digits"], monkeypatch).model_dump() == {
         **resolve("digits", {}).model_dump(),
-        "precision": started_with([], monkeypatch).precision,
+        "precision": started_with(["--recipe", "digits"], monkeypatch).precision,
     }
 
 
@@ -180,5 +202,8 @@ def test_a_config_file_with_a_mistake_is_refused(
 def test_impossible_settings_are_a_usage_error(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["train", *arguments]) == 2
-    assert words in capsys.readouterr().err
+    dataset = [] if "--recipe" in arguments else ["--dataset", "digits"]
+    assert run(["train", *dataset, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Value error" not in error

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ducat_serve.errors import UsageError
 from ducat_serve.threat_model import Norm, ThreatModel
 
 # Share of coordinates that one l1 step moves; steepest l1 ascent moves one pixel and is far too slow
@@ -25,6 +26,22 @@ _TINY = torch.finfo(torch.float32).tiny
 def largest_eps(norm: Norm, pixels: int) -> float:
     """The radius around any image that holds every other image of ``pixels`` values in [0, 1]."""
     return {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[norm]
+
+
+def require_size(what: str, size: float, norm: Norm, pixels: int) -> None:
+    """Raise UsageError where ``size`` is larger than the difference of any two images: it was meant in grey levels.
+
+    Args:
+        what: what is of this size, for the message: "eps".
+        pixels: values of an image, over all channels.
+    """
+    largest = largest_eps(norm, pixels)
+    if size > largest:
+        raise UsageError(
+            f"{what} {size:g} in {norm} is larger than any difference of two images ({largest:g}); it is in pixels "
+            "of [0, 1].",
+            "write 8/255 for eight grey levels",
+        )
 
 
 @dataclass(frozen=True)

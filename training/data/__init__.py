@@ -14,7 +14,8 @@ from training.data.cifar import CIFAR10, CIFAR100, CifarFormat, read_cifar
 from training.data.decoding import decode_tree
 from training.data.digits import read_digits
 from training.data.download import Archive, download
-from training.data.layouts import require_text
+from training.data.layouts import count_classes, require_text
+from training.data.selection import Selection
 from training.data.splits import hold_out
 from training.data.trees import Tree
 
@@ -99,28 +100,46 @@ def load_dataset(
     offline: bool = False,
     image_size: int | None = None,
     seed: int = 0,
+    selection: Selection = Selection(),  # noqa: B008 (frozen)
     output: Output | None = None,
 ) -> Dataset:
     """Load a data set by name, or `folder:PATH`.
 
     Args:
-        name: a key of `DATASETS`, or `folder:PATH` with class folders under train/ and val/ or test/.
+        name: a key of `DATASETS`, or `folder:PATH`: a folder or zip archive of class folders, below train/, val/ and
+            test/ or on their own, or with a labels.csv.
         data_dir: where archives are looked for, and downloaded to; None is the user's cache folder.
         offline: never download.
         image_size: resize every image to this height and width.
         seed: chooses which training images are held out as val.
+        selection: how much is held out, and what becomes of broken images.
 
     Raises:
-        UsageError: unknown name. DataError: missing, truncated or corrupt data.
+        UsageError: unknown name, or a fraction where the data set names these images itself. DataError: missing,
+            truncated or corrupt data.
     """
     output = output or Output()
-    title, decoded = _find(name, data_dir or default_data_dir(), offline, image_size, output)
+    if not name.startswith("folder:") and (selection.test_fraction is not None or selection.skip_broken):
+        raise UsageError(
+            f"--test-fraction and --skip-broken are for images of your own, not for {name}.",
+            "leave them out, or give --dataset folder:PATH",
+        )
+    title, decoded = _find(name, data_dir or default_data_dir(), offline, image_size, selection, output)
     if decoded.val is None:
         count = min(MAX_VAL_IMAGES, round(VAL_SHARE * len(decoded.train)))
+        if selection.val_fraction is not None:
+            count = round(selection.val_fraction * len(decoded.train))
         train, val = hold_out(decoded.train, count, seed)
+    elif selection.val_fraction is not None:
+        raise UsageError(f"{title} names its val images itself.", "leave out --val-fraction")
     else:
         train, val = decoded.train, decoded.val
     return Dataset(title, decoded.class_names, train, val, decoded.test, decoded.digest)
+
+
+def dataset_reference(name: str) -> str:
+    """A data set's name without the path that `folder:PATH` has."""
+    return f"folder:{Path(name.removeprefix('folder:')).name}" if name.startswith("folder:") else name
 
 
 def default_data_dir() -> Path:
@@ -133,15 +152,45 @@ def find_archive(info: DatasetInfo, data_dir: Path) -> Path | None:
     return next(_candidates(info, data_dir), None)
 
 
+def obtain(name: str, data_dir: Path, output: Output) -> Path | None:
+    """Where the data set is in ``data_dir``; it is downloaded if it is not there. None for the embedded one.
+
+    Raises UsageError for an unknown name, and what `download` raises.
+    """
+    info = dataset_info(name)
+    if info.archive is None:
+        return None
+    return find_archive(info, data_dir) or download(info.archive, data_dir, output)
+
+
+def dataset_info(name: str) -> DatasetInfo:
+    """Raises UsageError for an unknown name."""
+    if name not in DATASETS:
+        raise unknown_name("data set", name, DATASETS)
+    return DATASETS[name]
+
+
+def classes_of(info: DatasetInfo, path: Path | None) -> int:
+    """How many classes the archive or folder at ``path`` really has; that of authors has those of the data set."""
+    if path is None or info.archive is None or path.name == info.archive.filename:
+        return info.classes
+    return count_classes(Tree(path))
+
+
 def _find(
-    name: str, data_dir: Path, offline: bool, image_size: int | None, output: Output
+    name: str,
+    data_dir: Path,
+    offline: bool,
+    image_size: int | None,
+    selection: Selection,
+    output: Output,
 ) -> tuple[str, Decoded]:
     if name.startswith("folder:"):
         path = Path(name.removeprefix("folder:")).expanduser()
         if not path.exists():
             raise DataError(f"There is no folder {path}.", "give --dataset folder:PATH with an existing path")
         require_text(path.resolve().name, "The data set is a folder")  # its name goes into the model file
-        return f"folder:{path.resolve().name}", decode_tree(Tree(path), image_size, output)
+        return f"folder:{path.resolve().name}", decode_tree(Tree(path), image_size, output, selection)
     if name not in DATASETS:
         raise unknown_name("data set", name, [*DATASETS, "folder:PATH"])
     info = DATASETS[name]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ducat_serve.atomic import cannot_write
-from ducat_serve.errors import DataError
+from ducat_serve.errors import DataError, VerificationError
 from ducat_serve.output import Output
 
 _CHUNK = 1 << 18
@@ -95,8 +95,7 @@ def _check(archive: Archive, part: Path) -> None:
             f"{archive.url} ended after {size:,} of {archive.size:,} bytes; they are kept in {part}.",
             "run the command again to go on",
         )
-    with part.open("rb") as file:
-        md5 = hashlib.file_digest(file, "md5").hexdigest()
+    md5 = _md5(part)
     if size != archive.size or md5 != archive.md5:
         part.unlink()
         raise DataError(
@@ -104,3 +103,18 @@ def _check(archive: Archive, part: Path) -> None:
             "The file was removed.",
             "run the command again, or get the archive from another mirror",
         )
+
+
+def verify(archive: Archive, path: Path) -> None:
+    """Raise VerificationError where the file at ``path`` is not the archive that its authors published."""
+    size, md5 = path.stat().st_size, _md5(path)
+    if size != archive.size or md5 != archive.md5:
+        raise VerificationError(
+            f"{path} has {size:,} bytes with MD5 {md5}, its authors published {archive.size:,} with {archive.md5}.",
+            f"delete {path} and download it again",
+        )
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()

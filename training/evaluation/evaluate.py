@@ -18,7 +18,7 @@ from ducat_serve.errors import UsageError, VerificationError
 from ducat_serve.output import Output
 from ducat_serve.report import AttackResult, ClassResult, ExportPrecision, RobustnessReport
 from ducat_serve.threat_model import ThreatModel
-from training.attacks.ball import Ball, largest_eps
+from training.attacks.ball import Ball, require_size
 from training.attacks.base import Attack
 from training.attacks.criteria import misclassified
 from training.attacks.frozen import frozen
@@ -181,13 +181,7 @@ def require_measurable(subject: Subject, threat_model: ThreatModel) -> None:
         raise UsageError(
             f"{len(data)} images for {classes} classes say too little.", f"take at least {classes} images"
         )
-    largest = largest_eps(threat_model.norm, math.prod(data.images.shape[1:]))
-    if threat_model.eps > largest:
-        raise UsageError(
-            f"eps {threat_model.eps:g} in {threat_model.norm} is larger than any difference of two images "
-            f"({largest:g}); it is in pixels of [0, 1].",
-            "write 8/255 for eight grey levels",
-        )
+    require_size("eps", threat_model.eps, threat_model.norm, math.prod(data.images.shape[1:]))
 
 
 def _run(

@@ -12,6 +12,7 @@ from ducat_serve.attacked_examples import (
     AttackedExamples,
     encode_pixels,
 )
+from ducat_serve.threat_model import ThreatModel
 from training.attacks.ball import Ball
 from training.batches import to_pixels
 from training.evaluation.runner import Runner
@@ -59,7 +60,7 @@ class ExampleKeeper:
                     )
         self._found = []
 
-    def examples(self, weights_digest: str, ball: Ball) -> AttackedExamples:
+    def examples(self, weights_digest: str, threat_model: ThreatModel) -> AttackedExamples:
         """As many as there is room for: fooled ones first, each of another class where there are such."""
         fooled = _by_turns([one for _, one in sorted(self._kept.items()) if one.fooled])
         withstood = _by_turns([one for _, one in sorted(self._kept.items()) if not one.fooled])
@@ -70,7 +71,10 @@ class ExampleKeeper:
             if size <= MOST_BYTES:
                 chosen.append(one)
         return AttackedExamples(
-            weights_digest=weights_digest, norm=ball.norm, eps=ball.eps, examples=tuple(chosen)
+            weights_digest=weights_digest,
+            norm=threat_model.norm,
+            eps=threat_model.eps,
+            examples=tuple(chosen),
         )
 
 

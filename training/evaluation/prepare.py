@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ducat_serve import __version__
 from ducat_serve.checkpoint import checkpoint_path, read_spec
 from ducat_serve.deployed import Deployed, load
-from ducat_serve.errors import DucatError, UsageError, VerificationError, unknown_name
+from ducat_serve.errors import DucatError, UsageError, VerificationError, command_line, unknown_name
 from ducat_serve.output import Output
 from ducat_serve.predictor import Device, Predictor
 from ducat_serve.spec import ModelSpec
@@ -75,7 +75,9 @@ def prepare(request: Request, output: Output) -> Prepared:
     """
     exported = request.path.suffix == ".onnx"
     if request.checkpoint is not None and not exported:
-        raise UsageError("--checkpoint is for a .onnx MODEL.", f"ducat evaluate {request.checkpoint}")
+        raise UsageError(
+            "--checkpoint is for a .onnx MODEL.", command_line("ducat", "evaluate", request.checkpoint)
+        )
     device = choose_device("cpu" if exported else request.device, output)
     exact_float32()
     loaded = _load_export(request, output) if exported else _load_checkpoint(request, device, output)

@@ -26,6 +26,10 @@ METHODS = {
 }
 
 
+# Of these, the methods that train on clean images alone: known without loading them, for `ducat runs`.
+WITHOUT_ATTACKS = frozenset({"standard"})
+
+
 def objective_class(method: str) -> type[Objective]:
     """The class of a method in ``METHODS``. Raises KeyError for another."""
     found: type[Objective] = pkgutil.resolve_name(METHODS[method])

@@ -1,7 +1,8 @@
 """Recipes: complete settings of `ducat train` by name, one TOML file each; `extends` names the one it builds on.
 
-There is one for each data set, a small one for CPUs, and for CIFAR-10 one for a budget of hours; another network or
-method is a flag and needs no recipe. ``cost`` says in words what a recipe takes; training never sees it.
+There is one for each data set, a small one for CPUs, and those that we recommend by what there is to train on: `-hours`
+for CPUs, `-gpu` for one GPU. Another network or method is a flag and needs no recipe. ``cost`` says in words what a
+recipe takes and ``reached`` what it was seen to reach; training never sees them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def load_recipe(name: str) -> dict[str, Any]:
     if name not in recipe_names():
         raise _unknown(name)
     recipe = _read(name)
-    recipe.pop("cost", None)
+    for words in ("cost", "reached"):
+        recipe.pop(words, None)
     base = recipe.pop("extends", None)
     return {**load_recipe(base), **recipe} if base else recipe
 
@@ -39,6 +41,17 @@ def load_recipe(name: str) -> dict[str, Any]:
 def recipe_cost(name: str) -> str:
     """What a recipe takes, in words; empty where nobody has measured or reckoned it."""
     return str(_read(name).get("cost", ""))
+
+
+def recipe_reached(name: str) -> str:
+    """What a recipe was seen to reach, in words; empty where nobody has measured it."""
+    return str(_read(name).get("reached", ""))
+
+
+def recommended_recipe(dataset: str, *, on_gpu: bool) -> str | None:
+    """The recipe that we recommend for a data set; None where there is none."""
+    name = f"{recipe_of(dataset)}-{'gpu' if on_gpu else 'hours'}"
+    return name if name in recipe_names() else None
 
 
 def _read(name: str) -> dict[str, Any]:

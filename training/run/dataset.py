@@ -14,6 +14,7 @@ from ducat_serve.spec import MAX_IMAGE_SIZE, ModelSpec, first_problem
 if TYPE_CHECKING:
     from training.config import TrainConfig
     from training.data import Dataset
+    from training.data.selection import Selection
     from training.distributed.processes import ProcessGroup
 
 
@@ -33,6 +34,7 @@ def load_run_data(
             offline=offline,
             image_size=config.image_size,
             seed=config.seed,
+            selection=config.selection,
             output=output,
         )
 
@@ -56,6 +58,7 @@ def load_training_data(
     these says which data set it is.
     """
     from training.data import load_dataset
+    from training.data.selection import Selection
     from training.run.folder import RunFolder
 
     recipe = _read_recipe(checkpoint, spec)
@@ -83,6 +86,7 @@ def load_training_data(
         offline=offline,
         image_size=recipe.image_size,
         seed=recipe.seed or 0,
+        selection=recipe.selection if name.startswith("folder:") else Selection(recipe.val_fraction),
         output=output,
     )
 
@@ -93,6 +97,15 @@ class _Recipe(BaseModel):
     dataset: str | None = None
     image_size: int | None = Field(default=None, ge=1, le=MAX_IMAGE_SIZE)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
+    val_fraction: float | None = Field(default=None, gt=0, lt=1)
+    test_fraction: float | None = Field(default=None, gt=0, lt=1)
+    skip_broken: bool = False
+
+    @property
+    def selection(self) -> Selection:
+        from training.data.selection import Selection
+
+        return Selection(self.val_fraction, self.test_fraction, self.skip_broken)
 
 
 def _read_recipe(checkpoint: Path, spec: ModelSpec) -> _Recipe:

@@ -11,19 +11,22 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from ducat_serve import atomic
-from ducat_serve.errors import DataError, DucatError, UsageError
+from ducat_serve.errors import DataError, DucatError, UsageError, command_line
 from ducat_serve.spec import first_problem
-from training.config import TrainConfig
 from training.run.metrics import COLUMNS, EpochRow
 from training.run.presence import CAN_LOOK, is_marked, marked
+from training.run.recorded import RecordedRun
+
+if TYPE_CHECKING:  # torch and fsspec, which a list of runs does without
+    from training.config import TrainConfig
+    from training.provenance import Provenance
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,8 @@ class RunFolder:
         Raises:
             UsageError: another process trains here. DucatError: the folder cannot be written to.
         """
+        from filelock import FileLock, Timeout
+
         with contextlib.ExitStack() as held:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -139,34 +144,57 @@ class RunFolder:
         except (csv.Error, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{self.metrics} is damaged: {error}.") from error
 
-    def create(self, config: TrainConfig, data_dir: Path | None, data_digest: str) -> None:
+    def create(
+        self, config: TrainConfig, data_dir: Path | None, data_digest: str, provenance: Provenance
+    ) -> None:
         """Start a new run here. Raises UsageError where there is one already."""
         if self.config.exists():
             raise UsageError(
                 f"{self.path} already holds a run.",
-                f"ducat train --resume {self.path}, or choose another --out",
+                f"{command_line('ducat', 'train', '--resume', self.path)}, or choose another --out",
             )
         # The data folder is where this machine keeps its data, not a part of what decides the weights.
         document = {
             "config": config.model_dump(mode="json"),
             "data_dir": str(data_dir) if data_dir else None,
             "data_digest": data_digest,
+            **asdict(provenance),
         }
         atomic.write_text(self.config, json.dumps(document, indent=2, sort_keys=True) + "\n")
 
     def read(self) -> tuple[TrainConfig, Path | None]:
         """The configuration and data folder of the run here. Raises DataError where there is none."""
-        try:
-            document: dict[str, Any] = json.loads(self.config.read_text())
+        from training.config import TrainConfig
+
+        with self._reading() as document:
             config = TrainConfig.model_validate(document["config"])
             data_dir = Path(document["data_dir"]) if document.get("data_dir") else None
+        return config, data_dir
+
+    def read_recorded(self) -> RecordedRun:
+        """What a list shows of the run here. Raises DataError where there is none."""
+        with self._reading() as document:
+            return RecordedRun.model_validate(document["config"])
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[dict[str, Any]]:
+        try:
+            yield json.loads(self.config.read_text())
         except OSError as error:
-            raise DataError(f"There is no run in {self.path}.", "ducat train --out runs/NAME") from error
+            raise DataError(
+                f"There is no run in {self.path}.", "ducat train --dataset digits --out runs/NAME"
+            ) from error
         except ValidationError as error:
             raise DataError(f"{self.config} is damaged: {first_problem(error)}.") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"{self.config} is damaged: {error}.") from error
-        return config, data_dir
+
+    def read_provenance(self) -> Provenance:
+        """Of the run whose configuration `read` has read; unknown in runs of older versions."""
+        from training.provenance import Provenance
+
+        document = json.loads(self.config.read_text())
+        return Provenance(document.get("command"), document.get("git_revision"))
 
     def require_data(self, digest: str) -> None:
         """Raise DataError where ``digest`` is not that of the data which the run began with."""

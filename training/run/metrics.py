@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from training.config import TrainConfig
-from training.validation import ValidationResult
-
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # `ducat runs` reads rows where there is no torch
     from tensorboardX import SummaryWriter
+
+    from training.config import TrainConfig
+    from training.validation import ValidationResult
 
 
 @dataclass(frozen=True)
@@ -89,26 +89,34 @@ class EpochRow:
         """By column, as metrics.csv, last.pt and `--json` events have it: what was not measured is empty."""
         return {name: "" if value is None else value for name, value in dataclasses.asdict(self).items()}
 
-    def line(self, epochs: int) -> str:
-        """For people; ``epochs`` are those of the whole run."""
+    def line(self, epochs: int, seconds_left: float) -> str:
+        """For people, in 100 characters; ``epochs`` are those of the whole run. metrics.csv has all of it."""
         extra = ""
         if self.val_legacy_accuracy is not None:
-            extra = f" (legacy {self.val_legacy_accuracy:.1%})"
+            extra = f"  legacy {self.val_legacy_accuracy:.1%}"
         if self.val_fgsm_accuracy is not None:
-            extra = f" (FGSM {self.val_fgsm_accuracy:.1%})"
-        if self.dummy_share_clean is not None:
-            extra += f"  dummy share {self.dummy_share_clean:.2f} / {self.dummy_share_adversarial:.2f}"
+            extra = f"  FGSM {self.val_fgsm_accuracy:.1%}"
         return (
-            f"epoch {self.epoch:>3}/{epochs} {self.phase:<11} loss {self.loss:.4f}  "
-            f"val clean {self.val_clean_accuracy:.1%}  val PGD {self.val_pgd_accuracy:.1%}{extra}  "
-            f"{self.images_per_second:,.0f} images/s"
+            f"epoch {self.epoch:>{len(str(epochs))}}/{epochs}  {self.phase}  loss {self.loss:.2f}  "
+            f"clean {self.val_clean_accuracy:.1%}  PGD {self.val_pgd_accuracy:.1%}{extra}  "
+            f"{self.images_per_second:,.0f} img/s  {_duration(seconds_left)} left"
         )
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(EpochRow))
 
 
-def kept_row(rows: Sequence[EpochRow], config: TrainConfig) -> EpochRow | None:
+class Phases(Protocol):
+    """What decides which epochs compete: a `TrainConfig`, or what is recorded of one."""
+
+    @property
+    def ducat_start(self) -> int | None: ...
+
+    @property
+    def is_adversarial(self) -> bool: ...
+
+
+def kept_row(rows: Sequence[EpochRow], config: Phases) -> EpochRow | None:
     """The row whose weights are in `model.safetensors`; None where there are no rows.
 
     The most robust epoch, by the legacy accuracy where it was measured (see docs/architecture.md), then the most
@@ -182,3 +190,11 @@ class TensorBoardLog:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 6)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02}m"
+    return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"

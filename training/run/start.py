@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ducat_serve.errors import UsageError, unknown_name
+from ducat_serve.errors import UsageError, command_line, unknown_name
 from ducat_serve.networks import NETWORKS
+from ducat_serve.output import Output
+from training.attacks.ball import require_size
 from training.config import TrainConfig, resolve
 from training.data import DATASETS
 from training.device import fastest_precision
+from training.distributed.processes import ProcessGroup, local_device
 from training.initial import InitialWeights
+from training.provenance import Provenance
 from training.recipes import load_recipe
 from training.run.curves import draw_curves
+from training.run.dataset import load_run_data
+from training.run.folder import RunFolder
 from training.run.metrics import RunSummary
 from training.trainer import Trainer
-
-DEFAULT_DATASET = "digits"
 
 
 def new_config(
@@ -31,26 +36,35 @@ def new_config(
     Raises:
         UsageError: an unknown name, a value out of range, or a combination that makes no sense.
     """
-    chosen = given["dataset"] or (load_recipe(recipe).get("dataset") if recipe else None)
-    dataset = _absolute(chosen or DEFAULT_DATASET)
-    if dataset not in DATASETS and not dataset.startswith("folder:"):
-        raise unknown_name("data set", dataset, [*DATASETS, "folder:PATH"])
     if given["network"] is not None and given["network"] not in NETWORKS:
         raise unknown_name("network", given["network"], NETWORKS)
+    chosen = given["dataset"] or (load_recipe(recipe).get("dataset") if recipe else None)
+    if chosen is None:
+        raise UsageError(
+            "Which data set? Nothing is trained without --dataset.",
+            "ducat train --dataset digits (some minutes); `ducat datasets` lists the others, folder:PATH is your own",
+        )
+    dataset = _absolute(chosen)
+    if dataset not in DATASETS and not dataset.startswith("folder:"):
+        raise unknown_name("data set", dataset, [*DATASETS, "folder:PATH"])
     values = dict(given)
     if values["precision"] in (None, "auto"):
         values["precision"] = fastest_precision(device)
     if initial is not None:
         values["initial_weights"] = initial.spec.weights_digest
         values["network"] = values["network"] or initial.spec.network
-    return resolve(dataset, values, recipe)
+    config = resolve(dataset, values, recipe)
+    if config.norm == "linf":  # the same for images of every size, so nothing need be downloaded to find out
+        require_size("--eps", config.eps, config.norm, 1)
+        require_size("--step-size", config.step_size, config.norm, 1)
+    return config
 
 
 def require_unchanged(
     config: TrainConfig, given: Mapping[str, Any], start_only: Mapping[str, object], folder: Path
 ) -> None:
     """Raise UsageError where a resumed run was given other settings, or options in ``start_only`` at all."""
-    stored = config.model_dump()
+    stored = dict(config)
     values = {**given, "dataset": _absolute(given["dataset"]) if given["dataset"] else None}
     changes = [
         f"--{key.replace('_', '-')} is {stored[key]} in the run, {value} here"
@@ -61,8 +75,58 @@ def require_unchanged(
     if changes:
         raise UsageError(
             f"--resume goes on with the run as it was: {'; '.join(changes)}.",
-            f"ducat train --resume {folder}",
+            command_line("ducat", "train", "--resume", folder),
         )
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run computes and finds its data. None of it decides what it writes.
+
+    ``data_dir`` None is the user's cache folder; ``offline`` forbids to download.
+    """
+
+    device: torch.device
+    data_dir: Path | None = None
+    offline: bool = False
+
+
+@contextmanager
+def opened(
+    config: TrainConfig,
+    folder: RunFolder,
+    machine: Machine,
+    output: Output,
+    *,
+    initial: InitialWeights | None = None,
+    provenance: Provenance = Provenance(),  # noqa: B008 (frozen)
+) -> Iterator[Trainer]:
+    """A run that is ready to be trained: its processes have met, its data is loaded. Nothing is written yet.
+
+    Raises:
+        UsageError: ``initial`` does not fit. DataError: missing or corrupt data.
+        DucatError: the other processes cannot be reached.
+    """
+    device = local_device(machine.device)
+    processes = ProcessGroup.join(device)
+    if not processes.is_first:
+        output = Output(silent=True)
+    try:
+        dataset = load_run_data(config, machine.data_dir, machine.offline, output, processes)
+        if initial is not None:
+            initial.require_fit(config, dataset)
+        yield Trainer(
+            config,
+            dataset,
+            folder,
+            device,
+            output,
+            initial=initial,
+            provenance=provenance,
+            processes=processes,
+        )
+    finally:
+        processes.leave()
 
 
 def train(trainer: Trainer, data_dir: Path | None, *, resumed: bool) -> RunSummary:
@@ -77,7 +141,9 @@ def train(trainer: Trainer, data_dir: Path | None, *, resumed: bool) -> RunSumma
     # Not before the data is there: a failed start leaves no folder.
     with folder.locked() if processes.is_first else nullcontext():
         if processes.is_first and not resumed:
-            folder.create(config, data_dir.resolve() if data_dir else None, dataset.digest)
+            folder.create(
+                config, data_dir.resolve() if data_dir else None, dataset.digest, trainer.provenance
+            )
         processes.wait()
         if resumed:
             trainer.resume()
@@ -91,6 +157,8 @@ def train(trainer: Trainer, data_dir: Path | None, *, resumed: bool) -> RunSumma
             config=config.model_dump(mode="json"),
             processes=processes.size,
         )
+        for warning in config.doubts():
+            output.warn(warning)
         with trainer.stop:
             summary = trainer.run()
         if processes.is_first:

@@ -8,15 +8,15 @@ from typing import Literal
 
 import click
 
-from ducat_serve.cli.options import common
-from ducat_serve.errors import UsageError, missing_extra
+from ducat_serve.cli.options import ModelPath, common
+from ducat_serve.errors import UsageError, command_line, missing_extra
 from ducat_serve.output import Output
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 
 
 @click.command("bento")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=ModelPath("onnx"))
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -32,7 +32,7 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 )
 @common
 def command(model: Path, out: Path | None, name: str, device: Literal["cpu", "cuda"], json: bool) -> None:
-    """Pack MODEL (a model.onnx) with the serving code and pinned requirements into a Bento.
+    """Pack MODEL (a model.onnx or a bundled model) with the serving code and pinned requirements into a Bento.
 
     No key and no setting of this machine goes in: the server reads DUCAT_SERVE_... where it runs.
 
@@ -60,9 +60,9 @@ def command(model: Path, out: Path | None, name: str, device: Literal["cpu", "cu
     bento = build_bento(path, spec, name, device, out.resolve() if out else None)
     for requirement in bento.unpinned:
         output.warn(f"{requirement} is not installed here, so the Bento does not pin its version.")
-    output.say(f"{bento.tag}: {bento.path}" + ("" if bento.is_new else " (it was there already)"))
+    output.text(f"{bento.tag}: {bento.path}" + ("" if bento.is_new else " (it was there already)"))
     # By itself BentoML listens on every interface, and without keys everybody may ask.
-    output.say(f"Next: bentoml serve --host 127.0.0.1 {bento.path if out else bento.tag}")
+    output.next(command_line("bentoml", "serve", "--host", "127.0.0.1", bento.path if out else bento.tag))
     output.result(
         {"tag": bento.tag, "path": str(bento.path), "is_new": bento.is_new, "unpinned": list(bento.unpinned)}
     )

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ducat_serve.bundled import bundled_name
 from ducat_serve.checkpoint import checkpoint_path
-from ducat_serve.cli.options import common
+from ducat_serve.cli.options import ModelPath, common
+from ducat_serve.errors import command_line, missing_extra
 from ducat_serve.model_file import read_verified_spec
 from ducat_serve.output import Output
 from ducat_serve.report import MASKING, NOT_MEASURED
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command("compare")
-@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("models", nargs=-1, required=True, type=ModelPath("safetensors"))
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 )
 @common
 def command(models: tuple[Path, ...], out: Path, json: bool) -> None:
-    """Compare the measured robustness of MODELS (.safetensors, .onnx or run folders).
+    """Compare the measured robustness of MODELS (.safetensors, .onnx, run folders or bundled models).
 
     Nothing is measured anew: the reports are those that the files carry. Run `ducat evaluate` with the same
     options on each of them before.
@@ -40,7 +42,6 @@ def command(models: tuple[Path, ...], out: Path, json: bool) -> None:
       ducat compare runs/off runs/paper runs/folded --out results/digits
     """
     from training.evaluation.comparison import differences, pareto_front, to_json
-    from training.evaluation.plot import plot_comparison
 
     output = Output(json)
     candidates = _read(models)
@@ -52,20 +53,37 @@ def command(models: tuple[Path, ...], out: Path, json: bool) -> None:
     )
     for candidate in candidates:
         if candidate.report is None:
-            output.warn(f"{candidate.name}: {NOT_MEASURED}; run `ducat evaluate {candidate.path}`.")
+            output.warn(
+                f"{candidate.name}: {NOT_MEASURED}; run `{command_line('ducat', 'evaluate', candidate.path)}`."
+            )
     if any(candidate.report and candidate.report.legacy_2c_accuracy for candidate in candidates):
         output.say(f"* {LEGACY}.")
     if any(candidate.report and candidate.report.failed_checks for candidate in candidates):
         output.warn(f"masked?: {MASKING}; `ducat evaluate` says by which check.")
     for what in differences(candidates):
         output.warn(f"not comparable: the models were not measured with the same {what}.")
-    files: list[Path] = []
-    if any(candidate.report is not None for candidate in candidates):
-        files = plot_comparison(candidates, out)
-        output.say(f"Plot: {', '.join(str(file) for file in files)}")
-    else:
+    files = _plot(candidates, out, output)
+    output.result(
+        {
+            "models": to_json(candidates),
+            "comparable": not differences(candidates),
+            "plots": [str(file) for file in files],
+        }
+    )
+
+
+def _plot(candidates: list[Candidate], out: Path, output: Output) -> list[Path]:
+    if not any(candidate.report is not None for candidate in candidates):
         output.warn("nothing to compare, so there is no plot.")
-    output.result({"models": to_json(candidates), "plots": [str(file) for file in files]})
+        return []
+    try:
+        from training.evaluation.plot import plot_comparison
+    except ModuleNotFoundError as error:
+        output.warn(f"no plot: {missing_extra(error.name or 'matplotlib', 'train')}")
+        return []
+    files = plot_comparison(candidates, out)
+    output.say(f"Plot: {', '.join(str(file) for file in files)}")
+    return files
 
 
 def _read(models: tuple[Path, ...]) -> list[Candidate]:
@@ -79,24 +97,25 @@ def _read(models: tuple[Path, ...]) -> list[Candidate]:
     return candidates
 
 
-def _parameters(spec: ModelSpec) -> int:
-    import torch
-
-    from ducat_serve.deployed import build_classifier
-
-    with torch.device("meta"):  # shapes only
-        return sum(parameter.numel() for parameter in build_classifier(spec).parameters())
+def _parameters(spec: ModelSpec) -> int | None:
+    """None where there is no torch, which knows the network."""
+    try:
+        from ducat_serve.deployed import parameter_count
+    except ModuleNotFoundError:
+        return None
+    return parameter_count(spec)
 
 
 def _names(models: tuple[Path, ...]) -> list[str]:
-    """The run folder's name, or the whole path where that would not tell models apart."""
-    short = [path.resolve().name if path.is_dir() else path.resolve().parent.name for path in models]
+    """A bundled model's or the run folder's name, or the whole path where that would not tell models apart."""
+    short = [bundled_name(path) or (path if path.is_dir() else path.parent).resolve().name for path in models]
     return [str(path) if short.count(name) > 1 else name for path, name in zip(models, short, strict=True)]
 
 
 def _row(candidate: Candidate, is_best: bool) -> tuple[str, ...]:
     report = candidate.report
-    size = (f"{candidate.parameters / 1e6:.2f} M", f"{candidate.bytes / 1e6:.1f} MB")
+    parameters = "?" if candidate.parameters is None else f"{candidate.parameters / 1e6:.2f} M"
+    size = (parameters, f"{candidate.bytes / 1e6:.1f} MB")
     if report is None:
         return (candidate.name, "?", "?", "", *size, "")
     low, high = report.worst_case_interval

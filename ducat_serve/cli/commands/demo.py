@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import itertools
 import os
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from json import loads
@@ -17,11 +18,13 @@ from typing import Any
 
 import click
 
+from ducat_serve.bundled import bundled_models
 from ducat_serve.cli.options import common
-from ducat_serve.errors import DucatError, missing_extra
+from ducat_serve.errors import EXTRAS, DucatError, command_line, missing_extra
 from ducat_serve.output import Output
 
 IMAGES = 8
+_NEEDED = ("torch", "sklearn", "filelock", "onnx", "onnxscript", "onnxruntime", "bentoml", "httpx")
 READY_SECONDS = 60
 # An easier threat model and a cheaper attack than the recipe's: two minutes instead of ten on a laptop.
 QUICK = ("--eps", "0.1", "--attack-steps", "5")
@@ -31,7 +34,11 @@ QUICK = ("--eps", "0.1", "--attack-steps", "5")
 @click.option(
     "--epochs", type=click.IntRange(min=1), default=40, show_default=True, help="Epochs of training."
 )
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Keep the run folder here.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Run folder.  [default: runs/demo, or runs/demo-2 and so on where there is one]",
+)
 @common
 def command(epochs: int, out: Path | None, json: bool) -> None:
     """Train on digits, evaluate, export, serve with BentoML, predict over HTTP, stop the server.
@@ -43,16 +50,16 @@ def command(epochs: int, out: Path | None, json: bool) -> None:
     """
     output = Output(json)
     started = time.monotonic()
-    # SIGTERM becomes an exception, so that the server is stopped and the temporary folder removed.
+    _require_packages()
+    # SIGTERM becomes an exception, so that the server is stopped.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = out or Path(temporary) / "demo"
-        _ducat(output, "train", "--dataset", "digits", *QUICK, "--epochs", str(epochs), "--out", str(folder))
-        report = _ducat(output, "evaluate", str(folder))
-        exported = _ducat(output, "export", str(folder), "--onnx")
-        samples = _write_samples(folder / "samples")
-        with _server(output, Path(exported["model"]), samples) as url:
-            rows = _predict(url)
+    folder = out or _free_folder(Path("runs"))
+    _ducat(output, "train", "--dataset", "digits", *QUICK, "--epochs", str(epochs), "--out", str(folder))
+    report = _ducat(output, "evaluate", str(folder))
+    exported = _ducat(output, "export", str(folder), "--onnx")
+    samples = _write_samples(folder / "samples")
+    with _server(output, Path(exported["model"]), samples) as url:
+        rows = _predict(url)
     right = sum(label == truth for _, truth, label, *_ in rows)
     output.table(
         f"POST {url}/v1/predict",
@@ -61,15 +68,18 @@ def command(epochs: int, out: Path | None, json: bool) -> None:
     )
     seconds = time.monotonic() - started
     attacks = ", ".join(attack["name"] for attack in report["attacks"])
-    output.say(
+    output.text(
         f"Test accuracy of the deployed function: {report['clean_accuracy']:.1%} clean, "
         f"{report['worst_case_accuracy']:.1%} in the worst case of {attacks} at eps {QUICK[1]}."
     )
-    output.say(f"{right} of {len(rows)} images right over HTTP. Took {seconds:.0f} s.")
-    if out:
-        output.say(f"The page to try it yourself: ducat serve {out} --samples {samples}")
+    output.text(f"{right} of {len(rows)} images right over HTTP. Took {seconds:.0f} s.")
+    output.say(f"The model is kept in {folder}.")
+    output.say(f"The page to try it yourself: {command_line('ducat', 'serve', folder, '--samples', samples)}")
+    for model in bundled_models().values():
+        output.say(f"A model that comes with the package, trained for longer: ducat serve {model.name}")
     output.result(
         {
+            "run": str(folder),
             "clean_accuracy": report["clean_accuracy"],
             "worst_case_accuracy": report["worst_case_accuracy"],
             "http_right": right,
@@ -79,10 +89,22 @@ def command(epochs: int, out: Path | None, json: bool) -> None:
     )
 
 
+def _require_packages() -> None:
+    """Find out before minutes of training what would be missing at their end. Raises DucatError."""
+    for package in _NEEDED:
+        if importlib.util.find_spec(package) is None:
+            raise missing_extra(package, EXTRAS[package])
+
+
+def _free_folder(parent: Path) -> Path:
+    names = itertools.chain(["demo"], (f"demo-{number}" for number in itertools.count(2)))
+    return next(folder for name in names if not (folder := parent / name).exists())
+
+
 def _ducat(output: Output, *arguments: str) -> dict[str, Any]:
-    output.say(f"\n$ ducat {' '.join(arguments)}")
+    output.say(f"\n$ {command_line('ducat', *arguments)}")
     process = subprocess.run(
-        [sys.executable, "-P", "-m", "ducat_serve", *arguments, "--json"],
+        [sys.executable, "-P", "-m", "ducat_serve", *arguments, "--json", *_quietly(output)],
         stdout=subprocess.PIPE,
         check=False,
         env={**os.environ, "DUCAT_EVENTS": "text"},
@@ -93,6 +115,10 @@ def _ducat(output: Output, *arguments: str) -> dict[str, Any]:
         )
     document: dict[str, Any] = loads(process.stdout)
     return document
+
+
+def _quietly(output: Output) -> list[str]:
+    return ["--quiet"] if output.notes.quiet else []
 
 
 def _write_samples(folder: Path) -> Path:
@@ -115,9 +141,9 @@ def _server(output: Output, model: Path, samples: Path) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     arguments = ["serve", str(model), "--port", str(port), "--samples", str(samples)]
-    output.say(f"\n$ ducat {' '.join(arguments)}")
+    output.say(f"\n$ {command_line('ducat', *arguments)}")
     server = subprocess.Popen(
-        [sys.executable, "-P", "-m", "ducat_serve", *arguments], stdout=subprocess.DEVNULL
+        [sys.executable, "-P", "-m", "ducat_serve", *arguments, *_quietly(output)], stdout=subprocess.DEVNULL
     )
     try:
         _wait_until_ready(f"http://127.0.0.1:{port}", server)
@@ -148,13 +174,11 @@ def _wait_until_ready(url: str, server: subprocess.Popen[bytes]) -> None:
 def _predict(url: str) -> list[tuple[str, str, str, str, str, str]]:
     import io
 
-    try:
-        import httpx
-        from PIL import Image
+    import httpx
+    from PIL import Image
 
-        from training.data import load_dataset
-    except ImportError as error:
-        raise missing_extra(error.name or "httpx", "serve") from error
+    from training.data import load_dataset
+
     test = load_dataset("digits").test
     rows = []
     with httpx.Client() as client:

@@ -8,42 +8,51 @@ import os
 import platform
 import re
 import shutil
-from typing import NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import click
 
 from ducat_serve import __version__
 from ducat_serve.cli.options import common
-from ducat_serve.errors import DucatError
+from ducat_serve.errors import DucatError, install_extra
 from ducat_serve.output import Output
 
 
 class Check(NamedTuple):
-    """One line: what was looked at, what was found, and whether something is broken."""
+    """One line: what was looked at, what was found, and whether that is as it should be."""
 
     name: str
     found: str
-    ok: bool = True
+    state: Literal["ok", "missing", "FAIL"] = "ok"  # what is missing is needed by some commands only
 
 
 @click.command("doctor")
+@click.option("--markdown", is_flag=True, help="Print a Markdown table, to be pasted into a bug report.")
 @common
-def command(json: bool) -> None:
+def command(markdown: bool, json: bool) -> None:
     """Check this machine and installation; exits 1 where something is broken.
 
     \b
     Example:
       ducat doctor
+      ducat doctor --markdown
     """
     output = Output(json)
     checks = [*_machine(), *_packages(), _runtime_conflict(), *_accelerators(), _cache()]
-    output.table(
-        "ducat doctor", ("", "check", "found"), (("ok" if c.ok else "FAIL", c.name, c.found) for c in checks)
-    )
-    broken = [c for c in checks if not c.ok]
+    if markdown:
+        output.text("\n".join(["| | check | found |", "|---|---|---|", *map(_markdown, checks)]))
+    else:
+        output.table("", ("", "check", "found"), ((c.state, c.name, c.found) for c in checks))
+    broken = [c for c in checks if c.state == "FAIL"]
     if broken:
         raise DucatError(f"{broken[0].name}: {broken[0].found}", "mend that and run `ducat doctor` again")
-    output.result({"checks": [c._asdict() for c in checks]})
+    output.result({"checks": [{**c._asdict(), "ok": c.state != "FAIL"} for c in checks]})
+
+
+def _markdown(check: Check) -> str:
+    found = check.found.replace(str(Path.home()), "~")  # a report need not name its author
+    return f"| {check.state} | {check.name} | {found.replace('|', chr(92) + '|')} |"
 
 
 def _machine() -> list[Check]:
@@ -73,10 +82,14 @@ def _packages() -> list[Check]:
         found = re.match(r"([\w.-]+).*extra == [\"'](\w+)[\"']", requirement)
         if found and found[2] not in ("dev", "cpu", "gpu"):
             extras.setdefault(found[1], found[2])
-    return [
-        Check(package, _version(package) or f"not installed (pip install 'ducat-serve[{extra}]')")
-        for package, extra in extras.items()
-    ]
+    return [_package(package, extra) for package, extra in extras.items()]
+
+
+def _package(package: str, extra: str) -> Check:
+    version = _version(package)
+    if version is None:
+        return Check(package, f"not installed ({install_extra(extra)})", "missing")
+    return Check(package, version)
 
 
 def _runtime_conflict() -> Check:
@@ -85,9 +98,11 @@ def _runtime_conflict() -> Check:
         return Check(
             "onnxruntime",
             "onnxruntime and onnxruntime-gpu write the same folder: uninstall both, then install one",
-            ok=False,
+            "FAIL",
         )
-    return Check("onnxruntime", cpu or gpu or "not installed (pip install 'ducat-serve[cpu]' or '[gpu]')")
+    if not (cpu or gpu):
+        return Check("onnxruntime", f"not installed ({install_extra('cpu')}, or gpu)", "missing")
+    return Check("onnxruntime", cpu or gpu or "")
 
 
 def _accelerators() -> list[Check]:
@@ -121,7 +136,7 @@ def _cache() -> Check:
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        return Check("data cache", f"{root} is not writable ({error.strerror}); set DUCAT_CACHE", ok=False)
+        return Check("data cache", f"{root} is not writable ({error.strerror}); set DUCAT_CACHE", "FAIL")
     if not os.access(root, os.W_OK):
-        return Check("data cache", f"{root} is not writable; set DUCAT_CACHE", ok=False)
+        return Check("data cache", f"{root} is not writable; set DUCAT_CACHE", "FAIL")
     return Check("data cache", f"{root}, {shutil.disk_usage(root).free / 2**30:.0f} GiB free")

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
-from ducat_serve.attacked_examples import FILE_NAME
-from ducat_serve.checkpoint import checkpoint_path, read_checkpoint, write_checkpoint
-from ducat_serve.cli.options import PIXEL_SIZE, common, data_options, device_option
+from ducat_serve.atomic import write_text
+from ducat_serve.cli.options import PIXEL_SIZE, ModelPath, common, data_options, device_option
 from ducat_serve.cli.release_gate import Bar, require
 from ducat_serve.cli.report_table import show_report
 from ducat_serve.cli.threads_option import threads_option
-from ducat_serve.errors import InterruptedRun, UsageError, missing_extra
+from ducat_serve.errors import UsageError
 from ducat_serve.output import Output
-from ducat_serve.report import RobustnessReport
-from ducat_serve.spec import ModelSpec
 from ducat_serve.threads import choose_threads
 
 if TYPE_CHECKING:
@@ -27,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command("evaluate")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=ModelPath("safetensors"))
 @click.option(
     "--split", type=click.Choice(["val", "test"]), default="test", show_default=True, help="Which images."
 )
@@ -56,6 +51,11 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on after the last attack of an interrupted evaluation.")
 @click.option(
+    "--replace",
+    is_flag=True,
+    help="Store the report even where the one that is stored already says more.",
+)
+@click.option(
     "--bar", type=Bar(), help="Exit 3 unless both hold, e.g. clean=0.80,worst_case=0.45: a release gate."
 )
 @click.option(
@@ -82,6 +82,7 @@ def command(
     batch_size: int,
     seed: int,
     resume: bool,
+    replace: bool,
     bar: dict[str, float] | None,
     checkpoint: Path | None,
     dataset: str | None,
@@ -92,13 +93,15 @@ def command(
     threads: int | None,
     json: bool,
 ) -> None:
-    """Measure clean and robust accuracy of MODEL (a model.safetensors, its run folder, or a model.onnx).
+    """Measure clean and robust accuracy of MODEL (a model.safetensors, its run folder, a model.onnx, a bundled model).
 
     The attack is run on the deployed function, the one that is exported and served: it knows the fold and
     the dummies. The report is stored in the checkpoint and follows it into the exported model.
 
     A .onnx file has no gradients: it is attacked by its scores and by images made on its checkpoint. The
     white-box report that it got from there stays; in another precision it has none, and this one is stored.
+
+    Of a bundled model (`ducat models`) a copy in the current folder is measured, and gets the report.
 
     \b
     Example:
@@ -110,18 +113,14 @@ def command(
     """
     choose_threads(threads)
 
-    from ducat_serve.atomic import write_text
-    from training.attacks.ball import Ball
-    from training.evaluation.evaluate import evaluate
-    from training.evaluation.kept import ExampleKeeper
-    from training.evaluation.prepare import Request, prepare
+    from ducat_serve.library.evaluation import measure
+    from training.evaluation.prepare import Request
 
     output = Output(json)
-    path = checkpoint_path(model)
     if out is not None and not out.parent.is_dir():
         raise UsageError(f"--out: there is no folder {out.parent}.")
     request = Request(
-        path,
+        model,
         checkpoint=checkpoint,
         split=split,
         norm=norm,
@@ -136,59 +135,13 @@ def command(
         offline=offline,
         device=device,
     )
-    prepared = prepare(request, output)
-    store = _store_in_export(prepared.spec) if path.suffix == ".onnx" else _store_in_checkpoint
-    keeper = ExampleKeeper() if path.suffix != ".onnx" else None
-    prepared.state.begin(resume=resume, output=output)
-    try:
-        report = evaluate(prepared.subject, prepared.plan, output, prepared.state, keeper)
-    except KeyboardInterrupt:
-        raise InterruptedRun(
-            signal.SIGINT,
-            "interrupted; what the finished attacks found is kept.",
-            f"ducat evaluate {model} --resume (and the same options)",
-        ) from None
-    show_report(report, prepared.spec, output)
-    store(path, prepared.spec, report, output)
-    if keeper is not None:
-        ball = Ball(prepared.plan.threat_model.norm, prepared.plan.threat_model.eps)
-        kept = keeper.examples(report.weights_digest, ball)
-        write_text(path.with_name(FILE_NAME), kept.model_dump_json() + "\n")
-    prepared.state.remove()
+    measured = measure(request, output, resume=resume)
+    report = measured.report
+    show_report(report, measured.spec, output)
+    measured.store(output, replace=replace)
+    measured.state.remove()
     if out is not None:
         write_text(out, report.model_dump_json(indent=2) + "\n")
     if bar is not None:
         require(report, bar)  # its error is then the one document on stdout; --out has the report
     output.result(report.model_dump(mode="json"))
-
-
-def _store_in_checkpoint(path: Path, spec: ModelSpec, report: RobustnessReport, output: Output) -> None:
-    from training.evaluation.comparison import losses
-
-    old = spec.robustness
-    if old is not None and (found := losses(old, report)):
-        output.warn(
-            f"this report ({', '.join(found)}) replaces: {old.summary()}. Measure again with --suite standard."
-        )
-    _, tensors = read_checkpoint(path)
-    write_checkpoint(path, tensors, spec.model_copy(update={"robustness": report}))
-    output.say(f"Stored in {path}.\nNext: ducat export {path}")
-
-
-def _store_in_export(spec: ModelSpec) -> Callable[[Path, ModelSpec, RobustnessReport, Output], None]:
-    """How a report of an exported file is kept: a white-box report that is there already stays."""
-    white_box = spec.robustness
-    if white_box is not None and white_box.artefact == "checkpoint":
-        stays = f"stays: {white_box.summary()}."
-        return lambda path, _spec, _report, output: output.say(f"The white-box report inside {path} {stays}")
-    try:  # before hours of attack, not after
-        from export.model_card import update_card
-        from export.onnx_writer import store_report
-    except ImportError as error:
-        raise missing_extra(error.name or "onnx", "export") from error
-
-    def store(path: Path, _spec: ModelSpec, report: RobustnessReport, output: Output) -> None:
-        update_card(store_report(path, report), path)
-        output.say(f"Stored in {path}: attacks by scores are all that can be said of it.")
-
-    return store

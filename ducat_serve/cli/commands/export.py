@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ducat_serve.cli.options import common, data_options
-from ducat_serve.errors import DataError, DucatError
+from ducat_serve.cli.options import ModelPath, common, data_options
+from ducat_serve.errors import command_line
 from ducat_serve.output import Output
 from ducat_serve.report import NOT_MEASURED
-from ducat_serve.spec import ModelSpec
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from ducat_serve.attacked_examples import AttackedExamples
     from ducat_serve.report import ExportPrecision
-
-REAL_IMAGES = 64  # for the parity check
-REFERENCE_IMAGES = 1000  # for what the model answered at export
 
 
 @click.command("export")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=ModelPath("safetensors"))
 @click.option("--onnx", is_flag=True, default=True, help="Export to ONNX (the only format so far).")
 @click.option(
     "--precision",
@@ -38,7 +29,7 @@ REFERENCE_IMAGES = 1000  # for what the model answered at export
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="File to write.  [default: model.onnx or model-float16.onnx beside MODEL]",
+    help="File to write.  [default: model.onnx or model-float16.onnx beside MODEL; of a bundled one NAME.onnx here]",
 )
 @click.option(
     "--examples",
@@ -59,7 +50,7 @@ def command(
     offline: bool,  # noqa: ARG001 (export never downloads)
     json: bool,
 ) -> None:
-    """Export MODEL (a model.safetensors or its run folder) to ONNX with C outputs.
+    """Export MODEL (a model.safetensors, its run folder, or a bundled model) to ONNX with C outputs.
 
     The fold from 2C to C logits is inside the graph. The file is compared with torch before it is kept;
     where they differ the command exits with code 3 and leaves no file. A model card (.md) goes beside it.
@@ -68,40 +59,33 @@ def command(
     Example:
       ducat export runs/digits/model.safetensors --onnx
     """
-    from ducat_serve.atomic import write_text
-    from ducat_serve.checkpoint import checkpoint_path
     from ducat_serve.errors import missing_extra
 
     try:
-        from export.model_card import model_card
-        from export.onnx_writer import export_onnx
+        from ducat_serve.library.exporting import export
     except ImportError as error:
         raise missing_extra(error.name or "onnx", "export") from error
 
     output = Output(json)
-    checkpoint = checkpoint_path(model)
-    target = out or checkpoint.with_name(
-        "model.onnx" if precision == "float32" else f"model-{precision}.onnx"
+    exported = export(
+        model,
+        out=out,
+        precision=precision,
+        examples=examples,
+        dataset=dataset,
+        data_dir=data_dir,
+        output=output,
     )
-    real = _real_images(checkpoint, dataset, data_dir, output)
-    spec, parity = export_onnx(
-        checkpoint,
-        target,
-        None if real is None else real[:REAL_IMAGES],
-        precision,
-        reference=real,
-        examples=_kept_examples(checkpoint) if examples else None,
-    )
-    card = target.with_suffix(".md")
-    write_text(card, model_card(spec, target.name))
-    output.say(
+    target, card, spec, parity = exported.model, exported.card, exported.spec, exported.parity
+    output.text(
         f"{target}: {target.stat().st_size:,} bytes, {spec.num_classes} classes, fold {spec.fold}, {precision}."
     )
-    output.say(f"{card}: the model card" + (f" ({NOT_MEASURED})." if spec.robustness is None else "."))
-    output.say(
+    output.text(f"{card}: the model card" + (f" ({NOT_MEASURED})." if spec.robustness is None else "."))
+    output.text(
         f"Parity with torch on {parity.images} images ({parity.real_images} real): "
-        f"logits within {parity.max_logit_difference:.1e}, labels equal.\nNext: ducat serve {target}"
+        f"logits within {parity.max_logit_difference:.1e}, labels equal."
     )
+    output.next(command_line("ducat", "serve", target))
     output.result(
         {
             "model": str(target),
@@ -117,40 +101,3 @@ def command(
             },
         }
     )
-
-
-def _kept_examples(checkpoint: Path) -> AttackedExamples:
-    from ducat_serve.attacked_examples import FILE_NAME, MOST_BYTES, AttackedExamples
-    from ducat_serve.checkpoint import read_spec
-
-    file = checkpoint.with_name(FILE_NAME)
-    try:
-        with file.open(encoding="utf-8") as stream:
-            text = stream.read(MOST_BYTES + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"There are no attacked images in {file}.", f"ducat evaluate {shlex.quote(str(checkpoint))}"
-        ) from error
-    return AttackedExamples.from_json(text, read_spec(checkpoint), str(file))
-
-
-def _real_images(
-    checkpoint: Path, dataset: str | None, data_dir: Path | None, output: Output
-) -> NDArray[np.uint8] | None:
-    """Some val images of the data set that the model was trained on, if they are on this machine."""
-    from ducat_serve.checkpoint import read_spec
-    from training.run.dataset import load_training_data
-
-    spec: ModelSpec = read_spec(checkpoint)
-    try:
-        data = load_training_data(
-            checkpoint, spec, dataset=dataset, data_dir=data_dir, offline=True, output=output
-        )
-    except (ImportError, DucatError) as error:
-        reason = getattr(error, "cause", str(error))
-        output.warn(
-            f"the parity check has no real images, and nothing is kept to see drift by: {reason} "
-            "Name them with --data-dir or --dataset."
-        )
-        return None
-    return data.val.images[:REFERENCE_IMAGES]

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ducat_serve.checkpoint import checkpoint_path, file_sha256
-from ducat_serve.cli.options import common
+from ducat_serve.cli.options import ModelPath, common
 from ducat_serve.model_file import read_verified_spec
 from ducat_serve.output import Output
 from ducat_serve.report import NOT_MEASURED
@@ -15,10 +15,10 @@ from ducat_serve.report_text import DIGESTS, NOT_RECORDED
 
 
 @click.command("inspect")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=ModelPath("safetensors"))
 @common
 def command(model: Path, json: bool) -> None:
-    """Show what MODEL (.safetensors, .onnx or a run folder) says about itself, and check its digests.
+    """Show what MODEL (.safetensors, .onnx, a run folder or a bundled model) says about itself, and check its digests.
 
     \b
     Example:
@@ -48,6 +48,8 @@ def command(model: Path, json: bool) -> None:
         ("trained on", spec.training.get("data", NOT_RECORDED)),
         ("method", f"{method}, ducat {recipe['ducat']}"),
         ("recipe", f"{recipe['epochs']} epochs, seed {recipe['seed']}" if spec.recipe else NOT_RECORDED),
+        ("trained by", spec.command or NOT_RECORDED),
+        ("git revision", spec.git_revision or NOT_RECORDED),
         ("robustness", robustness),
         ("weights digest", spec.weights_digest),
         *extra.items(),

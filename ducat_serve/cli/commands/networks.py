@@ -20,7 +20,7 @@ def command(json: bool) -> None:
     """
     output = Output(json)
     output.table(
-        "Networks",
+        "",
         ("name", "parameters", "what it is"),
         ((info.name, f"{info.parameters:,}", info.summary) for info in NETWORKS.values()),
     )

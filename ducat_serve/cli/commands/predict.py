@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 from numpy.typing import NDArray
 
-from ducat_serve.cli.options import common, device_option
-from ducat_serve.errors import DataError, missing_extra
-from ducat_serve.images import ImageError, decode, fit, to_array
+from ducat_serve.bundled import bundled_name
+from ducat_serve.cli.image_arguments import ImageArgument, image_arguments
+from ducat_serve.cli.options import ModelPath, common, device_option
+from ducat_serve.cli.prediction_output import CsvOutput, Named, print_predictions
+from ducat_serve.errors import DataError, DucatError, UsageError, missing_extra
 from ducat_serve.output import Output
+from ducat_serve.prediction import read_image, split_up
 from ducat_serve.predictor import Device, Predictions, Predictor
 from ducat_serve.spec import ModelSpec
 
@@ -23,35 +26,95 @@ Infer = Callable[[NDArray[np.uint8]], Predictions]
 
 
 @click.command("predict")
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("model", type=ModelPath("onnx"))
+@click.argument("images", nargs=-1, required=True)
 @click.option(
-    "--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Classes shown per image."
+    "--top",
+    "--top-k",
+    "top_k",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Classes shown per image.",
 )
+@click.option("--csv", is_flag=True, help="Print CSV, a row per image as soon as it is predicted.")
 @device_option
 @common
-def command(model: Path, images: tuple[Path, ...], top_k: int, device: Device, json: bool) -> None:
-    """Predict IMAGES with MODEL: a model.onnx (torch is not needed) or a model.safetensors.
+def command(model: Path, images: tuple[str, ...], top_k: int, csv: bool, device: Device, json: bool) -> int:
+    """Predict IMAGES with MODEL: a model.onnx, a bundled model (`ducat models`) or a model.safetensors.
+
+    Only a model.safetensors needs torch.
+
+    IMAGES are files (PNG, JPEG, WebP, BMP; the first frame of a GIF, the first page of a TIFF), folders with all that
+    is below them, patterns such as 'photos/*.jpg', or - for one image on stdin.
+
+    Predictions go to stdout: a table on a terminal, elsewhere a line per image with tabs between image, label,
+    confidence, dummy mass and the further classes. An image that cannot be read does not stop the others; the command
+    then ends with exit code 4.
 
     \b
     Example:
+      ducat predict digits-small digit.png
       ducat predict model.onnx photo.jpg
-      ducat predict runs/digits/model.safetensors a.png b.png --json
+      ducat predict model.onnx photos/ --csv > predictions.csv
+      ducat predict runs/digits/model.safetensors a.png 'more/*.png' --json
+      curl -s https://example.org/photo.jpg | ducat predict model.onnx - --top 3
     """
     output = Output(json)
+    if csv and output.as_json:
+        raise UsageError("--csv and --json are two forms of the same; choose one.")
     spec, infer = _open(model, device, output)
-    predictions: list[dict[str, Any]] = []
-    for start in range(0, len(images), BATCH_SIZE):
-        paths = images[start : start + BATCH_SIZE]
-        answer = infer(np.stack([_read(path, spec) for path in paths]))
-        answers = answer.to_json(spec.labels, top_k)
-        predictions += [{"image": str(path), **entry} for path, entry in zip(paths, answers, strict=True)]
-    output.table(
-        f"{model} ({spec.network}, {spec.num_classes} classes)",
-        ("image", "label", "confidence", "dummy mass"),
-        ((p["image"], p["label"], f"{p['confidence']:.1%}", f"{p['dummy_mass']:.3f}") for p in predictions),
-    )
-    output.result({"model": str(model), "predictions": predictions})
+    table = CsvOutput(top_k, spec.num_classes) if csv else None
+    found: list[Named] = []
+    entries: list[dict[str, object]] = []
+    failed: list[dict[str, str]] = []
+    for batch in _batches(image_arguments(images, output)):
+        readable, pixels = _read(batch, spec, failed, output)
+        if not readable:
+            continue
+        answer = infer(np.stack(pixels))
+        predictions = list(zip(readable, split_up(answer, spec.labels), strict=True))
+        if table is not None:
+            table.write(predictions)
+        elif output.as_json:
+            rows = zip(readable, answer.to_json(spec.labels, top_k), strict=True)
+            entries += [{"image": name, **entry} for name, entry in rows]
+        else:
+            found += predictions
+    if found:
+        print_predictions(
+            f"{bundled_name(model) or model} ({spec.network}, {spec.num_classes} classes)",
+            found,
+            top_k,
+            output,
+        )
+    output.result({"model": str(model), "predictions": entries, "failed": failed})
+    if failed:
+        output.fail(f"{len(failed)} of the images could not be predicted; they are named above.", None)
+        return DataError.exit_code
+    return 0
+
+
+def _batches(images: Iterator[ImageArgument]) -> Iterator[list[ImageArgument]]:
+    while batch := list(islice(images, BATCH_SIZE)):
+        yield batch
+
+
+def _read(
+    batch: list[ImageArgument], spec: ModelSpec, failed: list[dict[str, str]], output: Output
+) -> tuple[list[str], list[NDArray[np.uint8]]]:
+    """The names and pixels of those that can be read; the others are named on stderr and added to ``failed``."""
+    names: list[str] = []
+    pixels: list[NDArray[np.uint8]] = []
+    for image in batch:
+        try:
+            pixels.append(read_image(image.read(), spec, image.name))
+        except DucatError as error:
+            output.warn(error.cause)
+            failed.append({"image": image.name, "error": error.cause})
+        else:
+            names.append(image.name)
+    return names, pixels
 
 
 def _open(model: Path, device: Device, output: Output) -> tuple[ModelSpec, Infer]:
@@ -59,7 +122,7 @@ def _open(model: Path, device: Device, output: Output) -> tuple[ModelSpec, Infer
         return _open_checkpoint(model, device, output)
     predictor = Predictor(model, device=device)
     if predictor.fallback_reason:
-        output.say(f"Device: cpu ({predictor.fallback_reason})")
+        output.detail(f"Device: cpu; {predictor.fallback_reason}.")
     return predictor.spec, predictor
 
 
@@ -82,12 +145,3 @@ def _open_checkpoint(model: Path, device: Device, output: Output) -> tuple[Model
         return Predictions(logits, label, mass)
 
     return raw.spec, infer
-
-
-def _read(path: Path, spec: ModelSpec) -> NDArray[np.uint8]:
-    try:
-        return to_array(fit(decode(path.read_bytes()), spec.image_size), spec.channels)
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror}.") from error
-    except ImageError as error:
-        raise DataError(f"{path}: {error}.", "give PNG, JPEG, WebP or BMP files") from error

@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
+from ducat_serve.cli.completion import complete_recipes
 from ducat_serve.cli.options import common
-from ducat_serve.errors import UsageError
+from ducat_serve.errors import UsageError, command_line
 from ducat_serve.output import Output
 
 
@@ -28,19 +29,22 @@ def command(ctx: click.Context, json: bool) -> None:
     """
     if ctx.invoked_subcommand is not None:
         return
-    from training.recipes import load_recipe, recipe_cost, recipe_names
+    from training.recipes import load_recipe, recipe_cost, recipe_names, recipe_reached
 
     output = Output(json)
     recipes = {name: load_recipe(name) for name in recipe_names()}
     costs = {name: recipe_cost(name) for name in recipes}
-    columns = ("network", "method", "epochs")
-    rows = [(name, *(recipe[column] for column in columns), costs[name]) for name, recipe in recipes.items()]
-    output.table("Recipes", ("name", *columns, "cost"), rows)
-    output.result({"recipes": recipes, "costs": costs})
+    reached = {name: recipe_reached(name) for name in recipes}
+    rows = [
+        (name, f"{r['network']}, {r['method']}, {r['epochs']} epochs", costs[name], reached[name])
+        for name, r in recipes.items()
+    ]
+    output.table("", ("name", "trains", "cost", "reached"), rows)
+    output.result({"recipes": recipes, "costs": costs, "reached": reached})
 
 
 @command.command("show")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_recipes)
 @common
 def show(name: str, json: bool) -> None:
     """Show every setting of the recipe NAME.
@@ -53,12 +57,12 @@ def show(name: str, json: bool) -> None:
 
     output = Output(json)
     recipe = load_recipe(name)
-    output.say(_as_config(recipe).rstrip())
+    output.text(_as_config(recipe).rstrip())
     output.result({"name": name, "recipe": recipe})
 
 
 @command.command("copy")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_recipes)
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @common
 def copy(name: str, file: Path, json: bool) -> None:
@@ -76,7 +80,7 @@ def copy(name: str, file: Path, json: bool) -> None:
         raise UsageError(f"{file} exists already.", "choose another name, or delete it")
     text = f"# From the recipe {name}; ducat train --config {file.name}\n" + _as_config(load_recipe(name))
     atomic.write_text(file, text)
-    output.say(f"Next: ducat train --config {file}")
+    output.next(command_line("ducat", "train", "--config", file))
     output.result({"name": name, "file": str(file)})
 
 

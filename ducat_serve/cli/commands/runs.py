@@ -8,15 +8,15 @@ from typing import Any
 import click
 
 from ducat_serve.cli.options import common
-from ducat_serve.errors import DucatError
+from ducat_serve.errors import DataError, DucatError, command_line
 from ducat_serve.output import Output
 from ducat_serve.report import NOT_MEASURED
 
 
 @click.command("runs")
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"))
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), required=False)
 @common
-def command(folder: Path, json: bool) -> None:
+def command(folder: Path | None, json: bool) -> None:
     """List the training runs in FOLDER (runs/ by default): state, epoch, accuracies.
 
     \b
@@ -25,12 +25,18 @@ def command(folder: Path, json: bool) -> None:
       ducat runs ~/experiments --json
     """
     output = Output(json)
+    if folder is not None and not folder.is_dir():
+        raise DataError(
+            f"There is no folder {folder}.", "ducat runs FOLDER, with the folder that runs are in"
+        )
+    folder = folder or Path("runs")
     runs = [_describe(path.parent) for path in sorted(folder.glob("*/config.json"))]
     if not runs:
-        output.warn(f"there is no run in {folder}. Next: ducat train --out {folder}/NAME")
+        output.warn(f"there is no run in {folder}.")
+        output.next(command_line("ducat", "train", "--dataset", "digits", "--out", folder / "NAME"))
     else:
         output.table(
-            f"Runs in {folder}",
+            "",
             ("run", "state", "epoch", "method", "val clean", "val PGD", "worst"),
             [
                 (
@@ -55,7 +61,7 @@ def _describe(path: Path) -> dict[str, Any]:
 
     folder = RunFolder(path)
     try:
-        config, _ = folder.read()
+        config = folder.read_recorded()
         spec = read_spec(folder.model) if folder.model.is_file() else None
         rows = folder.read_metrics()
     except DucatError as error:

@@ -9,13 +9,13 @@ from pathlib import Path
 import click
 
 from ducat_serve.cli.on_the_fly import exported
-from ducat_serve.cli.options import FiniteRange, common, device_option
+from ducat_serve.cli.options import FiniteRange, ModelPath, common, device_option
 from ducat_serve.errors import missing_extra
 from ducat_serve.output import Output
 
 
 @click.command("serve")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=ModelPath("onnx"))
 @click.option(
     "--host", default="127.0.0.1", show_default=True, help="IP address; 0.0.0.0 for every interface."
 )
@@ -142,12 +142,13 @@ def command(
 ) -> None:
     """Serve MODEL over HTTP with BentoML, until SIGTERM or Ctrl-C; SIGHUP reads it again.
 
-    MODEL is a model.onnx, a folder with one, or a model repository: a folder with NAME/VERSION/model.onnx. A
-    model.safetensors, or a run folder without a model.onnx, is exported first, beside itself.
+    MODEL is a model.onnx, a folder with one, a bundled model (`ducat models`), or a model repository: a folder with
+    NAME/VERSION/model.onnx. A model.safetensors, or a run folder without a model.onnx, is exported first, beside it.
 
     \b
     Example:
       ducat serve model.onnx --port 3000
+      ducat serve digits-small
       curl -F image=@photo.jpg http://127.0.0.1:3000/v1/predict
     """
     output = Output(json)

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ducat_serve.cli.completion import complete_recipes
 from ducat_serve.cli.options import common, data_options, device_option
 from ducat_serve.cli.threads_option import threads_option
 from ducat_serve.cli.train_options import train_options
+from ducat_serve.errors import command_line
 from ducat_serve.output import Output
 from ducat_serve.threads import choose_threads
+from ducat_serve.threat_model import format_size
 
 if TYPE_CHECKING:
     from ducat_serve.cli.main import Invocation
-    from training.run.folder import RunFolder
     from training.run.metrics import RunSummary
     from training.trainer import Trainer
 
@@ -25,7 +27,11 @@ ROBUSTNESS_LOSS = 0.02  # accuracy on val; less is noise
 
 
 @click.command("train")
-@click.option("--recipe", help="Whose defaults to take; see `ducat recipes`.  [default: the data set's]")
+@click.option(
+    "--recipe",
+    shell_complete=complete_recipes,
+    help="Whose defaults to take; see `ducat recipes`.  [default: the data set's]",
+)
 @train_options
 @click.option(
     "--initial-checkpoint",
@@ -85,7 +91,7 @@ def command(
     """
     choose_threads(threads)
 
-    from training.distributed.processes import ProcessGroup, launched, local_device
+    from training.distributed.processes import launched
 
     if devices is not None and devices > 1 and not launched():
         from training.distributed.launch import launch
@@ -95,38 +101,35 @@ def command(
 
     from training.device import choose_device
     from training.initial import InitialWeights
-    from training.run.dataset import load_run_data
+    from training.provenance import Provenance, git_revision, training_command
     from training.run.folder import RunFolder
-    from training.run.start import new_config, require_unchanged, train
-    from training.trainer import Trainer
+    from training.run.start import Machine, new_config, opened, require_unchanged, train
 
     output = Output(json)
-    torch_device = local_device(choose_device(device, output))
-    processes = ProcessGroup.join(torch_device)
-    if not processes.is_first:
-        output = Output(silent=True)
-    try:
-        initial = None
-        if resume is not None:
-            folder = RunFolder(resume)
-            config, stored_data_dir = folder.read()
-            data_dir = data_dir or stored_data_dir
-            start_only = {"--out": out, "--recipe": recipe, "--initial-checkpoint": initial_checkpoint}
-            require_unchanged(config, given, start_only, resume)
-        else:
-            initial = InitialWeights.read(initial_checkpoint) if initial_checkpoint else None
-            config = new_config(given, recipe, initial, torch_device)
-            folder = RunFolder(out) if out else RunFolder.default(config)
-        dataset = load_run_data(config, data_dir, offline, output, processes)
-        if initial is not None:
-            initial.require_fit(config, dataset)
-        trainer = Trainer(config, dataset, folder, torch_device, output, initial=initial, processes=processes)
+    torch_device = choose_device(device, output)
+    initial = None
+    if resume is not None:
+        folder = RunFolder(resume)
+        config, stored_data_dir = folder.read()
+        provenance = folder.read_provenance()
+        data_dir = data_dir or stored_data_dir
+        start_only = {"--out": out, "--recipe": recipe, "--initial-checkpoint": initial_checkpoint}
+        require_unchanged(config, given, start_only, resume)
+    else:
+        initial = InitialWeights.read(initial_checkpoint) if initial_checkpoint else None
+        config = new_config(given, recipe, initial, torch_device)
+        folder = RunFolder(out) if out else RunFolder.default(config)
+        recorded = {"recipe", "initial_checkpoint", *given}
+        options = {p.name: ctx.params[p.name] for p in ctx.command.params if p.name in recorded}
+        provenance = Provenance(training_command(options), git_revision())
+    machine = Machine(torch_device, data_dir, offline)
+    with opened(config, folder, machine, output, initial=initial, provenance=provenance) as trainer:
         if dry_run:
-            _show_estimate(trainer, output)
+            if resume is not None:
+                trainer.take_up()
+            _show_estimate(trainer, trainer.output)
         else:
-            _show(train(trainer, data_dir, resumed=resume is not None), folder, output)
-    finally:
-        processes.leave()
+            _show(train(trainer, data_dir, resumed=resume is not None), trainer, trainer.output)
     return 0
 
 
@@ -143,15 +146,33 @@ def _show_estimate(trainer: Trainer, output: Output) -> None:
             ("peak memory", f"{cost['peak_memory_bytes'] / 1e9:.2f} GB"),
             ("steps per epoch", f"{cost['steps_per_epoch']:,}"),
             ("one epoch, with validation", per_epoch),
-            (f"all {config.epochs} epochs", str(timedelta(seconds=round(cost["estimated_seconds"])))),
+            (
+                f"{cost['epochs_left']} of {config.epochs} epochs",
+                str(timedelta(seconds=round(cost["estimated_seconds"]))),
+            ),
         ],
     )
-    output.result(cost)
+    settings = config.model_dump(mode="json")
+    output.table(
+        "Settings", ("", ""), [(name.replace("_", "-"), _shown(name, settings[name])) for name in settings]
+    )
+    output.result({**cost, "config": settings})
 
 
-def _show(summary: RunSummary, folder: RunFolder, output: Output) -> None:
+def _shown(name: str, value: object) -> str:
+    if name in ("eps", "step_size") and isinstance(value, float):
+        return format_size(value)
+    return "" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _show(summary: RunSummary, trainer: Trainer, output: Output) -> None:
+    from training.recipes import recommended_recipe
+
+    folder, dataset = trainer.folder, trainer.config.dataset
     before = summary.pre_dummy_val_pgd_accuracy
-    if before is not None and summary.best_val_pgd_accuracy < before - ROBUSTNESS_LOSS:
+    # A run knows what dummies cost only from its own epoch before them.
+    dummies_cost = before is not None and summary.best_val_pgd_accuracy < before - ROBUSTNESS_LOSS
+    if dummies_cost:
         output.warn(
             f"with dummies the deployed function is less robust: PGD val accuracy {before:.1%} before the dummy "
             f"phase, {summary.best_val_pgd_accuracy:.1%} now. Compare with --ducat off and --ducat folded; "
@@ -168,5 +189,10 @@ def _show(summary: RunSummary, folder: RunFolder, output: Output) -> None:
             ("curves", folder.curves),
         ],
     )
-    output.say(f"Next: ducat evaluate {folder.path}")
+    output.next(command_line("ducat", "evaluate", folder.path))
+    recommended = recommended_recipe(dataset, on_gpu=trainer.device.type == "cuda")
+    # The method of those recipes is made for linf alone.
+    if dummies_cost and recommended is not None and trainer.config.norm == "linf":
+        command = command_line("ducat", "train", "--dataset", dataset, "--recipe", recommended)
+        output.say(f"We recommend a recipe without dummies for these data: {command}")
     output.result(asdict(summary))

@@ -177,7 +177,7 @@ def test_inspect_shows_it_or_says_not_measured(
     captured = capsys.readouterr()
     assert json.loads(captured.out)["spec"]["robustness"] == "robustness not measured"
     assert run(["inspect", str(run_folder)]) == 0
-    assert "robustness not measured" in capsys.readouterr().err
+    assert "robustness not measured" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,58 @@
+"""`ducat models`."""
+
+from __future__ import annotations
+
+import click
+
+from ducat_serve.cli.options import common
+from ducat_serve.output import Output
+
+
+@click.command("models")
+@common
+def command(json: bool) -> None:
+    """List the trained models that come with the package. Their names stand for MODEL in every command.
+
+    Accuracies are measured on test images by the standard suite (`ducat evaluate --suite standard`), with 95 %
+    intervals. Network, origin and digests are in `ducat models --json` and `ducat inspect NAME`.
+
+    \b
+    Example:
+      ducat models
+      ducat predict digits-small photo.png
+      ducat serve digits-small
+    """
+    from ducat_serve.bundled import KINDS, bundled_models
+
+    output = Output(json)
+    models = tuple(bundled_models().values())
+    output.table(
+        "",
+        ("name", "data set", "weights", "clean, %", "worst case, %", "against"),
+        (
+            (
+                model.name,
+                model.dataset,
+                f"{model.parameters / 1e6:.2f} M",
+                _percent(model.clean_accuracy, model.clean_interval),
+                _percent(model.worst_case_accuracy, model.worst_case_interval),
+                model.threat_model,
+            )
+            for model in models
+        ),
+    )
+    if models:
+        output.next(f"ducat serve {models[0].name}")
+    output.result(
+        {
+            "models": [
+                {**model.model_dump(mode="json"), "files": {kind: str(model.path(kind)) for kind in KINDS}}
+                for model in models
+            ]
+        }
+    )
+
+
+def _percent(accuracy: float, interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"{100 * accuracy:.1f} ({100 * low:.1f}-{100 * high:.1f})"

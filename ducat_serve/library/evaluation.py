@@ -1,0 +1,193 @@
+"""`ducat_serve.evaluate`: measure the deployed function, and keep the report in the model."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from ducat_serve.atomic import write_bytes, write_text
+from ducat_serve.attacked_examples import FILE_NAME, AttackedExamples
+from ducat_serve.bundled import bundled_name, model_path
+from ducat_serve.checkpoint import checkpoint_path, read_checkpoint, read_spec, write_checkpoint
+from ducat_serve.errors import InterruptedRun, UsageError, command_line, missing_extra
+from ducat_serve.output import Output
+from ducat_serve.predictor import Device
+from ducat_serve.report import RobustnessReport
+from ducat_serve.spec import ModelSpec
+from ducat_serve.threat_model import Norm, parse_size
+from training.evaluation.comparison import losses
+from training.evaluation.evaluate import evaluate as run_evaluation
+from training.evaluation.kept import ExampleKeeper
+from training.evaluation.prepare import Request, prepare
+from training.evaluation.state import EvaluationState
+
+_Store = Callable[[RobustnessReport, Output], None]
+
+
+def evaluate(
+    model: str | Path,
+    *,
+    suite: str = "quick",
+    attacks: Sequence[str] = (),
+    split: Literal["val", "test"] = "test",
+    norm: Norm | None = None,
+    eps: float | str | None = None,
+    max_examples: int | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    dataset: str | None = None,
+    data_dir: str | Path | None = None,
+    offline: bool = False,
+    checkpoint: str | Path | None = None,
+    device: Device = "auto",
+    store: bool = True,
+    replace: bool = False,
+    resume: bool = False,
+    output: Output | None = None,
+) -> RobustnessReport:
+    """Measure clean and robust accuracy of the deployed function, as `ducat evaluate` does.
+
+    Args:
+        model: a `model.safetensors`, its run folder, a `model.onnx`, or as text the name of a bundled model, of which a
+            copy in the current folder is measured.
+        suite: "quick", "standard" or "full". attacks: names, instead of a suite.
+        split: which images. norm, eps: the threat model, in pixels of [0, 1], as trained unless given.
+        max_examples: only so many images of a seeded shuffle. batch_size: halved when memory runs out.
+        dataset: another one than it was trained on, or where folder:PATH is now. data_dir, offline: as for `train`.
+        checkpoint: of a `.onnx` model, the one it came from; `model.safetensors` beside it unless given.
+        store: keep the report in the model file, from which export and server take it, unless the one that is there
+            says more; ``replace`` stores it in any case.
+        resume: go on after the last attack of an interrupted evaluation.
+        output: where to say what happens; None prints on stderr as the command does, `Output(silent=True)` nothing.
+
+    Raises:
+        UsageError: an unknown name, or something that cannot be measured. DataError, VerificationError: as `load`.
+        InterruptedRun: Ctrl-C; what the finished attacks found is kept for ``resume``.
+
+    Example:
+        >>> report = evaluate("runs/digits", suite="standard")
+        >>> report.clean_accuracy, report.worst_case_accuracy, report.worst_case_interval
+        (0.95, 0.71, (0.66, 0.76))
+    """
+    output = output or Output()
+    request = Request(
+        model_path(model, "safetensors"),
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        split=split,
+        norm=norm,
+        eps=parse_size(eps) if isinstance(eps, str) else eps,
+        suite=suite,
+        attacks=tuple(attacks),
+        max_examples=max_examples,
+        batch_size=batch_size,
+        seed=seed,
+        dataset=dataset,
+        data_dir=None if data_dir is None else Path(data_dir),
+        offline=offline,
+        device=device,
+    )
+    measured = measure(request, output, resume=resume)
+    if store:
+        measured.store(output, replace=replace)
+    measured.state.remove()
+    return measured.report
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A finished evaluation. Its state is removed when the report is where it belongs."""
+
+    path: Path
+    spec: ModelSpec
+    report: RobustnessReport
+    state: EvaluationState
+    kept: AttackedExamples | None  # some of the attacked images, for `export`; None of an exported file
+    _store: _Store
+
+    def store(self, output: Output, *, replace: bool = False) -> None:
+        """Keep the report in the model file, attacked images beside it; a white-box report in an exported file stays.
+
+        A report that says more than this one also stays, unless it is to be replaced.
+        """
+        if replace or not self._says_less(output):
+            self._store(self.report, output)
+            if self.kept is not None:
+                write_text(self.path.with_name(FILE_NAME), self.kept.model_dump_json() + "\n")
+
+    def _says_less(self, output: Output) -> bool:
+        """Whether the report inside the file, of the same kind, says more than this one; then that is said."""
+        old = self.spec.robustness
+        if old is None or old.artefact != self.report.artefact or not (found := losses(old, self.report)):
+            return False
+        output.warn(
+            f"not stored, since it says less ({', '.join(found)}) than what {self.path} holds: {old.summary()}. "
+            "--replace stores it all the same, --out FILE keeps it beside."
+        )
+        return True
+
+
+def measure(request: Request, output: Output, *, resume: bool = False) -> Measured:
+    """Run the evaluation that is asked for. ``request.path`` may be a run folder or a bundled model."""
+    path = checkpoint_path(request.path)
+    if bundled_name(path) is not None:
+        path = _copy_here(path, output)
+    prepared = prepare(replace(request, path=path), output)
+    store = (_store_in_export if path.suffix == ".onnx" else _store_in_checkpoint)(path, prepared.spec)
+    keeper = None if path.suffix == ".onnx" else ExampleKeeper()
+    prepared.state.begin(resume=resume, output=output)
+    try:
+        report = run_evaluation(prepared.subject, prepared.plan, output, prepared.state, keeper)
+    except KeyboardInterrupt:
+        raise InterruptedRun(
+            signal.SIGINT,
+            "interrupted; what the finished attacks found is kept.",
+            f"{command_line('ducat', 'evaluate', path, '--resume')} (and the same options)",
+        ) from None
+    kept = keeper.examples(report.weights_digest, prepared.plan.threat_model) if keeper else None
+    return Measured(path, prepared.spec, report, prepared.state, kept, store)
+
+
+def _copy_here(bundled: Path, output: Output) -> Path:
+    """A copy of a bundled model to evaluate: reports are stored in the model, and the package is not written to."""
+    copy = Path(bundled.name)
+    if not copy.exists():
+        write_bytes(copy, bundled.read_bytes())
+        output.say(f"Evaluating a copy of the bundled model, {copy}, which gets the report.")
+    elif bundled_name(copy) or read_spec(copy).weights_digest != read_spec(bundled).weights_digest:
+        raise UsageError(
+            f"A copy of the bundled model is evaluated, but there is another {copy} here.",
+            "evaluate it in another folder",
+        )
+    return copy
+
+
+def _store_in_checkpoint(path: Path, spec: ModelSpec) -> _Store:
+    def store(report: RobustnessReport, output: Output) -> None:
+        _, tensors = read_checkpoint(path)
+        write_checkpoint(path, tensors, spec.model_copy(update={"robustness": report}))
+        output.say(f"Stored in {path}.")
+        output.next(command_line("ducat", "export", path))
+
+    return store
+
+
+def _store_in_export(path: Path, spec: ModelSpec) -> _Store:
+    """How a report of an exported file is kept: a white-box report that is there already stays."""
+    white_box = spec.robustness
+    if white_box is not None and white_box.artefact == "checkpoint":
+        stays = f"stays: {white_box.summary()}."
+        return lambda _report, output: output.say(f"The white-box report inside {path} {stays}")
+    try:  # before hours of attack, not after
+        from export.model_card import update_card
+        from export.onnx_writer import store_report
+    except ImportError as error:
+        raise missing_extra(error.name or "onnx", "export") from error
+
+    def store(report: RobustnessReport, output: Output) -> None:
+        update_card(store_report(path, report), path)
+        output.say(f"Stored in {path}: attacks by scores are all that can be said of it.")
+
+    return store

@@ -1,0 +1,115 @@
+"""`ducat_serve.export`: a checkpoint becomes an ONNX file with its model card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ducat_serve.atomic import write_text
+from ducat_serve.attacked_examples import FILE_NAME, MOST_BYTES, AttackedExamples
+from ducat_serve.bundled import bundled_name, model_path
+from ducat_serve.checkpoint import checkpoint_path, read_spec
+from ducat_serve.errors import DataError, DucatError, command_line
+from ducat_serve.output import Output
+from ducat_serve.report import ExportPrecision
+from ducat_serve.spec import ModelSpec
+from export.model_card import model_card
+from export.onnx_writer import export_onnx
+from export.parity import ParityReport
+
+REAL_IMAGES = 64  # for the parity check
+REFERENCE_IMAGES = 1000  # for what the model answered at export
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: the ONNX file, its model card, what the model is, and how it was compared with torch."""
+
+    model: Path
+    card: Path
+    spec: ModelSpec
+    parity: ParityReport
+
+
+def export(
+    model: str | Path,
+    *,
+    out: str | Path | None = None,
+    precision: ExportPrecision = "float32",
+    examples: bool = False,
+    dataset: str | None = None,
+    data_dir: str | Path | None = None,
+    output: Output | None = None,
+) -> Exported:
+    """Export a checkpoint to ONNX with C outputs, as `ducat export` does; the fold is inside the graph.
+
+    Args:
+        model: a `model.safetensors`, its run folder, or as text the name of a bundled model.
+        out: the file to write; `model.onnx` or `model-float16.onnx` beside the checkpoint unless given, and in the
+            current folder for a bundled model.
+        precision: of the network up to its head. float16 drops the robustness report: measure it again.
+        examples: put the attacked images that an evaluation kept into the file; whoever may ask the server sees them.
+        dataset, data_dir: where the real images of the comparison with torch are; as trained unless given.
+        output: where to warn; None prints on stderr, `Output(silent=True)` nothing.
+
+    Raises:
+        VerificationError: ONNX Runtime and torch disagree; no file is left. DataError: as `load`.
+
+    Example:
+        >>> exported = export("runs/digits")
+        >>> exported.model, exported.parity.max_logit_difference
+        (PosixPath('runs/digits/model.onnx'), 3.8e-06)
+    """
+    checkpoint = checkpoint_path(model_path(model, "safetensors"))
+    target = _default_target(checkpoint, precision) if out is None else Path(out)
+    folder = None if data_dir is None else Path(data_dir)
+    real = _real_images(checkpoint, dataset, folder, output or Output())
+    parity_images = None if real is None else real[:REAL_IMAGES]
+    kept = _kept_examples(checkpoint) if examples else None
+    spec, parity = export_onnx(checkpoint, target, parity_images, precision, reference=real, examples=kept)
+    card = target.with_suffix(".md")
+    write_text(card, model_card(spec, target.name))
+    return Exported(target, card, spec, parity)
+
+
+def _default_target(checkpoint: Path, precision: ExportPrecision) -> Path:
+    bundled = bundled_name(checkpoint)  # nothing is written into the package
+    default = Path(bundled) if bundled else checkpoint.with_name("model")
+    suffix = "" if precision == "float32" else f"-{precision}"
+    return default.with_name(f"{default.name}{suffix}.onnx")
+
+
+def _kept_examples(checkpoint: Path) -> AttackedExamples:
+    file = checkpoint.with_name(FILE_NAME)
+    try:
+        with file.open(encoding="utf-8") as stream:
+            text = stream.read(MOST_BYTES + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"There are no attacked images in {file}.", command_line("ducat", "evaluate", checkpoint)
+        ) from error
+    return AttackedExamples.from_json(text, read_spec(checkpoint), str(file))
+
+
+def _real_images(
+    checkpoint: Path, dataset: str | None, data_dir: Path | None, output: Output
+) -> NDArray[np.uint8] | None:
+    """Some val images of the data set that the model was trained on, if they are on this machine."""
+    spec: ModelSpec = read_spec(checkpoint)
+    try:
+        from training.run.dataset import load_training_data
+
+        data = load_training_data(
+            checkpoint, spec, dataset=dataset, data_dir=data_dir, offline=True, output=output
+        )
+    except (ImportError, DucatError) as error:
+        reason = getattr(error, "cause", str(error))
+        output.warn(
+            f"the parity check has no real images, and nothing is kept to see drift by: {reason} "
+            "Name them with --data-dir or --dataset."
+        )
+        return None
+    return data.val.images[:REFERENCE_IMAGES]

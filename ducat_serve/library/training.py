@@ -1,0 +1,128 @@
+"""`ducat_serve.train_config`, `train` and `resume`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ducat_serve.output import Output
+from ducat_serve.predictor import Device
+from ducat_serve.threat_model import parse_size
+from training.config import TrainConfig
+from training.device import choose_device
+from training.initial import InitialWeights
+from training.provenance import Provenance, git_revision
+from training.run.folder import RunFolder
+from training.run.metrics import RunSummary
+from training.run.start import Machine, new_config, opened
+from training.run.start import train as train_opened
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run: its folder, the checkpoint that was best on val, its settings, and what it reached."""
+
+    path: Path
+    model: Path
+    config: TrainConfig
+    summary: RunSummary
+
+
+def train_config(
+    dataset: str | None = None,
+    *,
+    recipe: str | None = None,
+    initial_checkpoint: str | Path | None = None,
+    device: Device = "auto",
+    **settings: Any,
+) -> TrainConfig:
+    """The settings of a run: a recipe, and what is given on top of it.
+
+    Args:
+        dataset: "digits", "cifar10", "cifar100", "tiny-imagenet" or "folder:PATH".
+        recipe: whose settings to start from; that of the data set unless given (`ducat recipes`).
+        initial_checkpoint: a `model.safetensors` or run folder that `train` will start from as well.
+        device: where it will be trained; the fastest arithmetic there is chosen unless ``precision`` is given.
+        settings: fields of `TrainConfig`, which are the options of `ducat train` with underscores. Sizes are in pixels
+            of [0, 1] and may be written as fractions: ``eps="8/255"``.
+
+    Raises:
+        UsageError: an unknown name or setting, a value out of range, or a combination that makes no sense.
+
+    Example:
+        >>> config = train_config("digits", epochs=5, eps=0.1)
+        >>> config.network, config.lr
+        ('resnet-small', 0.1)
+    """
+    sizes = {name: parse_size(value) for name, value in settings.items() if _is_fraction(name, value)}
+    given = {"network": None, "precision": None, **settings, **sizes, "dataset": dataset}
+    initial = None if initial_checkpoint is None else InitialWeights.read(Path(initial_checkpoint))
+    return new_config(given, recipe, initial, choose_device(device, Output(silent=True)))
+
+
+def train(
+    config: TrainConfig,
+    *,
+    out: str | Path | None = None,
+    initial_checkpoint: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    offline: bool = False,
+    device: Device = "auto",
+    output: Output | None = None,
+) -> TrainedRun:
+    """Train a robust classifier, as `ducat train` does. Two runs of one config on one CPU give equal weights.
+
+    Args:
+        config: the settings, from `train_config`.
+        out: the run folder; runs/DATASET-NETWORK-DUCAT unless given.
+        initial_checkpoint: the checkpoint that ``config`` was made for, whose weights the run starts from.
+        data_dir: where archives are or are downloaded to; the user's cache folder unless given. offline: no download.
+        device: "cuda" fails without a usable GPU; "auto" takes it if there is one.
+        output: where to say what happens; None prints on stderr as the command does, `Output(silent=True)` nothing.
+
+    Raises:
+        UsageError: the folder holds a run already, or the checkpoint does not fit. DataError: missing or corrupt data.
+        InterruptedRun: a signal stopped it; `resume` goes on.
+
+    Example:
+        >>> run = train(train_config("digits", epochs=5, eps=0.1), out="runs/digits")
+        >>> run.model, run.summary.best_val_pgd_accuracy
+        (PosixPath('runs/digits/model.safetensors'), 0.71)
+    """
+    output = output or Output()
+    initial = None if initial_checkpoint is None else InitialWeights.read(Path(initial_checkpoint))
+    folder = RunFolder.default(config) if out is None else RunFolder(Path(out))
+    machine = Machine(choose_device(device, output), None if data_dir is None else Path(data_dir), offline)
+    provenance = Provenance(git_revision=git_revision())
+    with opened(config, folder, machine, output, initial=initial, provenance=provenance) as trainer:
+        summary = train_opened(trainer, machine.data_dir, resumed=False)
+    return TrainedRun(folder.path, folder.model, config, summary)
+
+
+def resume(
+    path: str | Path,
+    *,
+    data_dir: str | Path | None = None,
+    offline: bool = False,
+    device: Device = "auto",
+    output: Output | None = None,
+) -> TrainedRun:
+    """Go on with the run in the folder ``path``, as if it had never stopped. Arguments are those of `train`.
+
+    Raises:
+        DataError: there is no run, its state is damaged, or the data is another.
+    """
+    output = output or Output()
+    folder = RunFolder(Path(path))
+    config, stored = folder.read()
+    machine = Machine(choose_device(device, output), stored, offline)
+    if data_dir is not None:
+        machine = replace(machine, data_dir=Path(data_dir))
+    with opened(config, folder, machine, output, provenance=folder.read_provenance()) as trainer:
+        summary = train_opened(trainer, machine.data_dir, resumed=True)
+    return TrainedRun(folder.path, folder.model, config, summary)
+
+
+def _is_fraction(name: str, value: object) -> bool:
+    return name in ("eps", "step_size") and isinstance(value, str)

@@ -1,0 +1,113 @@
+"""What a model says of one image, and the kinds of images that it may be asked about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ducat_serve.errors import DataError, UsageError
+from ducat_serve.images import FILE_FORMATS, ImageError, decode, fit, to_array, to_rgb
+from ducat_serve.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from ducat_serve.predictor import Predictions
+
+# A path, the bytes of a file, an opened image, or pixels: uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
+ImageLike = str | Path | bytes | Image.Image | NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A class that the model considers; ``confidence`` is its softmax probability, in [0, 1]."""
+
+    label: str
+    class_id: int
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one image.
+
+    >>> prediction.label, prediction.confidence
+    ('cat', 0.91)
+    >>> [choice.label for choice in prediction.top(3)]
+    ['cat', 'dog', 'fox']
+    """
+
+    label: str
+    class_id: int
+    confidence: float  # softmax probability of the label, in [0, 1]
+    dummy_mass: float  # in [0, 1]; 0 for a model without dummies
+    labels: tuple[str, ...] = field(repr=False)  # of all C classes
+    probabilities: NDArray[np.float32] = field(repr=False, compare=False)  # [C], summing to 1
+
+    def top(self, k: int = 5) -> list[Choice]:
+        """The ``k`` most probable classes, best first; all of them where there are fewer."""
+        order = np.argsort(-self.probabilities, kind="stable")[:k]
+        return [Choice(self.labels[i], int(i), float(self.probabilities[i])) for i in order]
+
+
+def split_up(predictions: Predictions, labels: Sequence[str]) -> list[Prediction]:
+    """The predictions of N images as N objects."""
+    names = tuple(labels)
+    return [
+        Prediction(names[label], int(label), float(row[label]), float(mass), names, row)
+        for label, mass, row in zip(
+            predictions.label, predictions.dummy_mass, predictions.probabilities, strict=True
+        )
+    ]
+
+
+def read_image(image: ImageLike, spec: ModelSpec, name: str = "the image") -> NDArray[np.uint8]:
+    """An image as the model takes it, uint8 [H, W, channels]: resized on its shorter side and cropped to the centre.
+
+    Args:
+        name: what errors call bytes; a path is its own name.
+
+    Raises:
+        DataError: a file that cannot be read or decoded; its path is named.
+        UsageError: something that is no image, or pixels of another shape or dtype than uint8.
+    """
+    return to_array(fit(_as_rgb(image, name), spec.image_size), spec.channels)
+
+
+def _as_rgb(image: ImageLike, name: str) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    if isinstance(image, np.ndarray):
+        return to_rgb(_from_pixels(image))
+    if isinstance(image, bytes):
+        return _decode(image, name)
+    if isinstance(image, str | Path):
+        try:
+            data = Path(image).read_bytes()
+        except OSError as error:
+            raise DataError(f"Cannot read {image}: {error.strerror}.") from error
+        return _decode(data, str(image))
+    raise UsageError(
+        f"{type(image).__name__} is no image.", "give a path, bytes, a PIL image or an array of uint8"
+    )
+
+
+def _decode(data: bytes, name: str) -> Image.Image:
+    try:
+        return decode(data, formats=FILE_FORMATS)
+    except ImageError as error:
+        raise DataError(f"{name}: {error}.", "give PNG, JPEG, WebP, BMP, GIF or TIFF files") from error
+
+
+def _from_pixels(pixels: NDArray[Any]) -> Image.Image:
+    has_colours = pixels.ndim == 3 and pixels.shape[2] in (1, 3, 4)
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or has_colours) or 0 in pixels.shape:
+        raise UsageError(
+            f"An array of pixels is uint8 [H, W] or [H, W, 1, 3 or 4], not {pixels.dtype} {list(pixels.shape)}.",
+            "scale floats in [0, 1] by 255 and call .astype('uint8')",
+        )
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)

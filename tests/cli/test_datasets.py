@@ -1,0 +1,113 @@
+"""`ducat datasets`: the list, `check`, `download` and `verify`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ducat_serve.cli.main import run
+from training.data import DATASETS
+from training.data.download import Archive
+
+Capture = pytest.CaptureFixture[str]
+CONTENT = b"not really images"
+
+
+def class_folders(folder: Path, *names: str) -> Path:
+    for split in ("train", "test"):
+        for number, name in enumerate(names):
+            (folder / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8), (60 * number, 200 * (split == "test"), 0)).save(
+                folder / split / name / "0.png"
+            )
+    return folder
+
+
+def document(capsys: Capture, *arguments: str, code: int = 0) -> dict[str, object]:
+    capsys.readouterr()
+    assert run(["datasets", *arguments, "--json"]) == code
+    found: dict[str, object] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_the_classes_are_those_of_the_archive_that_is_there(tmp_path: Path, capsys: Capture) -> None:
+    class_folders(tmp_path / "tiny-imagenet-3", "a", "b", "c")
+    entries = document(capsys, "--data-dir", str(tmp_path))["datasets"]
+    assert isinstance(entries, list)
+    assert {entry["name"]: entry["classes"] for entry in entries} == {
+        "digits": 10,
+        "cifar10": 10,
+        "cifar100": 100,
+        "tiny-imagenet": 3,
+    }
+
+
+def test_an_archive_that_cannot_be_read_does_not_stop_the_list(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "cifar10-jpeg.zip").write_bytes(b"none")
+    assert run(["datasets", "--data-dir", str(tmp_path)]) == 0
+    assert "not a readable zip archive" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_check_counts_and_ends_with_4_where_images_are_broken(tmp_path: Path, capsys: Capture) -> None:
+    folder = class_folders(tmp_path / "set", "a", "b")
+    assert document(capsys, "check", str(folder))["splits"] == {"train": 2, "test": 2}
+    (folder / "train" / "a" / "1.png").write_text("none")
+    found = document(capsys, "check", str(folder), code=4)
+    assert list(found["broken"]) == ["train/a/1.png"]  # type: ignore[call-overload]
+    assert run(["datasets", "check", str(folder)]) == 4
+    assert "train/a/1.png" in capsys.readouterr().err
+
+
+def test_check_of_no_data_set(tmp_path: Path, capsys: Capture) -> None:
+    assert run(["datasets", "check", str(tmp_path / "nowhere")]) == 2
+    assert run(["datasets", "check", str(tmp_path)]) == 4
+    assert "0 classes" in capsys.readouterr().err
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that stands for the authors' archive of CIFAR-10, at its URL."""
+    (tmp_path / "site").mkdir()
+    file = tmp_path / "site" / "cifar-10-binary.tar.gz"
+    file.write_bytes(CONTENT)
+    archive = Archive(file.as_uri(), len(CONTENT), hashlib.md5(CONTENT).hexdigest())
+    monkeypatch.setitem(DATASETS, "cifar10", replace(DATASETS["cifar10"], archive=archive))
+    return file
+
+
+def test_download_then_verify(site: Path, tmp_path: Path, capsys: Capture) -> None:
+    data = ["--data-dir", str(tmp_path / "data")]
+    assert run(["datasets", "verify", "cifar10", *data]) == 4
+    assert "ducat datasets download cifar10" in capsys.readouterr().err
+    path = tmp_path / "data" / site.name
+    assert document(capsys, "download", "cifar10", *data)["path"] == str(path)
+    assert path.read_bytes() == CONTENT
+    assert document(capsys, "verify", "cifar10", *data)["md5"] == hashlib.md5(CONTENT).hexdigest()
+    site.unlink()  # what is there already is not downloaded again
+    assert run(["datasets", "download", "cifar10", *data]) == 0
+    path.write_bytes(CONTENT[::-1])
+    assert run(["datasets", "verify", "cifar10", *data]) == 3
+    assert "its authors published" in capsys.readouterr().err
+
+
+def test_a_download_that_was_changed_on_the_way_leaves_nothing(site: Path, tmp_path: Path) -> None:
+    site.write_bytes(CONTENT[::-1])
+    assert run(["datasets", "download", "cifar10", "--data-dir", str(tmp_path / "data")]) == 4
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_what_cannot_be_downloaded_or_verified(tmp_path: Path, capsys: Capture) -> None:
+    data = ["--data-dir", str(tmp_path)]
+    assert run(["datasets", "download", "cifar", *data]) == 2
+    assert run(["datasets", "download", "cifar10", "--offline", *data]) == 2
+    assert run(["datasets", "download", "digits", *data]) == 0
+    assert run(["datasets", "verify", "digits", *data]) == 2
+    class_folders(tmp_path / "cifar10-mine", "a", "b")
+    capsys.readouterr()
+    assert run(["datasets", "verify", "cifar10", *data]) == 2
+    assert "no digest of it is known" in capsys.readouterr().err.replace("\n", " ")

@@ -1,0 +1,199 @@
+"""Results go to stdout, everything else to stderr; nothing is cut or broken inside a word."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from ducat_serve import output as output_module
+from ducat_serve.cli.main import run
+from ducat_serve.networks import NETWORKS
+from ducat_serve.output import Output
+from tests.support.training_runs import epoch_row
+from training.recipes import load_recipe
+
+DUCAT = [sys.executable, "-P", "-m", "ducat_serve"]
+SENTENCE = "an image classifier that withstands changes of at most eight grey levels in every pixel " * 2
+DIGEST = "0123456789abcdef" * 4
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "a b.png"
+    Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def on_terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> io.StringIO:
+    """What would be seen on a terminal: results and notes in one place."""
+    screen = io.StringIO()
+
+    class Terminal(Console):
+        def __init__(self, **_: object) -> None:
+            super().__init__(
+                file=screen, force_terminal=True, width=width, color_system=None, highlight=False
+            )
+
+    monkeypatch.setattr(output_module, "Console", Terminal)
+    return screen
+
+
+@pytest.mark.parametrize("listing", ["networks", "datasets", "recipes", "doctor"])
+def test_listings_are_on_stdout_a_line_per_row(listing: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([listing]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert not set("│┃━─") & set(captured.out)
+    if listing == "networks":
+        lines = captured.out.splitlines()
+        assert len(lines) == 1 + len(NETWORKS)
+        assert all(line.startswith(name) for line, name in zip(lines[1:], NETWORKS, strict=True))
+
+
+def test_a_recipe_that_was_redirected_is_a_config_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["recipes", "show", "digits"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    written = {key.replace("-", "_"): value for key, value in tomllib.loads(captured.out)["train"].items()}
+    assert written == load_recipe("digits")
+
+
+def test_predictions_are_on_stdout(onnx_model: Path, image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert run(["predict", str(onnx_model), str(image)]) == 0
+    captured = capsys.readouterr()
+    assert str(image) in captured.out
+    assert str(image) not in captured.err
+
+
+def test_what_comes_next_is_on_stderr_and_can_be_pasted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "my recipe.toml"
+    assert run(["recipes", "copy", "digits", str(target)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == f"Next: ducat train --config '{target}'\n"
+
+
+def test_long_rows_are_neither_cut_nor_wrapped_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    Output().table("", ("name", "what"), [(DIGEST, SENTENCE.strip()), ("x", "y")])
+    assert capsys.readouterr().out.splitlines()[1] == f"{DIGEST}  {SENTENCE.strip()}"
+
+
+@pytest.mark.parametrize("width", [100, 80, 40])
+def test_no_word_is_broken_on_a_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = on_terminal(monkeypatch, width)
+    output = Output()
+    output.table(SENTENCE, ("", ""), [("SHA-256", DIGEST), ("robustness", SENTENCE)])
+    output.text(SENTENCE)
+    output.say(SENTENCE)
+    words = set(screen.getvalue().replace("│", " ").split())
+    assert {DIGEST, *SENTENCE.split()} <= words
+    assert all(len(line) <= width or line == DIGEST for line in screen.getvalue().splitlines())
+
+
+def test_a_table_that_would_need_more_than_the_terminal_has_no_box(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = on_terminal(monkeypatch, 60)
+    Output().table("", ("", ""), [("SHA-256", DIGEST)])
+    assert screen.getvalue().split() == ["SHA-256", DIGEST]
+
+
+def test_an_epoch_is_a_line_of_a_hundred_characters() -> None:
+    measured = dict.fromkeys(("val_legacy_accuracy", "val_fgsm_accuracy", "val_clean_accuracy"), 0.999)
+    row = epoch_row(130, images_per_second=12_345.6, loss=2.3456, dummy_share_clean=0.5, **measured)
+    assert len(row.line(130, 99 * 3600 + 59 * 60)) <= 100
+    assert row.line(130, 61).endswith("  1m01s left")
+
+
+@pytest.mark.parametrize("where", [["-q", "recipes"], ["recipes", "--quiet"]])
+def test_quiet_leaves_results_warnings_and_errors(
+    where: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (where, []) if where[0] == "-q" else (["recipes"], ["--quiet"])
+    assert run([*first, "copy", "digits", str(tmp_path / "a.toml"), *second]) == 0
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+    assert run([*first, "show", "digits", *second]) == 0
+    assert "[train]" in capsys.readouterr().out
+    assert run([*first, "show", "digit", *second]) == 2
+    assert "Did you mean 'digits'" in capsys.readouterr().err
+    assert run(["recipes", "copy", "digits", str(tmp_path / "b.toml")]) == 0
+    assert capsys.readouterr().err, "it is quiet for one command only"
+
+
+def test_verbose_tells_the_device(onnx_model: Path, image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert run(["predict", str(onnx_model), str(image)]) == 0
+    assert capsys.readouterr().err == ""
+    assert run(["-v", "predict", str(onnx_model), str(image)]) == 0
+    assert "Device: cpu" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--json", "networks"], ["networks", "--json"]])
+def test_json_may_stand_before_the_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["networks"]
+
+
+def test_json_before_the_command_holds_for_its_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--json", "inspect", "none.onnx"]) == 4
+    assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == 4
+
+
+def test_without_a_terminal_progress_is_a_line_a_minute(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with Output().progress("epoch 3/130", 400) as advance:
+        for _ in range(400):
+            now[0] += 0.5
+            advance(note="loss 1.5")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"epoch 3/130: {share}%, loss 1.5" for share in (30, 60, 90)]
+    with Output(as_json=True).progress("epoch 3/130", 2) as advance:
+        now[0] += 61
+        advance(note="loss 1.5")
+    event = json.loads(capsys.readouterr().err)
+    assert (event["event"], event["label"], event["done"], event["total"]) == (
+        "progress",
+        "epoch 3/130",
+        1,
+        2,
+    )
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_whoever_has_read_enough_may_go(options: list[str]) -> None:
+    """`ducat networks | head -0`: nothing is said about it."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.Popen(
+        [*DUCAT, "networks", *options], stdout=writer, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writer)
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (1, "")
+
+
+@pytest.mark.integration
+def test_a_stream_that_cannot_encode_a_name_shows_it_escaped(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "100"}
+    done = subprocess.run(
+        [*DUCAT, "runs", str(tmp_path / "größe")], env=environment, capture_output=True, text=True
+    )
+    assert "gr\\xf6\\xdfe" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,112 @@
+"""`import ducat_serve`: cheap, without torch, and train, evaluate and export as the commands do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ducat_serve
+from ducat_serve import Output, evaluate, export, load, resume, train, train_config
+from ducat_serve.checkpoint import read_spec
+from ducat_serve.cli.main import run
+from ducat_serve.errors import DataError, UsageError
+from training.config import TrainConfig
+
+SHORT: dict[str, Any] = {"epochs": 1, "attack_steps": 1, "precision": "float32", "ducat": "off"}
+SILENT = Output(silent=True)
+
+
+def in_a_process(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.integration
+def test_importing_it_imports_next_to_nothing() -> None:
+    code = "import sys, ducat_serve; print(*(n for n in ('numpy', 'torch', 'PIL', 'pydantic') if n in sys.modules))"
+    assert in_a_process(code).strip() == ""
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [
+        ("load", "torch", "train"),
+        ("train", "torch", "train"),
+        ("evaluate", "torch", "train"),
+        ("export", "onnx", "export"),
+        ("Client", "httpx", "client"),
+    ],
+)
+def test_what_is_not_installed_is_said_with_its_extra(name: str, package: str, extra: str) -> None:
+    code = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        f"try:\n    from ducat_serve import {name}\nexcept ImportError as error:\n    print(error)"
+    )
+    said = in_a_process(code)
+    assert f"package '{package}'" in said
+    assert extra in said.splitlines()[1]
+
+
+def test_every_name_is_there_and_no_other() -> None:
+    for name in ducat_serve.__all__:
+        assert getattr(ducat_serve, name) is not None
+    assert dir(ducat_serve) == sorted(ducat_serve.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = ducat_serve.nothing
+
+
+def test_settings_are_the_recipes_and_what_is_given() -> None:
+    config = train_config("digits", epochs=5, eps="8/255")
+    assert isinstance(config, TrainConfig)
+    assert (config.epochs, config.eps, config.network) == (5, 8 / 255, "resnet-small")
+    with pytest.raises(UsageError, match="epocs"):
+        train_config("digits", epocs=5)
+    with pytest.raises(UsageError, match="Unknown data set 'digit'"):
+        train_config("digit")
+
+
+@pytest.mark.integration
+def test_it_trains_evaluates_and_exports_as_the_commands_do(tmp_path: Path) -> None:
+    trained = train(train_config("digits", eps=0.1, **SHORT), out=tmp_path / "run", output=SILENT)
+    flags = [word for name, value in SHORT.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    assert (
+        run(["train", "--dataset", "digits", "--eps", "0.1", *flags, "--out", str(tmp_path / "other")]) == 0
+    )
+    digest = read_spec(trained.model).weights_digest
+    assert digest == read_spec(tmp_path / "other" / "model.safetensors").weights_digest
+    assert trained.summary.epochs == 1
+
+    report = evaluate(trained.path, eps="0.1", max_examples=40, attacks=["pgd"], output=SILENT)
+    assert read_spec(trained.model).robustness == report
+    assert report.examples == 40
+    other = evaluate(trained.path, max_examples=20, attacks=["pgd"], store=False, output=SILENT)
+    assert other.examples == 20
+    assert read_spec(trained.model).robustness == report
+    assert not list(trained.path.glob("*.partial"))
+
+    exported = export(trained.path, output=SILENT)
+    assert exported.model == trained.path / "model.onnx"
+    assert "Image classifier" in exported.card.read_text()
+    assert exported.parity.real_images > 0
+    assert ducat_serve.Predictor(exported.model).spec.weights_digest == digest
+    assert load(trained.path).spec.robustness == report
+
+
+@pytest.mark.integration
+def test_a_run_goes_on_where_there_is_one(run_folder: Path, tmp_path: Path) -> None:
+    assert resume(run_folder, output=SILENT).summary.epochs == 4  # it was finished already
+    with pytest.raises(DataError, match="There is no run"):
+        resume(tmp_path, output=SILENT)
+    config = train_config("digits", **SHORT)
+    with pytest.raises(UsageError, match="already holds a run"):
+        train(config, out=run_folder, output=SILENT)
+
+
+def test_nothing_is_printed_on_stdout(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate(checkpoint, max_examples=20, attacks=["pgd"], store=False)
+    assert json.dumps(capsys.readouterr().out) == '""'

@@ -1,0 +1,88 @@
+"""`Predictor.predict`: kinds of images, one and several, and the answer as an object."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ducat_serve.errors import DataError, UsageError
+from ducat_serve.predictor import Predictor
+from tests.support.http_client import DIGITS, GOOD, encode
+
+PIXELS = DIGITS[0]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "digit.png"
+    file.write_bytes(GOOD)
+    return file
+
+
+def test_every_kind_of_the_same_image_gives_the_same(predictor: Predictor, path: Path) -> None:
+    expected = predictor(PIXELS[None])
+    kinds = [path, str(path), GOOD, Image.open(io.BytesIO(GOOD)), PIXELS, PIXELS[..., 0], PIXELS[..., :1]]
+    for kind in kinds:
+        answer = predictor.predict(kind)
+        assert answer.class_id == expected.label[0]
+        np.testing.assert_array_equal(answer.probabilities, expected.probabilities[0])
+        assert answer.dummy_mass == expected.dummy_mass[0]
+
+
+def test_a_list_gives_a_list_in_its_order(predictor: Predictor) -> None:
+    images = list(DIGITS[:5])
+    answers = predictor.predict(images, batch_size=2)
+    assert [answer.class_id for answer in answers] == predictor(DIGITS[:5]).label.tolist()
+    assert predictor.predict([]) == []
+    assert len(predictor.predict([GOOD])) == 1
+
+
+def test_the_best_classes_come_first(predictor: Predictor) -> None:
+    answer = predictor.predict(GOOD)
+    top = answer.top(3)
+    assert (top[0].label, top[0].confidence) == (answer.label, answer.confidence)
+    assert [c.confidence for c in top] == sorted(answer.probabilities.tolist(), reverse=True)[:3]
+    assert answer.label == predictor.spec.labels[answer.class_id]
+    assert len(answer.top()) == 5
+    assert len(answer.top(99)) == 10
+
+
+def test_another_size_is_resized_as_by_the_command(predictor: Predictor) -> None:
+    large = np.kron(PIXELS, np.ones((4, 4, 1), np.uint8))
+    file = encode(large)
+    assert predictor.predict(large).probabilities.tolist() == predictor.predict(file).probabilities.tolist()
+
+
+def test_transparency_of_an_opened_image_is_laid_over_white(predictor: Predictor) -> None:
+    rgba = np.dstack([PIXELS, np.zeros((8, 8), np.uint8)])
+    white = np.full((8, 8, 3), 255, np.uint8)
+    expected = predictor.predict(white).confidence
+    assert predictor.predict(rgba).confidence == expected
+    assert predictor.predict(Image.fromarray(rgba)).confidence == expected
+
+
+def test_a_file_that_is_no_image_is_named(predictor: Predictor, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("none")
+    with pytest.raises(DataError, match=r"text\.png: not an image"):
+        predictor.predict(tmp_path / "text.png")
+    with pytest.raises(DataError, match=r"Cannot read .*nowhere\.png"):
+        predictor.predict([str(tmp_path / "nowhere.png")])
+    with pytest.raises(DataError, match="the image: not an image"):
+        predictor.predict(b"none")
+
+
+@pytest.mark.parametrize(
+    "image", [PIXELS / 255, PIXELS[None], np.zeros((8, 8, 2), np.uint8), np.zeros((0, 8), np.uint8)]
+)
+def test_an_array_that_is_no_image_is_refused(predictor: Predictor, image: np.ndarray) -> None:
+    with pytest.raises(UsageError, match="An array of pixels is uint8"):
+        predictor.predict(image)
+
+
+def test_what_is_no_image_at_all_is_refused(predictor: Predictor) -> None:
+    with pytest.raises(UsageError, match="int is no image"):
+        predictor.predict([3])  # type: ignore[list-item]

@@ -1,0 +1,122 @@
+"""Documents whose code blocks are run, and whose outputs are held against what is really printed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+# A block of code, and the block of output that follows it at once.
+_BLOCK = re.compile(r"```(bash|python)\n(.*?)```\n(?:\n```(?:text|json)\n(.*?)```\n)?", re.DOTALL)
+_NUMBER = re.compile(r"\d[\d.,]*")
+_PADDING = re.compile(r"[\s│┃┏┓┗┛┡┩└┘├┤┬┴┼╇┳┻━─]+")
+ELISION = "..."
+BIN = Path(sys.executable).parent
+
+
+# A document's commands, made small through the environment, which every option reads.
+SMALL = {
+    "PATH": f"{BIN}:/usr/bin:/bin",
+    "COLUMNS": "100",
+    "DUCAT_OFFLINE": "1",
+    "DUCAT_TRAIN_ATTACK_STEPS": "1",
+    "DUCAT_EVALUATE_ATTACK": "pgd",
+    "DUCAT_EVALUATE_MAX_EXAMPLES": "60",
+    "DUCAT_DEMO_EPOCHS": "2",
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """Code that a reader runs, and what the document says that it prints; None where it says nothing."""
+
+    language: str
+    code: str
+    output: str | None
+
+    @property
+    def is_server(self) -> bool:
+        """Whether it runs until it is stopped."""
+        return self.code.startswith("ducat serve")
+
+    def shortened(self) -> Block:
+        """The same, training for two epochs: what a flag says wins over the environment."""
+        return replace(self, code=re.sub(r"--epochs \d+", "--epochs 2", self.code))
+
+
+def blocks(path: Path) -> list[Block]:
+    """The blocks of bash and Python of a document, in order."""
+    found = _BLOCK.findall(path.read_text(encoding="utf-8"))
+    return [Block(language, code.strip(), output or None) for language, code, output in found]
+
+
+def missing_line(said: str, printed: str) -> str | None:
+    """The first line of ``said`` that ``printed`` does not have, in this order; None where it has them all.
+
+    Numbers and the frames of tables may differ, because a test trains for fewer epochs than a reader.
+    """
+    lines = iter([_skeleton(line) for line in printed.splitlines()])
+    for line in said.splitlines():
+        wanted = _skeleton(line)
+        if wanted and wanted != ELISION and wanted not in lines:
+            return line
+    return None
+
+
+def _skeleton(line: str) -> str:
+    return _PADDING.sub(" ", _NUMBER.sub("#", line)).strip()
+
+
+def run_block(block: Block, folder: Path) -> str:
+    """Run a block in a folder and return what it prints, results and messages together.
+
+    Raises:
+        AssertionError: it failed, or it does not print what the document says.
+    """
+    command = [sys.executable, "-c", block.code]
+    if block.language == "bash":
+        command = ["bash", "-eo", "pipefail", "-c", block.code]
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, **SMALL},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{block.code}\n{done.stdout}"
+    if block.output is not None:
+        line = missing_line(block.output, done.stdout)
+        assert line is None, f"{block.code}\nprints no line like\n{line}\nbut\n{done.stdout}"
+    return done.stdout
+
+
+@contextlib.contextmanager
+def running_server(block: Block, url: str, folder: Path) -> Iterator[None]:
+    """Run `ducat serve ...` as a document writes it, from when it is ready until the block ends."""
+    server = subprocess.Popen(["bash", "-ec", f"exec {block.code}"], cwd=folder, env={**os.environ, **SMALL})
+    try:
+        _wait_until_ready(url, server)
+        yield
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def _wait_until_ready(url: str, server: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        assert server.poll() is None, "the server ended"
+        try:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=1):
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError("the server was not ready in time")

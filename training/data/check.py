@@ -1,0 +1,172 @@
+"""Look at a data set of one's own before hours of training: what is broken, of which sizes, in two splits at once.
+
+Near-duplicates are found by the difference hash (N. Krawetz, "Kind of Like That", 2013): of an image 9 pixels wide and
+8 high, whether each pixel is darker than its right neighbour. Flat images share hashes without being alike, so a pair
+also has to agree in the pixels of a 16x16 thumbnail.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ducat_serve.images import FILE_FORMATS, ImageError, decode
+from ducat_serve.output import Output
+from training.data.layouts import Listing, Unused, list_files, unused
+from training.data.selection import Selection
+from training.data.trees import Tree
+
+MAX_BITS = 4  # of 64 that may differ; other sizes and compressions of one photo differ by a few
+MAX_DIFFERENCE = 8.0  # grey levels of 255, on the average of the thumbnail
+IMBALANCE = 10  # the largest class has so many times the images of the smallest
+_THUMBNAIL = 16
+_ROWS = 256  # of one split, compared with all of another at a time
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """Two files of different splits that show the same; ``bits`` of their hashes differ."""
+
+    one: str
+    other: str
+    bits: int
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """What was found. ``sizes`` counts images by (height, width), ``suffixes`` by how their names end."""
+
+    classes: dict[str, dict[str, int]]  # images by class, then by split
+    splits: dict[str, int]
+    test_share: float | None  # of all images, where the data set names no test images
+    sizes: dict[tuple[int, int], int]
+    suffixes: dict[str, int]
+    unused: Unused
+    broken: dict[str, str]  # why, by path
+    duplicates: tuple[Duplicate, ...]
+
+    @property
+    def imbalance(self) -> float:
+        """Images of the largest class in train for one of the smallest."""
+        counts = [splits.get("train", 0) for splits in self.classes.values()]
+        return max(counts) / max(1, min(counts))
+
+    @property
+    def warnings(self) -> list[str]:
+        """What one would want to mend before training, in words."""
+        found = []
+        if self.broken:
+            name = min(self.broken)
+            found.append(f"{len(self.broken):,} images do not decode, first {name} ({self.broken[name]})")
+        if self.duplicates:
+            pair = self.duplicates[0]
+            found.append(
+                f"{len(self.duplicates):,} pairs of images in two splits show the same, first {pair.one} and "
+                f"{pair.other}: accuracies would be too high"
+            )
+        if self.imbalance >= IMBALANCE:
+            found.append(f"the largest class has {self.imbalance:.0f} times the images of the smallest")
+        if len(self.sizes) > 1:
+            found.append(f"images have {len(self.sizes):,} different sizes: train with --image-size")
+        if passed_over := str(self.unused):
+            found.append(f"passed over: {passed_over}")
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "splits": self.splits,
+            "classes": self.classes,
+            "test_share": self.test_share,
+            "sizes": {f"{height}x{width}": count for (height, width), count in self.sizes.items()},
+            "suffixes": self.suffixes,
+            "unused": {"suffixes": dict(self.unused.suffixes), "images": list(self.unused.images)},
+            "broken": self.broken,
+            "duplicates": [vars(pair) for pair in self.duplicates],
+            "imbalance": self.imbalance,
+        }
+
+
+def check_images(path: Path, selection: Selection, output: Output) -> DataCheck:
+    """Look at every image of a folder or zip archive. Raises DataError where it has no layout that is known."""
+    tree = Tree(path)
+    listing = list_files(tree, selection)
+    names = [name for files in listing.splits.values() for name, _ in files]
+    looks: dict[str, _Look] = {}
+    broken: dict[str, str] = {}
+
+    def look(name: str) -> None:
+        try:
+            looks[name] = _Look.of(decode(tree.read(name), formats=FILE_FORMATS))
+        except ImageError as error:
+            broken[name] = str(error)
+
+    with ThreadPoolExecutor() as pool, output.progress("Looking at images", len(names)) as advance:
+        for _ in pool.map(look, names):
+            advance()
+    sizes = Counter(found.size for found in looks.values())
+    return DataCheck(
+        classes=_classes(listing),
+        splits={split: len(files) for split, files in listing.splits.items()},
+        test_share=listing.test_share,
+        sizes=dict(sizes.most_common()),
+        suffixes=dict(Counter(PurePosixPath(name).suffix.lower() for name in names).most_common()),
+        unused=unused(tree, listing),
+        broken=dict(sorted(broken.items())),
+        duplicates=tuple(_duplicates(listing, looks)),
+    )
+
+
+@dataclass(frozen=True)
+class _Look:
+    """An image as it is compared: its size, its hash of 64 bits, and a grey thumbnail."""
+
+    size: tuple[int, int]
+    hash: int
+    thumbnail: NDArray[np.int16]
+
+    @classmethod
+    def of(cls, image: Image.Image) -> _Look:
+        grey = image.convert("L")
+        small = np.asarray(grey.resize((9, 8), Image.Resampling.BOX))
+        bits = np.packbits(small[:, :-1] < small[:, 1:])
+        thumbnail = np.asarray(grey.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX), np.int16)
+        return cls((image.height, image.width), int.from_bytes(bits.tobytes()), thumbnail)
+
+
+def _classes(listing: Listing) -> dict[str, dict[str, int]]:
+    counts = {label: dict.fromkeys(listing.splits, 0) for label in listing.labels}
+    for split, files in listing.splits.items():
+        for _, label in files:
+            counts[listing.labels[label]][split] += 1
+    return counts
+
+
+def _duplicates(listing: Listing, looks: dict[str, _Look]) -> list[Duplicate]:
+    """Pairs of files of two splits, most alike first."""
+    splits = [[name for name, _ in files if name in looks] for files in listing.splits.values()]
+    found = []
+    for number, later in enumerate(splits):
+        for earlier in splits[:number]:
+            found += _alike(later, earlier, looks)
+    return sorted(found, key=lambda pair: (pair.bits, pair.one, pair.other))
+
+
+def _alike(some: list[str], others: list[str], looks: dict[str, _Look]) -> list[Duplicate]:
+    hashes = np.array([looks[name].hash for name in others], np.uint64)
+    found = []
+    for start in range(0, len(some), _ROWS):
+        names = some[start : start + _ROWS]
+        rows = np.array([looks[name].hash for name in names], np.uint64)
+        bits = np.bitwise_count(rows[:, None] ^ hashes[None])
+        for row, column in np.argwhere(bits <= MAX_BITS):
+            one, other = looks[names[row]], looks[others[column]]
+            if np.abs(one.thumbnail - other.thumbnail).mean() <= MAX_DIFFERENCE:
+                found.append(Duplicate(others[column], names[row], int(bits[row, column])))
+    return found

@@ -1,0 +1,83 @@
+"""Where a model comes from: the command that trained it, and the revision of the code that did."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ducat_serve.threat_model import format_size
+from training.data import dataset_reference
+
+_ROOT = Path(__file__).parents[1]
+_TRAINING_CODE = ("ducat_serve", "training")  # folders below `_ROOT` that decide what a run writes
+_PATIENCE_SECONDS = 10  # a repository on a network drive may not answer
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a ModelSpec records of a run beside its recipe and its data; None where it is not known."""
+
+    command: str | None = None
+    git_revision: str | None = None
+
+
+def training_command(options: Mapping[str, object]) -> str:
+    """The `ducat train` that gives these options (by their names in Python, None = not given) again.
+
+    Whether a value came from a flag, the environment or a config file makes no difference. Folders of this machine
+    are left out: of `folder:PATH` and of a file only the last name is kept.
+    """
+    words = ["ducat", "train"]
+    for name, value in options.items():
+        flag = name.replace("_", "-")
+        if value is None:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", _text(value)]
+    return shlex.join(words)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, Path):
+        return value.name
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if isinstance(value, float):
+        return format_size(value)
+    return dataset_reference(str(value))
+
+
+def git_revision() -> str | None:
+    """The commit that this code was checked out from, followed by `-dirty` where the code was changed since.
+
+    None for code that is not tracked by git, as in an installation from a wheel, and where git is not there to ask.
+    """
+    try:
+        _git(
+            "ls-files", "--error-unmatch", "--", str(Path(__file__))
+        )  # another project's repository may be around us
+        revision = _git("rev-parse", "HEAD")
+        changes = _git("status", "--porcelain", "--untracked-files=no", "--", *_TRAINING_CODE)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{revision}-dirty" if changes else revision
+
+
+def _git(*arguments: str) -> str:
+    # Variables of a hook that trains would point git to the hook's repository instead of ours.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    output = subprocess.check_output(
+        ["git", "-C", str(_ROOT), *arguments],
+        env=environment,
+        stderr=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
+        timeout=_PATIENCE_SECONDS,
+        text=True,
+    )
+    return output.strip()
