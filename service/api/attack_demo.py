@@ -12,7 +12,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from ducat_serve.attacked_examples import encode_pixels
 from ducat_serve.predictor import Predictions
@@ -99,9 +100,10 @@ class AttackDemo:
         except BaseException:
             self._searches -= 1
             raise
-        return StreamingResponse(
-            self._lines(request, admission.loaded, images[0]), media_type="application/x-ndjson"
-        )
+        return _Search(self._lines(request, admission.loaded, images[0]), self._done)
+
+    def _done(self) -> None:
+        self._searches -= 1
 
     async def _lines(
         self, request: Request, loaded: LoadedVersion, image: NDArray[np.uint8]
@@ -143,7 +145,20 @@ class AttackDemo:
                     )
         finally:  # also where the client has left
             stopped.set()
-            self._searches -= 1
+
+
+class _Search(StreamingResponse):
+    """Gives the place of its search back, also where the client left before the first line."""
+
+    def __init__(self, lines: AsyncIterator[str], done: Callable[[], None]) -> None:
+        super().__init__(lines, media_type="application/x-ndjson")
+        self._done = done
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._done()
 
 
 def _asking(loaded: LoadedVersion, stopped: threading.Event) -> Any:

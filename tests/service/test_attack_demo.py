@@ -61,6 +61,9 @@ def test_one_image_and_not_more_searches_than_may_wait(
         two = [("image", ("a.png", GOOD, "image/png"))] * 2
         for _ in range(5):  # a refused one gives its place back
             assert_error(client.post("/v1/attack", files=two), 400, "one_image")
+        monkeypatch.setattr(attack_demo, "MOST_QUERIES", 5)
+        for _ in range(5):  # and so does one that is over
+            assert lines(client.post("/v1/attack", files=FILE))[-1]["queries"] <= 5
         monkeypatch.setattr(attack_demo, "_MOST_SEARCHES", 0)
         busy = client.post("/v1/attack", files=FILE)
         assert_error(busy, 429, "attack_busy")
