@@ -103,5 +103,5 @@ def test_localhost_can_be_had_whatever_it_stands_for(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(socket, "getaddrinfo", only_ipv6)
     with bind("localhost", 0) as bound:
         assert bound.family == socket.AF_INET6
-    with pytest.raises(DucatError, match="Cannot listen on nowhere.invalid"):
+    with pytest.raises(DucatError, match=r"Cannot listen on nowhere\.invalid"):
         bind("nowhere.invalid", 3000)

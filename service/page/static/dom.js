@@ -31,5 +31,5 @@ export function inLevels(size) {
 export function save(text, name, type) {
   const address = URL.createObjectURL(new Blob([text], { type }));
   element("a", { href: address, download: name }).click();
-  URL.revokeObjectURL(address);
+  setTimeout(() => URL.revokeObjectURL(address), 60_000); // the browser reads it only after this
 }
