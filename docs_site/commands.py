@@ -24,12 +24,12 @@ def command_line(command: click.Command, name: str) -> str:
 
 
 def _context(command: click.Command, name: str, parent: click.Context | None) -> click.Context:
-    # Wider than a terminal's 80 columns, as the page is.
+    # As wide as a page of the site.
     return click.Context(
         command,
         info_name=name,
         parent=parent,
-        max_content_width=96,
-        terminal_width=96,
+        max_content_width=80,
+        terminal_width=80,
         **command.context_settings,
     )

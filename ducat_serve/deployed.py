@@ -84,7 +84,7 @@ def load(path: str | Path, *, folded: bool = True) -> Deployed | Classifier:
         UsageError: the name of a bundled model and of a file or folder here.
         VerificationError: wrong schema, digest or tensor shapes.
 
-    Example:
+    Examples:
         >>> model = load("runs/digits/model.safetensors")
         >>> model(torch.rand(4, 3, 8, 8)).shape, model.spec.labels[:2]
         (torch.Size([4, 10]), ('0', '1'))

@@ -35,10 +35,11 @@ class Choice:
 class Prediction:
     """What the model says of one image.
 
-    >>> prediction.label, prediction.confidence
-    ('cat', 0.91)
-    >>> [choice.label for choice in prediction.top(3)]
-    ['cat', 'dog', 'fox']
+    Examples:
+        >>> prediction.label, prediction.confidence
+        ('cat', 0.91)
+        >>> [choice.label for choice in prediction.top(3)]
+        ['cat', 'dog', 'fox']
     """
 
     label: str

@@ -160,7 +160,7 @@ class Predictor:
         Raises:
             DataError: a file cannot be read or decoded. UsageError: something else than an image.
 
-        Example:
+        Examples:
             >>> Predictor("model.onnx").predict("photo.jpg").label
             'cat'
         """

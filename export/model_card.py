@@ -35,9 +35,9 @@ def model_card(spec: ModelSpec, name: str) -> str:
     epochs, batch, seed = (text(recipe.get(key, NOT_RECORDED)) for key in ("epochs", "batch_size", "seed"))
     height, width = spec.image_size
     sections = [
-        f"# {text(name)}",
-        f"Image classifier: {text(spec.network)}, {spec.num_classes} classes, {height}x{width} pixels, "
-        f"{'greyscale' if spec.channels == 1 else 'RGB'}.",
+        _title(spec),
+        f"{code(name)} is an image classifier: {text(spec.network)}, {spec.num_classes} classes, "
+        f"{height}x{width} pixels, {'greyscale' if spec.channels == 1 else 'RGB'}.",
         "## Robustness",
         *_robustness(spec, name),
         "## Training",
@@ -57,6 +57,11 @@ def model_card(spec: ModelSpec, name: str) -> str:
         f"Weights: SHA-256 {code(spec.weights_digest)}. Digests {DIGESTS}",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _title(spec: ModelSpec) -> str:
+    data = spec.training.get("data")
+    return f"# {text(spec.network)} for {text(data)}" if data else f"# {text(spec.network)}"
 
 
 def update_card(spec: ModelSpec, model: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from ducat_serve.spec import ModelSpec, Normalisation
 from training.config import TrainConfig
 from training.data import Dataset, dataset_reference
 from training.objectives.ducat import FOLDS
-from training.provenance import Provenance
 
 _HEAD = ("fc.weight", "fc.bias")
 
@@ -83,14 +82,11 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:60] + "..."
 
 
-def initial_spec(
-    config: TrainConfig, dataset: Dataset, provenance: Provenance, initial: InitialWeights | None = None
-) -> ModelSpec:
+def initial_spec(config: TrainConfig, dataset: Dataset, initial: InitialWeights | None = None) -> ModelSpec:
     """No digest yet, and no path of this machine. Weights keep the normalisation that they were trained with."""
     images = dataset.train.images
     normalisation = initial.spec.normalisation if initial else _normalisation(images)
     recipe = {**config.model_dump(mode="json"), "dataset": dataset_reference(config.dataset)}
-    data = {"data": dataset.title, "data_digest": dataset.digest}
     return ModelSpec(
         network=config.network,
         num_classes=len(dataset.class_names),
@@ -100,7 +96,7 @@ def initial_spec(
         normalisation=normalisation,
         fold=FOLDS[config.ducat],
         threat_model=config.threat_model,
-        training={"recipe": recipe, **data, **asdict(provenance)},
+        training={"recipe": recipe, "data": dataset.title, "data_digest": dataset.digest},
         weights_digest="",
     )
 

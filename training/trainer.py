@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -53,7 +54,6 @@ class Trainer:
         output: Output,
         *,
         initial: InitialWeights | None = None,
-        provenance: Provenance | None = None,
         processes: ProcessGroup | None = None,
         stop: StopSignal | None = None,
     ) -> None:
@@ -70,8 +70,7 @@ class Trainer:
         pixels = dataset.train.images[0].size
         require_size("--eps", config.eps, config.norm, pixels)
         require_size("--step-size", config.step_size, config.norm, pixels)
-        self.provenance = provenance or Provenance()
-        self.spec = initial_spec(config, dataset, self.provenance, initial)
+        self.spec = initial_spec(config, dataset, initial)
         self.classifier = self._build(initial)
         # Work is given up halfway by a run of one process alone; several stop together, after a step.
         inner_stop = self.stop if self.processes.size == 1 else StopSignal()
@@ -114,6 +113,11 @@ class Trainer:
     def kept(self) -> Classifier:
         """What is validated and saved: the averaged weights where there are any."""
         return self.average.classifier if self.average else self.classifier
+
+    def record(self, provenance: Provenance) -> None:
+        """Say in every checkpoint from now on where this run comes from."""
+        training = {**self.spec.training, **asdict(provenance)}
+        self.spec = self.spec.model_copy(update={"training": training})
 
     def resume(self) -> None:
         """Take up the state that the run folder holds, and let metrics.csv say the same. Raises as `take_up`."""

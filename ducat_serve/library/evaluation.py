@@ -67,7 +67,7 @@ def evaluate(
         UsageError: an unknown name, or something that cannot be measured. DataError, VerificationError: as `load`.
         InterruptedRun: Ctrl-C; what the finished attacks found is kept for ``resume``.
 
-    Example:
+    Examples:
         >>> report = evaluate("runs/digits", suite="standard")
         >>> report.clean_accuracy, report.worst_case_accuracy, report.worst_case_interval
         (0.95, 0.71, (0.66, 0.76))

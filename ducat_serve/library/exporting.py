@@ -58,7 +58,7 @@ def export(
     Raises:
         VerificationError: ONNX Runtime and torch disagree; no file is left. DataError: as `load`.
 
-    Example:
+    Examples:
         >>> exported = export("runs/digits")
         >>> exported.model, exported.parity.max_logit_difference
         (PosixPath('runs/digits/model.onnx'), 3.8e-06)

@@ -12,7 +12,6 @@ from ducat_serve.threat_model import parse_size
 from training.config import TrainConfig
 from training.device import choose_device
 from training.initial import InitialWeights
-from training.provenance import Provenance, git_revision
 from training.run.folder import RunFolder
 from training.run.metrics import RunSummary
 from training.run.start import Machine, new_config, opened
@@ -50,7 +49,7 @@ def train_config(
     Raises:
         UsageError: an unknown name or setting, a value out of range, or a combination that makes no sense.
 
-    Example:
+    Examples:
         >>> config = train_config("digits", epochs=5, eps=0.1)
         >>> config.network, config.lr
         ('resnet-small', 0.1)
@@ -85,7 +84,7 @@ def train(
         UsageError: the folder holds a run already, or the checkpoint does not fit. DataError: missing or corrupt data.
         InterruptedRun: a signal stopped it; `resume` goes on.
 
-    Example:
+    Examples:
         >>> run = train(train_config("digits", epochs=5, eps=0.1), out="runs/digits")
         >>> run.model, run.summary.best_val_pgd_accuracy
         (PosixPath('runs/digits/model.safetensors'), 0.71)
@@ -94,8 +93,7 @@ def train(
     initial = None if initial_checkpoint is None else InitialWeights.read(Path(initial_checkpoint))
     folder = RunFolder.default(config) if out is None else RunFolder(Path(out))
     machine = Machine(choose_device(device, output), None if data_dir is None else Path(data_dir), offline)
-    provenance = Provenance(git_revision=git_revision())
-    with opened(config, folder, machine, output, initial=initial, provenance=provenance) as trainer:
+    with opened(config, folder, machine, output, initial=initial) as trainer:
         summary = train_opened(trainer, machine.data_dir, resumed=False)
     return TrainedRun(folder.path, folder.model, config, summary)
 
@@ -119,7 +117,7 @@ def resume(
     machine = Machine(choose_device(device, output), stored, offline)
     if data_dir is not None:
         machine = replace(machine, data_dir=Path(data_dir))
-    with opened(config, folder, machine, output, provenance=folder.read_provenance()) as trainer:
+    with opened(config, folder, machine, output) as trainer:
         summary = train_opened(trainer, machine.data_dir, resumed=True)
     return TrainedRun(folder.path, folder.model, config, summary)
 

@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ducat_serve import __version__
 from ducat_serve.cli.main import COMMANDS, cli, run
+from ducat_serve.errors import DataError
+from ducat_serve.sealed import read_sealed
 
 DUCAT = [sys.executable, "-P", "-m", "ducat_serve"]
 
@@ -41,7 +44,7 @@ def test_help_imports_neither_torch_nor_anything_heavy() -> None:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("name", ["predict", "inspect", "serve", "bento", "networks"])
+@pytest.mark.parametrize("name", ["predict", "inspect", "serve", "bento", "networks", "models"])
 def test_commands_of_the_serving_side_import_no_torch(name: str) -> None:
     code = (
         f"import sys; sys.modules['torch'] = None; from ducat_serve.cli.main import run;"
@@ -244,7 +247,36 @@ def test_doctor_finds_two_onnxruntimes(
 
     monkeypatch.setattr(doctor, "_version", lambda _: "1.0")
     assert run(["doctor"]) == 1
-    assert "write the same folder" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert "FAIL  onnxruntime " in captured.out
+    assert "write the same folder" in captured.err
+
+
+def test_doctor_does_not_call_ok_what_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import ducat_serve.cli.commands.doctor as doctor
+
+    monkeypatch.setattr(doctor, "_version", lambda package: None if "t" in package else "1.0")
+    assert run(["doctor", "--json"]) == 0
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert (checks["torch"]["state"], checks["torch"]["ok"]) == ("missing", True)
+    assert checks["torch"]["found"] == "not installed (pip install '.[train]' in a clone of ducat-serve)"
+    assert checks["onnxruntime"]["state"] == "missing"
+    assert checks["bentoml"]["state"] == "missing"
+    assert checks["scipy"]["state"] == "ok"
+
+
+def test_doctor_prints_markdown_for_a_bug_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/somebody"))
+    monkeypatch.setenv("DUCAT_CACHE", "/proc/home/somebody")
+    assert run(["doctor", "--markdown"]) == 1  # the cache cannot be made there
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["| | check | found |", "|---|---|---|"]
+    assert f"| ok | ducat-serve | {__version__} |" in lines
+    assert lines[-1].startswith("| FAIL | data cache | /proc~ is not writable")
 
 
 @pytest.mark.slow
@@ -361,8 +393,6 @@ def test_a_weaker_report_does_not_replace_a_stronger_one(
     [
         ("torch", ["train", "--dataset", "digits", "--epochs", "1"], "train"),
         ("torch", ["evaluate", "runs/none"], "train"),
-        ("torch", ["runs"], "train"),
-        ("matplotlib", ["compare", "runs/none"], "train"),
     ],
 )
 def test_a_missing_package_is_named_with_its_extra(
@@ -377,5 +407,17 @@ def test_a_missing_package_is_named_with_its_extra(
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
-    assert f"ducat-serve[{extra}]" in done.stderr
+    assert f"pip install '.[{extra}]' in a clone" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_model_of_the_other_kind_is_called_what_it_is(
+    run_folder: Path, onnx_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["export", str(onnx_model)]) == 4
+    assert "is an exported model; this needs the checkpoint" in capsys.readouterr().err
+    renamed = tmp_path / "a b.safetensors"
+    shutil.copy(run_folder / "model.safetensors", renamed)
+    with pytest.raises(DataError, match="is a checkpoint; this needs its export") as caught:
+        read_sealed(renamed)
+    assert caught.value.next_step == f"ducat export '{renamed}'"

@@ -17,8 +17,17 @@ from ducat_serve.deployed import load
 from ducat_serve.report import RobustnessReport, SanityCheck
 from ducat_serve.spec import ModelSpec
 from export.model_card import model_card
-from training.evaluation.comparison import Candidate, differences, pareto_front
+from training.attacks.base import TargetModel
+from training.evaluation.comparison import (
+    OF_SOME_MODELS,
+    Candidate,
+    differences,
+    losses,
+    pareto_front,
+    to_json,
+)
 from training.evaluation.plot import plot_comparison
+from training.evaluation.stages import ATTACKS
 
 
 def report(spec: ModelSpec, clean: float, worst: float, **more: Any) -> RobustnessReport:
@@ -63,6 +72,29 @@ def test_the_pareto_front_is_what_nobody_beats(spec: ModelSpec) -> None:
     candidates = [candidate(spec, name, *pair) for name, pair in accuracies.items()]
     unmeasured = Candidate("g", Path("g"), spec.model_copy(update={"robustness": None}), 1, 1)
     assert [c.name for c in pareto_front([*candidates, unmeasured])] == ["a", "b", "e", "f"]
+
+
+def test_models_that_were_not_measured_alike_have_no_front(spec: ModelSpec) -> None:
+    candidates = [candidate(spec, "a", 0.9, 0.3), candidate(spec, "b", 0.8, 0.4, eps=0.2)]
+    assert pareto_front(candidates) == []
+    documents = to_json(candidates)
+    assert [document["pareto"] for document in documents] == [False, False]
+    assert [document["threat_model"] for document in documents] == [
+        {"norm": "linf", "eps": 0.1},
+        {"norm": "linf", "eps": 0.2},
+    ]
+    assert [(d["dataset"], d["split"], d["examples"]) for d in documents] == [("digits", "test", 100)] * 2
+
+
+def test_attacks_that_some_models_cannot_be_given_are_those_that_say_so() -> None:
+    least = TargetModel("none", 10)  # no dummies, no surrogate
+    assert {name for name, attack in ATTACKS.items() if not attack.applies(least)} == OF_SOME_MODELS
+
+
+def test_a_report_on_test_images_may_replace_one_on_val_images(spec: ModelSpec) -> None:
+    val, test = report(spec, 0.9, 0.3, split="val"), report(spec, 0.9, 0.3, examples=50)
+    assert losses(val, test) == []
+    assert losses(test, val) == ["other data"]
 
 
 def test_what_was_measured_differently_is_named(spec: ModelSpec) -> None:

@@ -96,3 +96,10 @@ def test_what_is_not_recorded_is_said_to_be_so() -> None:
 
 def test_a_card_says_what_its_digests_are_worth() -> None:
     assert "detect damage, not forgery" in model_card(SPEC, "m.onnx")
+
+
+def test_the_title_says_what_the_model_is_and_not_what_its_file_is_called() -> None:
+    assert model_card(SPEC, "model.onnx").splitlines()[0] == "# resnet-small"
+    spec = SPEC.model_copy(update={"training": {"data": "digits"}})
+    assert model_card(spec, "model.onnx").splitlines()[0] == "# resnet-small for digits"
+    assert "`model.onnx` is an image classifier" in model_card(spec, "model.onnx")

@@ -12,6 +12,7 @@ from ducat_serve.checkpoint import read_spec
 from ducat_serve.cli.main import run
 from training import provenance
 from training.provenance import Provenance, git_revision, training_command
+from training.run import start
 from training.run.folder import RunFolder
 
 QUICK = ["--epochs", "1", "--attack-steps", "1", "--batch-size", "256", "--precision", "float32"]
@@ -39,8 +40,9 @@ def test_the_command_has_what_was_given_and_no_folder(options: dict[str, object]
 def test_a_model_records_command_and_revision_and_a_resumed_run_keeps_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(provenance, "git_revision", lambda: "a1b2c3")
+    monkeypatch.setattr(start, "git_revision", lambda: "a1b2c3")
     monkeypatch.setenv("DUCAT_TRAIN_EPS", "0.1")  # counts like a flag
+    monkeypatch.setenv("DUCAT_TRAIN_SKIP_BROKEN", "0")  # there is no flag that says so
     folder = tmp_path / "run"
     assert run(["train", *QUICK, "--out", str(folder)]) == 0
     spec = read_spec(folder / "model.safetensors")
@@ -48,7 +50,7 @@ def test_a_model_records_command_and_revision_and_a_resumed_run_keeps_them(
     assert str(tmp_path) not in spec.to_json()
     assert RunFolder(folder).read_provenance() == Provenance(COMMAND, "a1b2c3")
 
-    monkeypatch.setattr(provenance, "git_revision", lambda: "other")
+    monkeypatch.setattr(start, "git_revision", lambda: "other")
     (folder / "last.pt").unlink()  # the run starts over, and comes out the same
     before = (folder / "model.safetensors").read_bytes()
     assert run(["train", "--resume", str(folder)]) == 0

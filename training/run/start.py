@@ -19,7 +19,7 @@ from training.data import DATASETS
 from training.device import fastest_precision
 from training.distributed.processes import ProcessGroup, local_device
 from training.initial import InitialWeights
-from training.provenance import Provenance
+from training.provenance import Provenance, git_revision
 from training.recipes import load_recipe
 from training.run.curves import draw_curves
 from training.run.dataset import load_run_data
@@ -99,7 +99,6 @@ def opened(
     output: Output,
     *,
     initial: InitialWeights | None = None,
-    provenance: Provenance = Provenance(),  # noqa: B008 (frozen)
 ) -> Iterator[Trainer]:
     """A run that is ready to be trained: its processes have met, its data is loaded. Nothing is written yet.
 
@@ -122,15 +121,18 @@ def opened(
             device,
             output,
             initial=initial,
-            provenance=provenance,
             processes=processes,
         )
     finally:
         processes.leave()
 
 
-def train(trainer: Trainer, data_dir: Path | None, *, resumed: bool) -> RunSummary:
+def train(
+    trainer: Trainer, data_dir: Path | None, *, resumed: bool, command: str | None = None
+) -> RunSummary:
     """Train in the run folder, which no other process may use meanwhile; `curves.png` is drawn at the end.
+
+    ``command`` is what a new run records as its own; a resumed one keeps that of its start.
 
     Raises:
         UsageError: the folder holds a run already, or another process trains there.
@@ -141,12 +143,13 @@ def train(trainer: Trainer, data_dir: Path | None, *, resumed: bool) -> RunSumma
     # Not before the data is there: a failed start leaves no folder.
     with folder.locked() if processes.is_first else nullcontext():
         if processes.is_first and not resumed:
-            folder.create(
-                config, data_dir.resolve() if data_dir else None, dataset.digest, trainer.provenance
-            )
+            origin = Provenance(command, git_revision())
+            folder.create(config, data_dir.resolve() if data_dir else None, dataset.digest, origin)
         processes.wait()
         if resumed:
             trainer.resume()
+        if processes.is_first:  # which alone writes checkpoints
+            trainer.record(folder.read_provenance())
         where = trainer.device.type if processes.size == 1 else f"{processes.size} x {trainer.device.type}"
         output.event(
             "start",

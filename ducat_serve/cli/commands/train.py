@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -101,7 +102,7 @@ def command(
 
     from training.device import choose_device
     from training.initial import InitialWeights
-    from training.provenance import Provenance, git_revision, training_command
+    from training.provenance import training_command
     from training.run.folder import RunFolder
     from training.run.start import Machine, new_config, opened, require_unchanged, train
 
@@ -111,7 +112,6 @@ def command(
     if resume is not None:
         folder = RunFolder(resume)
         config, stored_data_dir = folder.read()
-        provenance = folder.read_provenance()
         data_dir = data_dir or stored_data_dir
         start_only = {"--out": out, "--recipe": recipe, "--initial-checkpoint": initial_checkpoint}
         require_unchanged(config, given, start_only, resume)
@@ -119,18 +119,27 @@ def command(
         initial = InitialWeights.read(initial_checkpoint) if initial_checkpoint else None
         config = new_config(given, recipe, initial, torch_device)
         folder = RunFolder(out) if out else RunFolder.default(config)
-        recorded = {"recipe", "initial_checkpoint", *given}
-        options = {p.name: ctx.params[p.name] for p in ctx.command.params if p.name in recorded}
-        provenance = Provenance(training_command(options), git_revision())
     machine = Machine(torch_device, data_dir, offline)
-    with opened(config, folder, machine, output, initial=initial, provenance=provenance) as trainer:
+    with opened(config, folder, machine, output, initial=initial) as trainer:
         if dry_run:
             if resume is not None:
                 trainer.take_up()
             _show_estimate(trainer, trainer.output)
         else:
-            _show(train(trainer, data_dir, resumed=resume is not None), trainer, trainer.output)
+            command = training_command(_chosen(ctx, given))
+            summary = train(trainer, data_dir, resumed=resume is not None, command=command)
+            _show(summary, trainer, trainer.output)
     return 0
+
+
+def _chosen(ctx: click.Context, given: Mapping[str, Any]) -> dict[str, object]:
+    """The options that decide the weights, in the order of `--help`: ``given``, the recipe, the initial checkpoint."""
+    names = {"recipe", "initial_checkpoint", *given}
+    asked = {p.name: ctx.params[p.name] for p in ctx.command.params if p.name in names}
+    single_flags = {
+        p.name for p in ctx.command.params if not p.secondary_opts
+    }  # there is no --no-skip-broken
+    return {n: value for n, value in asked.items() if n and not (value is False and n in single_flags)}
 
 
 def _show_estimate(trainer: Trainer, output: Output) -> None:

@@ -1,0 +1,282 @@
+"""Wall-clock until a network is as accurate and robust as one asks for: our recommended recipe beside a textbook loop.
+
+    export OMP_NUM_THREADS=1
+    python benchmarks/time_to_robustness.py --data-dir ../shared/data
+
+Ours is `ducat train --recipe cifar10-hours`, with its validation and its saved states, both of which it pays for. The
+textbook loop is that of textbook.py: PGD-10, float32, NCHW, a rate that drops to a tenth after 75 and 90 % of its
+epochs. Network, first weights, images and their order are the same. They take turns, so that both see the same machine:
+an epoch of ours, then as many seconds of the other. After each epoch of either one its deployed function is measured,
+clean and under PGD-20 on val images, and nobody is charged for that. Each stops at the first epoch that reaches both.
+
+Days on two cores. Interrupted, it goes on where it was when started again with the same options; what it knows is
+written to results/time-to-robustness.json after each turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ducat_serve import atomic
+from ducat_serve.deployed import Deployed
+from ducat_serve.output import Output
+from training.batches import DeviceSplit, TrainingBatches
+from training.config import TrainConfig
+from training.data import load_dataset
+from training.device import exact_float32
+from training.provenance import Provenance, git_revision
+from training.run.folder import RunFolder
+from training.run.start import new_config
+from training.trainer import Trainer
+from training.validation import Validation
+
+sys.path.insert(0, str(Path(__file__).parent))
+from textbook import Textbook
+
+MEASURING_STEPS = 20
+_DROPS = (0.75, 0.9)  # of the textbook's epochs
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """After an epoch: wall-clock seconds that were spent on training so far, and accuracies in [0, 1]."""
+
+    epoch: int
+    seconds: float
+    clean: float
+    pgd: float
+
+
+@dataclass
+class Progress:
+    """How far one of the two has come."""
+
+    epochs: int  # after which it gives up
+    seconds: float = 0.0
+    images: int = 0
+    measurements: list[Measurement] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, document: dict[str, Any]) -> Progress:
+        known = [Measurement(**measured) for measured in document["measurements"]]
+        return cls(document["epochs"], document["seconds"], document["images"], known)
+
+    def reached(self, clean: float, pgd: float) -> float | None:
+        """Seconds until the first epoch at whose end both accuracies were there; None if none has been."""
+        found = (m.seconds for m in self.measurements if m.clean >= clean and m.pgd >= pgd)
+        return next(found, None)
+
+    def is_done(self, clean: float, pgd: float) -> bool:
+        return len(self.measurements) >= self.epochs or self.reached(clean, pgd) is not None
+
+
+def take_turns(
+    ours: Progress,
+    textbook: Progress,
+    clean: float,
+    pgd: float,
+    *,
+    epoch_of_ours: Callable[[], None],
+    textbook_until: Callable[[float], None],
+    after_each: Callable[[], None],
+) -> None:
+    """Let both train until each has reached the pair or given up.
+
+    Args:
+        epoch_of_ours: trains and measures one epoch, and adds it to ``ours``.
+        textbook_until: trains until it has had this many seconds or has ended an epoch, and adds that to ``textbook``.
+        after_each: called after each turn.
+    """
+    while not (ours.is_done(clean, pgd) and textbook.is_done(clean, pgd)):
+        if not ours.is_done(clean, pgd):
+            epoch_of_ours()
+            after_each()
+            until = ours.seconds
+        else:  # alone it goes on in turns as long, so that what it did is written down as often
+            until = textbook.seconds + ours.seconds / len(ours.measurements)
+        while textbook.seconds < until and not textbook.is_done(clean, pgd):
+            textbook_until(until)
+            after_each()
+
+
+def summary(ours: Progress, textbook: Progress, clean: float, pgd: float) -> dict[str, Any]:
+    """Both, and how many times as long the textbook took; None while one of them has not reached the pair."""
+    times = [one.reached(clean, pgd) for one in (ours, textbook)]
+    ratio = None if None in times else times[1] / times[0]  # type: ignore[operator]
+    return {
+        "target": {"clean": clean, "pgd": pgd},
+        "seconds_to_target": {"ours": times[0], "textbook": times[1]},
+        "ratio": ratio,
+        "images_per_second": {
+            name: round(one.images / one.seconds, 1) if one.seconds else None
+            for name, one in (("ours", ours), ("textbook", textbook))
+        },
+        "ours": asdict(ours),
+        "textbook": asdict(textbook),
+    }
+
+
+class Measure:
+    """Clean and PGD-20 accuracy of a deployed function on val images."""
+
+    def __init__(self, val: DeviceSplit, config: TrainConfig) -> None:
+        harder = {"attack_steps": MEASURING_STEPS, "step_size": config.eps / 4}
+        self._validation = Validation(val, config.model_copy(update=harder))
+
+    def __call__(self, model: nn.Module, epoch: int, seconds: float) -> Measurement:
+        result = self._validation(Deployed(model, "none"), legacy=False)
+        return Measurement(epoch, round(seconds, 2), result.clean_accuracy, result.pgd_accuracy)
+
+
+class Ours:
+    """A run by our trainer, one epoch at a time."""
+
+    def __init__(self, trainer: Trainer, measure: Measure, progress: Progress) -> None:
+        self.trainer, self.measure, self.progress = trainer, measure, progress
+
+    def take_up(self) -> None:
+        """Go on where the run folder is; an epoch that was finished but not measured is measured now."""
+        self.trainer.resume()
+        for row in self.trainer.state.rows[len(self.progress.measurements) :]:
+            self._add(row.seconds)
+
+    def epoch(self) -> None:
+        self.trainer.train_epoch()
+        started = time.monotonic()
+        self.trainer.finish_epoch()
+        self._add(self.trainer.state.rows[-1].seconds + time.monotonic() - started)
+
+    def _add(self, seconds: float) -> None:
+        progress, batches = self.progress, self.trainer.batches
+        progress.seconds += seconds
+        progress.images += batches.steps * batches.batch_size
+        epoch = len(progress.measurements) + 1
+        progress.measurements.append(self.measure(self.trainer.kept, epoch, progress.seconds))
+
+
+class TextbookRun:
+    """A run by the textbook loop; its place, weights and progress are one file."""
+
+    def __init__(
+        self, textbook: Textbook, batches: TrainingBatches, measure: Measure, progress: Progress, file: Path
+    ) -> None:
+        self.textbook, self.batches, self.measure = textbook, batches, measure
+        self.progress, self.file = progress, file
+        self.step = 0  # of the epoch, counted from 0
+
+    def take_up(self) -> None:
+        if not self.file.exists():
+            return
+        stored = torch.load(self.file, weights_only=True)
+        self.textbook.model.load_state_dict(stored["model"])
+        self.textbook.optimizer.load_state_dict(stored["optimizer"])
+        self.step, self.progress = stored["step"], Progress.read(stored["progress"])
+
+    def until(self, seconds: float) -> None:
+        """Train until it has had so many seconds, or to the end of the epoch, which is then measured."""
+        progress, epoch = self.progress, len(self.progress.measurements) + 1
+        order = self.batches.order(epoch)
+        drops = sum(epoch > share * progress.epochs for share in _DROPS)
+        self.textbook.optimizer.param_groups[0]["lr"] = 0.1 * 0.1**drops
+        while self.step < self.batches.steps and progress.seconds < seconds:
+            started = time.monotonic()
+            torch.manual_seed(epoch * self.batches.steps + self.step)  # a resumed run draws the same noise
+            images, labels = self.batches.batch(order, epoch, self.step)
+            self.textbook.step(images, labels, dummies=False)
+            progress.seconds += time.monotonic() - started
+            progress.images += len(images)
+            self.step += 1
+        if self.step == self.batches.steps:
+            progress.measurements.append(self.measure(self.textbook.model, epoch, progress.seconds))
+            self.step = 0
+        self._save()
+
+    def _save(self) -> None:
+        buffer = io.BytesIO()
+        stored = {
+            "model": self.textbook.model.state_dict(),
+            "optimizer": self.textbook.optimizer.state_dict(),
+            "step": self.step,
+            "progress": asdict(self.progress),
+        }
+        torch.save(stored, buffer)
+        atomic.write_bytes(self.file, buffer.getvalue())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dataset", default="cifar10")
+    parser.add_argument("--recipe", default="cifar10-hours")
+    parser.add_argument("--clean", type=float, default=0.65, help="clean accuracy to reach  [default: 0.65]")
+    parser.add_argument("--pgd", type=float, default=0.42, help="accuracy under PGD-20  [default: 0.42]")
+    parser.add_argument("--epochs", type=int, help="of ours  [default: the recipe's]")
+    parser.add_argument("--textbook-epochs", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    given = parser.parse_args()
+    exact_float32()
+    device, output = torch.device("cpu"), Output()
+    options = {"network": None, "precision": None, "epochs": given.epochs, "seed": given.seed}
+    config = new_config({"dataset": given.dataset, **options}, given.recipe, None, device)
+    data = load_dataset(
+        config.dataset, data_dir=given.data_dir, offline=True, seed=config.seed, output=output
+    )
+    measure = Measure(DeviceSplit.of(data.val, device), config)
+    folder = RunFolder(given.runs / "time-to-robustness")
+    trainer = Trainer(config, data, folder, device, output)
+    # Before anything is taken up, so that both begin with the same weights.
+    plain = Textbook(trainer.classifier, config.eps, config.eps / 4)
+    file = given.results / "time-to-robustness.json"
+    textbook = TextbookRun(
+        plain, trainer.batches, measure, Progress(given.textbook_epochs), folder.path / "textbook.pt"
+    )
+    ours = Ours(trainer, measure, Progress(config.epochs))
+    with folder.locked():
+        if folder.config.exists():
+            if folder.read()[0] != config:
+                raise SystemExit(f"{folder.path} holds a run with other options: delete it, or give --runs")
+            if file.exists():
+                ours.progress = Progress.read(json.loads(file.read_text())["ours"])
+            ours.take_up()
+            textbook.take_up()
+        else:
+            folder.create(config, given.data_dir, data.digest, Provenance(git_revision=git_revision()))
+
+        def write() -> None:
+            found = summary(ours.progress, textbook.progress, given.clean, given.pgd)
+            command = " ".join(["python", "benchmarks/time_to_robustness.py", *sys.argv[1:]])
+            document = {"command": command, "network": config.network, "data": data.title, **found}
+            given.results.mkdir(parents=True, exist_ok=True)
+            atomic.write_text(file, json.dumps(document, indent=1) + "\n")
+
+        take_turns(
+            ours.progress,
+            textbook.progress,
+            given.clean,
+            given.pgd,
+            epoch_of_ours=ours.epoch,
+            textbook_until=textbook.until,
+            after_each=write,
+        )
+        write()
+
+
+if __name__ == "__main__":
+    assert os.environ.get("OMP_NUM_THREADS") == "1", "set OMP_NUM_THREADS=1: see the top of this file"
+    main()
