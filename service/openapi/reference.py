@@ -78,7 +78,7 @@ def _operation(described: dict[str, Any], path: str, method: str, operation: dic
             [(kind, _shape(described, body)) for kind, body in bodies.items()],
         )
         + _table("Answers", ("status", "what", "as"), answers)
-        + f"<pre><code>{escape(_curl(path, method, bodies, operation))}</code></pre></article>"
+        + f'<pre class="scroll"><code>{escape(_curl(path, method, bodies, operation))}</code></pre></article>'
     )
 
 

@@ -93,7 +93,7 @@ def test_no_key_is_ever_copied(look: Callable[..., Page], strict_server: Server)
     page = look(strict_server)
     page.get_by_label("API key").fill(KEY)
     page.get_by_role("button", name="Use this key").click()
-    expect(page.get_by_text("resnet-small")).to_be_visible()
+    expect(page.get_by_text("model · resnet-small")).to_be_visible()
     page.get_by_text("The same from a program").click()
     for text in page.locator("#curl-text, #python-text").all():
         expect(text).to_contain_text("DUCAT_KEY")
@@ -107,6 +107,6 @@ def test_on_a_phone_the_answer_is_in_sight(look: Callable[..., Page], server: Se
     expect(page.get_by_text("Answered in")).to_be_visible()
     expect(page.locator("#headline")).to_be_in_viewport(ratio=1)
     page.evaluate("window.scrollTo(0, 0)")
-    page.locator("#noise").fill("3")
+    page.locator("#noise").evaluate("e => { e.value = 3; e.dispatchEvent(new Event('input')); }")
     expect(page.locator("#headline")).to_contain_text("with noise of 3/255")
     assert page.evaluate("window.scrollY") == 0, "moving the slider leaves the page where it is"
