@@ -20,7 +20,7 @@ from service.settings import Settings
 
 Json = dict[str, Any]
 
-# A server with every kind of key, the attack demo and a name to be known by, so that every route and every answer is described.
+# A server with every kind of key, the attack demo and a name of its own: every route and every answer is described.
 _EVERYTHING = Settings(
     model=Path("model.onnx"), admin_key="x" * 16, api_keys="name:key", allowed_hosts="name", attack_demo=True
 )
