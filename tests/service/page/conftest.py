@@ -17,7 +17,7 @@ from tests.support.page import KEY, REFUSED
 from tests.support.server_process import WAIT, Server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def measured(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An exported model with a small robustness report, and images that it was attacked on."""
     folder = tmp_path_factory.mktemp("measured")
@@ -27,7 +27,7 @@ def measured(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder / "model.onnx"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def server(measured: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     samples = tmp_path_factory.mktemp("samples")
     for number in range(3):
@@ -36,7 +36,7 @@ def server(measured: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def strict_server(onnx_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Asks for a key, takes small bodies and two images a day; nobody measured its model."""
     keys = tmp_path_factory.mktemp("keys") / "keys"
@@ -46,7 +46,7 @@ def strict_server(onnx_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
         yield running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     expect.set_options(timeout=1000 * WAIT)
     with chromium() as started:
