@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ducat_serve.atomic import write_bytes
+from ducat_serve.atomic import write_bytes, write_text
+from ducat_serve.attacked_examples import FILE_NAME, AttackedExamples
 from ducat_serve.bundled import bundled_name, model_path
 from ducat_serve.checkpoint import checkpoint_path, read_checkpoint, read_spec, write_checkpoint
 from ducat_serve.errors import InterruptedRun, UsageError, command_line, missing_extra
@@ -20,7 +21,8 @@ from ducat_serve.threat_model import Norm, parse_size
 from training.evaluation.comparison import losses
 from training.evaluation.curve import measure_curve
 from training.evaluation.evaluate import measure as run_evaluation
-from training.evaluation.kept import Kept
+from training.evaluation.kept import ExampleKeeper
+from training.evaluation.outputs import Outputs
 from training.evaluation.prepare import Request, prepare
 from training.evaluation.state import EvaluationState
 
@@ -95,11 +97,11 @@ def evaluate(
         offline=offline,
         device=device,
     )
-    kept = Kept(
+    outputs = Outputs(
         None if save_adversarial is None else Path(save_adversarial),
         None if per_image is None else Path(per_image),
     )
-    measured = measure(request, output, kept, resume=resume)
+    measured = measure(request, output, outputs, resume=resume)
     if store:
         measured.store(output, replace=replace)
     measured.state.remove()
@@ -114,15 +116,18 @@ class Measured:
     spec: ModelSpec
     report: RobustnessReport
     state: EvaluationState
+    kept: AttackedExamples | None  # some of the attacked images, for `export`; None of an exported file
     _store: _Store
 
     def store(self, output: Output, *, replace: bool = False) -> None:
-        """Keep the report in the model file; a white-box report inside an exported file stays.
+        """Keep the report in the model file, attacked images beside it; a white-box report in an exported file stays.
 
         A report that says more than this one also stays, unless it is to be replaced.
         """
         if replace or not self._says_less(output):
             self._store(self.report, output)
+            if self.kept is not None:
+                write_text(self.path.with_name(FILE_NAME), self.kept.model_dump_json() + "\n")
 
     def _says_less(self, output: Output) -> bool:
         """Whether the report inside the file, of the same kind, says more than this one; then that is said."""
@@ -143,23 +148,26 @@ def _sizes(eps: float | str | Sequence[float | str] | None) -> tuple[float, ...]
     return tuple(parse_size(size) if isinstance(size, str) else float(size) for size in several)
 
 
-def measure(request: Request, output: Output, kept: Kept | None = None, *, resume: bool = False) -> Measured:
+def measure(
+    request: Request, output: Output, outputs: Outputs | None = None, *, resume: bool = False
+) -> Measured:
     """Run the evaluation that is asked for. ``request.path`` may be a run folder or a bundled model."""
     path = checkpoint_path(request.path)
     if bundled_name(path) is not None:
         path = _copy_here(path, output)
     prepared = prepare(replace(request, path=path), output)
     store = (_store_in_export if path.suffix == ".onnx" else _store_in_checkpoint)(path, prepared.spec)
-    kept = kept or Kept()
-    plan = replace(prepared.plan, keep_images=kept.adversarial is not None)
+    outputs = outputs or Outputs()
+    keeper = None if path.suffix == ".onnx" else ExampleKeeper()
+    plan = replace(prepared.plan, keep_images=outputs.adversarial is not None)
     state = replace(prepared.state, request={**prepared.state.request, "kept images": plan.keep_images})
     state.begin(resume=resume, output=output)
     try:
-        with kept.opened(output) as write:
+        with outputs.opened(output) as write:
             if len(prepared.sizes) > 1:
-                found = measure_curve(prepared.subject, plan, prepared.sizes, output, state)
+                found = measure_curve(prepared.subject, plan, prepared.sizes, output, state, keeper)
             else:
-                found = run_evaluation(prepared.subject, plan, output, state)
+                found = run_evaluation(prepared.subject, plan, output, state, keeper=keeper)
             write(prepared.subject, plan, found, prepared.index)
     except KeyboardInterrupt:
         raise InterruptedRun(
@@ -167,7 +175,8 @@ def measure(request: Request, output: Output, kept: Kept | None = None, *, resum
             "interrupted; what the finished attacks found is kept.",
             f"{command_line('ducat', 'evaluate', path, '--resume')} (and the same options)",
         ) from None
-    return Measured(path, prepared.spec, found.report, state, store)
+    kept = keeper.examples(found.report.weights_digest, plan.threat_model) if keeper else None
+    return Measured(path, prepared.spec, found.report, state, kept, store)
 
 
 def _copy_here(bundled: Path, output: Output) -> Path:

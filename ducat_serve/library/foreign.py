@@ -21,7 +21,7 @@ from training.device import choose_device, exact_float32
 from training.evaluation.curve import measure_curve
 from training.evaluation.evaluate import measure
 from training.evaluation.foreign import import_model, prepare_model
-from training.evaluation.kept import Kept
+from training.evaluation.outputs import Outputs
 from training.evaluation.prepare import choose_images
 
 
@@ -47,7 +47,7 @@ class ForeignRequest:
     device: Device = "auto"
 
 
-def measure_foreign(request: ForeignRequest, kept: Kept, output: Output) -> RobustnessReport:
+def measure_foreign(request: ForeignRequest, outputs: Outputs, output: Output) -> RobustnessReport:
     """Measure the model that a callable makes; the report is at the largest eps, with a curve where there are several.
 
     Raises:
@@ -82,9 +82,9 @@ def measure_foreign(request: ForeignRequest, kept: Kept, output: Output) -> Robu
         output=output,
         split=request.split,
     )
-    plan = replace(plan, eight_bit=request.eight_bit, keep_images=kept.adversarial is not None)
+    plan = replace(plan, eight_bit=request.eight_bit, keep_images=outputs.adversarial is not None)
     try:
-        with kept.opened(output) as write:
+        with outputs.opened(output) as write:
             found = (
                 measure_curve(subject, plan, request.eps, output)
                 if len(request.eps) > 1

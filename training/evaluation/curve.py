@@ -10,11 +10,17 @@ from ducat_serve.report import CurvePoint, RobustnessReport
 from ducat_serve.threat_model import ThreatModel, format_size
 from training.evaluation.evaluate import Measured, Plan, Subject, measure
 from training.evaluation.examples import Examples
+from training.evaluation.kept import ExampleKeeper
 from training.evaluation.state import EvaluationState
 
 
 def measure_curve(
-    subject: Subject, plan: Plan, sizes: Sequence[float], output: Output, state: EvaluationState | None = None
+    subject: Subject,
+    plan: Plan,
+    sizes: Sequence[float],
+    output: Output,
+    state: EvaluationState | None = None,
+    keeper: ExampleKeeper | None = None,
 ) -> Measured:
     """Measure at every radius of ``sizes``, in any order and at least one; the report is at that of ``plan``.
 
@@ -32,7 +38,8 @@ def measure_curve(
         threat_model = ThreatModel(norm=plan.threat_model.norm, eps=eps)
         at = plan if eps == chosen else _attacks_only(plan, threat_model)
         output.say(f"At {plan.threat_model.norm} {format_size(eps)}:")
-        found = measure(subject, at, output, None if state is None else state.at(threat_model), smaller)
+        at_state = None if state is None else state.at(threat_model)
+        found = measure(subject, at, output, at_state, smaller, keeper if eps == chosen else None)
         measured[eps], smaller = found, found.examples
         points.append(_point(found.report))
     result = measured[chosen]

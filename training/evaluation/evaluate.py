@@ -25,6 +25,7 @@ from training.attacks.frozen import frozen
 from training.batches import DeviceSplit, to_pixels
 from training.evaluation.detection import dummy_mass, rejection
 from training.evaluation.examples import Examples
+from training.evaluation.kept import ExampleKeeper
 from training.evaluation.legacy import legacy_2c_accuracy
 from training.evaluation.runner import Batches, Runner, counted
 from training.evaluation.sanity import check_sanity
@@ -103,12 +104,14 @@ def measure(
     output: Output,
     state: EvaluationState | None = None,
     smaller: Examples | None = None,
+    keeper: ExampleKeeper | None = None,
 ) -> Measured:
     """Accuracy per example: right on the clean image AND under every attack that was run.
 
     Args:
         smaller: what the same attacks have found on the same images in a smaller ball of the same norm.
         state: where to keep what is known after every attack; what is there already is gone on with.
+        keeper: keeps a few of the images that the attacks make.
 
     Raises:
         UsageError: the model's output does not have C columns (a raw 2C model, say) or it is in train mode; a
@@ -137,7 +140,7 @@ def measure(
             output.say(f"Resumed after {', '.join(result.name for result in results)}.")
         earlier = sum(result.seconds for result in results)
         for attack in plan.attacks[len(results) :]:
-            results.append(_run(runner, attack, examples, len(results)))
+            results.append(_run(runner, attack, examples, len(results), keeper))
             if state is not None:
                 state.save(examples, results)
         with_dummies = model.fold != "none"
@@ -208,13 +211,23 @@ def require_measurable(subject: Subject, threat_model: ThreatModel) -> None:
     require_size("eps", threat_model.eps, threat_model.norm, math.prod(data.images.shape[1:]))
 
 
-def _run(runner: Runner, attack: Attack, examples: Examples, number: int) -> AttackResult:
+def _run(
+    runner: Runner, attack: Attack, examples: Examples, number: int, keeper: ExampleKeeper | None = None
+) -> AttackResult:
     """Run one attack on what is still right, and mark what no longer is."""
     index = examples.right.nonzero().squeeze(1)
     started = time.monotonic()
+
+    def seen(batch: Tensor, found: Tensor, fooled: Tensor) -> None:
+        examples.keep(batch, found, fooled)
+        if keeper is not None:
+            keeper.see(batch, found, fooled)
+
     with counted(runner.model.classifier) as cost:
-        raw = runner.attack(attack.name, attack, index, misclassified(runner.model.fold), examples.keep)
+        raw = runner.attack(attack.name, attack, index, misclassified(runner.model.fold), seen)
     examples.record(index, raw, number)
+    if keeper is not None:
+        keeper.judge(runner, attack.name)
     left, seconds, total = int(examples.right.sum()), time.monotonic() - started, len(runner.data)
     runner.output.say(
         f"{attack.name:<14} attacked {len(index):>5}, worst case now {left / total:.1%}  ({seconds:.0f} s)"

@@ -80,10 +80,9 @@ class Examples:
         for name, tensor in self.state().items():
             tensor.copy_(smaller.state()[name])
 
-    def keep(self, index: Tensor, found: Tensor, raw: Tensor) -> None:
+    def keep(self, index: Tensor, found: Tensor, fooled: Tensor) -> None:
         """Keep the images among ``found`` that fool the model, where images are kept."""
         if self.images is not None:
-            fooled = misclassified(self.fold)(raw, self.labels[index])
             self.images[index[fooled].cpu()] = found[fooled].detach().cpu()
 
     def state(self) -> dict[str, Tensor]:

@@ -84,13 +84,13 @@ class Runner:
         attack: Attack,
         index: Tensor,
         criterion: Criterion,
-        keep: Callable[[Tensor, Tensor, Tensor], None] | None = None,
+        seen: Callable[[Tensor, Tensor, Tensor], None] | None = None,
     ) -> Tensor:
         """Attack the examples ``index`` (int64 [M]).
 
         Args:
             name: names the random stream, so that a result does not depend on attacks before it.
-            keep: called with a part of ``index``, the images that were found for it and their raw logits.
+            seen: told of each batch: its examples, the images that were found, and which of them meet the criterion.
 
         Returns the raw logits, [M, 2C] or [M, C], of the images that the attack found, in the order of ``index``.
         """
@@ -102,8 +102,8 @@ class Runner:
                 found = attack(self.model, images, labels, self.ball, criterion, generator=generator)
                 with torch.no_grad():
                     raw: Tensor = self.model.classifier(found)
-                if keep is not None:
-                    keep(batch, found, raw)
+                if seen is not None:
+                    seen(batch, found, criterion(raw, labels))
                 advance(len(batch))
                 return raw
 

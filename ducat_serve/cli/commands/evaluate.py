@@ -160,7 +160,7 @@ def command(
 
     from ducat_serve.library.evaluation import measure
     from ducat_serve.library.foreign import ForeignRequest, measure_foreign, write_report
-    from training.evaluation.kept import Kept
+    from training.evaluation.outputs import Outputs
     from training.evaluation.plot import plot_curve
     from training.evaluation.prepare import Request
     from training.evaluation.robustbench import robustbench_entry
@@ -168,7 +168,7 @@ def command(
     output = Output(json)
     if out is not None and not out.parent.is_dir():
         raise UsageError(f"--out: there is no folder {out.parent}.")
-    kept = Kept(save_adversarial, per_image)
+    outputs = Outputs(save_adversarial, per_image)
     if isinstance(model, ForeignModel):
         _refuse_for_models_of_others({"--checkpoint": checkpoint, "--resume": resume, "--replace": replace})
         if dataset is None:
@@ -191,7 +191,7 @@ def command(
             offline=offline,
             device=device,
         )
-        report = measure_foreign(foreign, kept, output)
+        report = measure_foreign(foreign, outputs, output)
         show_report(report, None, output)
         out = write_report(model.name, report, out, output)
         beside, trained_on, architecture = out, dataset, model.name
@@ -215,7 +215,7 @@ def command(
             offline=offline,
             device=device,
         )
-        measured = measure(request, output, kept, resume=resume)
+        measured = measure(request, output, outputs, resume=resume)
         report, spec = measured.report, measured.spec
         show_report(report, spec, output)
         measured.store(output, replace=replace)
