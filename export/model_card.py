@@ -102,6 +102,21 @@ def _robustness(spec: ModelSpec, name: str) -> list[str]:
     ]
 
 
+def report_card(name: str, report: RobustnessReport) -> str:
+    """The card of a model that is not a file of ours: what was measured, and on which weights."""
+    attacks = ", ".join(attack.name for attack in report.attacks)
+    sections = [
+        f"# {text(name)}",
+        f"Measured on {report.examples} {report.split} images of {text(report.dataset)}, "
+        f"{report.norm} {format_size(report.eps)}, seed {report.seed}, by {text(attacks)}. It is a measurement, not a "
+        "guarantee: a better attack may break more.",
+        _table(report),
+        *(f"**Warning.** {text(doubt)}" for doubt in doubts(report)),
+        f"Weights: SHA-256 of the state_dict {code(report.weights_digest)}.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
 def _table(report: RobustnessReport) -> str:
     clean, worst_case, *legacy = accuracies(report)
     rows = [

@@ -18,7 +18,9 @@ from ducat_serve.report import RobustnessReport
 from ducat_serve.spec import ModelSpec
 from ducat_serve.threat_model import Norm, parse_size
 from training.evaluation.comparison import losses
-from training.evaluation.evaluate import evaluate as run_evaluation
+from training.evaluation.curve import measure_curve
+from training.evaluation.evaluate import measure as run_evaluation
+from training.evaluation.kept import Kept
 from training.evaluation.prepare import Request, prepare
 from training.evaluation.state import EvaluationState
 
@@ -32,7 +34,8 @@ def evaluate(
     attacks: Sequence[str] = (),
     split: Literal["val", "test"] = "test",
     norm: Norm | None = None,
-    eps: float | str | None = None,
+    eps: float | str | Sequence[float | str] | None = None,
+    lattice: Literal["8bit"] | None = None,
     max_examples: int | None = None,
     batch_size: int = 256,
     seed: int = 0,
@@ -40,6 +43,8 @@ def evaluate(
     data_dir: str | Path | None = None,
     offline: bool = False,
     checkpoint: str | Path | None = None,
+    save_adversarial: str | Path | None = None,
+    per_image: str | Path | None = None,
     device: Device = "auto",
     store: bool = True,
     replace: bool = False,
@@ -52,10 +57,12 @@ def evaluate(
         model: a `model.safetensors`, its run folder, a `model.onnx`, or as text the name of a bundled model, of which a
             copy in the current folder is measured.
         suite: "quick", "standard" or "full". attacks: names, instead of a suite.
-        split: which images. norm, eps: the threat model, in pixels of [0, 1], as trained unless given.
+        split: which images. norm, eps: the threat model, in pixels of [0, 1], as trained unless given. Several eps give
+            a curve, `report.curve`. lattice: "8bit" lets attacks make only images of 8 bits.
         max_examples: only so many images of a seeded shuffle. batch_size: halved when memory runs out.
         dataset: another one than it was trained on, or where folder:PATH is now. data_dir, offline: as for `train`.
         checkpoint: of a `.onnx` model, the one it came from; `model.safetensors` beside it unless given.
+        save_adversarial: a new folder for the images that break the model. per_image: a CSV file with a row for each.
         store: keep the report in the model file, from which export and server take it, unless the one that is there
             says more; ``replace`` stores it in any case.
         resume: go on after the last attack of an interrupted evaluation.
@@ -76,7 +83,8 @@ def evaluate(
         checkpoint=None if checkpoint is None else Path(checkpoint),
         split=split,
         norm=norm,
-        eps=parse_size(eps) if isinstance(eps, str) else eps,
+        eps=_sizes(eps),
+        eight_bit=lattice == "8bit",
         suite=suite,
         attacks=tuple(attacks),
         max_examples=max_examples,
@@ -87,7 +95,11 @@ def evaluate(
         offline=offline,
         device=device,
     )
-    measured = measure(request, output, resume=resume)
+    kept = Kept(
+        None if save_adversarial is None else Path(save_adversarial),
+        None if per_image is None else Path(per_image),
+    )
+    measured = measure(request, output, kept, resume=resume)
     if store:
         measured.store(output, replace=replace)
     measured.state.remove()
@@ -124,23 +136,38 @@ class Measured:
         return True
 
 
-def measure(request: Request, output: Output, *, resume: bool = False) -> Measured:
+def _sizes(eps: float | str | Sequence[float | str] | None) -> tuple[float, ...]:
+    if eps is None:
+        return ()
+    several = (eps,) if isinstance(eps, float | int | str) else eps
+    return tuple(parse_size(size) if isinstance(size, str) else float(size) for size in several)
+
+
+def measure(request: Request, output: Output, kept: Kept | None = None, *, resume: bool = False) -> Measured:
     """Run the evaluation that is asked for. ``request.path`` may be a run folder or a bundled model."""
     path = checkpoint_path(request.path)
     if bundled_name(path) is not None:
         path = _copy_here(path, output)
     prepared = prepare(replace(request, path=path), output)
     store = (_store_in_export if path.suffix == ".onnx" else _store_in_checkpoint)(path, prepared.spec)
-    prepared.state.begin(resume=resume, output=output)
+    kept = kept or Kept()
+    plan = replace(prepared.plan, keep_images=kept.adversarial is not None)
+    state = replace(prepared.state, request={**prepared.state.request, "kept images": plan.keep_images})
+    state.begin(resume=resume, output=output)
     try:
-        report = run_evaluation(prepared.subject, prepared.plan, output, prepared.state)
+        with kept.opened(output) as write:
+            if len(prepared.sizes) > 1:
+                found = measure_curve(prepared.subject, plan, prepared.sizes, output, state)
+            else:
+                found = run_evaluation(prepared.subject, plan, output, state)
+            write(prepared.subject, plan, found, prepared.index)
     except KeyboardInterrupt:
         raise InterruptedRun(
             signal.SIGINT,
             "interrupted; what the finished attacks found is kept.",
             f"{command_line('ducat', 'evaluate', path, '--resume')} (and the same options)",
         ) from None
-    return Measured(path, prepared.spec, report, prepared.state, store)
+    return Measured(path, prepared.spec, found.report, state, store)
 
 
 def _copy_here(bundled: Path, output: Output) -> Path:
@@ -148,7 +175,7 @@ def _copy_here(bundled: Path, output: Output) -> Path:
     copy = Path(bundled.name)
     if not copy.exists():
         write_bytes(copy, bundled.read_bytes())
-        output.say(f"Evaluating a copy of the bundled model, {copy}, which gets the report.")
+        output.say(f"Evaluating a copy of the bundled model, {copy}; the package is not written to.")
     elif bundled_name(copy) or read_spec(copy).weights_digest != read_spec(bundled).weights_digest:
         raise UsageError(
             f"A copy of the bundled model is evaluated, but there is another {copy} here.",

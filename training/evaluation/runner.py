@@ -78,11 +78,19 @@ class Runner:
     batches: Batches
     output: Output
 
-    def attack(self, name: str, attack: Attack, index: Tensor, criterion: Criterion) -> Tensor:
+    def attack(
+        self,
+        name: str,
+        attack: Attack,
+        index: Tensor,
+        criterion: Criterion,
+        keep: Callable[[Tensor, Tensor, Tensor], None] | None = None,
+    ) -> Tensor:
         """Attack the examples ``index`` (int64 [M]).
 
         Args:
             name: names the random stream, so that a result does not depend on attacks before it.
+            keep: called with a part of ``index``, the images that were found for it and their raw logits.
 
         Returns the raw logits, [M, 2C] or [M, C], of the images that the attack found, in the order of ``index``.
         """
@@ -94,6 +102,8 @@ class Runner:
                 found = attack(self.model, images, labels, self.ball, criterion, generator=generator)
                 with torch.no_grad():
                     raw: Tensor = self.model.classifier(found)
+                if keep is not None:
+                    keep(batch, found, raw)
                 advance(len(batch))
                 return raw
 

@@ -127,11 +127,11 @@ def test_interrupt_and_resume_on_the_command_line(
     real = evaluate_module._run
     seen: list[str] = []
 
-    def stops(runner: Runner, attack: Attack, examples: Examples) -> AttackResult:
+    def stops(runner: Runner, attack: Attack, examples: Examples, number: int) -> AttackResult:
         seen.append(attack.name)
         if seen == ["pgd", "apgd-ce"]:
             raise KeyboardInterrupt
-        return real(runner, attack, examples)
+        return real(runner, attack, examples, number)
 
     monkeypatch.setattr(evaluate_module, "_run", stops)
     assert run(command) == 130
