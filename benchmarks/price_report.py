@@ -254,6 +254,8 @@ def table(found: Sequence[Point], rows: Sequence[Row]) -> str:
         first, count = point.first, len(point.rows)
         paid = None if plain is None or point is plain else price(point, plain)
         leads = [value for row in point.rows if (value := lead(row, rows)) is not None]
+        if first.method in _BASELINES and first.mode == "off":
+            leads = []
         fell_back = sum(row.fell_back for row in point.rows)
         masked = sum(bool(row.failed_checks) for row in point.rows)
         remarks = [f"{fell_back} fell back to PGD"] if fell_back else []
@@ -278,7 +280,7 @@ def _interval(interval: tuple[float, float], count: int) -> str:
 
 
 def plot(found: Sequence[Point], stem: Path) -> None:
-    """Clean against worst case: a curve for each method, solid `off` and dashed `folded`; bars span the seeds."""
+    """Clean against worst case: a curve for each method, solid `off`, dashed `folded`. Bars: `_spanned`."""
     curves: dict[tuple[str, str], list[Point]] = defaultdict(list)
     for point in found:
         curves[point.first.method, point.first.mode].append(point)
@@ -290,8 +292,10 @@ def plot(found: Sequence[Point], stem: Path) -> None:
             axes.errorbar(
                 [p.clean for p in curve],
                 [p.worst for p in curve],
-                xerr=_reach([[100 * row.clean for row in p.rows] for p in curve]),
-                yerr=_reach([[100 * row.worst_case for row in p.rows] for p in curve]),
+                xerr=_reach([_spanned([r.clean for r in p.rows], p.first.clean_interval) for p in curve]),
+                yerr=_reach(
+                    [_spanned([r.worst_case for r in p.rows], p.first.worst_case_interval) for p in curve]
+                ),
                 color=_COLOURS[method],
                 linestyle="--" if folded else "-",
                 marker="s" if folded else "o",
@@ -316,11 +320,14 @@ def plot(found: Sequence[Point], stem: Path) -> None:
         figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
 
 
-def _reach(values: Sequence[Sequence[float]]) -> list[list[float]]:
-    means = [statistics.fmean(each) for each in values]
-    low = [mean - min(each) for mean, each in zip(means, values, strict=True)]
-    high = [max(each) - mean for mean, each in zip(means, values, strict=True)]
-    return [low, high]
+def _spanned(values: Sequence[float], interval: tuple[float, float]) -> tuple[float, float, float]:
+    """Mean, lowest and highest over the seeds, in per cent; of one seed the 95 % interval."""
+    low, high = (min(values), max(values)) if len(values) > 1 else interval
+    return 100 * statistics.fmean(values), 100 * low, 100 * high
+
+
+def _reach(spans: Sequence[tuple[float, float, float]]) -> list[list[float]]:
+    return [[mean - low for mean, low, _ in spans], [high - mean for mean, _, high in spans]]
 
 
 def write(stem: Path, rows: Sequence[Row], command: str, planned: int) -> None:

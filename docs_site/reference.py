@@ -20,8 +20,10 @@ from service.settings import Settings
 
 Json = dict[str, Any]
 
-# A server with every kind of key and a name to be known by, so that every route and every answer is described.
-EVERYTHING = Settings(model=Path("model.onnx"), admin_key="x" * 16, api_keys="name:key", allowed_hosts="name")
+# A server with every kind of key, the attack demo and a name: every route and every answer is described.
+EVERYTHING = Settings(
+    model=Path("model.onnx"), admin_key="x" * 16, api_keys="name:key", allowed_hosts="name", attack_demo=True
+)
 # Every route takes this header and may answer with these; the page says so once.
 _EVERY_PARAMETER, _EVERY_STATUS = "X-Request-Id", ("413", "421", "500")
 _MARK = re.compile(r"^<!-- ([\w-]+) -->$", re.MULTILINE)
