@@ -23,7 +23,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     (folder / "docs").mkdir()
     shutil.copy(PROJECT / "docs" / "photo.jpg", folder / "docs")
-    write_colours(folder / "photos")
+    write_colours(folder / "photos", train=60)  # more than a batch of 128
     return folder
 
 
