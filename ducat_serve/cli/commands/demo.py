@@ -73,12 +73,12 @@ def command(epochs: int, out: Path | None, json: bool) -> None:
         f"{report['worst_case_accuracy']:.1%} in the worst case of {attacks} at eps {QUICK[1]}."
     )
     output.text(f"{right} of {len(rows)} images right over HTTP. Took {seconds:.0f} s.")
+    for model in bundled_models().values():
+        output.say(f"A model that comes with the package, trained for longer: ducat serve {model.name}")
     output.say(f"The model is kept in {folder}.")
     output.say(
         f"The page to try it yourself: {command_line('ducat', 'serve', folder, '--samples', samples, '--attack-demo')}"
     )
-    for model in bundled_models().values():
-        output.say(f"A model that comes with the package, trained for longer: ducat serve {model.name}")
     output.result(
         {
             "run": str(folder),
