@@ -1,4 +1,4 @@
-// The robustness report: figures, sentences, attack by attack, class by class.
+// The robustness report: figures, sentences, attack by attack, class by class, and at several sizes of the attack.
 
 import { $, element, percent, sizeText } from "./dom.js";
 import { page } from "./state.js";
@@ -20,6 +20,7 @@ export function showReport() {
     $("class-rows").replaceChildren(...measured.per_class.map(classRow));
   }
   $("attacks").hidden = $("per-class").hidden = !measured;
+  showCurve(measured?.curve ?? []);
   showFacts();
   $("report-waiting").hidden = true;
   $("report").hidden = false;
@@ -40,6 +41,12 @@ function row(name, ...cells) {
 function classRow({ label, examples, clean_accuracy: clean, worst_case_accuracy: worst }) {
   const cell = (accuracy) => (accuracy === null ? "none measured" : percent(accuracy));
   return row(label, examples, cell(clean), cell(worst));
+}
+
+/** The worst case at several sizes of the attack, in reports that have it. */
+function showCurve(points) {
+  $("curve-rows").replaceChildren(...points.map((one) => row(sizeText(one.eps), percent(one.worst_case_accuracy))));
+  $("curve").hidden = !points.length;
 }
 
 function showFacts() {

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from ducat_serve.predictor import Predictor
 from tests.support.http_client import DIGITS, encode
@@ -65,6 +65,29 @@ def test_accuracy_is_told_class_by_class(look: Callable[..., Page], server: Serv
     first = report.per_class[0]
     assert first.clean_accuracy is not None
     expect(rows.first).to_contain_text(f"{first.examples}{100 * first.clean_accuracy:.1f}")
+
+
+def test_the_worst_case_is_told_at_every_size(look: Callable[..., Page], server: Server) -> None:
+    """Where the report has several; the server's own has one."""
+    page = look(server)
+    expect(page.get_by_text("Class by class")).to_be_visible()
+    expect(page.get_by_text("At several sizes of the attack")).to_be_hidden()
+
+    def with_curve(route: Route) -> None:
+        answer = route.fetch()
+        body = answer.json()
+        body["spec"]["robustness"]["curve"] = [
+            {"eps": eps, "worst_case_accuracy": accuracy, "worst_case_interval": [0, 1]}
+            for eps, accuracy in ((4 / 255, 0.75), (8 / 255, 0.5))
+        ]
+        route.fulfill(response=answer, json=body)
+
+    page.route("**/v1/model", with_curve)
+    page.reload()
+    page.get_by_text("At several sizes of the attack").click()
+    expect(page.locator("#curve-rows").get_by_role("row")).to_have_text(
+        ["4/25575.0\u00a0%", "8/25550.0\u00a0%"]
+    )
 
 
 def test_what_is_copied_works(
