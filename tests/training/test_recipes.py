@@ -17,7 +17,7 @@ from training.recipes import load_recipe, recipe_cost, recipe_names, recipe_reac
 
 def started_with(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
     """The configuration that `ducat train` would train."""
-    import training.run.dataset
+    import training.run.start
 
     seen: list[Any] = []
 
@@ -29,7 +29,7 @@ def started_with(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Train
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.run.dataset, "load_run_data", load)
+        patch.setattr(training.run.start, "load_run_data", load)
         assert run(["train", *arguments]) == 1
     config: TrainConfig = seen[0]
     return config
