@@ -9,10 +9,11 @@ from __future__ import annotations
 import posixpath
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
 
 PROJECT = Path(__file__).parents[1]
 # Where a file of the repository lies in the site. docs/ itself is the root of the site.
@@ -55,6 +56,8 @@ def with_site_links(text: str, repository_path: str, page: str) -> str:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add what lies outside of docs/."""
+    from mkdocs.structure.files import File  # tests of this module need no MkDocs
+
     for source, target in MOVED.items():
         files.append(File.generated(config, target, abs_src_path=str(PROJECT / source)))
     return files

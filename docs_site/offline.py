@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.exceptions import PluginError
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
 
 # What a browser fetches by itself: not the links that a reader may follow.
 _FETCHED = re.compile(
@@ -23,6 +24,8 @@ def outside_resources(text: str) -> list[str]:
 
 def on_post_build(config: MkDocsConfig) -> None:
     """Fail where a page or a style sheet fetches something from elsewhere."""
+    from mkdocs.exceptions import PluginError  # tests of this module need no MkDocs
+
     site = Path(config.site_dir)
     for path in sorted([*site.rglob("*.html"), *site.rglob("*.css")]):
         if found := outside_resources(path.read_text(encoding="utf-8")):

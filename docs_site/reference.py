@@ -20,9 +20,9 @@ from service.settings import Settings
 
 Json = dict[str, Any]
 
-# A server with every kind of key and a name to be known by, so that every route and every answer is described.
-_EVERYTHING = Settings(
-    model=Path("model.onnx"), admin_key="x" * 16, api_keys="name:key", allowed_hosts="name"
+# A server with every kind of key, the attack demo and a name: every route and every answer is described.
+EVERYTHING = Settings(
+    model=Path("model.onnx"), admin_key="x" * 16, api_keys="name:key", allowed_hosts="name", attack_demo=True
 )
 # Every route takes this header and may answer with these; the page says so once.
 _EVERY_PARAMETER, _EVERY_STATUS = "X-Request-Id", ("413", "421", "500")
@@ -36,7 +36,7 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 
 def http_routes() -> str:
     """Every route: what it is for, who may ask, what it takes and what it answers."""
-    described = document(_EVERYTHING)
+    described = document(EVERYTHING)
     parts = []
     for tag in described["tags"]:
         parts.append(f"## {tag['name'].capitalize()}\n\n{tag['description']}")
@@ -50,7 +50,7 @@ def http_routes() -> str:
 
 def http_schemas() -> str:
     """The objects that requests and answers consist of; without those that have a page of their own."""
-    schemas: Json = document(_EVERYTHING)["components"]["schemas"]
+    schemas: Json = document(EVERYTHING)["components"]["schemas"]
     return "\n\n".join(objects({name: schemas[name] for name in schemas if name not in PAGES}, 3))
 
 

@@ -8,6 +8,7 @@ with one. `load` gives the deployed function as a torch module; `Predictor` runs
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -50,11 +51,16 @@ _MODULES = {
     "train": "library.training",
     "train_config": "library.training",
 }
+_WITH_TORCH = ("evaluate", "export", "load", "resume", "train", "train_config")
 
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _WITH_TORCH and "torch" not in sys.modules:
+        from ducat_serve.threads import prepare_threads
+
+        prepare_threads()  # threads that wait by spinning make training several times slower beside other work
     try:
         return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     except ModuleNotFoundError as error:

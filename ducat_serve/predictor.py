@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ducat_serve.attacked_examples import EXAMPLES_KEY, AttackedExamples
 from ducat_serve.bundled import model_path
 from ducat_serve.errors import DucatError, UsageError, VerificationError, missing_extra
 from ducat_serve.onnx_graph import check_graph
@@ -91,6 +92,7 @@ class Predictor:
     source_sha256: str
     provider: str
     fallback_reason: str | None
+    examples: AttackedExamples | None  # what an evaluation kept, where the export was asked to hold it
     reference: Reference | None  # what it answered at export, where its data set was there
 
     def __init__(
@@ -119,6 +121,9 @@ class Predictor:
         self.reference = None
         if (reference := metadata.get(REFERENCE_KEY)) is not None:
             self.reference = Reference.from_json(reference, self.spec.num_classes, str(path))
+        self.examples = None
+        if (examples := metadata.get(EXAMPLES_KEY)) is not None:
+            self.examples = AttackedExamples.from_json(examples, self.spec, str(path))
 
     def __call__(self, images: NDArray[np.uint8]) -> Predictions:
         """Predict uint8 images [N, H, W, channels] of exactly the model's image size.

@@ -113,6 +113,16 @@ class SanityCheck(BaseModel):
     figures: dict[str, float]
 
 
+class CurvePoint(BaseModel):
+    """The worst case at one radius of several that were measured in one evaluation, with its 95 % interval."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    eps: float = Field(gt=0)
+    worst_case_accuracy: Fraction
+    worst_case_interval: Interval
+
+
 class RobustnessReport(_WithLaterFields):
     """Accuracy of the deployed function, clean and under attack, bound to one set of weights.
 
@@ -121,10 +131,12 @@ class RobustnessReport(_WithLaterFields):
     is applied afterwards. Non-adaptive, not a robustness claim; None for a model without dummies.
     ``artefact`` is what was attacked: the checkpoint in torch, or an exported file, by its scores alone. A report
     holds for one ``precision``: the same weights in another one are another function. Intervals are 95 % Wilson;
-    ``clean_interval`` is None in older reports.
+    ``clean_interval`` is None in older reports. ``lattice`` is "8bit" where the attacks on a checkpoint could only make
+    images of 8 bits, as those on an exported file always do. ``curve`` has the worst case at every eps, smallest first,
+    where several were asked for; an image that is broken at one of them counts as broken at all larger ones.
     """
 
-    later_fields = ("clean_interval",)
+    later_fields = ("clean_interval", "lattice", "curve")
 
     report_version: Literal[1, 2, 3] = 3
     weights_digest: str
@@ -147,6 +159,8 @@ class RobustnessReport(_WithLaterFields):
     rejection: tuple[Rejection, ...] = ()
     artefact: Literal["checkpoint", "onnx"] = "checkpoint"
     precision: ExportPrecision = "float32"
+    lattice: Literal["8bit"] | None = None
+    curve: tuple[CurvePoint, ...] | None = None
     seconds: float = Field(default=0, ge=0)
     versions: dict[str, str]
 
@@ -167,6 +181,7 @@ class RobustnessReport(_WithLaterFields):
         """One line for people."""
         attacks = ", ".join(attack.name for attack in self.attacks)
         attacks += " (scores only)" if self.artefact == "onnx" else ""
+        attacks += " (8-bit images only)" if self.lattice == "8bit" else ""
         doubt = f"; {MASKING}" if self.failed_checks else ""
         return (
             f"{self.clean_accuracy:.1%} clean, {self.worst_case_accuracy:.1%} under {attacks} "

@@ -87,8 +87,10 @@ def how_measured(report: RobustnessReport, spec: ModelSpec) -> str:
             "Attacks that know the weights are stronger, so expect less."
         )
     knows = " and the dummy classes" if spec.fold != "none" and report.knows_pairs else ""
+    limited = " and could only make images of 8 bits" if report.lattice == "8bit" else ""
     return (
-        f"Measured on the deployed function, in {report.precision}, by attacks that know its weights{knows} ({names}). "
+        f"Measured on the deployed function, in {report.precision}, by attacks that know its weights{knows}{limited} "
+        f"({names}). "
         "It is a measurement, not a guarantee: a better attack may break more."
     )
 

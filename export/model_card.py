@@ -36,8 +36,8 @@ def model_card(spec: ModelSpec, name: str) -> str:
     height, width = spec.image_size
     sections = [
         _title(spec),
-        f"{code(name)} is an image classifier: {text(spec.network)}, {spec.num_classes} classes, "
-        f"{height}x{width} pixels, {'greyscale' if spec.channels == 1 else 'RGB'}.",
+        f"Image classifier: {text(spec.network)}, {spec.num_classes} classes, {height}x{width} pixels, "
+        f"{'greyscale' if spec.channels == 1 else 'RGB'}. File: {code(name)}.",
         "## Robustness",
         *_robustness(spec, name),
         "## Training",
@@ -100,6 +100,21 @@ def _robustness(spec: ModelSpec, name: str) -> list[str]:
         *(f"**Warning.** {text(doubt)}" for doubt in doubts(report)),
         *([] if dummy_mass is None else [f"Dummy mass is a signal, not a defence. {text(dummy_mass)}"]),
     ]
+
+
+def report_card(name: str, report: RobustnessReport) -> str:
+    """The card of a model that is not a file of ours: what was measured, and on which weights."""
+    attacks = ", ".join(attack.name for attack in report.attacks)
+    sections = [
+        f"# {text(name)}",
+        f"Measured on {report.examples} {report.split} images of {text(report.dataset)}, "
+        f"{report.norm} {format_size(report.eps)}, seed {report.seed}, by {text(attacks)}. It is a measurement, not a "
+        "guarantee: a better attack may break more.",
+        _table(report),
+        *(f"**Warning.** {text(doubt)}" for doubt in doubts(report)),
+        f"Weights: SHA-256 of the state_dict {code(report.weights_digest)}.",
+    ]
+    return "\n\n".join(sections) + "\n"
 
 
 def _table(report: RobustnessReport) -> str:

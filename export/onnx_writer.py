@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from ducat_serve import atomic
+from ducat_serve.attacked_examples import EXAMPLES_KEY, AttackedExamples
 from ducat_serve.checkpoint import checkpoint_path, file_sha256
 from ducat_serve.deployed import load
 from ducat_serve.predictor import GRAPH_KEY, SOURCE_KEY, Predictor
@@ -37,6 +38,7 @@ def export_onnx(
     real: NDArray[np.uint8] | None = None,
     precision: ExportPrecision = "float32",
     reference: NDArray[np.uint8] | None = None,
+    examples: AttackedExamples | None = None,
 ) -> tuple[ModelSpec, ParityReport]:
     """Export a checkpoint, check the result against torch, and only then put it at ``target``.
 
@@ -49,6 +51,7 @@ def export_onnx(
             robustness report is dropped: it is measured again, not inherited.
         real: images of the model's data set for the gate, uint8 [N, H, W, channels].
         reference: many such images for the reference; None leaves it out.
+        examples: images that an evaluation kept; whoever may ask the server sees them.
 
     Returns the spec and what the gate measured.
 
@@ -66,8 +69,12 @@ def export_onnx(
     with atomic.replacing(target) as temporary:
         temporary.write_bytes(seal(model))
         parity = check_parity(temporary, raw, real)
+        entries = {}
         if reference is not None and len(reference):
-            entries = {REFERENCE_KEY: answers_to(temporary, reference).model_dump_json()}
+            entries[REFERENCE_KEY] = answers_to(temporary, reference).model_dump_json()
+        if examples is not None:
+            entries[EXAMPLES_KEY] = examples.model_dump_json()
+        if entries:
             temporary.write_bytes(seal(_with_metadata(model, entries)))
     return spec, parity
 

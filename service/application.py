@@ -14,10 +14,11 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route, Router
 
 from service.api.admission import AdmissionControl
+from service.api.attack_demo import attack_routes
 from service.api.open_inference import JSON_LENGTH
 from service.api.v1 import v1_routes
 from service.api.v2 import v2_routes
@@ -31,6 +32,8 @@ from service.middleware.request_log import RequestLog
 from service.models.errors import ModelError
 from service.models.registry import Models, log
 from service.openapi.document import document
+from service.openapi.reference import reference_page
+from service.page.document import page_headers
 from service.page.routes import page_routes
 from service.settings import Settings
 
@@ -60,6 +63,7 @@ def create_app(models: Models) -> Starlette:
     routes = [
         *page_routes(settings.samples),
         *v1_routes(control),
+        *attack_routes(control),
         *v2_routes(control),
         *_operation_routes(models),
     ]
@@ -104,6 +108,11 @@ def _cross_origin(settings: Settings) -> list[Middleware]:
 
 def _operation_routes(models: Models) -> list[Route]:
     described = document(models.settings)
+    reference = reference_page(described)
+    reference_headers = page_headers(reference)
+
+    async def docs(_: Request) -> Response:
+        return HTMLResponse(reference, headers=reference_headers)
 
     async def openapi(_: Request) -> Response:
         return JSONResponse(described)
@@ -117,6 +126,7 @@ def _operation_routes(models: Models) -> list[Route]:
 
     return [
         Route("/openapi.json", openapi),
+        Route("/docs", docs),
         Route("/metrics", metrics),
         *(Route(path, probe, methods=()) for path in PROBES),
     ]

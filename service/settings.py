@@ -50,6 +50,7 @@ class Settings(BaseModel):
     rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # images per second and key
     daily_budget: int | None = Field(default=None, ge=1)  # images per day (UTC) and key
     audit_log: Path | None = None  # a line of JSON for every prediction
+    attack_demo: bool = False  # whether clients may have the server attack its own model
     cors_origins: str | None = None  # origins whose pages may ask, separated by commas
 
     @model_validator(mode="after")

@@ -17,16 +17,23 @@ from training.randomness import stream
 
 @dataclass(frozen=True)
 class DeviceSplit:
-    """Images uint8 [N, channels, H, W] and labels int64 [N] on the device. Raises UsageError for others."""
+    """Images uint8 [N, channels, H, W] and labels int64 [N] on the device. Raises UsageError for others.
+
+    Evaluation also takes float32 images in [0, 1].
+    """
 
     images: Tensor
     labels: Tensor
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+        images = self.images
+        if images.dtype not in (torch.uint8, torch.float32) or images.ndim != 4:
             raise UsageError(
-                f"Images must be uint8 [N, channels, H, W], not {self.images.dtype} {list(self.images.shape)}."
+                "Images must be uint8, or float32 in [0, 1], [N, channels, H, W], "
+                f"not {images.dtype} {list(images.shape)}."
             )
+        if images.is_floating_point() and len(images) and not (images.min() >= 0 and images.max() <= 1):
+            raise UsageError(f"Pixels must be in [0, 1], found {images.min():g} to {images.max():g}.")
         if len(self.images) != len(self.labels):
             raise UsageError(f"{len(self.images)} images and {len(self.labels)} labels.")
 
@@ -79,8 +86,8 @@ class TrainingBatches:
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """uint8 to float32 in [0, 1]."""
-    return images.float().div_(255)
+    """uint8 to float32 in [0, 1]; float32 stays, as a copy."""
+    return images.clone() if images.is_floating_point() else images.float().div_(255)
 
 
 def augment(images: Tensor, crop_padding: int, flip: bool, generator: torch.Generator) -> Tensor:

@@ -11,8 +11,11 @@ from ducat_serve.threat_model import format_size
 _SCORES = {"dummy_mass": "dummy mass", "confidence": "softmax confidence"}
 
 
-def show_report(report: RobustnessReport, spec: ModelSpec, output: Output) -> None:
-    """Print what was measured: accuracies, then dummy mass, flagging and sanity checks where there are any."""
+def show_report(report: RobustnessReport, spec: ModelSpec | None, output: Output) -> None:
+    """Print what was measured: accuracies, then dummy mass, flagging and sanity checks where there are any.
+
+    ``spec`` is None for a model of others.
+    """
     clean, *others = accuracies(report)
     after = [(f"after {a.name}", f"{a.worst_case_accuracy:.1%}", "") for a in report.attacks]
     where = "the exported file" if report.artefact == "onnx" else "the deployed function"
@@ -21,6 +24,19 @@ def show_report(report: RobustnessReport, spec: ModelSpec, output: Output) -> No
         (f"accuracy of {where}", "%", "95 % interval"),
         [clean, *after, *others],
     )
+    if report.curve:
+        output.table(
+            "Accuracy over eps",
+            ("eps", "worst case, %", "95 % interval"),
+            [
+                (
+                    format_size(p.eps),
+                    f"{p.worst_case_accuracy:.1%}",
+                    "{:.1%} to {:.1%}".format(*p.worst_case_interval),
+                )
+                for p in report.curve
+            ],
+        )
     dummy_mass = dummy_mass_in_words(report)
     if dummy_mass is not None:
         output.text(f"Dummy mass. {dummy_mass}")
@@ -45,5 +61,5 @@ def show_report(report: RobustnessReport, spec: ModelSpec, output: Output) -> No
         output.text(f"{check.name}: {figures}.")
     if report.sanity and not report.failed_checks:
         output.text(f"All {len(report.sanity)} sanity checks passed (no sign of gradient masking).")
-    for sentence in other_threat_model(report, spec):
+    for sentence in () if spec is None else other_threat_model(report, spec):
         output.text(sentence)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ducat_serve.atomic import write_bytes
+from ducat_serve.atomic import write_bytes, write_text
+from ducat_serve.attacked_examples import FILE_NAME, AttackedExamples
 from ducat_serve.bundled import bundled_name, model_path
 from ducat_serve.checkpoint import checkpoint_path, read_checkpoint, read_spec, write_checkpoint
 from ducat_serve.errors import InterruptedRun, UsageError, command_line, missing_extra
@@ -18,7 +19,10 @@ from ducat_serve.report import RobustnessReport
 from ducat_serve.spec import ModelSpec
 from ducat_serve.threat_model import Norm, parse_size
 from training.evaluation.comparison import losses
-from training.evaluation.evaluate import evaluate as run_evaluation
+from training.evaluation.curve import measure_curve
+from training.evaluation.evaluate import measure as run_evaluation
+from training.evaluation.kept import ExampleKeeper
+from training.evaluation.outputs import Outputs
 from training.evaluation.prepare import Request, prepare
 from training.evaluation.state import EvaluationState
 
@@ -32,7 +36,8 @@ def evaluate(
     attacks: Sequence[str] = (),
     split: Literal["val", "test"] = "test",
     norm: Norm | None = None,
-    eps: float | str | None = None,
+    eps: float | str | Sequence[float | str] | None = None,
+    lattice: Literal["8bit"] | None = None,
     max_examples: int | None = None,
     batch_size: int = 256,
     seed: int = 0,
@@ -40,6 +45,8 @@ def evaluate(
     data_dir: str | Path | None = None,
     offline: bool = False,
     checkpoint: str | Path | None = None,
+    save_adversarial: str | Path | None = None,
+    per_image: str | Path | None = None,
     device: Device = "auto",
     store: bool = True,
     replace: bool = False,
@@ -52,10 +59,12 @@ def evaluate(
         model: a `model.safetensors`, its run folder, a `model.onnx`, or as text the name of a bundled model, of which a
             copy in the current folder is measured.
         suite: "quick", "standard" or "full". attacks: names, instead of a suite.
-        split: which images. norm, eps: the threat model, in pixels of [0, 1], as trained unless given.
+        split: which images. norm, eps: the threat model, in pixels of [0, 1], as trained unless given. Several eps give
+            a curve, `report.curve`. lattice: "8bit" lets attacks make only images of 8 bits.
         max_examples: only so many images of a seeded shuffle. batch_size: halved when memory runs out.
         dataset: another one than it was trained on, or where folder:PATH is now. data_dir, offline: as for `train`.
         checkpoint: of a `.onnx` model, the one it came from; `model.safetensors` beside it unless given.
+        save_adversarial: a new folder for the images that break the model. per_image: a CSV file with a row for each.
         store: keep the report in the model file, from which export and server take it, unless the one that is there
             says more; ``replace`` stores it in any case.
         resume: go on after the last attack of an interrupted evaluation.
@@ -76,7 +85,8 @@ def evaluate(
         checkpoint=None if checkpoint is None else Path(checkpoint),
         split=split,
         norm=norm,
-        eps=parse_size(eps) if isinstance(eps, str) else eps,
+        eps=_sizes(eps),
+        eight_bit=lattice == "8bit",
         suite=suite,
         attacks=tuple(attacks),
         max_examples=max_examples,
@@ -87,7 +97,11 @@ def evaluate(
         offline=offline,
         device=device,
     )
-    measured = measure(request, output, resume=resume)
+    outputs = Outputs(
+        None if save_adversarial is None else Path(save_adversarial),
+        None if per_image is None else Path(per_image),
+    )
+    measured = measure(request, output, outputs, resume=resume)
     if store:
         measured.store(output, replace=replace)
     measured.state.remove()
@@ -102,15 +116,18 @@ class Measured:
     spec: ModelSpec
     report: RobustnessReport
     state: EvaluationState
+    kept: AttackedExamples | None  # some of the attacked images, for `export`; None of an exported file
     _store: _Store
 
     def store(self, output: Output, *, replace: bool = False) -> None:
-        """Keep the report in the model file; a white-box report inside an exported file stays.
+        """Keep the report in the model file, attacked images beside it; a white-box report in an exported file stays.
 
         A report that says more than this one also stays, unless it is to be replaced.
         """
         if replace or not self._says_less(output):
             self._store(self.report, output)
+            if self.kept is not None:
+                write_text(self.path.with_name(FILE_NAME), self.kept.model_dump_json() + "\n")
 
     def _says_less(self, output: Output) -> bool:
         """Whether the report inside the file, of the same kind, says more than this one; then that is said."""
@@ -124,23 +141,42 @@ class Measured:
         return True
 
 
-def measure(request: Request, output: Output, *, resume: bool = False) -> Measured:
+def _sizes(eps: float | str | Sequence[float | str] | None) -> tuple[float, ...]:
+    if eps is None:
+        return ()
+    several = (eps,) if isinstance(eps, float | int | str) else eps
+    return tuple(parse_size(size) if isinstance(size, str) else float(size) for size in several)
+
+
+def measure(
+    request: Request, output: Output, outputs: Outputs | None = None, *, resume: bool = False
+) -> Measured:
     """Run the evaluation that is asked for. ``request.path`` may be a run folder or a bundled model."""
     path = checkpoint_path(request.path)
     if bundled_name(path) is not None:
         path = _copy_here(path, output)
     prepared = prepare(replace(request, path=path), output)
     store = (_store_in_export if path.suffix == ".onnx" else _store_in_checkpoint)(path, prepared.spec)
-    prepared.state.begin(resume=resume, output=output)
+    outputs = outputs or Outputs()
+    keeper = None if path.suffix == ".onnx" else ExampleKeeper()
+    plan = replace(prepared.plan, keep_images=outputs.adversarial is not None)
+    state = replace(prepared.state, request={**prepared.state.request, "kept images": plan.keep_images})
+    state.begin(resume=resume, output=output)
     try:
-        report = run_evaluation(prepared.subject, prepared.plan, output, prepared.state)
+        with outputs.opened(output) as write:
+            if len(prepared.sizes) > 1:
+                found = measure_curve(prepared.subject, plan, prepared.sizes, output, state, keeper)
+            else:
+                found = run_evaluation(prepared.subject, plan, output, state, keeper=keeper)
+            write(prepared.subject, plan, found, prepared.index)
     except KeyboardInterrupt:
         raise InterruptedRun(
             signal.SIGINT,
             "interrupted; what the finished attacks found is kept.",
             f"{command_line('ducat', 'evaluate', path, '--resume')} (and the same options)",
         ) from None
-    return Measured(path, prepared.spec, report, prepared.state, store)
+    kept = keeper.examples(found.report.weights_digest, plan.threat_model) if keeper else None
+    return Measured(path, prepared.spec, found.report, state, kept, store)
 
 
 def _copy_here(bundled: Path, output: Output) -> Path:
@@ -148,7 +184,7 @@ def _copy_here(bundled: Path, output: Output) -> Path:
     copy = Path(bundled.name)
     if not copy.exists():
         write_bytes(copy, bundled.read_bytes())
-        output.say(f"Evaluating a copy of the bundled model, {copy}, which gets the report.")
+        output.say(f"Evaluating a copy of the bundled model, {copy}; the package is not written to.")
     elif bundled_name(copy) or read_spec(copy).weights_digest != read_spec(bundled).weights_digest:
         raise UsageError(
             f"A copy of the bundled model is evaluated, but there is another {copy} here.",

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ducat_serve.atomic import write_text
+from ducat_serve.attacked_examples import FILE_NAME, MOST_BYTES, AttackedExamples
 from ducat_serve.bundled import bundled_name, model_path
 from ducat_serve.checkpoint import checkpoint_path, read_spec
-from ducat_serve.errors import DucatError
+from ducat_serve.errors import DataError, DucatError, command_line
 from ducat_serve.output import Output
 from ducat_serve.report import ExportPrecision
 from ducat_serve.spec import ModelSpec
@@ -38,6 +39,7 @@ def export(
     *,
     out: str | Path | None = None,
     precision: ExportPrecision = "float32",
+    examples: bool = False,
     dataset: str | None = None,
     data_dir: str | Path | None = None,
     output: Output | None = None,
@@ -49,6 +51,7 @@ def export(
         out: the file to write; `model.onnx` or `model-float16.onnx` beside the checkpoint unless given, and in the
             current folder for a bundled model.
         precision: of the network up to its head. float16 drops the robustness report: measure it again.
+        examples: put the attacked images that an evaluation kept into the file; whoever may ask the server sees them.
         dataset, data_dir: where the real images of the comparison with torch are; as trained unless given.
         output: where to warn; None prints on stderr, `Output(silent=True)` nothing.
 
@@ -65,7 +68,8 @@ def export(
     folder = None if data_dir is None else Path(data_dir)
     real = _real_images(checkpoint, dataset, folder, output or Output())
     parity_images = None if real is None else real[:REAL_IMAGES]
-    spec, parity = export_onnx(checkpoint, target, parity_images, precision, reference=real)
+    kept = _kept_examples(checkpoint) if examples else None
+    spec, parity = export_onnx(checkpoint, target, parity_images, precision, reference=real, examples=kept)
     card = target.with_suffix(".md")
     write_text(card, model_card(spec, target.name))
     return Exported(target, card, spec, parity)
@@ -76,6 +80,18 @@ def _default_target(checkpoint: Path, precision: ExportPrecision) -> Path:
     default = Path(bundled) if bundled else checkpoint.with_name("model")
     suffix = "" if precision == "float32" else f"-{precision}"
     return default.with_name(f"{default.name}{suffix}.onnx")
+
+
+def _kept_examples(checkpoint: Path) -> AttackedExamples:
+    file = checkpoint.with_name(FILE_NAME)
+    try:
+        with file.open(encoding="utf-8") as stream:
+            text = stream.read(MOST_BYTES + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"There are no attacked images in {file}.", command_line("ducat", "evaluate", checkpoint)
+        ) from error
+    return AttackedExamples.from_json(text, read_spec(checkpoint), str(file))
 
 
 def _real_images(

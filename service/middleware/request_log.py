@@ -23,6 +23,9 @@ _ROUTES = {
     "/": "page",
     "/metrics": "metrics",
     "/openapi.json": "openapi",
+    "/docs": "docs",
+    "/v1/examples": "examples",
+    "/v1/attack": "attack",
 }
 # What a client may choose as its request id; anything else could forge lines of the log.
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")

@@ -37,6 +37,8 @@ def document(settings: Settings) -> Json:
         for path in list(described["paths"]):
             if path.startswith(FOR_ADMINS) and path != "/metrics":
                 del described["paths"][path]
+    if not settings.attack_demo:
+        del described["paths"]["/v1/attack"]
     if not settings.has_keys:
         _remove_keys(described, "key", "keyHeader")
     if names_to_check(settings) is None:

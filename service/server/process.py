@@ -76,13 +76,19 @@ def ignore_sighup() -> None:
 
 def bind(host: str, port: int) -> socket.socket:
     """A socket at this address that does not listen yet. Raises DucatError where it cannot be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound = None
     try:
+        # A name may stand for an IPv6 address only, as localhost does on some machines.
+        found = sorted(
+            socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), key=lambda one: one[0] != socket.AF_INET
+        )
+        family, *_, address = found[0]
+        bound = socket.socket(family, socket.SOCK_STREAM)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((host, port))
+        bound.bind(address)
     except OSError as error:
-        bound.close()
+        if bound is not None:
+            bound.close()
         if error.errno == errno.EADDRINUSE:
             remedy = f"choose another, e.g. --port {port + 1 if port < _LAST_PORT else 3000}"
         elif error.errno == errno.EACCES:

@@ -102,4 +102,4 @@ def test_the_title_says_what_the_model_is_and_not_what_its_file_is_called() -> N
     assert model_card(SPEC, "model.onnx").splitlines()[0] == "# resnet-small"
     spec = SPEC.model_copy(update={"training": {"data": "digits"}})
     assert model_card(spec, "model.onnx").splitlines()[0] == "# resnet-small for digits"
-    assert "`model.onnx` is an image classifier" in model_card(spec, "model.onnx")
+    assert "RGB. File: `model.onnx`." in model_card(spec, "model.onnx")

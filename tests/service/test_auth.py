@@ -25,7 +25,7 @@ from service.errors import APIError
 from service.middleware.api_keys import Keys
 from service.middleware.rate_limit import Quota
 from service.models.registry import Models
-from service.page.routes import page_headers
+from service.page.document import page_headers
 from service.settings import Settings
 from tests.support.application import ADMIN, ALICE, BOB, bearer, serving
 from tests.support.http_client import (

@@ -15,7 +15,7 @@ from pathlib import Path
 
 # A block of code, and the block of output that follows it at once.
 _BLOCK = re.compile(r"```(bash|python)\n(.*?)```\n(?:\n```(?:text|json)\n(.*?)```\n)?", re.DOTALL)
-_NUMBER = re.compile(r"\d[\d.,]*")
+_NUMBER = re.compile(r"(?:\d+[hms])+|\d[\d.,]*")  # 4m56s is one, so that it may be 14s
 _PADDING = re.compile(r"[\s│┃┏┓┗┛┡┩└┘├┤┬┴┼╇┳┻━─]+")
 ELISION = "..."
 BIN = Path(sys.executable).parent
@@ -74,8 +74,10 @@ def _skeleton(line: str) -> str:
     return _PADDING.sub(" ", _NUMBER.sub("#", line)).strip()
 
 
-def run_block(block: Block, folder: Path) -> str:
+def run_block(block: Block, folder: Path, **variables: str) -> str:
     """Run a block in a folder and return what it prints, results and messages together.
+
+    ``variables`` are added to its environment.
 
     Raises:
         AssertionError: it failed, or it does not print what the document says.
@@ -86,7 +88,7 @@ def run_block(block: Block, folder: Path) -> str:
     done = subprocess.run(
         command,
         cwd=folder,
-        env={**os.environ, **SMALL},
+        env={**os.environ, **SMALL, **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -52,6 +52,7 @@ def differences(candidates: Sequence[Candidate]) -> list[str]:
         "threat model": {(r.norm, r.eps) for r in reports},
         "seed (which images)": {r.seed for r in reports},
         "knowledge (white-box or scores only)": {r.artefact for r in reports},
+        "lattice": {r.lattice for r in reports},
         "precision": {r.precision for r in reports},
         "attacks": {_attacks(r) for r in reports},
         "legacy attacks": {r.legacy_attacks for r in reports if r.legacy_2c_accuracy is not None},

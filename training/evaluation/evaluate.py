@@ -25,6 +25,7 @@ from training.attacks.frozen import frozen
 from training.batches import DeviceSplit, to_pixels
 from training.evaluation.detection import dummy_mass, rejection
 from training.evaluation.examples import Examples
+from training.evaluation.kept import ExampleKeeper
 from training.evaluation.legacy import legacy_2c_accuracy
 from training.evaluation.runner import Batches, Runner, counted
 from training.evaluation.sanity import check_sanity
@@ -61,11 +62,13 @@ class Plan:
         attacks: in the order in which they run; only what is still right goes on to the next.
         seed: all randomness comes from it.
         batch_size: halved whenever memory runs out.
-        legacy_attacks: names of those that measure the legacy accuracy of a model with dummies.
+        legacy_attacks: names of those that measure the legacy accuracy of a model with dummies; none leaves it out.
         sanity: whether the sanity checks run; they need gradients.
         surrogate: the model's own pre-dummy weights, for the sanity check on transfer.
         val: clean images for the thresholds of the rejection study; None leaves out all that an attack on
             dummy mass or confidence would tell.
+        eight_bit: whether attacks may only make images of 8 bits: what can be sent to a server.
+        keep_images: whether the images that break an example are kept, at 4 bytes for each value.
     """
 
     threat_model: ThreatModel
@@ -76,15 +79,39 @@ class Plan:
     sanity: bool = True
     surrogate: Deployed | None = field(default=None, repr=False)
     val: DeviceSplit | None = field(default=None, repr=False)
+    eight_bit: bool = False
+    keep_images: bool = False
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A report, and what is known of every example that it counts."""
+
+    report: RobustnessReport
+    examples: Examples = field(repr=False)
 
 
 def evaluate(
     subject: Subject, plan: Plan, output: Output, state: EvaluationState | None = None
 ) -> RobustnessReport:
+    """The report of `measure`, which says what is raised."""
+    return measure(subject, plan, output, state).report
+
+
+def measure(
+    subject: Subject,
+    plan: Plan,
+    output: Output,
+    state: EvaluationState | None = None,
+    smaller: Examples | None = None,
+    keeper: ExampleKeeper | None = None,
+) -> Measured:
     """Accuracy per example: right on the clean image AND under every attack that was run.
 
     Args:
+        smaller: what the same attacks have found on the same images in a smaller ball of the same norm.
         state: where to keep what is known after every attack; what is there already is gone on with.
+        keeper: keeps a few of the images that the attacks make.
 
     Raises:
         UsageError: the model's output does not have C columns (a raw 2C model, say) or it is in train mode; a
@@ -95,36 +122,41 @@ def evaluate(
     require_measurable(subject, plan.threat_model)
     started = time.monotonic()
     model, data, threat_model = subject.model, subject.data, plan.threat_model
-    ball = Ball(threat_model.norm, threat_model.eps, eight_bit=subject.artefact == "onnx")
+    eight_bit = plan.eight_bit or subject.artefact == "onnx"
+    ball = Ball(threat_model.norm, threat_model.eps, eight_bit=eight_bit)
     runner = Runner(model, data, ball, plan.seed, Batches(plan.batch_size, output), output)
     with frozen(model):
-        examples = Examples.of(runner)
+        examples = Examples.of(runner, keep_images=plan.keep_images)
         if examples.undecided:
             raise VerificationError(
                 f"The model answers NaN to {examples.undecided} clean images; nothing was measured.",
                 "train it again, or load other weights",
             )
+        if smaller is not None:
+            examples.inherit(smaller)
         results: list[AttackResult] = []
         if state is not None and state.exists():
             results = state.restore(examples)
             output.say(f"Resumed after {', '.join(result.name for result in results)}.")
         earlier = sum(result.seconds for result in results)
         for attack in plan.attacks[len(results) :]:
-            results.append(_run(runner, attack, examples))
+            results.append(_run(runner, attack, examples, len(results), keeper))
             if state is not None:
                 state.save(examples, results)
         with_dummies = model.fold != "none"
-        legacy = legacy_2c_accuracy(runner, plan.legacy_attacks) if with_dummies else None
+        is_legacy = with_dummies and len(plan.legacy_attacks) > 0
+        legacy = legacy_2c_accuracy(runner, plan.legacy_attacks) if is_legacy else None
         mass = dummy_mass(runner, examples, adaptive=plan.val is not None)
         rejections = () if plan.val is None else rejection(runner, examples, plan.val)
         sanity = check_sanity(runner, examples, plan.surrogate) if plan.sanity else ()
     clean, survivors = int(examples.clean.sum()), int(examples.right.sum())
-    return RobustnessReport(
+    report = RobustnessReport(
         weights_digest=subject.weights_digest,
         dataset=subject.dataset,
         split=subject.split,
         artefact=subject.artefact,
         precision=subject.precision,
+        lattice="8bit" if plan.eight_bit else None,
         examples=len(data),
         norm=threat_model.norm,
         eps=threat_model.eps,
@@ -134,7 +166,7 @@ def evaluate(
         worst_case_accuracy=survivors / len(data),
         worst_case_interval=wilson(survivors, len(data)),
         legacy_2c_accuracy=legacy,
-        legacy_attacks=plan.legacy_attacks if with_dummies else (),
+        legacy_attacks=plan.legacy_attacks if is_legacy else (),
         dummy_mass=mass,
         rejection=rejections,
         sanity=sanity,
@@ -147,6 +179,7 @@ def evaluate(
             "python": platform.python_version(),
         },
     )
+    return Measured(report, examples)
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
@@ -178,13 +211,23 @@ def require_measurable(subject: Subject, threat_model: ThreatModel) -> None:
     require_size("eps", threat_model.eps, threat_model.norm, math.prod(data.images.shape[1:]))
 
 
-def _run(runner: Runner, attack: Attack, examples: Examples) -> AttackResult:
+def _run(
+    runner: Runner, attack: Attack, examples: Examples, number: int, keeper: ExampleKeeper | None = None
+) -> AttackResult:
     """Run one attack on what is still right, and mark what no longer is."""
     index = examples.right.nonzero().squeeze(1)
     started = time.monotonic()
+
+    def seen(batch: Tensor, found: Tensor, fooled: Tensor) -> None:
+        examples.keep(batch, found, fooled)
+        if keeper is not None:
+            keeper.see(batch, found, fooled)
+
     with counted(runner.model.classifier) as cost:
-        raw = runner.attack(attack.name, attack, index, misclassified(runner.model.fold))
-    examples.record(index, raw)
+        raw = runner.attack(attack.name, attack, index, misclassified(runner.model.fold), seen)
+    examples.record(index, raw, number)
+    if keeper is not None:
+        keeper.judge(runner, attack.name)
     left, seconds, total = int(examples.right.sum()), time.monotonic() - started, len(runner.data)
     runner.output.say(
         f"{attack.name:<14} attacked {len(index):>5}, worst case now {left / total:.1%}  ({seconds:.0f} s)"

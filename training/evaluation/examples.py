@@ -1,4 +1,4 @@
-"""What is known of every example: right when clean, still right, and how a detector scores its images."""
+"""What is known of every example: right when clean, what broke it, and how a detector scores its images."""
 
 from __future__ import annotations
 
@@ -10,44 +10,95 @@ from torch import Tensor
 from ducat_serve.pairs import fold_logits
 from ducat_serve.spec import Fold
 from training.attacks.criteria import misclassified, right
+from training.batches import to_pixels
 from training.evaluation.detectors import Detector, detectors
 from training.evaluation.runner import Runner
+
+UNBROKEN = -1
 
 
 @dataclass
 class Examples:
-    """One row per example; scores by the name of their detector."""
+    """One row per example; scores by the name of their detector.
+
+    ``clean_margin`` is the label's deployed logit less the largest other one, float [N]. ``prediction`` is what the
+    model answers to the image that broke an example, to the clean one while there is none; int64 [N].
+    ``broken_by`` is the number of the attack that broke it, counted from 0, and `UNBROKEN` where none did.
+    """
 
     fold: Fold
     labels: Tensor
     detectors: list[Detector]
     clean: Tensor  # bool [N]: right on the clean image
     right: Tensor  # bool [N]: right so far
+    clean_margin: Tensor
+    clean_prediction: Tensor
+    prediction: Tensor
+    broken_by: Tensor
     clean_scores: dict[str, Tensor]
     fooling_scores: dict[str, Tensor]  # of an image that fools the model; nan while there is none
     undecided: int  # clean images with NaN logits
+    # float32 [N, channels, H, W] on the CPU: what broke an example, else its clean image; None unless asked for.
+    images: Tensor | None = None
 
     @classmethod
-    def of(cls, runner: Runner) -> Examples:
+    def of(cls, runner: Runner, *, keep_images: bool = False) -> Examples:
         """What the clean images say."""
         raw, fold = runner.clean_logits, runner.model.fold
-        clean = right(fold_logits(raw, fold), runner.data.labels)
+        logits, labels = fold_logits(raw, fold), runner.data.labels
+        clean, decided = right(logits, labels), logits.argmax(dim=1)
         known = detectors(fold)
         scores: dict[str, Tensor] = {detector.name: detector.score(raw) for detector in known}
         return cls(
             fold=fold,
-            labels=runner.data.labels,
+            labels=labels,
             detectors=known,
             clean=clean,
             right=clean.clone(),
+            clean_margin=_margin(logits, labels),
+            clean_prediction=decided,
+            prediction=decided.clone(),
+            broken_by=torch.full_like(labels, UNBROKEN),
             clean_scores=scores,
             fooling_scores={name: torch.full_like(v, torch.nan) for name, v in scores.items()},
             undecided=int(raw.isnan().any(dim=1).sum()),
+            images=to_pixels(runner.data.images.cpu()) if keep_images else None,
         )
 
-    def record(self, index: Tensor, raw: Tensor) -> None:
-        """Take in the raw logits of the images that an attack found for the examples ``index``."""
+    def record(self, index: Tensor, raw: Tensor, attack: int = 0) -> None:
+        """Take in the raw logits of the images that attack number ``attack`` found for the examples ``index``."""
         fooled = misclassified(self.fold)(raw, self.labels[index])
-        self.right[index] &= ~fooled
+        broken = index[fooled]
+        self.right[broken] = False
+        self.broken_by[broken] = attack
+        self.prediction[broken] = fold_logits(raw[fooled], self.fold).argmax(dim=1)
         for detector in self.detectors:
-            self.fooling_scores[detector.name][index[fooled]] = detector.score(raw[fooled])
+            self.fooling_scores[detector.name][broken] = detector.score(raw[fooled])
+
+    def inherit(self, smaller: Examples) -> None:
+        """Take over what a smaller ball has shown: an image that broke an example there is in this ball too."""
+        for name, tensor in self.state().items():
+            tensor.copy_(smaller.state()[name])
+
+    def keep(self, index: Tensor, found: Tensor, fooled: Tensor) -> None:
+        """Keep the images among ``found`` that fool the model, where images are kept."""
+        if self.images is not None:
+            self.images[index[fooled].cpu()] = found[fooled].detach().cpu()
+
+    def state(self) -> dict[str, Tensor]:
+        """What changes while attacks run, to be stored and copied back; the clean images are evaluated again."""
+        fooling = {f"fooling.{name}": values for name, values in self.fooling_scores.items()}
+        images = {} if self.images is None else {"images": self.images}
+        return {
+            "right": self.right,
+            "prediction": self.prediction,
+            "broken_by": self.broken_by,
+            **fooling,
+            **images,
+        }
+
+
+def _margin(logits: Tensor, labels: Tensor) -> Tensor:
+    column = labels.unsqueeze(1)
+    others = logits.scatter(1, column, -torch.inf).amax(dim=1)
+    return logits.gather(1, column).squeeze(1) - others

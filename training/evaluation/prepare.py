@@ -42,7 +42,8 @@ class Request:
     checkpoint: Path | None = None
     split: Literal["val", "test"] = "test"
     norm: Norm | None = None
-    eps: float | None = None
+    eps: tuple[float, ...] = ()  # several give a curve
+    eight_bit: bool = False
     suite: str = "quick"
     attacks: tuple[str, ...] = ()
     max_examples: int | None = None
@@ -56,12 +57,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Prepared:
-    """An evaluation that is ready to run."""
+    """An evaluation that is ready to run.
+
+    ``sizes`` are the radii that were asked for, ``index`` the places of the subject's images in their split.
+    """
 
     spec: ModelSpec
     subject: Subject
     plan: Plan
     state: EvaluationState
+    sizes: tuple[float, ...]
+    index: tuple[int, ...]
 
 
 def prepare(request: Request, output: Output) -> Prepared:
@@ -91,7 +97,7 @@ def prepare(request: Request, output: Output) -> Prepared:
         offline=request.offline,
         output=output,
     )
-    chosen = _choose(request, data, spec)
+    chosen, index = _choose(request, data, spec)
     subject = Subject(
         model=loaded.model,
         data=DeviceSplit.of(chosen, device),
@@ -111,34 +117,46 @@ def prepare(request: Request, output: Output) -> Prepared:
         sanity=not exported,
         surrogate=loaded.surrogate,
         val=DeviceSplit.of(data.val, device) if loaded.thorough else None,
+        eight_bit=request.eight_bit and not exported,  # an exported file takes no others
     )
     digest = content_digest(data.class_names, [chosen])
-    return Prepared(spec, subject, plan, _state(request.path, subject, plan, digest))
+    state = _state(request.path, subject, plan, digest)
+    return Prepared(spec, subject, plan, state, request.eps, index)
 
 
 def _threat_model(request: Request, spec: ModelSpec) -> ThreatModel:
-    trained, norm, eps = spec.threat_model, request.norm, request.eps
-    if eps == 0:
+    """The threat model of the report: that of training where it is among those asked for, else the largest eps."""
+    trained, norm, sizes = spec.threat_model, request.norm, request.eps
+    if 0 in sizes:
         raise UsageError(
             "--eps 0 is no attack; the clean accuracy is printed in any case.", "give --eps 8/255"
         )
-    if eps is None and norm not in (None, trained.norm):
+    if not sizes and norm not in (None, trained.norm):
         raise UsageError(f"--norm {norm} needs --eps: the model was trained for {trained}.")
-    return ThreatModel(norm=norm or trained.norm, eps=trained.eps if eps is None else eps)
+    is_trained = norm in (None, trained.norm) and (not sizes or trained.eps in sizes)
+    return ThreatModel(norm=norm or trained.norm, eps=trained.eps if is_trained else max(sizes))
 
 
-def _choose(request: Request, data: Dataset, spec: ModelSpec) -> Split:
-    """The images to measure on. Raises UsageError where the data set has other classes than the model."""
+def _choose(request: Request, data: Dataset, spec: ModelSpec) -> tuple[Split, tuple[int, ...]]:
+    """The images to measure on, and their places in the split.
+
+    Raises UsageError where the data set has other classes than the model.
+    """
     if data.class_names != spec.labels:
         raise UsageError(
             f"{data.title} has other classes than the model ({len(data.class_names)} and {spec.num_classes})."
         )
     images = data.val if request.split == "val" else data.test
-    if request.max_examples is None or request.max_examples >= len(images):
-        return images
-    order = torch.randperm(len(images), generator=stream(request.seed, "subset"))[: request.max_examples]
+    return choose_images(images, request.max_examples, request.seed)
+
+
+def choose_images(images: Split, count: int | None, seed: int) -> tuple[Split, tuple[int, ...]]:
+    """The first ``count`` images of a seeded shuffle, in their order, and their places; all of them for None."""
+    if count is None or count >= len(images):
+        return images, tuple(range(len(images)))
+    order = torch.randperm(len(images), generator=stream(seed, "subset"))[:count]
     index = order.sort().values.numpy()
-    return Split(images.images[index], images.labels[index])
+    return Split(images.images[index], images.labels[index]), tuple(index.tolist())
 
 
 def _state(path: Path, subject: Subject, plan: Plan, data_digest: str) -> EvaluationState:
@@ -154,6 +172,7 @@ def _state(path: Path, subject: Subject, plan: Plan, data_digest: str) -> Evalua
             "batch size": plan.batch_size,
             "data": f"{subject.dataset} {subject.split} {data_digest}",
             "threat model": str(plan.threat_model),
+            "lattice": "8bit" if plan.eight_bit else "",
             "attacks": [[attack.name, attack.settings()] for attack in plan.attacks],
             "seed": plan.seed,
         },

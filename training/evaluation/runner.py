@@ -78,11 +78,19 @@ class Runner:
     batches: Batches
     output: Output
 
-    def attack(self, name: str, attack: Attack, index: Tensor, criterion: Criterion) -> Tensor:
+    def attack(
+        self,
+        name: str,
+        attack: Attack,
+        index: Tensor,
+        criterion: Criterion,
+        seen: Callable[[Tensor, Tensor, Tensor], None] | None = None,
+    ) -> Tensor:
         """Attack the examples ``index`` (int64 [M]).
 
         Args:
             name: names the random stream, so that a result does not depend on attacks before it.
+            seen: told of each batch: its examples, the images that were found, and which of them meet the criterion.
 
         Returns the raw logits, [M, 2C] or [M, C], of the images that the attack found, in the order of ``index``.
         """
@@ -94,6 +102,8 @@ class Runner:
                 found = attack(self.model, images, labels, self.ball, criterion, generator=generator)
                 with torch.no_grad():
                     raw: Tensor = self.model.classifier(found)
+                if seen is not None:
+                    seen(batch, found, criterion(raw, labels))
                 advance(len(batch))
                 return raw
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
-from torch import Tensor
 
 from ducat_serve import atomic
 from ducat_serve.errors import DataError, UsageError
 from ducat_serve.output import Output
 from ducat_serve.report import AttackResult
+from ducat_serve.threat_model import ThreatModel
 from training.evaluation.examples import Examples
 
 _KEY = "ducat_evaluation"
@@ -30,11 +30,17 @@ class EvaluationState:
     path: Path
     request: dict[str, Any]
 
+    def at(self, threat_model: ThreatModel) -> EvaluationState:
+        """The state of one radius of several; each has a file of its own, beside this one."""
+        name = f"{self.path.name}-{threat_model.norm}-{threat_model.eps:g}"
+        return EvaluationState(self.path.with_name(name), {**self.request, "threat model": str(threat_model)})
+
     def begin(self, *, resume: bool, output: Output) -> None:
         """Keep an interrupted evaluation to go on with, or drop it; says so where that may surprise."""
-        if resume and not self.exists():
+        interrupted = bool(self._files())
+        if resume and not interrupted:
             output.warn("there is nothing to resume; starting from the beginning.")
-        if self.exists() and not resume:
+        if interrupted and not resume:
             output.warn("an interrupted evaluation is dropped; --resume would have gone on with it.")
             self.remove()
 
@@ -42,7 +48,7 @@ class EvaluationState:
         """Write down what is known after an attack, atomically."""
         document = {"request": self.request, "results": [result.model_dump() for result in results]}
         metadata = {_KEY: json.dumps(document, sort_keys=True)}
-        atomic.write_bytes(self.path, serialise(_tensors(examples), metadata=metadata))
+        atomic.write_bytes(self.path, serialise(examples.state(), metadata=metadata))
 
     def restore(self, examples: Examples) -> list[AttackResult]:
         """Put ``examples`` where the interrupted evaluation was; returns the results of its attacks.
@@ -65,7 +71,7 @@ class EvaluationState:
                 f"The interrupted evaluation was another one: {', '.join(changed)} changed.",
                 "give the same options, or run it without --resume to start again",
             )
-        tensors = _tensors(examples)
+        tensors = examples.state()
         if {name: (t.shape, t.dtype) for name, t in stored.items()} != {
             name: (t.shape, t.dtype) for name, t in tensors.items()
         }:
@@ -85,11 +91,12 @@ class EvaluationState:
         return self.path.is_file()
 
     def remove(self) -> None:
-        """The evaluation has ended."""
-        self.path.unlink(missing_ok=True)
+        """The evaluation has ended, at every radius."""
+        for file in self._files():
+            file.unlink(missing_ok=True)
 
-
-def _tensors(examples: Examples) -> dict[str, Tensor]:
-    """What changes while attacks run; the clean images are evaluated again."""
-    fooling = {f"fooling.{name}": values for name, values in examples.fooling_scores.items()}
-    return {"right": examples.right, **fooling}
+    def _files(self) -> list[Path]:
+        """Of this evaluation: its own, and those of several radii."""
+        if not self.path.parent.is_dir():
+            return []
+        return [file for file in self.path.parent.iterdir() if file.name.startswith(self.path.name)]

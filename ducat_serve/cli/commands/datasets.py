@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ducat_serve.cli.options import common, data_options
-from ducat_serve.errors import DataError, UsageError
+from ducat_serve.errors import DataError, UsageError, command_line
 from ducat_serve.output import Output
 
 if TYPE_CHECKING:
@@ -107,7 +107,9 @@ def _show(path: Path, found: DataCheck, output: Output) -> None:
     sizes = [f"{height}x{width} {count:,}" for (height, width), count in found.sizes.items()]
     output.table("", ("", ""), [("files", _first(kinds)), ("height x width", _first(sizes))])
     if found.test_share is not None:
-        output.say(f"{path} names no test images: {found.test_share:.0%} of each class are held out as test.")
+        output.text(
+            f"{path} names no test images: {found.test_share:.0%} of each class are held out as test."
+        )
     for name, why in list(found.broken.items())[:_SHOWN]:
         output.warn(f"{name}: {why}.")
     for pair in found.duplicates[:_SHOWN]:
@@ -115,7 +117,7 @@ def _show(path: Path, found: DataCheck, output: Output) -> None:
     for warning in found.warnings:
         output.warn(f"{warning}.")
     if not found.broken:
-        output.say(f"Next: ducat train --dataset folder:{path}")
+        output.next(command_line("ducat", "train", "--dataset", f"folder:{path}"))
 
 
 def _first(parts: list[str]) -> str:
@@ -141,7 +143,7 @@ def download(name: str, data_dir: Path | None, offline: bool, json: bool) -> Non
         raise UsageError("--offline forbids to download.", "leave it out")
     output = Output(json)
     path = obtain(name, data_dir or default_data_dir(), output)
-    output.say(f"{name} is embedded." if path is None else f"{name} is at {path}.")
+    output.text(f"{name} is embedded." if path is None else f"{name} is at {path}.")
     output.result({"name": name, "path": None if path is None else str(path)})
 
 
@@ -172,5 +174,7 @@ def verify(name: str, data_dir: Path | None, offline: bool, json: bool) -> None:
             f"ducat datasets check {path}",
         )
     verify_archive(info.archive, path)
-    output.say(f"{path} is as its authors published it: {info.archive.size:,} bytes, MD5 {info.archive.md5}.")
+    output.text(
+        f"{path} is as its authors published it: {info.archive.size:,} bytes, MD5 {info.archive.md5}."
+    )
     output.result({"name": name, "path": str(path), "md5": info.archive.md5})

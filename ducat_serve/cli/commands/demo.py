@@ -56,7 +56,7 @@ def command(epochs: int, out: Path | None, json: bool) -> None:
     folder = out or _free_folder(Path("runs"))
     _ducat(output, "train", "--dataset", "digits", *QUICK, "--epochs", str(epochs), "--out", str(folder))
     report = _ducat(output, "evaluate", str(folder))
-    exported = _ducat(output, "export", str(folder), "--onnx")
+    exported = _ducat(output, "export", str(folder), "--onnx", "--examples")
     samples = _write_samples(folder / "samples")
     with _server(output, Path(exported["model"]), samples) as url:
         rows = _predict(url)
@@ -74,7 +74,9 @@ def command(epochs: int, out: Path | None, json: bool) -> None:
     )
     output.text(f"{right} of {len(rows)} images right over HTTP. Took {seconds:.0f} s.")
     output.say(f"The model is kept in {folder}.")
-    output.say(f"The page to try it yourself: {command_line('ducat', 'serve', folder, '--samples', samples)}")
+    output.say(
+        f"The page to try it yourself: {command_line('ducat', 'serve', folder, '--samples', samples, '--attack-demo')}"
+    )
     for model in bundled_models().values():
         output.say(f"A model that comes with the package, trained for longer: ducat serve {model.name}")
     output.result(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from ducat_serve.atomic import write_text
-from ducat_serve.cli.options import PIXEL_SIZE, ModelPath, common, data_options, device_option
+from ducat_serve.cli.evaluated_model import EvaluatedModel, ForeignModel
+from ducat_serve.cli.options import PIXEL_SIZE, common, data_options, device_option
 from ducat_serve.cli.release_gate import Bar, require
 from ducat_serve.cli.report_table import show_report
 from ducat_serve.cli.threads_option import threads_option
@@ -22,14 +23,20 @@ if TYPE_CHECKING:
 
 
 @click.command("evaluate")
-@click.argument("model", type=ModelPath("safetensors"))
+@click.argument("model", type=EvaluatedModel())
 @click.option(
     "--split", type=click.Choice(["val", "test"]), default="test", show_default=True, help="Which images."
 )
 @click.option(
     "--norm", type=click.Choice(["linf", "l2", "l1"]), help="[default: the norm it was trained for]"
 )
-@click.option("--eps", type=PIXEL_SIZE, help="Radius in pixels, e.g. 8/255.  [default: as trained]")
+@click.option(
+    "--eps",
+    type=PIXEL_SIZE,
+    multiple=True,
+    help="Radius in pixels, e.g. 8/255; several give a curve.  [default: as trained]",
+)
+@click.option("--lattice", type=click.Choice(["8bit"]), help="Attacks may only make images of 8 bits.")
 @click.option(
     "--suite",
     default="quick",
@@ -56,6 +63,32 @@ if TYPE_CHECKING:
     help="Store the report even where the one that is stored already says more.",
 )
 @click.option(
+    "--import-from",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="Where a package.module:callable MODEL is imported from, beside the installed packages.",
+)
+@click.option(
+    "--fold",
+    type=click.Choice(["max", "lse"]),
+    help="Of a package.module:callable MODEL that returns 2C logits, the dummy of class i in column i + C.",
+)
+@click.option(
+    "--save-adversarial",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Keep the images that break the model, as PNG and .safetensors.",
+)
+@click.option(
+    "--per-image",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write a CSV row for each image: what broke it, and how sure the model was.",
+)
+@click.option(
+    "--export", type=click.Choice(["robustbench"]), help="Also write that leaderboard's JSON beside MODEL."
+)
+@click.option(
     "--bar", type=Bar(), help="Exit 3 unless both hold, e.g. clean=0.80,worst_case=0.45: a release gate."
 )
 @click.option(
@@ -72,10 +105,11 @@ if TYPE_CHECKING:
 @device_option
 @common
 def command(
-    model: Path,
+    model: Path | ForeignModel,
     split: Literal["val", "test"],
     norm: Norm | None,
-    eps: float | None,
+    eps: tuple[float, ...],
+    lattice: str | None,
     suite: str,
     attack: tuple[str, ...],
     max_examples: int | None,
@@ -83,6 +117,11 @@ def command(
     seed: int,
     resume: bool,
     replace: bool,
+    import_from: Path | None,
+    fold: Literal["max", "lse"] | None,
+    save_adversarial: Path | None,
+    per_image: Path | None,
+    export: str | None,
     bar: dict[str, float] | None,
     checkpoint: Path | None,
     dataset: str | None,
@@ -101,7 +140,10 @@ def command(
     A .onnx file has no gradients: it is attacked by its scores and by images made on its checkpoint. The
     white-box report that it got from there stays; in another precision it has none, and this one is stored.
 
-    Of a bundled model (`ducat models`) a copy in the current folder is measured, and gets the report.
+    package.module:callable is a model of others: the callable returns a torch.nn.Module from images in [0, 1] to
+    logits. It needs --dataset and --eps; report and card are written here, or to --out.
+
+    Of a bundled model (`ducat models`) a copy in the current folder is measured, and keeps the report.
 
     \b
     Example:
@@ -109,39 +151,92 @@ def command(
       ducat evaluate runs/digits --suite standard --max-examples 500 --json
       ducat evaluate runs/digits --attack apgd-ce --attack targeted
       ducat evaluate runs/digits --suite standard --bar clean=0.80,worst_case=0.45
+      ducat evaluate runs/digits --eps 2/255 --eps 4/255 --eps 8/255
+      ducat evaluate runs/digits --save-adversarial broken --per-image rows.csv
       ducat evaluate runs/digits/model.onnx
+      ducat evaluate nets:make --import-from . --dataset cifar10 --eps 8/255
     """
     choose_threads(threads)
 
     from ducat_serve.library.evaluation import measure
+    from ducat_serve.library.foreign import ForeignRequest, measure_foreign, write_report
+    from training.evaluation.outputs import Outputs
+    from training.evaluation.plot import plot_curve
     from training.evaluation.prepare import Request
+    from training.evaluation.robustbench import robustbench_entry
 
     output = Output(json)
     if out is not None and not out.parent.is_dir():
         raise UsageError(f"--out: there is no folder {out.parent}.")
-    request = Request(
-        model,
-        checkpoint=checkpoint,
-        split=split,
-        norm=norm,
-        eps=eps,
-        suite=suite,
-        attacks=attack,
-        max_examples=max_examples,
-        batch_size=batch_size,
-        seed=seed,
-        dataset=dataset,
-        data_dir=data_dir,
-        offline=offline,
-        device=device,
-    )
-    measured = measure(request, output, resume=resume)
-    report = measured.report
-    show_report(report, measured.spec, output)
-    measured.store(output, replace=replace)
-    measured.state.remove()
+    outputs = Outputs(save_adversarial, per_image)
+    if isinstance(model, ForeignModel):
+        _refuse_for_models_of_others({"--checkpoint": checkpoint, "--resume": resume, "--replace": replace})
+        if dataset is None:
+            raise UsageError(f"{model.name} says nothing of its data.", "name them: --dataset cifar10")
+        foreign = ForeignRequest(
+            model.name,
+            dataset,
+            eps,
+            norm=norm or "linf",
+            import_from=import_from,
+            fold=fold or "none",
+            eight_bit=lattice is not None,
+            split=split,
+            suite=suite,
+            attacks=attack,
+            max_examples=max_examples,
+            batch_size=batch_size,
+            seed=seed,
+            data_dir=data_dir,
+            offline=offline,
+            device=device,
+        )
+        report = measure_foreign(foreign, outputs, output)
+        show_report(report, None, output)
+        out = write_report(model.name, report, out, output)
+        beside, trained_on, architecture = out, dataset, model.name
+    else:
+        if import_from is not None or fold is not None:
+            raise UsageError("--import-from and --fold are for a package.module:callable MODEL.")
+        request = Request(
+            model,
+            checkpoint=checkpoint,
+            split=split,
+            norm=norm,
+            eps=eps,
+            eight_bit=lattice is not None,
+            suite=suite,
+            attacks=attack,
+            max_examples=max_examples,
+            batch_size=batch_size,
+            seed=seed,
+            dataset=dataset,
+            data_dir=data_dir,
+            offline=offline,
+            device=device,
+        )
+        measured = measure(request, output, outputs, resume=resume)
+        report, spec = measured.report, measured.spec
+        show_report(report, spec, output)
+        measured.store(output, replace=replace)
+        measured.state.remove()
+        beside, architecture = measured.path, spec.network
+        trained_on = str((spec.recipe or {}).get("dataset", report.dataset))
+    if report.curve is not None:
+        drawn = plot_curve(report, beside.with_name("accuracy-over-eps"))
+        output.say(f"Accuracy over eps: {drawn[0]}")
+    if export is not None:
+        entry = beside.with_suffix(".robustbench.json")
+        write_text(entry, robustbench_entry(report, trained_on, architecture))
+        output.say(f"For RobustBench: {entry}; fill in what is empty.")
     if out is not None:
         write_text(out, report.model_dump_json(indent=2) + "\n")
     if bar is not None:
         require(report, bar)  # its error is then the one document on stdout; --out has the report
     output.result(report.model_dump(mode="json"))
+
+
+def _refuse_for_models_of_others(given: dict[str, object]) -> None:
+    wrong = [name for name, value in given.items() if value]
+    if wrong:
+        raise UsageError(f"{', '.join(wrong)}: nothing is stored of a package.module:callable MODEL.")

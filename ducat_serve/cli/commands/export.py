@@ -31,6 +31,11 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="File to write.  [default: model.onnx or model-float16.onnx beside MODEL; of a bundled one NAME.onnx here]",
 )
+@click.option(
+    "--examples",
+    is_flag=True,
+    help="Put the attacked images that `ducat evaluate` kept into the file, for the page. Whoever may ask sees them.",
+)
 @click.option("--dataset", help="Where the real images of the parity check are.  [default: as trained]")
 @data_options
 @common
@@ -39,6 +44,7 @@ def command(
     precision: ExportPrecision,
     onnx: bool,  # noqa: ARG001 (spelt out in commands, so that another format can be added)
     out: Path | None,
+    examples: bool,
     dataset: str | None,
     data_dir: Path | None,
     offline: bool,  # noqa: ARG001 (export never downloads)
@@ -61,7 +67,15 @@ def command(
         raise missing_extra(error.name or "onnx", "export") from error
 
     output = Output(json)
-    exported = export(model, out=out, precision=precision, dataset=dataset, data_dir=data_dir, output=output)
+    exported = export(
+        model,
+        out=out,
+        precision=precision,
+        examples=examples,
+        dataset=dataset,
+        data_dir=data_dir,
+        output=output,
+    )
     target, card, spec, parity = exported.model, exported.card, exported.spec, exported.parity
     output.text(
         f"{target}: {target.stat().st_size:,} bytes, {spec.num_classes} classes, fold {spec.fold}, {precision}."

@@ -100,6 +100,11 @@ from ducat_serve.output import Output
     help="A folder whose images the page offers to everyone, the first 12 by name.  [default: none]",
 )
 @click.option(
+    "--attack-demo",
+    is_flag=True,
+    help="Let the page attack the model with up to 1,000 questions of one image, while no prediction waits.",
+)
+@click.option(
     "--access-log", is_flag=True, help="Log every request, not only those that were refused or failed."
 )
 @click.option(
@@ -129,6 +134,7 @@ def command(
     cors_origin: tuple[str, ...],
     daily_budget: int | None,
     samples: Path | None,
+    attack_demo: bool,
     access_log: bool,
     audit_log: Path | None,
     device: str,
@@ -165,6 +171,7 @@ def command(
         "rate": rate,
         "daily_budget": daily_budget,
         "samples": samples.resolve() if samples else None,
+        "attack_demo": attack_demo,
         "access_log": access_log,
         "audit_log": audit_log.resolve() if audit_log else None,
         "cors_origins": ",".join(cors_origin) if cors_origin else None,

@@ -1,10 +1,9 @@
-"use strict";
 // What the server does to an image file, done again in the browser, so that noise can be added to what the model sees.
 
 const MOST_PIXELS_ON_A_SIDE = 2048; // phones refuse larger canvases; larger images are made smaller first
 
 /** The pixels of an image file as a person sees them: turned as EXIF says, laid over white. */
-async function decodePixels(file) {
+export async function decodePixels(file) {
   const bitmap = await createImageBitmap(file, { imageOrientation: "from-image", colorSpaceConversion: "none" });
   const shrink = Math.min(1, MOST_PIXELS_ON_A_SIDE / Math.max(bitmap.width, bitmap.height));
   const canvas = document.createElement("canvas");
@@ -21,7 +20,7 @@ async function decodePixels(file) {
 }
 
 /** Resized on the shorter side and cropped at the centre, by the antialiased bilinear filter that the server uses. */
-function fitPixels(image, width, height) {
+export function fitPixels(image, width, height) {
   if (image.width === width && image.height === height) return image;
   const wide = image.width / image.height >= width / height;
   const cropWidth = wide ? (image.height * width) / height : image.width;
@@ -69,7 +68,7 @@ function sumTaps(source, offset, stride, taps, target, at) {
 }
 
 /** Every pixel as its ITU-R 601 luma, for models of one channel. */
-function greyPixels(image) {
+export function greyPixels(image) {
   const result = new ImageData(image.width, image.height);
   for (let at = 0; at < image.data.length; at += 4) {
     const [red, green, blue] = image.data.subarray(at, at + 3);
@@ -80,7 +79,7 @@ function greyPixels(image) {
 }
 
 /** Every value moved up or down by `level` (of 255), by a coin that falls the same way every time. */
-function noisyPixels(image, level, channels) {
+export function noisyPixels(image, level, channels) {
   const result = new ImageData(new Uint8ClampedArray(image.data), image.width, image.height);
   const coin = seededCoin(1);
   for (let at = 0; at < result.data.length; at += 4) {
@@ -104,17 +103,39 @@ function seededCoin(seed) {
   };
 }
 
-function paintPixels(canvas, image) {
+export function paintPixels(canvas, image) {
   canvas.width = image.width;
   canvas.height = image.height;
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
 /** A PNG file of these pixels, which loses nothing. */
-function pngOf(image) {
+export function pngOf(image) {
   const canvas = document.createElement("canvas");
   paintPixels(canvas, image);
   return new Promise((resolve, reject) => {
     canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("This browser cannot write a PNG."))), "image/png");
   });
+}
+
+/** An image whose pixels came as base64 of uint8 [H, W, channels]. */
+export function fromPixels(text, { image_size: [height, width], channels }) {
+  const values = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+  const image = new ImageData(width, height);
+  for (let pixel = 0; pixel < width * height; pixel++) {
+    for (let channel = 0; channel < 3; channel++) {
+      image.data[4 * pixel + channel] = values[channels * pixel + (channels === 1 ? 0 : channel)];
+    }
+    image.data[4 * pixel + 3] = 255;
+  }
+  return image;
+}
+
+/** What changed, that many times larger, around middle grey. */
+export function differenceOf(before, after, times) {
+  const image = new ImageData(before.width, before.height);
+  for (let at = 0; at < image.data.length; at++) {
+    image.data[at] = at % 4 === 3 ? 255 : 128 + times * (after.data[at] - before.data[at]); // a clamped array
+  }
+  return image;
 }

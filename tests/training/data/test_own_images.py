@@ -189,19 +189,20 @@ def test_gif_and_tiff_are_images(tmp_path: Path) -> None:
 def broken_pets(folder: Path) -> str:
     write(folder, *pets(below="train/"), *pets(below="test/", images=2))
     (folder / "train" / "cat" / "00.png").write_bytes(picture(0)[:40])
+    (folder / "train" / "cat" / "a.gif").write_bytes(picture(100, "GIF"))  # not broken
     (folder / "test" / "dog" / "01.png").write_text("none")
     return f"folder:{folder}"
 
 
 def test_broken_images_are_refused_unless_they_may_be_left_out(tmp_path: Path, capsys: Capture) -> None:
     name = broken_pets(tmp_path / "pets")
-    with pytest.raises(DataError, match="1 of 40 images in train/ do not decode") as failure:
+    with pytest.raises(DataError, match="1 of 41 images in train/ do not decode") as failure:
         load_dataset(name)
     assert "--skip-broken" in str(failure.value.next_step)
     data = load_dataset(name, selection=Selection(skip_broken=True))
-    assert [len(data.train) + len(data.val), len(data.test)] == [39, 3]
+    assert [len(data.train) + len(data.val), len(data.test)] == [40, 3]
     said = capsys.readouterr().err.replace("\n", " ")
-    assert "2 of 44 images do not decode and are left out, first test/dog/01.png" in said
+    assert "2 of 45 images do not decode and are left out, first test/dog/01.png" in said
 
 
 def test_a_class_that_is_broken_as_a_whole_is_refused(tmp_path: Path) -> None:

@@ -28,7 +28,6 @@ from training.data import load_dataset
 from training.data.cache import Split
 from training.evaluation import evaluate as evaluate_module
 from training.evaluation.evaluate import Plan, Subject, evaluate
-from training.evaluation.examples import Examples
 from training.evaluation.runner import Batches, Runner, counted
 from training.evaluation.state import EvaluationState
 
@@ -127,11 +126,11 @@ def test_interrupt_and_resume_on_the_command_line(
     real = evaluate_module._run
     seen: list[str] = []
 
-    def stops(runner: Runner, attack: Attack, examples: Examples) -> AttackResult:
+    def stops(runner: Runner, attack: Attack, *rest: Any) -> AttackResult:
         seen.append(attack.name)
         if seen == ["pgd", "apgd-ce"]:
             raise KeyboardInterrupt
-        return real(runner, attack, examples)
+        return real(runner, attack, *rest)
 
     monkeypatch.setattr(evaluate_module, "_run", stops)
     assert run(command) == 130

@@ -1,0 +1,188 @@
+"""Attacks to be watched: those that an evaluation kept, and a search on this server where `--attack-demo` allows it.
+
+One search runs at a time, in a thread of its own at the lowest priority, and asks one image at a time while no
+prediction waits. Two more may wait; others get 429. Every question is charged to the client like an image of a
+prediction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from ducat_serve.attacked_examples import encode_pixels
+from ducat_serve.predictor import Predictions
+from service.api.admission import AdmissionControl
+from service.api.images import read_images
+from service.attack_demo.square import Found, search
+from service.errors import APIError
+from service.middleware.auth import charge
+from service.models.served import LoadedVersion
+
+MOST_QUERIES = 1000
+MOST_SECONDS = 20.0
+_MOST_SEARCHES = 3  # one runs, the others wait
+_AT_A_TIME = 10  # questions between two looks at the client and its budget
+_OTHER_NORMS_LEVELS = 8  # of 255, for models that were not trained against changes of single pixels
+_LOWEST_PRIORITY = 19
+_YIELD_SECONDS = 0.005
+
+
+def attack_routes(control: AdmissionControl) -> list[Route]:
+    """`/v1/examples`, and `/v1/attack` where the settings allow it."""
+    models = control.models
+    is_on = models.settings.attack_demo
+
+    async def examples(request: Request) -> Response:
+        loaded = models.get(request.query_params.get("model"), request.query_params.get("version"))
+        return JSONResponse(_kept(loaded, is_on))
+
+    routes = [Route("/v1/examples", examples)]
+    if is_on:
+        routes.append(Route("/v1/attack", AttackDemo(control).attack, methods=["POST"]))
+    return routes
+
+
+def levels_of(loaded: LoadedVersion) -> int:
+    """How far each value of a pixel may change, of 255."""
+    threat_model = loaded.predictor.spec.threat_model
+    return max(1, int(255 * threat_model.eps + 1e-6)) if threat_model.norm == "linf" else _OTHER_NORMS_LEVELS
+
+
+def _kept(loaded: LoadedVersion, is_on: bool) -> dict[str, Any]:
+    spec, kept = loaded.predictor.spec, loaded.predictor.examples
+    return {
+        "examples": [
+            {**one.model_dump(), "label": spec.labels[one.class_id]}
+            for one in (kept.examples if kept else ())
+        ],
+        "threat_model": None if kept is None else {"norm": kept.norm, "eps": kept.eps},
+        "attack_demo": {"most_queries": MOST_QUERIES, "levels": levels_of(loaded)} if is_on else None,
+    }
+
+
+class AttackDemo:
+    """Runs searches, one after the other."""
+
+    def __init__(self, control: AdmissionControl) -> None:
+        self._control = control
+        self._searches = 0
+        self._turn = asyncio.Lock()
+        # In a thread of its own, which the scheduler asks last; it ends with the process.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="attack", initializer=_step_back)
+
+    async def attack(self, request: Request) -> Response:
+        """The search on one image, as lines of JSON while it goes on."""
+        if self._searches >= _MOST_SEARCHES:
+            message = "Other searches are running; try again later."
+            raise APIError(429, "attack_busy", message, retry_after=MOST_SECONDS)
+        self._searches += 1
+        try:
+            async with self._control.admitted(
+                request, request.query_params.get("model"), request.query_params.get("version")
+            ) as admission:
+                images = await read_images(request, admission)
+            if len(images) != 1:
+                raise APIError(400, "one_image", "Send one image to be attacked.")
+        except BaseException:
+            self._searches -= 1
+            raise
+        return _Search(self._lines(request, admission.loaded, images[0]), self._done)
+
+    def _done(self) -> None:
+        self._searches -= 1
+
+    async def _lines(
+        self, request: Request, loaded: LoadedVersion, image: NDArray[np.uint8]
+    ) -> AsyncIterator[str]:
+        labels = loaded.predictor.spec.labels
+        stopped = threading.Event()
+        try:
+            async with self._turn:
+                with loaded.in_use():
+                    deadline = time.monotonic() + MOST_SECONDS
+                    steps = search(image, levels_of(loaded), _asking(loaded, stopped), MOST_QUERIES, seed=0)
+                    loop = asyncio.get_running_loop()
+                    first = found = await loop.run_in_executor(self._thread, next, steps)
+                    reason = "queries"
+                    while step := await loop.run_in_executor(self._thread, _advance, steps):
+                        found = step
+                        yield _line(
+                            queries=step.queries, label=labels[step.class_id], confidence=step.confidence
+                        )
+                        if step.fooled:
+                            reason = "fooled"
+                            break
+                        if time.monotonic() > deadline or self._control.models.is_draining:
+                            reason = "time"
+                            break
+                        try:
+                            charge(request, _AT_A_TIME)
+                        except APIError as error:
+                            reason = error.code
+                            break
+                    yield _line(
+                        queries=found.queries,
+                        label=labels[found.class_id],
+                        confidence=found.confidence,
+                        stopped=reason,
+                        before={"label": labels[first.class_id], "confidence": first.confidence},
+                        original=encode_pixels(image),
+                        attacked=encode_pixels(found.image),
+                    )
+        finally:  # also where the client has left
+            stopped.set()
+
+
+class _Search(StreamingResponse):
+    """Gives the place of its search back, also where the client left before the first line."""
+
+    def __init__(self, lines: AsyncIterator[str], done: Callable[[], None]) -> None:
+        super().__init__(lines, media_type="application/x-ndjson")
+        self._done = done
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._done()
+
+
+def _asking(loaded: LoadedVersion, stopped: threading.Event) -> Any:
+    def ask(images: NDArray[np.uint8]) -> Predictions:
+        while loaded.batcher.rows and not stopped.wait(_YIELD_SECONDS):  # predictions go first
+            pass
+        return loaded.predictor(images)
+
+    return ask
+
+
+def _advance(steps: Iterator[Found]) -> Found | None:
+    """The state after a few more questions; None where the search is over."""
+    last = None
+    for _ in range(_AT_A_TIME):
+        if (step := next(steps, None)) is None:
+            break
+        last = step
+    return last
+
+
+def _line(**fields: Any) -> str:
+    return json.dumps(fields) + "\n"
+
+
+def _step_back() -> None:
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)

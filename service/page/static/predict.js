@@ -1,0 +1,116 @@
+// One image: shown as the model sees it, and asked about. One request at a time; of what was asked for meanwhile only the
+// last counts.
+
+import { clearAnswer, showAnswer, showBeside } from "./answer.js";
+import { $ } from "./dom.js";
+import { remember } from "./history.js";
+import { describe } from "./model.js";
+import { noiseLevel } from "./noise.js";
+import { decodePixels, fitPixels, greyPixels, noisyPixels, paintPixels, pngOf } from "./picture.js";
+import { ask, askForKey, formOf, showProblem, which } from "./server.js";
+import { page } from "./state.js";
+
+let wanted = 0;
+let isAsking = false;
+let asking = null; // of the request that is on its way
+
+export async function choose(file) {
+  page.picture = { file, seen: null, original: null };
+  const chosen = page.picture;
+  asking?.abort();
+  clearAnswer("Asking the model…");
+  showProblem("");
+  $("attack-live").disabled = true;
+  if (page.model) {
+    const [height, width] = page.model.spec.image_size;
+    try {
+      const { pixels, original } = await decodePixels(file);
+      const fitted = fitPixels(pixels, width, height);
+      Object.assign(chosen, { seen: page.model.spec.channels === 1 ? greyPixels(fitted) : fitted, original });
+    } catch {
+      // Not an image for this browser; the server has the last word and says why.
+    }
+  }
+  if (chosen !== page.picture) return;
+  showPicture();
+  $("attack-live").disabled = !chosen.seen;
+  predict();
+}
+
+export function showPicture() {
+  const { picture, model } = page;
+  const isShown = Boolean(picture?.seen);
+  for (const id of ["preview", "caption", "noise-field"]) $(id).hidden = !isShown;
+  if (!isShown) return;
+  const level = noiseLevel();
+  paintPixels($("preview"), level ? noisyPixels(picture.seen, level, model.spec.channels) : picture.seen);
+  const [height, width] = model.spec.image_size;
+  const [fileWidth, fileHeight] = picture.original;
+  const sameSize = fileWidth === width && fileHeight === height;
+  const how = sameSize ? "the image's own size" : `made from ${fileWidth} × ${fileHeight}: ${model.resizing}`;
+  const sent = level
+    ? "With noise, this picture is what is sent."
+    : "The file itself is sent, and the server does the same to it.";
+  $("caption").textContent = `${width} × ${height} pixels, ${how}. ${sent}`;
+}
+
+export async function predict() {
+  wanted += 1;
+  if (isAsking) return;
+  isAsking = true;
+  let answered;
+  do {
+    answered = wanted;
+    await predictOnce(page.picture, noiseLevel());
+  } while (answered !== wanted);
+  isAsking = false;
+}
+
+async function predictOnce(chosen, level) {
+  asking = new AbortController();
+  const { signal } = asking;
+  const { model } = page;
+  $("prediction").setAttribute("aria-busy", "true");
+  try {
+    const noisy = chosen.seen && level ? await pngOf(noisyPixels(chosen.seen, level, model.spec.channels)) : null;
+    const form = formOf(noisy ?? chosen.file, noisy ? "noise.png" : chosen.file.name);
+    const started = performance.now();
+    const body = await ask("/v1/predict" + which(), { method: "POST", body: form, signal });
+    const best = body.predictions[0];
+    if (chosen === page.picture) {
+      showAnswer(best, performance.now() - started, noisy ? level : 0);
+      if (!chosen.isShown) bringIntoView();
+      chosen.isShown = true;
+      if (!noisy) remember(chosen, best, () => choose(chosen.file));
+      await askBeside(form, best, signal, chosen);
+    }
+    // Somebody put another model in its place: what the page says of it is out of date.
+    if (model && body.model.weights_digest !== model.spec.weights_digest) describe(choose);
+  } catch (error) {
+    if (chosen !== page.picture || error.name === "AbortError") return;
+    clearAnswer("No prediction for this image.");
+    if (error.status === 401) askForKey();
+    showProblem(error.message);
+  } finally {
+    $("prediction").removeAttribute("aria-busy");
+  }
+}
+
+/** Ask the model that was chosen to stand beside the first. */
+async function askBeside(form, best, signal, chosen) {
+  const other = $("beside").value;
+  $("beside-answer").hidden = true;
+  if ($("beside-field").hidden || !other) return;
+  const body = await ask(`/v1/predict?${other}`, { method: "POST", body: form, signal });
+  if (chosen !== page.picture) return;
+  const { name, version } = body.model;
+  showBeside(`${name}, version ${version}`, body.predictions[0], body.predictions[0].label === best.label);
+}
+
+/** Where image and answer are below each other, the answer to a new image would be out of sight. */
+function bringIntoView() {
+  const { top, bottom } = $("headline").getBoundingClientRect();
+  if (top >= 0 && bottom <= innerHeight) return;
+  const isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  $("prediction").scrollIntoView({ block: "start", behavior: isCalm ? "auto" : "smooth" });
+}

@@ -1,0 +1,167 @@
+"""`ducat models`, and the names of bundled models in every command that takes a model."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from ducat_serve import bundled
+from ducat_serve.bundled import bundled_models
+from ducat_serve.checkpoint import read_spec
+from ducat_serve.cli.main import run
+from ducat_serve.predictor import Predictor
+from tests.support.checkpoints import forged, untrained
+from training.data import load_dataset
+
+FOLDER = bundled.FOLDER
+NAME = "digits-small"
+QUICK = ["--attack", "pgd", "--max-examples", "12", "--offline"]
+
+
+def package_files() -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in FOLDER.iterdir() if path.is_file()}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test runs in an empty folder and finds the package as it was."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def _package_untouched() -> Iterator[None]:
+    before = package_files()
+    yield
+    assert package_files() == before
+
+
+@pytest.fixture
+def image(here: Path) -> str:
+    """The first test image."""
+    Image.fromarray(load_dataset("digits").test.images[0]).save(here / "digit.png")
+    return "digit.png"
+
+
+def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    capsys.readouterr()
+    assert run([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def failure(capsys: pytest.CaptureFixture[str], code: int, *arguments: str) -> dict[str, str]:
+    capsys.readouterr()
+    assert run([*arguments, "--json"]) == code
+    error: dict[str, str] = json.loads(capsys.readouterr().out)["error"]
+    return error
+
+
+def test_lists_every_model_with_origin_and_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    listed = answer(capsys, "models")["models"]
+    assert [entry["name"] for entry in listed] == sorted(bundled_models())
+    for entry in listed:
+        assert {"dataset", "network", "parameters", "sha256", "command", "git_revision"} <= set(entry)
+        assert entry["worst_case_interval"][0] < entry["worst_case_accuracy"] < entry["clean_accuracy"]
+        assert all(Path(file).is_file() for file in entry["files"].values())
+    assert run(["models"]) == 0
+    assert NAME in "".join(capsys.readouterr())
+
+
+def test_predict_inspect_and_compare_take_the_name(image: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert answer(capsys, "predict", NAME, image)["predictions"][0]["label"] == "0"
+    assert answer(capsys, "predict", f"bundled:{NAME}", image)["predictions"][0]["label"] == "0"
+    assert (
+        answer(capsys, "inspect", NAME)["spec"]["weights_digest"]
+        == read_spec(FOLDER / f"{NAME}.safetensors").weights_digest
+    )
+    [compared] = answer(capsys, "compare", NAME)["models"]
+    assert compared["name"] == NAME
+
+
+def test_export_writes_here(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert answer(capsys, "export", NAME)["model"] == f"{NAME}.onnx"
+    exported = Predictor(here / f"{NAME}.onnx", "cpu", threads=1)
+    assert exported.source_sha256 == bundled_models()[NAME].sha256["safetensors"]
+    assert (here / f"{NAME}.md").is_file()
+
+
+def test_evaluate_measures_a_copy_here(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = answer(capsys, "evaluate", NAME, *QUICK)
+    assert [attack["name"] for attack in report["attacks"]] == ["pgd"]
+    copy = here / f"{NAME}.safetensors"
+    assert [path.name for path in here.iterdir()] == [copy.name]
+    kept = read_spec(copy).robustness
+    assert kept is not None
+    assert kept.examples == bundled_models()[NAME].examples, "the bundled report says more"
+    answer(capsys, "evaluate", NAME, *QUICK, "--max-examples", "11", "--replace")  # the same copy again
+    assert answer(capsys, "inspect", copy.name)["spec"]["robustness"]["examples"] == 11
+
+    copy.write_bytes(b"something else")
+    assert failure(capsys, 4, "evaluate", NAME, *QUICK)["message"].startswith(copy.name)
+    assert copy.read_bytes() == b"something else"
+
+
+def test_evaluate_does_not_replace_another_model_of_that_file_name(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = here / f"{NAME}.safetensors"
+    other = forged(copy, untrained()).read_bytes()
+    error = failure(capsys, 2, "evaluate", NAME, *QUICK)
+    assert "another digits-small.safetensors here" in error["message"]
+    assert "another folder" in error["next"]
+    assert copy.read_bytes() == other
+
+
+def test_serve_hands_the_export_to_the_server(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environments: list[dict[str, str]] = []
+    monkeypatch.setattr(
+        os, "execve", lambda _program, _arguments, environment: environments.append(environment)
+    )
+    monkeypatch.setattr("service.server.process.ignore_sighup", lambda: None)
+    monkeypatch.setattr("service.server.process.bind", lambda *_: io.BytesIO())
+    assert answer(capsys, "serve", NAME)["names"] == [NAME]
+    assert environments[0]["DUCAT_SERVE_MODEL"] == str(FOLDER / f"{NAME}.onnx")
+
+
+MODEL_COMMANDS = ["serve", "predict", "inspect", "evaluate", "export", "compare", "bento"]
+
+
+@pytest.mark.parametrize("command", MODEL_COMMANDS)
+def test_bad_names_are_errors_with_the_next_command(
+    command: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["digit.png"] if command == "predict" else []
+    unknown = failure(capsys, 4, command, "cifar10-smaller", *more)
+    assert "no bundled model" in unknown["message"]
+    assert NAME in unknown["next"]
+    (here / NAME).mkdir()
+    both = failure(capsys, 2, command, NAME, *more)
+    assert f"./{NAME}" in both["next"]
+    assert f"bundled:{NAME}" in both["next"]
+
+
+@pytest.mark.parametrize("command", MODEL_COMMANDS)
+def test_a_changed_file_is_exit_code_4(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    for file in FOLDER.iterdir():
+        if file.is_file():
+            (package / file.name).write_bytes(
+                file.read_bytes() + b"x" * (file.suffix in (".onnx", ".safetensors"))
+            )
+    monkeypatch.setattr(bundled, "FOLDER", package)
+    more = ["digit.png"] if command == "predict" else []
+    error = failure(capsys, 4, command, NAME, *more)
+    assert "SHA-256" in error["message"]
+    assert "pip install --force-reinstall" in error["next"]

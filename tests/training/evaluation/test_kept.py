@@ -1,0 +1,81 @@
+"""Images that an evaluation keeps: 8 bits, in the ball, and what they are said to be."""
+
+from __future__ import annotations
+
+import base64
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ducat_serve.attacked_examples import FILE_NAME, MOST_EXAMPLES, AttackedExamples
+from ducat_serve.cli.main import run
+from ducat_serve.errors import VerificationError
+from ducat_serve.predictor import Predictor
+from training.attacks.ball import Ball
+from training.evaluation.kept import eight_bit
+
+
+@pytest.fixture(scope="module")
+def exported(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kept")
+    shutil.copytree(run_folder, folder, dirs_exist_ok=True)
+    assert run(["evaluate", str(folder), "--attack", "pgd", "--max-examples", "40"]) == 0
+    assert run(["export", str(folder), "--onnx", "--examples"]) == 0
+    return folder
+
+
+def test_they_are_in_the_ball_and_the_exported_model_agrees(exported: Path) -> None:
+    predictor = Predictor(exported / "model.onnx")
+    kept = predictor.examples
+    assert kept is not None
+    assert 2 <= len(kept.examples) <= MOST_EXAMPLES
+    shape = (1, *predictor.spec.image_size, 3)
+    for example in kept.examples:
+        before, after = (
+            np.frombuffer(base64.b64decode(text), np.uint8).reshape(shape)
+            for text in (example.original, example.attacked)
+        )
+        assert np.abs(before.astype(int) - after.astype(int)).max() <= 25, "0.1 of 255"
+        assert predictor(before).label[0] == example.class_id
+        assert (predictor(after).label[0] != example.class_id) == example.fooled
+    assert {example.fooled for example in kept.examples} == {True, False}
+
+
+def test_without_the_option_the_file_holds_none(exported: Path, tmp_path: Path) -> None:
+    """Whose images they are, they do not leave the run folder unless somebody says so."""
+    assert run(["export", str(exported), "--onnx", "--out", str(tmp_path / "model.onnx")]) == 0
+    assert Predictor(tmp_path / "model.onnx").examples is None
+
+
+def test_the_option_without_an_evaluation_is_an_error(run_folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "model.onnx"
+    assert not (run_folder / FILE_NAME).exists()
+    assert run(["export", str(run_folder), "--onnx", "--examples", "--out", str(target)]) == 4
+    assert not target.exists()
+
+
+def test_examples_of_another_model_are_refused(exported: Path) -> None:
+    spec = Predictor(exported / "model.onnx").spec
+    text = (exported / FILE_NAME).read_text()
+    other = spec.model_copy(update={"weights_digest": "0" * 64})
+    with pytest.raises(VerificationError, match="other weights"):
+        AttackedExamples.from_json(text, other, "examples")
+    with pytest.raises(VerificationError, match="no image of the model's size"):
+        AttackedExamples.from_json(text, spec.model_copy(update={"image_size": (8, 9)}), "examples")
+    with pytest.raises(VerificationError, match="larger than"):
+        AttackedExamples.from_json(text + " " * 2**20, spec, "examples")
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_rounding_never_leaves_the_ball(norm: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    original = torch.randint(0, 256, (20, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    ball = Ball(norm, {"linf": 8.4 / 255, "l2": 0.5, "l1": 12.0}[norm])  # type: ignore[arg-type]
+    found = ball.random_start(original.float() / 255, generator)
+    change = (eight_bit(original, found, ball).float() - original.float()) / 255
+    power = {"linf": float("inf"), "l2": 2, "l1": 1}[norm]
+    assert change.flatten(1).norm(p=power, dim=1).max() <= ball.eps + 1e-6
+    assert change.abs().max() > 0

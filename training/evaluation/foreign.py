@@ -1,0 +1,255 @@
+"""Somebody else's model: any `torch.nn.Module` from images in [0, 1] to logits, measured as our own are.
+
+Nothing of it is stored, and its report is bound to a digest of its state_dict. What would make a figure meaningless is
+refused, and what makes one doubtful is said by name before an attack runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ducat_serve.checkpoint import weights_digest
+from ducat_serve.deployed import Deployed
+from ducat_serve.errors import UsageError
+from ducat_serve.output import Output
+from ducat_serve.report import RobustnessReport
+from ducat_serve.spec import Fold
+from ducat_serve.threat_model import ThreatModel
+from training.attacks.base import TargetModel
+from training.batches import DeviceSplit, to_pixels
+from training.evaluation.evaluate import Plan, Subject, evaluate
+from training.evaluation.stages import attack_named
+from training.evaluation.stages import suite as attacks_of
+
+_SAMPLE = 8  # images that a model is tried on before it is attacked
+_SAME = 1e-4  # relative: what float32 arithmetic in another order may change
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """Something about a model that makes its figures doubtful."""
+
+    name: str
+    explanation: str
+
+
+def evaluate_model(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    threat_model: ThreatModel,
+    *,
+    suite: str = "standard",
+    attacks: Sequence[str] = (),
+    fold: Fold = "none",
+    class_names: Sequence[str] | None = None,
+    dataset: str = "images",
+    batch_size: int = 256,
+    seed: int = 0,
+    output: Output | None = None,
+) -> RobustnessReport:
+    """Clean and robust accuracy of any classifier, by the attacks that measure ours.
+
+    Args:
+        model: in eval mode; float32 images [N, channels, H, W] in [0, 1] to logits [N, C].
+        images: uint8, or float32 in [0, 1], [N, channels, H, W]; on the device of the model.
+        labels: int64 [N], from 0 to C - 1.
+        threat_model: norm and eps, in pixels of [0, 1].
+        suite: `quick`, `standard` or `full`; ``attacks`` names single ones in its place.
+        fold: of a model with dummy classes that returns [N, 2C], the dummy of class i in column i + C: `max` or `lse`.
+        class_names: of the C classes; their numbers unless given.
+
+    Returns the report of `ducat evaluate`; ``weights_digest`` is that of the model's state_dict.
+
+    Raises:
+        UsageError: the model is in train mode, changes while it answers, returns anything but logits of the right
+            width, or the images or labels do not fit.
+        VerificationError: it answers NaN to clean images.
+
+    Example:
+        >>> report = evaluate_model(model, images, labels, ThreatModel(norm="linf", eps=8 / 255))
+        >>> report.clean_accuracy, report.worst_case_accuracy
+    """
+    output = output or Output()
+    subject, plan = prepare_model(
+        model,
+        DeviceSplit(images, labels),
+        threat_model,
+        suite=suite,
+        attacks=attacks,
+        fold=fold,
+        class_names=class_names,
+        dataset=dataset,
+        batch_size=batch_size,
+        seed=seed,
+        output=output,
+    )
+    return evaluate(subject, plan, output)
+
+
+def prepare_model(
+    model: nn.Module,
+    data: DeviceSplit,
+    threat_model: ThreatModel,
+    *,
+    suite: str,
+    attacks: Sequence[str],
+    fold: Fold,
+    class_names: Sequence[str] | None,
+    dataset: str,
+    batch_size: int,
+    seed: int,
+    output: Output,
+    split: Literal["val", "test"] = "test",
+) -> tuple[Subject, Plan]:
+    """What `evaluate` needs to measure the model; doubts are said. Arguments and errors as for `evaluate_model`."""
+    if any(module.training for module in model.modules()):
+        raise UsageError("The model is in train mode; what is deployed is in eval mode.", "call model.eval()")
+    classes = _classes(model, data, fold)
+    for doubt in doubts(model, to_pixels(data.images[:_SAMPLE])):
+        output.warn(f"{doubt.name}: {doubt.explanation}.")
+    names = tuple(class_names) if class_names is not None else tuple(str(i) for i in range(classes))
+    digest = state_digest(model)
+    subject = Subject(Deployed(model, fold).eval(), data, names, digest, dataset=dataset, split=split)
+    target = TargetModel(fold, classes)
+    chosen = [attack_named(name, target) for name in attacks] or attacks_of(suite, target)
+    differentiable = has_gradient(model, to_pixels(data.images[:1]))
+    if not differentiable:
+        chosen = [attack for attack in chosen if not attack.needs_gradient]
+        output.warn(
+            "no gradient: the model's answers do not depend differentiably on its images. Only attacks by scores are "
+            "run, which find less than attacks on a differentiable copy would."
+        )
+    plan = Plan(threat_model, tuple(chosen), seed=seed, batch_size=batch_size, sanity=differentiable)
+    return subject, plan
+
+
+def has_gradient(model: nn.Module, images: Tensor) -> bool:
+    """Whether logits have a gradient for ``images`` (float [N, channels, H, W]), be it 0."""
+    images = images.detach().requires_grad_(True)
+    with torch.enable_grad():
+        answers: Tensor = model(images)
+    if not answers.requires_grad:
+        return False
+    return torch.autograd.grad(answers.sum(), images, allow_unused=True)[0] is not None
+
+
+@torch.no_grad()
+def doubts(model: nn.Module, images: Tensor) -> list[Doubt]:
+    """What about the model's answers to ``images`` (float [N, channels, H, W]) makes figures doubtful.
+
+    Raises UsageError where its state_dict changes while it answers: what is measured would be another model each time.
+    """
+    before = state_digest(model)
+    answers = model(images)
+    found = []
+    again = model(images)
+    if state_digest(model) != before:
+        raise UsageError(
+            "The model changes its own state_dict while it answers, even in eval mode.",
+            "stop what is updated there (running statistics, counters), or measure a frozen copy",
+        )
+    if not torch.equal(answers, again):
+        found.append(
+            Doubt(
+                "random answers",
+                "the same images get other logits each time. Attacks here take one answer for the truth; an attack on "
+                "the expectation would find more",
+            )
+        )
+    elif not _close(torch.cat([model(image.unsqueeze(0)) for image in images]), answers):
+        found.append(
+            Doubt(
+                "answers that depend on the batch", "an image alone gets other logits than among other images"
+            )
+        )
+    sums = answers.sum(dim=1)
+    if answers.min() >= 0 and answers.max() <= 1 and _close(sums, torch.ones_like(sums)):
+        found.append(
+            Doubt(
+                "probabilities in the place of logits",
+                "they saturate, and gradients vanish where the model is sure; return what goes into its softmax",
+            )
+        )
+    return found
+
+
+def state_digest(model: nn.Module) -> str:
+    """SHA-256 of the state_dict, in hexadecimal; bfloat16 counts as float32."""
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        value = tensor.detach().cpu()
+        tensors[name] = (value.float() if value.dtype == torch.bfloat16 else value).contiguous().numpy()
+    return weights_digest(tensors)
+
+
+def import_model(name: str, import_from: Path | None = None) -> nn.Module:
+    """The model that a callable without arguments makes, in eval mode.
+
+    Args:
+        name: `package.module:callable`.
+        import_from: a folder to import from beside the installed packages; nothing is imported from the working
+            directory unless it is asked for here.
+
+    Raises:
+        UsageError: no such module or callable, it fails, or what it returns is no `torch.nn.Module`.
+    """
+    module_name, _, attribute = name.partition(":")
+    if import_from is not None:
+        sys.path.insert(0, str(import_from.resolve()))
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"{name}: there is no module {error.name}.",
+            "install it, or name the folder that holds it: --import-from .",
+        ) from error
+    finally:
+        if import_from is not None:
+            sys.path.remove(str(import_from.resolve()))
+    make = getattr(module, attribute, None)
+    if not callable(make):
+        raise UsageError(f"{name}: {module_name} has no callable named {attribute or 'after the colon'}.")
+    try:
+        model = make()
+    except Exception as error:
+        raise UsageError(f"{name} failed: {type(error).__name__}: {error}.") from error
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"{name} returned {type(model).__name__}, not a torch.nn.Module.")
+    return model.eval()
+
+
+def _classes(model: nn.Module, data: DeviceSplit, fold: Fold) -> int:
+    """How many classes the model tells apart. Raises UsageError where it returns anything but logits."""
+    if len(data) == 0:
+        raise UsageError("There are no images to measure on.")
+    try:
+        with torch.no_grad():
+            answers = model(to_pixels(data.images[:_SAMPLE]))
+    except (RuntimeError, TypeError, ValueError) as error:
+        size = " x ".join(str(n) for n in data.images.shape[1:])
+        raise UsageError(f"The model does not take images of {size}: {error}.") from error
+    if not isinstance(answers, Tensor) or answers.ndim != 2 or not answers.is_floating_point():
+        kind = f"a tensor of {list(answers.shape)}" if isinstance(answers, Tensor) else type(answers).__name__
+        raise UsageError(f"The model returns {kind}, not logits [N, C].", "wrap it so that it returns logits")
+    width = answers.shape[1]
+    if fold == "none":
+        return width
+    if width % 2:
+        raise UsageError(
+            f"The model returns {width} logits: no dummy for every class, so --fold {fold} is wrong."
+        )
+    return width // 2
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    scale = b.abs().max().clamp_min(1e-12)
+    return bool(((a - b).abs().max() / scale) <= _SAME)

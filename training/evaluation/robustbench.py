@@ -1,0 +1,50 @@
+"""A report in the form of RobustBench's leaderboard (`model_info/DATASET/NORM/NAME.json` of its repository)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ducat_serve.errors import UsageError
+from ducat_serve.report import RobustnessReport
+from ducat_serve.threat_model import format_size
+
+_NORMS = {"linf": "Linf", "l2": "L2"}
+# Left for the author to fill in, as in the files that RobustBench's own `benchmark()` writes.
+_BY_HAND = ("link", "name", "authors", "venue")
+_AUTOATTACK = "autoattack"
+
+
+def robustbench_entry(report: RobustnessReport, dataset: str, architecture: str) -> str:
+    """The JSON file of a leaderboard entry.
+
+    ``autoattack_acc`` is there only where AutoAttack alone was run, since it is what others measured; any other
+    worst case is ``external``, RobustBench's word for a stronger evaluation than its own. Percentages with two digits.
+
+    Args:
+        dataset: as RobustBench names it, cifar10 say.
+
+    Raises UsageError for a norm that has no leaderboard.
+    """
+    if report.norm not in _NORMS:
+        raise UsageError(
+            f"RobustBench has leaderboards for {' and '.join(_NORMS)}, not for {report.norm}.",
+            "leave out --export robustbench",
+        )
+    is_autoattack = [attack.name for attack in report.attacks] == [_AUTOATTACK]
+    accuracy = f"{100 * report.worst_case_accuracy:.2f}"
+    footnote = f"{report.examples} {report.split} images of {report.dataset}"
+    entry: dict[str, Any] = dict.fromkeys(_BY_HAND, "")
+    entry |= {
+        "additional_data": False,
+        "number_forward_passes": 1,
+        "dataset": dataset,
+        "architecture": architecture,
+        "eps": format_size(report.eps),
+        "clean_acc": f"{100 * report.clean_accuracy:.2f}",
+        "reported": accuracy,
+        "autoattack_acc" if is_autoattack else "external": accuracy,
+        "footnote": footnote,
+        "unreliable": bool(report.failed_checks),
+    }
+    return json.dumps(entry, indent=2) + "\n"
