@@ -22,13 +22,12 @@ def closing_lines(
     capsys: pytest.CaptureFixture[str],
 ) -> str:
     """What a run prints at its end if PGD accuracy on val was ``before`` without dummies and is ``now``."""
-    import training.run.dataset
     import training.run.start
 
     split = Split(np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 0, 1]))
     data = Dataset("two", ("a", "b"), split, split, split, "digest")
     summary = RunSummary("model.safetensors", "two", 5, 5, 0.9, now, before)
-    monkeypatch.setattr(training.run.dataset, "load_run_data", lambda *_: data)
+    monkeypatch.setattr(training.run.start, "load_run_data", lambda *_: data)
     monkeypatch.setattr(training.run.start, "train", lambda *_, **__: summary)
     small = ["--network", "resnet-small", "--batch-size", "2", "--device", "cpu", "--out", str(folder)]
     assert run(["train", *small, *arguments]) == 0
