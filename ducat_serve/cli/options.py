@@ -127,7 +127,8 @@ def _load_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
                 "only where the option takes several.",
                 f"{ctx.command_path} --help",
             )
-        defaults[option] = value
+        single = parameters[option].multiple and not isinstance(value, list)
+        defaults[option] = [value] if single else value
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
 
 

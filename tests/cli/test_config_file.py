@@ -86,4 +86,4 @@ def test_a_list_is_for_options_that_can_be_repeated(tmp_path: Path, given: Given
     )
     assert run(["evaluate", "m.safetensors", "--config", str(tmp_path / "c.toml")]) == 0
     assert given["attack"] == ("apgd-ce", "targeted")
-    assert (given["eps"], given["resume"]) == (8 / 255, True)
+    assert (given["eps"], given["resume"]) == ((8 / 255,), True), "one value is a list of one"
