@@ -251,8 +251,12 @@ def visible(text: str, keep: str = "") -> str:
 def _print(console: Console, message: str, style: str | None = None) -> None:
     """On a terminal, lines are wrapped between words; in a pipe or a file they stay as long as they are."""
     text = visible(message, keep="\n\t")
-    if console.is_terminal:
-        text = "\n".join(_wrapped(line, console.width) for line in text.split("\n"))
+    if not console.is_terminal:
+        if not console.quiet:
+            console.file.write(text + "\n")  # `print` would expand tabs
+            console.file.flush()
+        return
+    text = "\n".join(_wrapped(line, console.width) for line in text.split("\n"))
     console.print(text, style=style, markup=False, soft_wrap=True)
 
 

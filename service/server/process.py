@@ -9,7 +9,9 @@ or serve; starting it anew is the work of what runs it (compose, Kubernetes, sys
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
+import ipaddress
 import logging.config
 import os
 import signal
@@ -78,11 +80,7 @@ def bind(host: str, port: int) -> socket.socket:
     """A socket at this address that does not listen yet. Raises DucatError where it cannot be had."""
     bound = None
     try:
-        # A name may stand for an IPv6 address only, as localhost does on some machines.
-        found = sorted(
-            socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), key=lambda one: one[0] != socket.AF_INET
-        )
-        family, *_, address = found[0]
+        family, address = _address(host, port)
         bound = socket.socket(family, socket.SOCK_STREAM)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
@@ -97,6 +95,21 @@ def bind(host: str, port: int) -> socket.socket:
             remedy = "choose an address of this machine, e.g. --host 127.0.0.1; 0.0.0.0 is all of them"
         raise DucatError(f"Cannot listen on {host}:{port}: {error.strerror or error}.", remedy) from error
     return bound
+
+
+def _address(
+    host: str, port: int
+) -> tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]:
+    """Where to listen. Only a name is looked up: it may stand for an IPv6 address alone, as localhost on some machines.
+
+    Raises OSError for a name that nobody knows.
+    """
+    with contextlib.suppress(ValueError):
+        version = ipaddress.ip_address(host).version
+        return (socket.AF_INET if version == 4 else socket.AF_INET6), (host, port)
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    family, *_, address = min(found, key=lambda one: one[0] != socket.AF_INET)
+    return family, (str(address[0]), int(address[1]))
 
 
 def serve(listening: socket.socket) -> int:

@@ -164,7 +164,14 @@ def test_what_never_became_a_request_is_counted_and_logged(
     assert line.pop("seconds") >= 0
     request_id = line.pop("request_id")
     assert f"x-request-id: {request_id}\r\n".encode() in whole
-    assert line == {"status": status, "reason": code, "client": "127.0.0.1"}
+    assert line.pop("time").endswith("Z")
+    assert line == {
+        "level": "info",
+        "logger": "ducat_serve.access",
+        "status": status,
+        "reason": code,
+        "client": "127.0.0.1",
+    }
     assert "Invalid HTTP request" not in server.log.read_text(), "one line for each is enough"
 
 
