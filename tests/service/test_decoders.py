@@ -21,7 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 from ducat_serve.images import ImageError, decode, fit, to_array
 from ducat_serve.predictor import Predictor
 from ducat_serve.spec import ModelSpec
-from service.decoding.decoders import STUCK_SECONDS, Decoders, DecoderUnavailable
+from service.decoding.decoders import STUCK_SECONDS, Decoders, DecoderUnavailable, _Worker
 from tests.support.decoders import DYING, SILENT
 
 pytestmark = pytest.mark.integration
@@ -195,16 +195,24 @@ def test_a_decoder_ends_with_a_server_that_is_killed() -> None:
         time.sleep(0.01)
 
 
+async def busy(workers: Sequence[_Worker], count: int) -> None:
+    """Until so many are at an image."""
+    async with asyncio.timeout(30):
+        while sum(worker._busy_since is not None for worker in workers) < count:
+            await asyncio.sleep(0.01)
+
+
 def test_stuck_means_that_all_are(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(decoders: Decoders) -> None:
+        workers = decoders._workers
         first = asyncio.create_task(decoders.decode(encode("PNG"), spec, MAX_PIXELS))
-        await asyncio.sleep(0.05)
+        await busy(workers, 1)
         later = time.monotonic() + 2 * STUCK_SECONDS
         monkeypatch.setattr("service.decoding.decoders.time.monotonic", lambda: later)
         assert not decoders.is_stuck  # the other one is free
         monkeypatch.undo()
         second = asyncio.create_task(decoders.decode(encode("PNG"), spec, MAX_PIXELS))
-        await asyncio.sleep(0.05)
+        await busy(workers, 2)
         assert not decoders.is_stuck  # not for long enough
         later = time.monotonic() + 2 * STUCK_SECONDS
         monkeypatch.setattr("service.decoding.decoders.time.monotonic", lambda: later)

@@ -169,5 +169,5 @@ def test_nothing_is_traced_unless_a_collector_is_named() -> None:
 
 def test_an_exporter_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
-    with pytest.raises(DucatError, match=r"ducat-serve\[tracing\]"):
+    with pytest.raises(DucatError, match=r"pip install '\.\[tracing\]'"):
         Tracing.from_environment(ENDPOINT)

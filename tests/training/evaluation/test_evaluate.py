@@ -105,7 +105,7 @@ def test_labels_images_and_answers_that_cannot_be(checkpoint: Path, test_split: 
         measure(model, DeviceSplit(images, labels + 1))
     with pytest.raises(UsageError, match="9 images for 10 classes"):
         measure(model, DeviceSplit(images[:9], labels[:9]))
-    with pytest.raises(UsageError, match="uint8"):
+    with pytest.raises(UsageError, match=r"must be in \[0, 1\]"):
         DeviceSplit(images.float() / 100, labels)  # would reach beyond 1
     with pytest.raises(UsageError, match="359 images and 358 labels"):
         DeviceSplit(images, labels[1:])
