@@ -314,7 +314,7 @@ def test_schemathesis_finds_nothing(onnx_model: Path, tmp_path: Path) -> None:
         for report in ("har", "json"):
             command += [f"--report-{report}-path", str(tmp_path / f"{report}.json")]
         done = subprocess.run(
-            command, cwd=PROJECT, capture_output=True, text=True, timeout=4 * WAIT, check=False
+            command, cwd=PROJECT, capture_output=True, text=True, timeout=12 * WAIT, check=False
         )
         assert done.returncode == 0, done.stdout
         described = server.get("/openapi.json").json()

@@ -16,7 +16,7 @@ from training.run import start
 from training.run.folder import RunFolder
 
 QUICK = ["--epochs", "1", "--attack-steps", "1", "--batch-size", "256", "--precision", "float32"]
-COMMAND = "ducat train --eps 0.1 --attack-steps 1 --epochs 1 --batch-size 256 --precision float32"
+COMMAND = "ducat train --dataset digits --eps 0.1 --attack-steps 1 --epochs 1 --batch-size 256 --precision float32"
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_a_model_records_command_and_revision_and_a_resumed_run_keeps_them(
     monkeypatch.setenv("DUCAT_TRAIN_EPS", "0.1")  # counts like a flag
     monkeypatch.setenv("DUCAT_TRAIN_SKIP_BROKEN", "0")  # there is no flag that says so
     folder = tmp_path / "run"
-    assert run(["train", *QUICK, "--out", str(folder)]) == 0
+    assert run(["train", "--dataset", "digits", *QUICK, "--out", str(folder)]) == 0
     spec = read_spec(folder / "model.safetensors")
     assert (spec.command, spec.git_revision) == (COMMAND, "a1b2c3")
     assert str(tmp_path) not in spec.to_json()
