@@ -16,7 +16,9 @@ from training.run import start
 from training.run.folder import RunFolder
 
 QUICK = ["--epochs", "1", "--attack-steps", "1", "--batch-size", "256", "--precision", "float32"]
-COMMAND = "ducat train --dataset digits --eps 0.1 --attack-steps 1 --epochs 1 --batch-size 256 --precision float32"
+COMMAND = (
+    "ducat train --dataset digits --eps 0.1 --attack-steps 1 --epochs 1 --batch-size 256 --precision float32"
+)
 
 
 @pytest.mark.parametrize(
