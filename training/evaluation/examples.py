@@ -10,6 +10,7 @@ from torch import Tensor
 from ducat_serve.pairs import fold_logits
 from ducat_serve.spec import Fold
 from training.attacks.criteria import misclassified, right
+from training.attacks.losses import margin
 from training.batches import to_pixels
 from training.evaluation.detectors import Detector, detectors
 from training.evaluation.runner import Runner
@@ -55,7 +56,7 @@ class Examples:
             detectors=known,
             clean=clean,
             right=clean.clone(),
-            clean_margin=_margin(logits, labels),
+            clean_margin=-margin(fold)(raw, labels, labels),
             clean_prediction=decided,
             prediction=decided.clone(),
             broken_by=torch.full_like(labels, UNBROKEN),
@@ -96,9 +97,3 @@ class Examples:
             **fooling,
             **images,
         }
-
-
-def _margin(logits: Tensor, labels: Tensor) -> Tensor:
-    column = labels.unsqueeze(1)
-    others = logits.scatter(1, column, -torch.inf).amax(dim=1)
-    return logits.gather(1, column).squeeze(1) - others
