@@ -60,6 +60,17 @@ def differences(candidates: Sequence[Candidate]) -> list[str]:
     return [name for name, values in conditions.items() if len(values) > 1]
 
 
+def corruption_differences(candidates: Sequence[Candidate]) -> bool:
+    """Whether accuracies under corruptions are of other images, so that they cannot be compared."""
+    found = [
+        c.report.corruptions for c in candidates if c.report is not None and c.report.corruptions is not None
+    ]
+    conditions = {
+        (f.source, f.generated_by, f.examples, f.seed, tuple(one.name for one in f.families)) for f in found
+    }
+    return len(conditions) > 1
+
+
 def losses(old: RobustnessReport, new: RobustnessReport) -> list[str]:
     """In what a report replacing ``old`` says less, or something else; test images say more than val images."""
     is_fairer = (old.dataset, old.split, new.split) == (new.dataset, "val", "test")
@@ -86,8 +97,12 @@ def to_json(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
             "threat_model": {"norm": c.report.norm, "eps": c.report.eps} if c.report else None,
             "worst_case_accuracy": c.report.worst_case_accuracy if c.report else None,
             "worst_case_interval": list(c.report.worst_case_interval) if c.report else None,
+            "corruption_accuracy": _corruptions(c, "accuracy"),
+            "corruption_source": _corruptions(c, "source"),
+            "corruptions_generated_by": _corruptions(c, "generated_by"),
             "legacy_2c_accuracy": c.report.legacy_2c_accuracy if c.report else None,
             "gradient_masking_suspected": bool(c.report.failed_checks) if c.report else None,
+            "screening": c.report.is_screening if c.report else None,
             "pareto": id(c) in front,
             "parameters": c.parameters,
             "bytes": c.bytes,
@@ -95,6 +110,11 @@ def to_json(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
         }
         for c in candidates
     ]
+
+
+def _corruptions(candidate: Candidate, field: str) -> Any:
+    found = candidate.report.corruptions if candidate.report is not None else None
+    return None if found is None else getattr(found, field)
 
 
 def _attacks(report: RobustnessReport) -> frozenset[str]:
