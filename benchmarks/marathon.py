@@ -65,8 +65,9 @@ class Attacked:
     def is_wrong(self, images: Tensor) -> Tensor:
         """Whether the deployed decision is not the label, bool [N]; NaN is wrong."""
         with torch.no_grad():
-            logits = self.model(images)
-        return (logits.argmax(dim=1) != self.labels) | logits.isnan().any(dim=1)
+            logits: Tensor = self.model(images)
+        wrong: Tensor = (logits.argmax(dim=1) != self.labels) | logits.isnan().any(dim=1)
+        return wrong
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
