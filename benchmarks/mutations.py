@@ -1,8 +1,10 @@
-"""Break one thing at a time in a copy of the project and name the tests that notice.
+"""Break one thing at a time in a copy of the project and see that the tests named for it notice.
 
-    python benchmarks/mutations.py
+    python benchmarks/mutations.py                # all of them; some minutes
+    python benchmarks/mutations.py fold parity    # those whose description holds one of these words
 
-Prints the table of docs/evaluation.md; exits 1 if a broken copy passes. Takes some minutes.
+First the named tests are run on the unbroken copy. Prints the table of results/mutations.md; exits 1 if a broken copy
+passes its tests, or the unbroken one does not.
 """
 
 from __future__ import annotations
@@ -17,22 +19,27 @@ from pathlib import Path
 from typing import NamedTuple
 
 PROJECT = Path(__file__).parent.parent
-TESTS = (
-    "tests/training/attacks/test_attacks.py",
-    "tests/training/attacks/test_apgd.py",
-    "tests/training/attacks/test_losses.py",
-    "tests/training/evaluation/test_parts.py",
-    "tests/training/evaluation/test_studies.py",
-)
+ATTACKS = "tests/training/attacks/test_attacks.py::"
+APGD = "tests/training/attacks/test_apgd.py::"
+LOSSES = "tests/training/attacks/test_losses.py::"
+EVALUATE = "tests/training/evaluation/test_evaluate.py::"
+PARTS = "tests/training/evaluation/test_parts.py::"
+STUDIES = "tests/training/evaluation/test_studies.py::"
+OUTPUTS = "tests/training/evaluation/test_outputs.py::"
+PAIRS = "tests/core/test_pairs.py::"
+EXPORT = "tests/export/test_export.py::"
+CORRUPTIONS = "tests/training/data/test_corruptions.py::"
+COMPARE = "tests/cli/test_compare.py::"
 
 
 class Mutation(NamedTuple):
-    """``old`` becomes ``new`` in ``file``."""
+    """``old`` becomes ``new`` in ``file``, and one of ``tests`` fails."""
 
     what: str
     file: str
     old: str
     new: str
+    tests: tuple[str, ...]
 
 
 MUTATIONS = (
@@ -41,106 +48,337 @@ MUTATIONS = (
         "training/attacks/losses.py",
         "return F.cross_entropy(fold_logits(raw, fold), labels",
         "return F.cross_entropy(raw, labels",
+        ((APGD + "test_the_safe_sink_fools_the_raw_attack_and_not_ours"),),
     ),
     Mutation(
         "success judged on logits before the fold",
         "training/attacks/criteria.py",
         "return ~right(fold_logits(raw, fold), labels)\n\n    return success\n\n\ndef misclassified_un",
         "return ~right(raw, labels)\n\n    return success\n\n\ndef misclassified_un",
+        ((APGD + "test_the_safe_sink_fools_the_raw_attack_and_not_ours"),),
     ),
     Mutation(
         "the last image instead of the best",
         "training/attacks/base.py",
         "chosen = index[better]",
         "better = torch.ones_like(better)\n        chosen = index[better]",
+        ((APGD + "test_square_needs_no_gradient_and_finds_what_it_should"),),
     ),
     Mutation(
         "eps not enforced",
         "training/attacks/ball.py",
         "        eps = self._inner_radius(images)\n",
         "        return candidates.clamp(0, 1)\n        eps = self._inner_radius(images)\n",
+        ((ATTACKS + "test_projection_stays_inside_ball_and_pixels"),),
     ),
     Mutation(
         "pixels not clamped to [0, 1]",
         "training/attacks/ball.py",
         "max=images + eps).clamp(0, 1)",
         "max=images + eps)",
+        ((ATTACKS + "test_projection_stays_inside_ball_and_pixels"),),
     ),
-    Mutation("eval mode not set", "training/attacks/frozen.py", "    model.eval()\n", ""),
     Mutation(
-        "weights get gradients", "training/attacks/frozen.py", "parameter.requires_grad_(False)", "pass"
+        "8-bit images rounded to the nearest, out of the ball",
+        "training/attacks/ball.py",
+        "(delta + rounding * delta.sign()).trunc() / 255",
+        "(delta + rounding * delta.sign()).round() / 255",
+        ((ATTACKS + "test_eight_bit_projection_gives_eight_bit_images_inside"),),
+    ),
+    Mutation(
+        "l1 projected onto the ball and then onto the box",
+        "training/attacks/ball.py",
+        "return torch.minimum(torch.maximum(shrunk, -images), 1 - images)",
+        "return shrunk",
+        ((ATTACKS + "test_l1_projection_onto_ball_and_box_is_the_nearest_point"),),
+    ),
+    Mutation(
+        "l2 steps of saturated gradients vanish",
+        "training/attacks/ball.py",
+        "scaled = gradient / gradient.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(_TINY)",
+        "scaled = gradient",
+        ((STUDIES + "test_l2_steps_keep_their_length_where_the_loss_is_saturated"),),
+    ),
+    Mutation(
+        "NaN gradients are followed",
+        "training/attacks/base.py",
+        "return gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).contiguous()",
+        "return gradient.contiguous()",
+        ((STUDIES + "test_nan_gradients_do_not_push_an_image_out_of_the_ball"),),
+    ),
+    Mutation(
+        "eval mode not set",
+        "training/attacks/frozen.py",
+        "    model.eval()\n",
+        "",
+        ((ATTACKS + "test_model_is_left_as_it_was"),),
+    ),
+    Mutation(
+        "weights get gradients",
+        "training/attacks/frozen.py",
+        "parameter.requires_grad_(False)",
+        "pass",
+        ((ATTACKS + "test_weights_need_no_gradient_while_attacked"),),
+    ),
+    Mutation(
+        "modes not restored after an attack",
+        "training/attacks/frozen.py",
+        "            module.training = training\n",
+        "            pass\n",
+        (
+            (ATTACKS + "test_model_is_left_as_it_was"),
+            (ATTACKS + "test_modes_are_restored_after_an_error"),
+        ),
+    ),
+    Mutation(
+        "APGD's checkpoints one step late",
+        "training/attacks/apgd.py",
+        "math.ceil(round(place * steps, 9))",
+        "math.ceil(place * steps)",
+        ((APGD + "test_checkpoints_are_those_of_the_paper"),),
+    ),
+    Mutation(
+        "APGD never halves its steps",
+        "training/attacks/apgd.py",
+        "        self.step_size[self.halved] /= 2\n",
+        "",
+        ((APGD + "test_steps_are_halved_where_they_bring_too_little"),),
+    ),
+    Mutation(
+        "a start that is given is not where Square begins",
+        "training/attacks/square.py",
+        "candidates = start\n",
+        "candidates = origin\n",
+        ((APGD + "test_a_start_is_where_the_attack_begins"),),
+    ),
+    Mutation(
+        "transfer shows the clean image",
+        "training/attacks/transfer.py",
+        "shown = ball.project(images, found)",
+        "shown = images",
+        ((APGD + "test_transfer_shows_what_it_found_on_the_surrogate"),),
     ),
     Mutation(
         "targets among the originals only",
         "ducat_serve/pairs.py",
         'return (labels,) if fold == "none" else (labels, labels + num_classes)',
         "return (labels,)",
+        ((APGD + "test_targeted_looks_at_dummies_too"),),
     ),
     Mutation(
         "NaN logits count as robust",
         "training/attacks/criteria.py",
         " & ~logits.isnan().any(dim=1)",
         "",
+        ((APGD + "test_nan_logits_count_as_wrong"),),
+    ),
+    Mutation(
+        "margin to all logits, the label's own included",
+        "training/attacks/losses.py",
+        "others = logits.scatter(1, labels.unsqueeze(1), -torch.inf)",
+        "others = logits",
+        ((LOSSES + "test_margin_is_positive_exactly_where_the_deployed_decision_is_wrong"),),
+    ),
+    Mutation(
+        "DLR divided by the gap to the second logit",
+        "training/attacks/losses.py",
+        "(ordered[:, 0] - ordered[:, 2] + 1e-12)",
+        "(ordered[:, 0] - ordered[:, 1] + 1e-12)",
+        ((LOSSES + "test_dlr_is_the_published_formula"),),
+    ),
+    Mutation(
+        "targeted DLR towards the folded class only",
+        "training/attacks/losses.py",
+        "return (_pick(raw, targets) - _pick(logits, labels)) / (scale + 1e-12)",
+        "return (_pick(logits, targets % logits.shape[1]) - _pick(logits, labels)) / (scale + 1e-12)",
+        ((LOSSES + "test_targeted_dlr_is_the_published_formula_towards_a_class_or_its_dummy"),),
     ),
     Mutation(
         "the pair's weight is not detached",
         "ducat_serve/pairs.py",
         "(temperature * pair.detach())",
         "(temperature * pair + 0.1 * pair)",
+        ((LOSSES + "test_pair_margin_against_its_formula_for_every_temperature"),),
+    ),
+    Mutation(
+        "lse-fold computed as the max-fold",
+        "ducat_serve/pairs.py",
+        '    if fold == "max":\n',
+        "    if True:\n",
+        ((PAIRS + "test_folds_against_literal_formulas"),),
+    ),
+    Mutation(
+        "fold recovery reads a dummy as the class after",
+        "ducat_serve/pairs.py",
+        "return logits.argmax(dim=-1) % (logits.shape[-1] // 2)",
+        "return (logits.argmax(dim=-1) + (logits.argmax(dim=-1) >= logits.shape[-1] // 2)) % (logits.shape[-1] // 2)",
+        ((PAIRS + "test_max_fold_is_recovery"),),
+    ),
+    Mutation(
+        "dummy mass is that of the originals",
+        "ducat_serve/pairs.py",
+        "chunk(2, dim=-1)[1].sum(dim=-1)",
+        "chunk(2, dim=-1)[0].sum(dim=-1)",
+        ((PAIRS + "test_dummy_mass_and_share"),),
+    ),
+    Mutation(
+        "lse-fold that overflows when exported",
+        "ducat_serve/pairs.py",
+        "return larger + F.softplus(-(original - dummy).abs())",
+        "return torch.logaddexp(original, dummy)",
+        ((EXPORT + "test_lse_fold_of_huge_logits_is_exact_when_exported"),),
+    ),
+    Mutation(
+        "the exported graph folds by max in any case",
+        "export/graph.py",
+        "logits = fold_logits(raw, self.fold)\n        mass",
+        'logits = fold_logits(raw, "none" if self.fold == "none" else "max")\n        mass',
+        ((EXPORT + "test_every_fold_and_channel_count"),),
+    ),
+    Mutation(
+        "parity gate that lets any logits through",
+        "export/parity.py",
+        "logits_off <= tolerance and mass_off",
+        "mass_off",
+        ((EXPORT + "test_the_gate_refuses_a_wrong_graph_and_leaves_no_file"),),
+    ),
+    Mutation(
+        "parity gate that does not compare labels",
+        "export/parity.py",
+        " and wrong == 0 and consistent",
+        "",
+        ((EXPORT + "test_the_gate_sees_a_label_that_forgets_the_dummies"),),
     ),
     Mutation(
         "legacy attack that knows the pairs",
         "training/evaluation/legacy.py",
         'won = misclassified("none")',
         "won = misclassified(runner.model.fold)",
+        ((STUDIES + "test_legacy_stops_at_the_labels_own_dummy"),),
     ),
     Mutation(
         "rejection attack that need not be unflagged",
         "training/attacks/criteria.py",
         " & ~(score(raw) > threshold)",
         "",
+        ((APGD + "test_an_unflagged_criterion_needs_both"),),
+    ),
+    Mutation(
+        "dummy mass measured on images that do not hide",
+        "training/evaluation/detection.py",
+        "return torch.where(still_fooled, torch.minimum(before, detector.score(raw)), before)",
+        "return before",
+        ((STUDIES + "test_dummy_mass_detects_only_those_who_do_not_hide"),),
+    ),
+    Mutation(
+        "sanity checks that always pass",
+        "training/evaluation/sanity.py",
+        "passed=counts[stronger[0]] <= counts[weaker[0]] + _SLACK",
+        "passed=True",
+        ((STUDIES + "test_masked_gradients_are_called_out"),),
+    ),
+    Mutation(
+        "sanity checks with five images of slack",
+        "training/evaluation/sanity.py",
+        "_SLACK = 1",
+        "_SLACK = 5",
+        ((STUDIES + "test_one_image_of_slack_is_one_image"),),
+    ),
+    Mutation(
+        "cost counted by the batch, not by the image",
+        "training/evaluation/runner.py",
+        "cost.gradient_steps += len(inputs[0])",
+        "cost.gradient_steps += 1",
+        ((PARTS + "test_the_cost_is_what_was_really_asked"),),
     ),
     Mutation(
         "resumed attacks run again",
         "training/evaluation/evaluate.py",
         "plan.attacks[len(results) :]",
         "plan.attacks",
+        ((PARTS + "test_a_resumed_evaluation_repeats_no_attack_and_gives_the_same_report"),),
+    ),
+    Mutation(
+        "intervals that are not Wilson's",
+        "training/evaluation/evaluate.py",
+        'method="wilson"',
+        'method="exact"',
+        ((EVALUATE + "test_wilson_interval_against_published_values"),),
+    ),
+    Mutation(
+        "the curve forgets what broke at a smaller eps",
+        "training/evaluation/evaluate.py",
+        "            examples.inherit(smaller)\n",
+        "            pass\n",
+        ((OUTPUTS + "test_a_curve_never_rises_and_keeps_what_broke_at_smaller_eps"),),
+    ),
+    Mutation(
+        "corruptions one severity off",
+        "training/data/corruptions.py",
+        "start = (severity - 1) * len(self.labels)",
+        "start = (severity % 5) * len(self.labels)",
+        ((CORRUPTIONS + "test_arrays_by_family_and_severity"),),
+    ),
+    Mutation(
+        "a screening called a worst case",
+        "ducat_serve/report.py",
+        "not any(needed <= names",
+        "not any(needed",
+        ((COMPARE + "test_of_the_suites_only_the_quick_one_is_a_screening"),),
     ),
 )
 
 
 def main() -> int:
-    print("| broken | red |\n|---|---|", flush=True)
-    survived = 0
-    for mutation in MUTATIONS:
-        failed = _failures(mutation)
-        survived += not failed
-        first = f"`{failed[0]}`" if failed else "**nothing: it passes**"
-        more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
-        print(f"| {mutation.what} | {first}{more} |", flush=True)
+    words = sys.argv[1:]
+    chosen = [m for m in MUTATIONS if not words or any(word in m.what for word in words)]
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "project"
+        ignored = shutil.ignore_patterns(
+            ".venv", ".git", ".mypy_cache", ".ruff_cache", "*.egg-info", "__pycache__", "runs"
+        )
+        shutil.copytree(PROJECT, copy, ignore=ignored)
+        every = sorted({test for mutation in chosen for test in mutation.tests})
+        if failed := _failures(copy, every):
+            print(f"unbroken, these fail: {', '.join(failed)}")
+            return 1
+        print("| broken | in | red |\n|---|---|---|", flush=True)
+        survived = 0
+        for mutation in chosen:
+            failed = _broken(copy, mutation)
+            survived += not failed
+            red = ", ".join(f"`{name}`" for name in failed) or "**nothing: it passes**"
+            print(f"| {mutation.what} | `{mutation.file}` | {red} |", flush=True)
+    print(f"\n{len(chosen)} broken copies, {survived} passed.", flush=True)
     return 1 if survived else 0
 
 
-def _failures(mutation: Mutation) -> list[str]:
-    """Names of the tests that fail in a broken copy."""
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "project"
-        ignored = shutil.ignore_patterns(".venv", ".git", ".mypy_cache", "*.egg-info", "__pycache__")
-        shutil.copytree(PROJECT, copy, ignore=ignored)
-        target = copy / mutation.file
-        text = target.read_text()
-        if text.count(mutation.old) != 1:
-            raise SystemExit(f"{mutation.what}: found {text.count(mutation.old)} times in {mutation.file}")
-        target.write_text(text.replace(mutation.old, mutation.new))
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", *TESTS],
-            cwd=copy,
-            env={**os.environ, "PYTHONPATH": str(copy)},
-            capture_output=True,
-            text=True,
-        )
-        names = re.findall(r"^(?:FAILED|ERROR) tests/\S+::(\w+)", done.stdout, re.MULTILINE)
-        return list(dict.fromkeys(names))
+def _broken(copy: Path, mutation: Mutation) -> list[str]:
+    """Names of the tests that fail while the copy is broken."""
+    target = copy / mutation.file
+    text = target.read_text()
+    if text.count(mutation.old) != 1:
+        raise SystemExit(f"{mutation.what}: found {text.count(mutation.old)} times in {mutation.file}")
+    target.write_text(text.replace(mutation.old, mutation.new))
+    try:
+        return _failures(copy, list(mutation.tests))
+    finally:
+        target.write_text(text)
+
+
+def _failures(copy: Path, tests: list[str]) -> list[str]:
+    """Names of the tests that fail. Raises SystemExit where they could not be run at all."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
+        cwd=copy,
+        env={**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"pytest ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    names = re.findall(r"^(?:FAILED|ERROR) tests/\S+::(\w+)", done.stdout, re.MULTILINE)
+    return list(dict.fromkeys(names))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,9 @@ from ducat_serve.threat_model import format_size
 
 NOT_MEASURED = "robustness not measured"
 MASKING = "gradient masking suspected"
+SCREENING = "screening, not a worst case"
+# What the standard suite, of now and of earlier versions, runs on every model and the quick one does not.
+_SEARCHED_FURTHER = ({"closest-first"}, {"targeted", "square-warm"}, {"autoattack"})
 # Of attacks in reports from before these said it themselves.
 _KNEW_PAIRS = {"apgd-lse", "pair-margin-0", "pair-margin-1", "pair-margin-4", "targeted", "square-warm"}
 
@@ -123,6 +126,37 @@ class CurvePoint(BaseModel):
     worst_case_interval: Interval
 
 
+class CorruptionFamily(BaseModel):
+    """Accuracy under one kind of corruption, at severity 1 to 5."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    accuracy: Fraction
+    by_severity: tuple[Fraction, ...]
+
+
+class CorruptionReport(BaseModel):
+    """Accuracy on corrupted images, which nobody chose against the model: no worst case, and beside it.
+
+    ``source`` names the images; ``generated_by`` is None where they are those that their authors published, else the
+    library that made them. ``examples`` is the number of images of each family and severity, ``clean_accuracy`` that of
+    as many images of the data set as they are. Means are over families and severities, all of which count alike.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str
+    generated_by: str | None
+    artefact: Literal["checkpoint", "onnx"]
+    examples: int = Field(gt=0)
+    seed: int
+    clean_accuracy: Fraction
+    accuracy: Fraction
+    by_severity: tuple[Fraction, ...]
+    families: tuple[CorruptionFamily, ...]
+
+
 class RobustnessReport(_WithLaterFields):
     """Accuracy of the deployed function, clean and under attack, bound to one set of weights.
 
@@ -134,9 +168,10 @@ class RobustnessReport(_WithLaterFields):
     ``clean_interval`` is None in older reports. ``lattice`` is "8bit" where the attacks on a checkpoint could only make
     images of 8 bits, as those on an exported file always do. ``curve`` has the worst case at every eps, smallest first,
     where several were asked for; an image that is broken at one of them counts as broken at all larger ones.
+    ``corruptions`` is what a run of its own measured on the same weights.
     """
 
-    later_fields = ("clean_interval", "lattice", "curve")
+    later_fields = ("clean_interval", "lattice", "curve", "corruptions")
 
     report_version: Literal[1, 2, 3] = 3
     weights_digest: str
@@ -161,6 +196,7 @@ class RobustnessReport(_WithLaterFields):
     precision: ExportPrecision = "float32"
     lattice: Literal["8bit"] | None = None
     curve: tuple[CurvePoint, ...] | None = None
+    corruptions: CorruptionReport | None = None
     seconds: float = Field(default=0, ge=0)
     versions: dict[str, str]
 
@@ -168,6 +204,15 @@ class RobustnessReport(_WithLaterFields):
     def failed_checks(self) -> tuple[SanityCheck, ...]:
         """Sanity checks that failed."""
         return tuple(check for check in self.sanity if not check.passed)
+
+    @property
+    def is_screening(self) -> bool:
+        """Whether the attacks on a checkpoint were few: longer ones, as in the standard suite, usually break more.
+
+        An exported file is attacked by its scores alone in every suite, which its report says in any case.
+        """
+        names = {attack.name for attack in self.attacks}
+        return self.artefact == "checkpoint" and not any(needed <= names for needed in _SEARCHED_FURTHER)
 
     @property
     def knows_pairs(self) -> bool:
@@ -182,7 +227,8 @@ class RobustnessReport(_WithLaterFields):
         attacks = ", ".join(attack.name for attack in self.attacks)
         attacks += " (scores only)" if self.artefact == "onnx" else ""
         attacks += " (8-bit images only)" if self.lattice == "8bit" else ""
-        doubt = f"; {MASKING}" if self.failed_checks else ""
+        doubt = f"; {SCREENING}" if self.is_screening else ""
+        doubt += f"; {MASKING}" if self.failed_checks else ""
         return (
             f"{self.clean_accuracy:.1%} clean, {self.worst_case_accuracy:.1%} under {attacks} "
             f"at {self.norm} {format_size(self.eps)} ({self.examples} {self.split} images of {self.dataset}){doubt}"

@@ -11,6 +11,7 @@ from ducat_serve.report_text import (
     DIGESTS,
     NOT_RECORDED,
     accuracies,
+    corruptions_in_words,
     doubts,
     dummy_mass_in_words,
     how_measured,
@@ -97,6 +98,7 @@ def _robustness(spec: ModelSpec, name: str) -> list[str]:
         f"{report.norm} {format_size(report.eps)} on {report.examples} {report.split} images of "
         f"{text(report.dataset)}, seed {report.seed}:",
         _table(report),
+        *(text(sentence) for sentence in corruptions_in_words(report.corruptions)),
         *(f"**Warning.** {text(doubt)}" for doubt in doubts(report)),
         *([] if dummy_mass is None else [f"Dummy mass is a signal, not a defence. {text(dummy_mass)}"]),
     ]
@@ -111,6 +113,7 @@ def report_card(name: str, report: RobustnessReport) -> str:
         f"{report.norm} {format_size(report.eps)}, seed {report.seed}, by {text(attacks)}. It is a measurement, not a "
         "guarantee: a better attack may break more.",
         _table(report),
+        *(text(sentence) for sentence in corruptions_in_words(report.corruptions)),
         *(f"**Warning.** {text(doubt)}" for doubt in doubts(report)),
         f"Weights: SHA-256 of the state_dict {code(report.weights_digest)}.",
     ]
@@ -118,12 +121,12 @@ def report_card(name: str, report: RobustnessReport) -> str:
 
 
 def _table(report: RobustnessReport) -> str:
-    clean, worst_case, *legacy = accuracies(report)
+    clean, worst_case, *others = accuracies(report)
     rows = [
         "| | accuracy |",
         "|---|---|",
         f"| {clean.name} | {clean.accuracy} |",
         f"| **{worst_case.name}** (95 %: {worst_case.interval}) | **{worst_case.accuracy}** |",
-        *(f"| {line.name} | {line.accuracy} |" for line in legacy),
+        *(f"| {text(line.name)} | {line.accuracy} |" for line in others),
     ]
     return "\n".join(rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import torch
+from torch import Tensor
 
 
 def stream(seed: int, *where: int | str, device: torch.device | str = "cpu") -> torch.Generator:
@@ -12,3 +13,8 @@ def stream(seed: int, *where: int | str, device: torch.device | str = "cpu") -> 
     text = "/".join(str(part) for part in (seed, *where))
     number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
     return torch.Generator(device=device).manual_seed(number)
+
+
+def subset(total: int, count: int, seed: int) -> Tensor:
+    """The places, int64 in order, of ``count`` images that a seeded shuffle of ``total`` puts first; all at most."""
+    return torch.randperm(total, generator=stream(seed, "subset"))[:count].sort().values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ducat_serve.checklist import tick_off
 from ducat_serve.output import Output
 from ducat_serve.report import RobustnessReport
 from ducat_serve.report_text import accuracies, doubts, dummy_mass_in_words, other_threat_model
@@ -63,3 +64,7 @@ def show_report(report: RobustnessReport, spec: ModelSpec | None, output: Output
         output.text(f"All {len(report.sanity)} sanity checks passed (no sign of gradient masking).")
     for sentence in () if spec is None else other_threat_model(report, spec):
         output.text(sentence)
+    ticked = tick_off(report)
+    output.text(f"Checklist, {sum(holds for _, holds in ticked)} of {len(ticked)} (docs/evaluation.md):")
+    for item, holds in ticked:
+        output.text(f"{'yes' if holds else 'no':<4}{item.name}: {item.text}")

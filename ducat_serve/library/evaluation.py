@@ -125,7 +125,7 @@ class Measured:
         A report that says more than this one also stays, unless it is to be replaced.
         """
         if replace or not self._says_less(output):
-            self._store(self.report, output)
+            self._store(keeping_corruptions(self.report, self.spec.robustness), output)
             if self.kept is not None:
                 write_text(self.path.with_name(FILE_NAME), self.kept.model_dump_json() + "\n")
 
@@ -141,6 +141,13 @@ class Measured:
         return True
 
 
+def keeping_corruptions(report: RobustnessReport, old: RobustnessReport | None) -> RobustnessReport:
+    """A new report of attacks, with what was measured under corruptions on the same weights."""
+    if old is None or old.corruptions is None or old.weights_digest != report.weights_digest:
+        return report
+    return report.model_copy(update={"corruptions": old.corruptions})
+
+
 def _sizes(eps: float | str | Sequence[float | str] | None) -> tuple[float, ...]:
     if eps is None:
         return ()
@@ -154,7 +161,7 @@ def measure(
     """Run the evaluation that is asked for. ``request.path`` may be a run folder or a bundled model."""
     path = checkpoint_path(request.path)
     if bundled_name(path) is not None:
-        path = _copy_here(path, output)
+        path = copy_here(path, output)
     prepared = prepare(replace(request, path=path), output)
     store = (_store_in_export if path.suffix == ".onnx" else _store_in_checkpoint)(path, prepared.spec)
     outputs = outputs or Outputs()
@@ -179,7 +186,7 @@ def measure(
     return Measured(path, prepared.spec, found.report, state, kept, store)
 
 
-def _copy_here(bundled: Path, output: Output) -> Path:
+def copy_here(bundled: Path, output: Output) -> Path:
     """A copy of a bundled model to evaluate: reports are stored in the model, and the package is not written to."""
     copy = Path(bundled.name)
     if not copy.exists():

@@ -28,7 +28,7 @@ from training.evaluation.comparison import (
     to_json,
 )
 from training.evaluation.plot import plot_comparison
-from training.evaluation.stages import ATTACKS, on_doubt
+from training.evaluation.stages import ATTACKS, on_doubt, suite
 
 
 def report(spec: ModelSpec, clean: float, worst: float, **more: Any) -> RobustnessReport:
@@ -228,3 +228,39 @@ def test_inspect_and_the_service_pass_on_a_failed_check(
 ) -> None:
     assert run(["inspect", str(measured / "model.onnx")]) == 0
     assert "gradient masking suspected" in capsys.readouterr().out
+
+
+def test_a_screening_is_named_in_the_table_the_card_and_under_json(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(shutil.copy(checkpoint, tmp_path / "model.safetensors"))
+    assert run(["evaluate", str(path), "--max-examples", "20"]) == 0
+    shown = capsys.readouterr()
+    assert "screening, not a worst case" in shown.out
+    assert "This is a screening" in shown.err.replace("\n", " ")
+    measured = read_spec(path)
+    assert "**screening, not a worst case**" in model_card(measured, "model.onnx")
+    assert measured.robustness is not None
+    assert measured.robustness.summary().endswith("screening, not a worst case")
+    assert run(["compare", str(path), "--out", str(tmp_path / "plot")]) == 0
+    shown = capsys.readouterr()
+    assert "screening" in shown.out
+    assert "--suite standard" in shown.err
+    assert to_json([Candidate("a", path, measured, 1, 1)])[0]["screening"] is True
+
+
+def test_of_the_suites_only_the_quick_one_is_a_screening(spec: ModelSpec) -> None:
+    for target in (TargetModel("none", 10), TargetModel("max", 3), TargetModel("lse", 10)):
+        for name, expected in (("quick", True), ("standard", False), ("full", False)):
+            attacks = [
+                {
+                    "name": a.name,
+                    "settings": {},
+                    "examples": 1,
+                    "accuracy": 1,
+                    "worst_case_accuracy": 1,
+                    "seconds": 0,
+                }
+                for a in suite(name, target)
+            ]
+            assert report(spec, 0.9, 0.3, attacks=attacks).is_screening is expected, (name, target)

@@ -19,10 +19,13 @@ PASSED = SanityCheck(name="ball", expectation="a ball of all images leaves nothi
 def words(
     spec: ModelSpec, fold: str = "max", attack: str = "pair-margin-1", **changes: Any
 ) -> dict[str, Any]:
-    """The words for a report of this attack with these changes."""
-    result = AttackResult(
-        name=attack, settings={}, examples=197, accuracy=0.78, worst_case_accuracy=0.77, seconds=1
-    )
+    """The words for a report of this attack and those of a whole suite, with these changes."""
+
+    def result(name: str) -> AttackResult:
+        return AttackResult(
+            name=name, settings={}, examples=197, accuracy=0.78, worst_case_accuracy=0.77, seconds=1
+        )
+
     fields: dict[str, Any] = {
         "weights_digest": spec.weights_digest,
         "dataset": "digits",
@@ -35,7 +38,7 @@ def words(
         "worst_case_accuracy": 0.77,
         "worst_case_interval": (0.707, 0.823),
         "per_class": (ClassResult(label="0", examples=0, clean_accuracy=None, worst_case_accuracy=None),),
-        "attacks": (result,),
+        "attacks": (result(attack), result("autoattack")),
         "sanity": (PASSED,),
         "versions": {},
         **changes,
@@ -62,7 +65,7 @@ def test_a_report_without_doubts(spec: ModelSpec) -> None:
         "77.0 % (95 % interval 70.7 % to 82.3 %) stayed correct under every attack that was run. An attacker was "
         "allowed any change of at most 0.2 per pixel and colour, where black is 0 and white is 1. "
         "Measured on the deployed function, in float32, by attacks that know its weights and the dummy classes "
-        "(pair-margin-1). It is a measurement, not a guarantee: a better attack may break more."
+        "(pair-margin-1, autoattack). It is a measurement, not a guarantee: a better attack may break more."
     )
 
 
@@ -71,7 +74,8 @@ def test_attacks_are_not_said_to_know_what_they_do_not(spec: ModelSpec) -> None:
         assert "know its weights (" in said["sentences"][2]
     scores = words(spec, attack="square", artefact="onnx", sanity=())
     assert (
-        "see only its scores (square). Attacks that know the weights are stronger" in scores["sentences"][2]
+        "see only its scores (square, autoattack). Attacks that know the weights are stronger"
+        in scores["sentences"][2]
     )
     assert scores["warnings"] == []
 
@@ -109,3 +113,12 @@ def test_dummy_mass(spec: ModelSpec) -> None:
     said = words(spec, dummy_mass=mass)["dummy_mass"].replace("\u00a0", " ")
     assert "10.0 % on average for unchanged images, and 25.0 % for changed ones" in said
     assert "AUROC of 0.81, and with 0.60 where the attack also lowered it" in said
+
+
+def test_a_screening_is_not_called_a_worst_case(spec: ModelSpec) -> None:
+    few = AttackResult(name="pgd", settings={}, examples=9, accuracy=0.8, worst_case_accuracy=0.7, seconds=1)
+    (screening,) = words(spec, attacks=(few,))["warnings"]
+    assert screening.startswith("This is a screening")
+    assert "not a worst case" in words(spec, attacks=(few,))["worst_case"]
+    assert words(spec)["worst_case"] == "still right under every attack that was run"
+    assert report_in_words(spec.model_copy(update={"robustness": None}))["worst_case"] is None

@@ -87,6 +87,12 @@ def count_classes(tree: Tree) -> int:
     return len(list_files(tree).labels)
 
 
+def class_folders(tree: Tree, class_names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of the class folders in the order of ``class_names``, which Tiny-ImageNet has other words for."""
+    wnids = f"{_root(tree)}wnids.txt"
+    return tuple(sorted(tree.read_text(wnids).split())) if wnids in tree.names() else class_names
+
+
 def unused(tree: Tree, listing: Listing) -> Unused:
     """What is in the tree and in no class; hidden files apart."""
     used = {name for files in listing.splits.values() for name, _ in files}

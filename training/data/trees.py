@@ -1,4 +1,4 @@
-"""A zip archive or a folder as the same thing: names and bytes. Archives are read in place, never unpacked."""
+"""A zip or tar archive or a folder as the same thing: names and bytes. Archives are read in place, never unpacked."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.tar import TarFileSystem
 from fsspec.implementations.zip import ZipFileSystem
 
 from ducat_serve.errors import DataError
@@ -21,10 +22,12 @@ _BOUNDED = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 
 
 class Tree:
-    """The files of a zip archive or a folder, by their POSIX path relative to its root.
+    """The files of a zip or uncompressed tar archive or a folder, by their POSIX path relative to its root.
+
+    Links in a tar archive are left out.
 
     Raises:
-        DataError: missing, not a zip, truncated, or holding paths that point outside of it.
+        DataError: missing, not such an archive, truncated, or holding paths that point outside of it.
     """
 
     def __init__(self, source: Path) -> None:
@@ -35,6 +38,8 @@ class Tree:
         try:
             if self._is_folder:
                 self._files = DirFileSystem(str(source.absolute()), LocalFileSystem())
+            elif source.suffix == ".tar":
+                self._files = TarFileSystem(source.open("rb"))
             else:  # an open file, because fsspec reads "::" and "://" in a path as parts of a URL
                 self._files = ZipFileSystem(source.open("rb"))
             found = self._files.find("")
@@ -44,7 +49,7 @@ class Tree:
             for name in found:
                 refuse_escape(name, source)
         # fsspec lists links in folders as files: this keeps those that lead to a file.
-        self._names = [name for name in found if self._files.isfile(name)]
+        self._names = [name for name in found if self._files.isfile(name) and not self._is_link(name)]
 
     def names(self) -> list[str]:
         """All file paths, sorted."""
@@ -57,8 +62,8 @@ class Tree:
         paths = self._files.ls(prefix, detail=False)
         return sorted(PurePosixPath(path).name for path in paths if self._files.isdir(path))
 
-    def read(self, name: str) -> bytes:
-        """A file's bytes. Raises DataError where it is corrupt or larger than 64 MiB."""
+    def read(self, name: str, most: int = MAX_FILE_BYTES) -> bytes:
+        """A file's bytes. Raises DataError where it is corrupt or larger than ``most`` bytes, 64 MiB unless given."""
         try:
             with self._lock:
                 method = self._files.info(name).get("compress_type", zipfile.ZIP_STORED)
@@ -66,13 +71,13 @@ class Tree:
                     raise self._refused(name, "is packed by another method than deflate")
                 with self._files.open(name) as file:
                     # Not what the archive says it is, but what comes out; one byte more tells which it was.
-                    content: bytes = file.read(MAX_FILE_BYTES + 1)
+                    content: bytes = file.read(most + 1)
         except DataError:
             raise
         except Exception as error:
             raise self._unreadable(name, error) from error
-        if len(content) > MAX_FILE_BYTES:
-            raise self._refused(name, f"is larger than {MAX_FILE_BYTES >> 20} MiB")
+        if len(content) > most:
+            raise self._refused(name, f"is larger than {most >> 20} MiB")
         return content
 
     def read_text(self, name: str) -> str:
@@ -95,6 +100,10 @@ class Tree:
             digest.update(os.fsencode(f"{name}|{stat.st_size}|{stat.st_mtime_ns}\n"))
         return digest.hexdigest()
 
+    def _is_link(self, name: str) -> bool:
+        """Whether it is a link of a tar archive, which says where it leads; files there say so with nothing."""
+        return not self._is_folder and bool(self._files.info(name).get("linkname"))
+
     def _refused(self, name: str, what: str) -> DataError:
         return DataError(
             f"{self.source}: {name} {what}; nothing in a data set has to be.",
@@ -107,8 +116,9 @@ class Tree:
                 f"Cannot read {self.source / name}: {getattr(error, 'strerror', None) or error}."
             )
         detail = ": ".join(part for part in (name, str(error) or type(error).__name__) if part)
+        kind = self.source.suffix[1:] or "zip"
         return DataError(
-            f"{self.source} is not a readable zip archive; it is truncated or corrupt ({detail}).",
+            f"{self.source} is not a readable {kind} archive; it is truncated or corrupt ({detail}).",
             f"delete {self.source} and run the command again to download it, or copy it again",
         )
 

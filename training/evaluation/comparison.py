@@ -15,9 +15,6 @@ from ducat_serve.spec import ModelSpec
 OF_SOME_MODELS = frozenset({"pair-margin-0", "pair-margin-4", "apgd-lse", "transfer"})
 # What `standard` goes on to where a sanity check fails; for the same reasons.
 ON_DOUBT = frozenset({"apgd-dlr", "pair-margin-1", "targeted", "square-warm", "square"})
-# Attacks of `standard`, of now and of earlier versions, and of `full`, of which one is enough.
-_THOROUGH = frozenset({"closest-first", "square-warm"})
-_REFERENCE = "autoattack"
 
 
 @dataclass(frozen=True)
@@ -65,6 +62,17 @@ def differences(candidates: Sequence[Candidate]) -> list[str]:
     return [name for name, values in conditions.items() if len(values) > 1]
 
 
+def corruption_differences(candidates: Sequence[Candidate]) -> bool:
+    """Whether accuracies under corruptions are of other images, so that they cannot be compared."""
+    found = [
+        c.report.corruptions for c in candidates if c.report is not None and c.report.corruptions is not None
+    ]
+    conditions = {
+        (f.source, f.generated_by, f.examples, f.seed, tuple(one.name for one in f.families)) for f in found
+    }
+    return len(conditions) > 1
+
+
 def losses(old: RobustnessReport, new: RobustnessReport) -> list[str]:
     """In what a report replacing ``old`` says less, or something else; test images say more than val images."""
     is_fairer = (old.dataset, old.split, new.split) == (new.dataset, "val", "test")
@@ -91,8 +99,12 @@ def to_json(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
             "threat_model": {"norm": c.report.norm, "eps": c.report.eps} if c.report else None,
             "worst_case_accuracy": c.report.worst_case_accuracy if c.report else None,
             "worst_case_interval": list(c.report.worst_case_interval) if c.report else None,
+            "corruption_accuracy": _corruptions(c, "accuracy"),
+            "corruption_source": _corruptions(c, "source"),
+            "corruptions_generated_by": _corruptions(c, "generated_by"),
             "legacy_2c_accuracy": c.report.legacy_2c_accuracy if c.report else None,
             "gradient_masking_suspected": bool(c.report.failed_checks) if c.report else None,
+            "screening": c.report.is_screening if c.report else None,
             "pareto": id(c) in front,
             "parameters": c.parameters,
             "bytes": c.bytes,
@@ -100,6 +112,11 @@ def to_json(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
         }
         for c in candidates
     ]
+
+
+def _corruptions(candidate: Candidate, field: str) -> Any:
+    found = candidate.report.corruptions if candidate.report is not None else None
+    return None if found is None else getattr(found, field)
 
 
 def _attacks(report: RobustnessReport) -> frozenset[str]:
@@ -113,11 +130,11 @@ def _names(report: RobustnessReport) -> frozenset[str]:
 
 
 def _strength(report: RobustnessReport) -> tuple[int, int]:
-    """Orders reports by their attacks: AutoAttack beside ours, `standard`, and fewer, of which more are stronger."""
+    """Orders reports by their attacks: AutoAttack beside ours, `standard`, and screenings by their number."""
     names = _names(report)
-    if names >= {_REFERENCE} and names & _THOROUGH:
-        return (2, 0)
-    return (1, 0) if names & _THOROUGH else (0, len(names))
+    if report.is_screening:
+        return (0, len(names))
+    return (2, 0) if {"autoattack"} < names else (1, 0)
 
 
 def _beats(other: Candidate, mine: Candidate) -> bool:

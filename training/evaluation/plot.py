@@ -57,7 +57,7 @@ def _point(axes, candidate: Candidate, colour: str) -> None:  # type: ignore[no-
         fmt="o",
         color=colour,
         capsize=3,
-        label=candidate.name,
+        label=candidate.name + " (screening)" * report.is_screening,
     )
     if report.legacy_2c_accuracy is not None:
         axes.plot([x], [100 * report.legacy_2c_accuracy], "x", color=colour, alpha=0.6)

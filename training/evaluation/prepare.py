@@ -26,7 +26,7 @@ from training.evaluation.evaluate import Plan, Subject
 from training.evaluation.stages import ATTACKS, SUITES, attack_named, on_doubt
 from training.evaluation.stages import suite as attacks_of
 from training.evaluation.state import EvaluationState
-from training.randomness import stream
+from training.randomness import subset
 from training.run.dataset import load_training_data
 from training.run.folder import RunFolder
 
@@ -155,8 +155,7 @@ def choose_images(images: Split, count: int | None, seed: int) -> tuple[Split, t
     """The first ``count`` images of a seeded shuffle, in their order, and their places; all of them for None."""
     if count is None or count >= len(images):
         return images, tuple(range(len(images)))
-    order = torch.randperm(len(images), generator=stream(seed, "subset"))[:count]
-    index = order.sort().values.numpy()
+    index = subset(len(images), count, seed).numpy()
     return Split(images.images[index], images.labels[index]), tuple(index.tolist())
 
 

@@ -59,22 +59,9 @@ def load_training_data(
     """
     from training.data import load_dataset
     from training.data.selection import Selection
-    from training.run.folder import RunFolder
 
     recipe = _read_recipe(checkpoint, spec)
-    name = dataset or recipe.dataset
-    try:
-        config, stored_data_dir = RunFolder(checkpoint.parent).read()
-    except DucatError:
-        pass  # the checkpoint was moved out of its run folder; what the ModelSpec says must do
-    else:
-        name = dataset or config.dataset
-        data_dir = data_dir or stored_data_dir
-    if name is None:
-        raise DataError(
-            f"{checkpoint} does not record which data set it was trained on.",
-            "name it with --dataset, e.g. --dataset cifar10 or --dataset folder:PATH",
-        )
+    name, data_dir = locate_training_data(checkpoint, spec, dataset=dataset, data_dir=data_dir)
     if recipe.seed is None:
         output.warn(
             f"{checkpoint} does not record the seed that chose its val images; seed 0 is taken, so it may have been "
@@ -89,6 +76,28 @@ def load_training_data(
         selection=recipe.selection if name.startswith("folder:") else Selection(recipe.val_fraction),
         output=output,
     )
+
+
+def locate_training_data(
+    checkpoint: Path, spec: ModelSpec, *, dataset: str | None, data_dir: Path | None
+) -> tuple[str, Path | None]:
+    """Name and data folder of a checkpoint's data set; decided, and raises, as `load_training_data` does."""
+    from training.run.folder import RunFolder
+
+    name = dataset or _read_recipe(checkpoint, spec).dataset
+    try:
+        config, stored_data_dir = RunFolder(checkpoint.parent).read()
+    except DucatError:
+        pass  # the checkpoint was moved out of its run folder; what the ModelSpec says must do
+    else:
+        name = dataset or config.dataset
+        data_dir = data_dir or stored_data_dir
+    if name is None:
+        raise DataError(
+            f"{checkpoint} does not record which data set it was trained on.",
+            "name it with --dataset, e.g. --dataset cifar10 or --dataset folder:PATH",
+        )
+    return name, data_dir
 
 
 class _Recipe(BaseModel):

@@ -13,7 +13,7 @@ from ducat_serve.cli.options import ModelPath, common
 from ducat_serve.errors import command_line, missing_extra
 from ducat_serve.model_file import read_verified_spec
 from ducat_serve.output import Output
-from ducat_serve.report import MASKING, NOT_MEASURED
+from ducat_serve.report import MASKING, NOT_MEASURED, SCREENING
 from ducat_serve.report_text import LEGACY
 
 if TYPE_CHECKING:
@@ -41,15 +41,17 @@ def command(models: tuple[Path, ...], out: Path, json: bool) -> None:
     Example:
       ducat compare runs/off runs/paper runs/folded --out results/digits
     """
-    from training.evaluation.comparison import differences, pareto_front, to_json
+    from training.evaluation.comparison import corruption_differences, differences, pareto_front, to_json
 
     output = Output(json)
     candidates = _read(models)
     front = pareto_front(candidates)
+    with_corruptions = any(c.report is not None and c.report.corruptions is not None for c in candidates)
+    corruptions = ("corruptions",) if with_corruptions else ()
     output.table(
         "Measured on the deployed function",
-        ("model", "clean", "worst case, 95 %", "legacy*", "weights", "file", ""),
-        [_row(candidate, candidate in front) for candidate in candidates],
+        ("model", "clean", "worst case, 95 %", *corruptions, "legacy*", "weights", "file", ""),
+        [_row(candidate, candidate in front, with_corruptions) for candidate in candidates],
     )
     for candidate in candidates:
         if candidate.report is None:
@@ -60,8 +62,12 @@ def command(models: tuple[Path, ...], out: Path, json: bool) -> None:
         output.say(f"* {LEGACY}.")
     if any(candidate.report and candidate.report.failed_checks for candidate in candidates):
         output.warn(f"masked?: {MASKING}; `ducat evaluate` says by which check.")
+    if any(candidate.report and candidate.report.is_screening for candidate in candidates):
+        output.warn(f"screening: {SCREENING}; `ducat evaluate --suite standard` measures that.")
     for what in differences(candidates):
         output.warn(f"not comparable: the models were not measured with the same {what}.")
+    if corruption_differences(candidates):
+        output.warn("accuracies under corruptions are not comparable: they were measured on other images.")
     files = _plot(candidates, out, output)
     output.result(
         {
@@ -112,20 +118,23 @@ def _names(models: tuple[Path, ...]) -> list[str]:
     return [str(path) if short.count(name) > 1 else name for path, name in zip(models, short, strict=True)]
 
 
-def _row(candidate: Candidate, is_best: bool) -> tuple[str, ...]:
+def _row(candidate: Candidate, is_best: bool, with_corruptions: bool) -> tuple[str, ...]:
     report = candidate.report
     parameters = "?" if candidate.parameters is None else f"{candidate.parameters / 1e6:.2f} M"
     size = (parameters, f"{candidate.bytes / 1e6:.1f} MB")
     if report is None:
-        return (candidate.name, "?", "?", "", *size, "")
+        return (candidate.name, "?", "?", *(("?",) if with_corruptions else ()), "", *size, "")
     low, high = report.worst_case_interval
     legacy = "" if report.legacy_2c_accuracy is None else f"{report.legacy_2c_accuracy:.1%}"
+    corruptions = "?" if report.corruptions is None else f"{report.corruptions.accuracy:.1%}"
     remarks = ["Pareto"] if is_best else []
+    remarks += ["screening"] if report.is_screening else []
     remarks += ["masked?"] if report.failed_checks else []
     return (
         candidate.name,
         f"{report.clean_accuracy:.1%}",
         f"{report.worst_case_accuracy:.1%} ({100 * low:.1f}-{100 * high:.1f})",
+        *((corruptions,) if with_corruptions else ()),
         legacy,
         *size,
         ", ".join(remarks),

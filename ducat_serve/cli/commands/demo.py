@@ -70,7 +70,7 @@ def command(epochs: int, out: Path | None, json: bool) -> None:
     attacks = ", ".join(attack["name"] for attack in report["attacks"])
     output.text(
         f"Test accuracy of the deployed function: {report['clean_accuracy']:.1%} clean, "
-        f"{report['worst_case_accuracy']:.1%} in the worst case of {attacks} at eps {QUICK[1]}."
+        f"{report['worst_case_accuracy']:.1%} under a screening by {attacks} at eps {QUICK[1]}."
     )
     output.text(f"{right} of {len(rows)} images right over HTTP. Took {seconds:.0f} s.")
     for model in bundled_models().values():

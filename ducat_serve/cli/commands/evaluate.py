@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from ducat_serve.atomic import write_text
+from ducat_serve.cli.corruptions_suite import SUITE as CORRUPTIONS
+from ducat_serve.cli.corruptions_suite import refuse_options_of_attacks, show_corruptions
 from ducat_serve.cli.evaluated_model import EvaluatedModel, ForeignModel
 from ducat_serve.cli.options import PIXEL_SIZE, common, data_options, device_option
 from ducat_serve.cli.release_gate import Bar, require
@@ -18,6 +20,7 @@ from ducat_serve.output import Output
 from ducat_serve.threads import choose_threads
 
 if TYPE_CHECKING:
+    from ducat_serve.library.corruptions import MeasuredCorruptions
     from ducat_serve.predictor import Device
     from ducat_serve.threat_model import Norm
 
@@ -42,7 +45,7 @@ if TYPE_CHECKING:
     default="quick",
     show_default=True,
     help="quick (PGD, APGD, pair margin), standard (all our attacks, and whether images can be flagged) or full "
-    "(also AutoAttack and Square).",
+    "(also AutoAttack and Square); corruptions runs no attack, but CIFAR-10-C and its kind.",
 )
 @click.option("--attack", multiple=True, metavar="NAME", help="Instead of a suite; repeatable.")
 @click.option(
@@ -153,11 +156,13 @@ def command(
       ducat evaluate runs/digits --suite standard --bar clean=0.80,worst_case=0.45
       ducat evaluate runs/digits --eps 2/255 --eps 4/255 --eps 8/255
       ducat evaluate runs/digits --save-adversarial broken --per-image rows.csv
+      ducat evaluate runs/digits --suite corruptions
       ducat evaluate runs/digits/model.onnx
       ducat evaluate nets:make --import-from . --dataset cifar10 --eps 8/255
     """
     choose_threads(threads)
 
+    from ducat_serve.library.corruptions import measure_foreign_on_corruptions, measure_on_corruptions
     from ducat_serve.library.evaluation import measure
     from ducat_serve.library.foreign import ForeignRequest, measure_foreign, write_report
     from training.evaluation.outputs import Outputs
@@ -168,6 +173,21 @@ def command(
     output = Output(json)
     if out is not None and not out.parent.is_dir():
         raise UsageError(f"--out: there is no folder {out.parent}.")
+    if suite == CORRUPTIONS:
+        refuse_options_of_attacks(
+            {
+                "--attack": attack,
+                "--norm": norm,
+                "--eps": eps,
+                "--lattice": lattice,
+                "--bar": bar,
+                "--export": export,
+                "--save-adversarial": save_adversarial,
+                "--per-image": per_image,
+                "--checkpoint": checkpoint,
+                "--resume": resume,
+            }
+        )
     outputs = Outputs(save_adversarial, per_image)
     if isinstance(model, ForeignModel):
         _refuse_for_models_of_others({"--checkpoint": checkpoint, "--resume": resume, "--replace": replace})
@@ -191,6 +211,9 @@ def command(
             offline=offline,
             device=device,
         )
+        if suite == CORRUPTIONS:
+            _finish_corruptions(measure_foreign_on_corruptions(foreign, out, output), None, output)
+            return
         report = measure_foreign(foreign, outputs, output)
         show_report(report, None, output)
         out = write_report(model.name, report, out, output)
@@ -215,6 +238,9 @@ def command(
             offline=offline,
             device=device,
         )
+        if suite == CORRUPTIONS:
+            _finish_corruptions(measure_on_corruptions(request, output), out, output)
+            return
         measured = measure(request, output, outputs, resume=resume)
         report, spec = measured.report, measured.spec
         show_report(report, spec, output)
@@ -234,6 +260,14 @@ def command(
     if bar is not None:
         require(report, bar)  # its error is then the one document on stdout; --out has the report
     output.result(report.model_dump(mode="json"))
+
+
+def _finish_corruptions(measured: MeasuredCorruptions, out: Path | None, output: Output) -> None:
+    show_corruptions(measured.corruptions, output)
+    measured.store(output)
+    if out is not None:
+        write_text(out, measured.corruptions.model_dump_json(indent=2) + "\n")
+    output.result(measured.corruptions.model_dump(mode="json"))
 
 
 def _refuse_for_models_of_others(given: dict[str, object]) -> None:

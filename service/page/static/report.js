@@ -12,7 +12,7 @@ export function showReport() {
   if (measured) {
     $("figures").append(
       figure(percent(measured.clean_accuracy), `right on unchanged ${measured.split} images`),
-      figure(percent(measured.worst_case_accuracy), "still right under every attack that was run"),
+      figure(percent(measured.worst_case_accuracy), words.worst_case),
     );
     $("attack-rows").replaceChildren(
       ...measured.attacks.map((one) => row(one.name, one.examples, percent(one.worst_case_accuracy))),

@@ -397,6 +397,23 @@ def test_a_start_is_where_the_attack_begins() -> None:
             assert (model(found).argmax(dim=1) != labels).all() == expected
 
 
+def test_steps_are_halved_where_they_bring_too_little() -> None:
+    """The highest loss is at a point inside the ball, which steps of one length jump over for ever."""
+    images, labels = torch.full((2, 3, 2, 2), 0.5), torch.zeros(2, dtype=torch.long)
+    top = images + 0.2 * (2 * torch.rand(images.shape, generator=stream(0, "top")) - 1)
+
+    class Hill(nn.Module):
+        def forward(self, candidates: torch.Tensor) -> torch.Tensor:
+            away = (candidates - top).square().flatten(1).sum(dim=1)
+            return torch.stack([torch.zeros_like(away), -1 - away], dim=1)
+
+    model = Deployed(Hill(), "none")
+    found = APGD(loss=losses.margin, steps=100)(
+        model, images, labels, Ball("linf", 0.25), WRONG, generator=stream(1, "t")
+    )
+    assert (found - top).abs().max() < 0.01
+
+
 def test_keep_going_reaches_a_higher_loss_than_stopping_at_success() -> None:
     model, images, labels, _, eps = oracle("linf", classes=2)
     margin = losses.margin("none")

@@ -1,0 +1,83 @@
+"""What an honest evaluation has, ticked off from the report itself. docs/evaluation.md explains every item."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ducat_serve.report import AttackResult, RobustnessReport
+
+ENOUGH_IMAGES = 1000  # a 95 % interval of at most about 3 points to both sides
+ENOUGH_STEPS = 100
+SEVERAL_LOSSES = 3
+# Names of attacks in reports; a test asks the attacks themselves.
+TARGETED = {"targeted", "closest-first", "autoattack"}
+BY_SCORES = {"square", "square-warm", "closest-first", "autoattack"}
+REFERENCE = "autoattack"
+TRANSFER = "transfer"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One item: ``holds`` answers from a report alone, without its figures."""
+
+    name: str
+    text: str
+    holds: Callable[[RobustnessReport], bool]
+
+
+def _follows_gradients(attack: AttackResult) -> bool:
+    return attack.gradient_steps > 0
+
+
+def _setting(report: RobustnessReport, name: str) -> int:
+    """The largest value of a hyperparameter among the attacks; 0 where none has it."""
+    values = [attack.settings.get(name, 0) for attack in report.attacks]
+    return max((value for value in values if isinstance(value, int)), default=0)
+
+
+def _names(report: RobustnessReport) -> set[str]:
+    return {attack.name for attack in report.attacks}
+
+
+CHECKLIST: tuple[Item, ...] = (
+    Item("deployed", "attacks saw the function that is deployed", lambda r: bool(r.attacks)),
+    Item(
+        "gradients",
+        "an attack follows the model's own gradients",
+        lambda r: any(map(_follows_gradients, r.attacks)),
+    ),
+    Item(
+        "steps",
+        f"one of them takes at least {ENOUGH_STEPS} steps",
+        lambda r: any(map(_follows_gradients, r.attacks)) and _setting(r, "steps") >= ENOUGH_STEPS,
+    ),
+    Item(
+        "losses",
+        f"at least {SEVERAL_LOSSES} attacks follow gradients, each of another loss",
+        lambda r: REFERENCE in _names(r) or sum(map(_follows_gradients, r.attacks)) >= SEVERAL_LOSSES,
+    ),
+    Item("targets", "an attack tries the other classes one by one", lambda r: bool(_names(r) & TARGETED)),
+    Item(
+        "restarts",
+        "an attack starts anew from several places",
+        lambda r: REFERENCE in _names(r) or _setting(r, "restarts") > 1,
+    ),
+    Item("black-box", "an attack uses scores and no gradients", lambda r: bool(_names(r) & BY_SCORES)),
+    Item("transfer", "images made on another model were shown to this one", lambda r: TRANSFER in _names(r)),
+    Item(
+        "adaptive",
+        "an attack knows how the model decides (its fold, and pairs of classes)",
+        lambda r: r.knows_pairs,
+    ),
+    Item("reference", "AutoAttack was run by its authors' code", lambda r: REFERENCE in _names(r)),
+    Item("sanity", "all sanity checks were run and passed", lambda r: bool(r.sanity) and not r.failed_checks),
+    Item("test images", "images that had no say in training", lambda r: r.split == "test"),
+    Item("enough images", f"at least {ENOUGH_IMAGES:,} of them", lambda r: r.examples >= ENOUGH_IMAGES),
+    Item("corruptions", "accuracy under corruptions stands beside", lambda r: r.corruptions is not None),
+)
+
+
+def tick_off(report: RobustnessReport) -> list[tuple[Item, bool]]:
+    """Every item with whether it holds."""
+    return [(item, item.holds(report)) for item in CHECKLIST]

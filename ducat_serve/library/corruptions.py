@@ -1,0 +1,170 @@
+"""Accuracy under corruptions, measured and kept beside the worst case of the same weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from ducat_serve import atomic
+from ducat_serve.bundled import bundled_name
+from ducat_serve.checkpoint import checkpoint_path, read_checkpoint, write_checkpoint
+from ducat_serve.deployed import Deployed, load
+from ducat_serve.errors import DataError, UsageError, missing_extra
+from ducat_serve.library.evaluation import copy_here
+from ducat_serve.library.foreign import ForeignRequest
+from ducat_serve.output import Output
+from ducat_serve.predictor import Predictor
+from ducat_serve.report import CorruptionReport, RobustnessReport
+from ducat_serve.spec import ModelSpec
+from training.data import load_dataset
+from training.device import LAYOUT, choose_device, exact_float32
+from training.evaluation.corruptions import corrupted_images, measure_corruptions
+from training.evaluation.foreign import import_model, state_digest
+from training.evaluation.prepare import Request, choose_images, exported_model
+from training.run.dataset import load_training_data, locate_training_data
+
+
+@dataclass(frozen=True)
+class MeasuredCorruptions:
+    """What was measured, and of which model. ``path`` is its file; of a model of others, that of its report."""
+
+    path: Path
+    corruptions: CorruptionReport
+    weights_digest: str
+    spec: ModelSpec | None  # None of a model of others
+    name: str = ""  # of a model of others
+
+    def store(self, output: Output) -> None:
+        """Add it to the report of attacks on the same weights, which stays as it is; where there is none, that is said.
+
+        Raises DataError for a report of somebody else's model that is damaged.
+        """
+        report = _read_report(self.path) if self.spec is None else self.spec.robustness
+        if report is None or report.weights_digest != self.weights_digest:
+            output.warn(
+                f"not stored: {self.path} holds no report of attacks on these weights, beside which it belongs. "
+                "Measure attacks first (another --suite), then corruptions again."
+            )
+            return
+        whole = report.model_copy(update={"corruptions": self.corruptions})
+        if self.spec is None:
+            _write_report(self.path, self.name, whole)
+        elif self.path.suffix == ".onnx":
+            _store_in_export(self.path, whole)
+        else:
+            _, tensors = read_checkpoint(self.path)
+            write_checkpoint(self.path, tensors, self.spec.model_copy(update={"robustness": whole}))
+        output.say(f"Added to the report in {self.path}.")
+
+
+def measure_on_corruptions(request: Request, output: Output) -> MeasuredCorruptions:
+    """Measure a checkpoint or an exported file; of a bundled model a copy in the current folder.
+
+    Raises what `prepare` and `corrupted_images` do.
+    """
+    path = checkpoint_path(request.path)
+    if bundled_name(path) is not None:
+        path = copy_here(path, output)
+    exported = path.suffix == ".onnx"
+    device = choose_device("cpu" if exported else request.device, output)
+    exact_float32()
+    model: Deployed
+    if exported:
+        predictor = Predictor(path, device=request.device)
+        spec, model = predictor.spec, exported_model(predictor)
+    else:
+        loaded = load(path)
+        spec, model = loaded.spec, loaded.to(device).to(memory_format=LAYOUT)
+    name, data_dir = locate_training_data(path, spec, dataset=request.dataset, data_dir=request.data_dir)
+    data = load_training_data(
+        path, spec, dataset=request.dataset, data_dir=request.data_dir, offline=request.offline, output=output
+    )
+    if data.class_names != spec.labels:
+        raise UsageError(
+            f"{data.title} has other classes than the model ({len(data.class_names)} and {spec.num_classes})."
+        )
+    images = data.val if request.split == "val" else data.test
+    clean, _ = choose_images(images, request.max_examples, request.seed)
+    corrupted = corrupted_images(
+        name, data, clean, request.split, data_dir, count=request.max_examples, seed=request.seed
+    )
+    found = measure_corruptions(
+        model,
+        clean,
+        corrupted,
+        classes=spec.num_classes,
+        artefact="onnx" if exported else "checkpoint",
+        device=device,
+        batch_size=request.batch_size,
+        seed=request.seed,
+        output=output,
+    )
+    return MeasuredCorruptions(path, found, spec.weights_digest, spec)
+
+
+def measure_foreign_on_corruptions(
+    request: ForeignRequest, file: Path | None, output: Output
+) -> MeasuredCorruptions:
+    """Measure the model that a callable makes. Raises what `measure_foreign` does, but needs no eps.
+
+    Args:
+        file: of the report of attacks on it; where `write_report` puts it unless given.
+    """
+    device = choose_device(request.device, output)
+    exact_float32()
+    model = import_model(request.name, request.import_from).to(device)
+    data = load_dataset(
+        request.dataset, data_dir=request.data_dir, offline=request.offline, seed=request.seed, output=output
+    )
+    images = data.val if request.split == "val" else data.test
+    clean, _ = choose_images(images, request.max_examples, request.seed)
+    corrupted = corrupted_images(
+        request.dataset,
+        data,
+        clean,
+        request.split,
+        request.data_dir,
+        count=request.max_examples,
+        seed=request.seed,
+    )
+    found = measure_corruptions(
+        Deployed(model, request.fold).eval(),
+        clean,
+        corrupted,
+        classes=len(data.class_names),
+        artefact="checkpoint",
+        device=device,
+        batch_size=request.batch_size,
+        seed=request.seed,
+        output=output,
+    )
+    file = file or Path(f"{request.name.rpartition(':')[2]}.robustness.json")
+    return MeasuredCorruptions(file, found, state_digest(model), None, request.name)
+
+
+def _read_report(file: Path) -> RobustnessReport | None:
+    """The report of a model of others; None where there is no such file."""
+    try:
+        return RobustnessReport.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        raise DataError(f"{file} is not a robustness report.", "name another file with --out") from error
+
+
+def _write_report(file: Path, name: str, report: RobustnessReport) -> None:
+    from export.model_card import report_card
+
+    atomic.write_text(file, report.model_dump_json(indent=2) + "\n")
+    atomic.write_text(file.with_suffix(".md"), report_card(name, report))
+
+
+def _store_in_export(path: Path, report: RobustnessReport) -> None:
+    try:
+        from export.model_card import update_card
+        from export.onnx_writer import store_report
+    except ImportError as error:
+        raise missing_extra(error.name or "onnx", "export") from error
+    update_card(store_report(path, report), path)

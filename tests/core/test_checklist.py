@@ -1,0 +1,104 @@
+"""The checklist: ticked off from a report alone, and the same on the page that explains it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ducat_serve.checklist import BY_SCORES, CHECKLIST, REFERENCE, TARGETED, TRANSFER, tick_off
+from ducat_serve.report import AttackResult, RobustnessReport, SanityCheck
+from training.attacks.base import TargetModel
+from training.evaluation.stages import ATTACKS, suite
+
+PAGE = Path(__file__).parents[2] / "docs" / "evaluation.md"
+PASSED = SanityCheck(name="steps", expectation="more steps help", passed=True, figures={})
+
+
+def report(*attacks: AttackResult, **changes: Any) -> RobustnessReport:
+    fields: dict[str, Any] = {
+        "weights_digest": "0" * 64,
+        "dataset": "digits",
+        "split": "test",
+        "examples": 1000,
+        "norm": "linf",
+        "eps": 0.1,
+        "seed": 0,
+        "clean_accuracy": 0.9,
+        "worst_case_accuracy": 0.5,
+        "worst_case_interval": (0.4, 0.6),
+        "per_class": (),
+        "attacks": attacks,
+        "sanity": (PASSED,),
+        "versions": {},
+        **changes,
+    }
+    return RobustnessReport(**fields)
+
+
+def ran(name: str, *, fold: str = "max") -> AttackResult:
+    """What an attack leaves in a report."""
+    attack = next(a for a in suite("full", TargetModel(fold, 10)) if a.name == name)  # type: ignore[arg-type]
+    return AttackResult(
+        name=name,
+        settings=attack.settings(),
+        knows_pairs=attack.knows_pairs,
+        examples=10,
+        accuracy=0.5,
+        worst_case_accuracy=0.5,
+        gradient_steps=100 * attack.needs_gradient,
+        forward_passes=100,
+        seconds=1,
+    )
+
+
+def held(measured: RobustnessReport) -> set[str]:
+    return {item.name for item, holds in tick_off(measured) if holds}
+
+
+def test_suites_hold_what_they_should() -> None:
+    few = held(report(*(ran(a.name) for a in suite("quick", TargetModel("max", 10)))))
+    assert few == {
+        "deployed",
+        "gradients",
+        "steps",
+        "losses",
+        "adaptive",
+        "sanity",
+        "test images",
+        "enough images",
+    }
+    more = held(report(*(ran(a.name) for a in suite("standard", TargetModel("max", 10)))))
+    assert more == few | {"targets", "restarts", "black-box"}
+    assert held(report(*(ran(a.name) for a in suite("full", TargetModel("max", 10))))) == more | {"reference"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "lost"),
+    [
+        ({"sanity": ()}, "sanity"),
+        ({"sanity": (PASSED.model_copy(update={"passed": False}),)}, "sanity"),
+        ({"split": "val"}, "test images"),
+        ({"examples": 999}, "enough images"),
+    ],
+)
+def test_every_other_item_can_fail(changes: dict[str, Any], lost: str) -> None:
+    whole = report(ran("pgd"))
+    assert held(whole) - held(report(ran("pgd"), **changes)) == {lost}
+
+
+def test_scores_alone_are_no_gradients() -> None:
+    found = held(report(ran("square"), artefact="onnx", sanity=()))
+    assert found == {"deployed", "black-box", "test images", "enough images"}
+
+
+def test_names_of_attacks_are_those_of_the_attacks() -> None:
+    assert TARGETED | BY_SCORES | {REFERENCE, TRANSFER} <= set(ATTACKS)
+
+
+def test_the_page_lists_the_same_items() -> None:
+    section = PAGE.read_text().split("## The checklist")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| \*\*([^*]+)\*\* \| ([^|]+) \|", section, flags=re.MULTILINE)
+    assert rows == [(item.name, item.text) for item in CHECKLIST]
