@@ -41,7 +41,8 @@ _BLOCK = 1 / 8  # share of the survivors that are attacked at once
 _HELD = 2  # blocks without a success, one after the other, that end a round
 _FEWEST = 8  # images in a block
 
-Search = Callable[[Tensor], Tensor]  # examples, int64 [M], to the images found for them, [M, channels, H, W]
+# Examples, int64 [M], and which copy of its example each row is, int64 [M], to images [M, channels, H, W].
+Search = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class ClosestFirst(Attack):
         untargeted, targeted: the losses, DLR unless there are too few classes.
         steps: of each APGD run.
         targets: how many wrong classes, by their logits at the best image so far; 9 as in AutoAttack.
-        restarts: rounds from output-diversified starts that must break nothing, one after the other, before it ends.
+        restarts: from output-diversified starts in one round; such rounds are repeated until one breaks nothing.
         queries: random squares for each image.
     """
 
@@ -92,21 +93,22 @@ class ClosestFirst(Attack):
             survivors.attack(survivors.at_loss(margin), everyone=True)
             with torch.no_grad():
                 classes = model(images[:1]).shape[1]
-            for rank in range(min(self.targets, classes - 1)):
-                for dummy in (False,) if model.fold == "none" else (False, True):
-                    survivors.attack(survivors.at_target(self.targeted, rank, dummy), everyone=rank == 0)
+            sides = 1 if model.fold == "none" else 2  # of each target: its class, and its dummy
+            survivors.attack(survivors.at_target(self.targeted, 0, sides), sides, everyone=True)
+            others = min(self.targets, classes - 1) - 1
+            survivors.attack(survivors.at_target(self.targeted, 1, sides), others * sides)
             for loss in _other_losses(model.fold, self.untargeted):
                 survivors.attack(survivors.at_loss(loss))
-            held = rounds = 0
-            while held < self.restarts and not bool(survivors.best.success.all()):
-                loss = _PAIR if rounds % 2 else margin
-                fallen = survivors.attack(survivors.at_loss(loss, diversified=True))
-                held, rounds = 0 if fallen else held + 1, rounds + 1
+            fallen = 1
+            while fallen:
+                fallen = survivors.attack(survivors.at_loss(margin, diversified=True), self.restarts)
+                if sides > 1:
+                    fallen += survivors.attack(survivors.at_loss(_PAIR, diversified=True), self.restarts)
             survivors.attack(survivors.by_squares(self.queries))
         return survivors.best.images
 
 
-_PAIR = partial(pair_margin, temperature=1)  # the margin itself without dummies
+_PAIR = partial(pair_margin, temperature=1)
 
 
 def _other_losses(fold: Fold, untargeted: LossOfFold) -> list[LossOfFold]:
@@ -131,10 +133,11 @@ class _Survivors:
     def __post_init__(self) -> None:
         self.best = Best(self.images)
 
-    def attack(self, search: Search, *, everyone: bool = False) -> int:
+    def attack(self, search: Search, copies: int = 1, *, everyone: bool = False) -> int:
         """One round over the survivors, the closest first; returns how many fell.
 
-        It ends where `_HELD` blocks in a row held, unless ``everyone`` is attacked.
+        It ends where `_HELD` blocks in a row held, unless ``everyone`` is attacked. Each example is searched from in
+        ``copies`` ways, as many at once as make no more rows than the batch has: small batches are slow.
         """
         index = (~self.best.success).nonzero().squeeze(1)
         index = index[self.best.loss[index].argsort(descending=True, stable=True)]
@@ -144,7 +147,13 @@ class _Survivors:
             if held == _HELD:
                 break
             block = index[start : start + size]
-            self.offer(block, search(block))
+            at_once = max(1, len(self.images) // len(block))
+            for first in range(0, copies, at_once):
+                left = block[~self.best.success[block]]
+                numbers = torch.arange(first, min(first + at_once, copies), device=block.device)
+                found = search(left.repeat(len(numbers)), numbers.repeat_interleave(len(left)))
+                for images in found.tensor_split(len(numbers)):
+                    self.offer(left, images)
             fell = int(self.best.success[block].sum())
             fallen, held = fallen + fell, 0 if fell else held + 1
         return fallen
@@ -158,29 +167,30 @@ class _Survivors:
     def at_loss(self, loss: LossOfFold, *, diversified: bool = False) -> Search:
         """APGD on a loss without targets, from a random start or an output-diversified one."""
 
-        def search(index: Tensor) -> Tensor:
+        def search(index: Tensor, _copy: Tensor) -> Tensor:
             images = self.images[index]
             start = diversified_start(self.model, images, self.ball, self.generator) if diversified else None
             return self._apgd(loss, index, self.labels[index], start)
 
         return search
 
-    def at_target(self, loss: LossOfFold, rank: int, dummy: bool) -> Search:
-        """APGD at the wrong class that is number ``rank`` at the best image so far, or at its dummy."""
+    def at_target(self, loss: LossOfFold, first: int, sides: int) -> Search:
+        """APGD at the wrong classes from number ``first`` on at the best image so far; 2 ``sides``: at dummies too."""
 
-        def search(index: Tensor) -> Tensor:
+        def search(index: Tensor, copy: Tensor) -> Tensor:
             with torch.no_grad():
                 logits = self.model(self.best.images[index])
             wrong = logits.scatter(1, self.labels[index].unsqueeze(1), -torch.inf)
-            target = wrong.argsort(dim=1, descending=True)[:, rank]
-            return self._apgd(loss, index, target + logits.shape[1] if dummy else target, None)
+            rank = (first + copy // sides).unsqueeze(1)
+            target = wrong.argsort(dim=1, descending=True).gather(1, rank).squeeze(1)
+            return self._apgd(loss, index, target + logits.shape[1] * (copy % sides), None)
 
         return search
 
     def by_squares(self, queries: int) -> Search:
         """Random squares from the best image so far."""
 
-        def search(index: Tensor) -> Tensor:
+        def search(index: Tensor, _copy: Tensor) -> Tensor:
             return Square(queries)(
                 self.model,
                 self.images[index],

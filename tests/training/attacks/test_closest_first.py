@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from ducat_serve.deployed import Deployed
+from ducat_serve.spec import Fold
 from training.attacks.ball import Ball
 from training.attacks.base import TargetModel
 from training.attacks.closest_first import ClosestFirst, _Survivors
 from training.attacks.criteria import misclassified
+from training.attacks.losses import Loss
 from training.evaluation.runner import counted
 from training.randomness import stream
 
@@ -38,7 +40,7 @@ def test_a_round_begins_with_the_closest_and_ends_where_two_blocks_held() -> Non
     levels = torch.rand(160, generator=stream(0, "levels")) / 2
     batch, seen = survivors(levels), []
 
-    def nothing(index: Tensor) -> Tensor:
+    def nothing(index: Tensor, _copy: Tensor) -> Tensor:
         seen.append(index)
         return batch.images[index]
 
@@ -51,7 +53,7 @@ def test_a_round_begins_with_the_closest_and_ends_where_two_blocks_held() -> Non
 def test_a_round_goes_on_while_images_fall() -> None:
     batch, seen = survivors(torch.linspace(0.49, 0, 160)), []
 
-    def every_thirtieth(index: Tensor) -> Tensor:
+    def every_thirtieth(index: Tensor, _copy: Tensor) -> Tensor:
         seen.append(index)
         found = batch.images[index].clone()
         found[index % 30 == 0] = 0.9
@@ -60,7 +62,7 @@ def test_a_round_goes_on_while_images_fall() -> None:
     assert batch.attack(every_thirtieth) == 6  # 0, 30, ..., 150: no two blocks of 20 in a row without one
     assert len(torch.cat(seen)) == 160
     seen.clear()
-    batch.attack(lambda index: seen.append(index) or batch.images[index], everyone=True)  # type: ignore[func-returns-value]
+    batch.attack(lambda index, _: seen.append(index) or batch.images[index], everyone=True)  # type: ignore[func-returns-value]
     assert len(torch.cat(seen)) == 154  # what fell is not attacked again
 
 
@@ -68,7 +70,7 @@ def test_the_order_follows_the_best_image_so_far() -> None:
     batch = survivors(torch.tensor([0.1, 0.2, 0.3]))
     batch.offer(torch.tensor([0]), torch.full((1, 1, 2, 2), 0.45))
     seen: list[Tensor] = []
-    batch.attack(lambda index: seen.append(index) or batch.best.images[index])  # type: ignore[func-returns-value]
+    batch.attack(lambda index, _: seen.append(index) or batch.best.images[index])  # type: ignore[func-returns-value]
     assert torch.cat(seen).tolist() == [0, 2, 1]
 
 
@@ -90,5 +92,50 @@ def test_far_images_cost_two_runs_and_a_quarter_of_the_others() -> None:
     runs = 2 * 400 + (1 + 3) * 100  # margin, one wrong class; DLR, three restarts
     diversifying = 3 * 100 * 2
     assert cost.gradient_steps == 11 * runs + diversifying
-    # Clean, the margin's result, its ranking, the target's result; four results, and squares with theirs; the width.
+    # The width; clean, the margin's result, its ranking, the target's result; four results, and squares with theirs.
     assert cost.forward_passes == 400 * 4 + 100 * (4 + 20 + 1) + 1
+
+
+def test_copies_of_an_example_are_searched_at_once_but_never_more_rows_than_a_batch_has() -> None:
+    batch = survivors(torch.linspace(0.49, 0, 80))
+    rows: list[tuple[int, list[int]]] = []
+
+    def search(index: Tensor, copy: Tensor) -> Tensor:
+        rows.append((len(index), sorted(set(copy.tolist()))))
+        found = batch.images[index].clone()
+        found[(index == 3) & (copy == 1)] = 0.9
+        return found
+
+    assert batch.attack(search, copies=11) == 1
+    # Blocks of 10, so 8 copies at once; example 3 fell to copy 1 and is spared the others; then two blocks hold.
+    eight, three = list(range(8)), [8, 9, 10]
+    assert rows == [(80, eight), (27, three), *[(80, eight), (30, three)] * 2]
+
+
+def test_targets_go_down_the_ranking_of_the_best_image() -> None:
+    """Five classes whose logits do not depend on the image, with dummies: ranks 1 to 3, each as class and dummy."""
+    logits = torch.tensor([5.0, 1.0, 4.0, 2.0, 3.0, 0.0, -1.0, -1.0, -1.0, -1.0])
+    seen: list[Tensor] = []
+
+    def spy(_fold: Fold) -> Loss:
+        def loss(raw: Tensor, _labels: Tensor, targets: Tensor) -> Tensor:
+            seen.append(targets)
+            return raw.sum(dim=1)
+
+        return loss
+
+    class Constant(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return logits + 0 * images.mean(dim=(1, 2, 3)).unsqueeze(1)
+
+    batch = _Survivors(
+        Deployed(Constant(), "max").eval(),
+        torch.rand(6, 1, 2, 2, generator=stream(0, "images")),
+        torch.zeros(6, dtype=torch.long),
+        Ball("linf", 0.1),
+        misclassified("max"),
+        stream(0, "t"),
+        steps=1,
+    )
+    batch.attack(batch.at_target(spy, 1, 2), 6, everyone=True)
+    assert torch.cat(seen)[::12].tolist() == [4, 9, 3, 8, 1, 6]  # after 2, the best wrong class
