@@ -62,7 +62,7 @@ class WarmSquare(Attack):
             search = APGD(partial(pair_margin, temperature=1) if restart % 2 else margin, self.steps)
             origin, own = images[index], labels[index]
             with frozen(model):
-                start = _diversified(model, origin, ball, generator)
+                start = diversified_start(model, origin, ball, generator)
                 found = search(model, origin, own, ball, criterion, generator=generator, start=start)
                 best.offer(index, found, value(model, found, own, own, margin_loss, criterion))
         index = (~best.success).nonzero().squeeze(1)
@@ -78,8 +78,8 @@ class WarmSquare(Attack):
         return best.images
 
 
-def _diversified(model: Deployed, images: Tensor, ball: Ball, generator: torch.Generator) -> Tensor:
-    """Go up a random direction in the space of raw logits, each image its own."""
+def diversified_start(model: Deployed, images: Tensor, ball: Ball, generator: torch.Generator) -> Tensor:
+    """Where going up a random direction in the space of raw logits leads, each image its own; in the ball."""
     current = ball.random_start(images, generator)
     direction: Tensor | None = None
     for _ in range(_DIVERSIFYING_STEPS):
