@@ -298,8 +298,8 @@ MUTATIONS = (
     Mutation(
         "resumed attacks run again",
         "training/evaluation/evaluate.py",
-        "plan.attacks[len(results) :]",
-        "plan.attacks",
+        "in attacks[len(results) :]",
+        "in attacks",
         ((PARTS + "test_a_resumed_evaluation_repeats_no_attack_and_gives_the_same_report"),),
     ),
     Mutation(

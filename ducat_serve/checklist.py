@@ -11,8 +11,8 @@ ENOUGH_IMAGES = 1000  # a 95 % interval of at most about 3 points to both sides
 ENOUGH_STEPS = 100
 SEVERAL_LOSSES = 3
 # Names of attacks in reports; a test asks the attacks themselves.
-TARGETED = {"targeted", "autoattack"}
-BY_SCORES = {"square", "square-warm", "autoattack"}
+TARGETED = {"targeted", "closest-first", "autoattack"}
+BY_SCORES = {"square", "square-warm", "closest-first", "autoattack"}
 REFERENCE = "autoattack"
 TRANSFER = "transfer"
 

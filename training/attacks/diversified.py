@@ -1,42 +1,36 @@
-"""A search from output-diversified starts (Tashiro, Song and Ermon 2020, arXiv 2003.06878)."""
+"""Output-diversified starts (Tashiro, Song and Ermon 2020, arXiv 2003.06878): restarts that lead to different places.
+
+Random points of a ball look alike to a network, and searches from them run into the same dead ends.
+"""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ducat_serve.deployed import Deployed
-from training.attacks.apgd import APGD
 from training.attacks.ball import Ball
-from training.attacks.base import Attack
-from training.attacks.criteria import Criterion
-from training.attacks.frozen import frozen
-from training.attacks.orthogonal_pgd import OrthogonalPGD
-from training.attacks.warm_square import diversified_start
+from training.attacks.base import finite_gradient
+
+_STEPS = 2  # of size eps; the paper's setting for white-box attacks
 
 
-@dataclass(frozen=True)
-class Diversified(Attack):
-    """``search``, begun where a random combination of logits is high and not at a random point of the ball."""
+def diversified_start(model: Deployed, images: Tensor, ball: Ball, generator: torch.Generator) -> Tensor:
+    """Where `APGD` may begin: ``images`` moved up a random direction in the space of raw logits, each its own.
 
-    search: APGD | OrthogonalPGD
+    Args:
+        images: float32 [N, channels, H, W] in [0, 1].
 
-    @property
-    def name(self) -> str:
-        return f"diversified {self.search.name}"
-
-    def __call__(
-        self,
-        model: Deployed,
-        images: Tensor,
-        labels: Tensor,
-        ball: Ball,
-        criterion: Criterion,
-        *,
-        generator: torch.Generator,
-    ) -> Tensor:
-        with frozen(model):
-            start = diversified_start(model, images, ball, generator)
-        return self.search(model, images, labels, ball, criterion, generator=generator, start=start)
+    Returns images of the same shape, in the ball.
+    """
+    current = ball.random_start(images, generator)
+    direction: Tensor | None = None
+    for _ in range(_STEPS):
+        current.requires_grad_(True)
+        with torch.enable_grad():
+            raw = model.classifier(current)
+            if direction is None:
+                direction = torch.rand(raw.shape, generator=generator, device=raw.device) * 2 - 1
+            (gradient,) = torch.autograd.grad((direction * raw).sum(), current)
+        current = ball.project(images, ball.ascend(current.detach(), finite_gradient(gradient), ball.eps))
+    return current

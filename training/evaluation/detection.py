@@ -14,7 +14,7 @@ from torch import Tensor
 from ducat_serve.report import DummyMass, Rejection
 from training.attacks.base import Attack
 from training.attacks.criteria import misclassified, misclassified_unflagged
-from training.attacks.diversified import Diversified
+from training.attacks.diversified_search import Diversified
 from training.batches import DeviceSplit
 from training.evaluation.detectors import Detector
 from training.evaluation.examples import Examples

@@ -26,7 +26,7 @@ from ducat_serve.threat_model import ThreatModel
 from training.attacks.base import TargetModel
 from training.batches import DeviceSplit, to_pixels
 from training.evaluation.evaluate import Plan, Subject, evaluate
-from training.evaluation.stages import attack_named
+from training.evaluation.stages import attack_named, on_doubt
 from training.evaluation.stages import suite as attacks_of
 
 _SAMPLE = 8  # images that a model is tried on before it is attacked
@@ -128,7 +128,8 @@ def prepare_model(
             "no gradient: the model's answers do not depend differentiably on its images. Only attacks by scores are "
             "run, which find less than attacks on a differentiable copy would."
         )
-    plan = Plan(threat_model, tuple(chosen), seed=seed, batch_size=batch_size, sanity=differentiable)
+    slow = () if attacks or not differentiable else tuple(on_doubt(suite, target))
+    plan = Plan(threat_model, tuple(chosen), slow, seed, batch_size, sanity=differentiable)
     return subject, plan
 
 
