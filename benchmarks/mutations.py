@@ -181,7 +181,7 @@ MUTATIONS = (
         "training/attacks/losses.py",
         "others = logits.scatter(1, labels.unsqueeze(1), -torch.inf)",
         "others = logits",
-        ((LOSSES + "test_margin_is_positive_exactly_where_the_deployed_decision_is_wrong"),),
+        ((LOSSES + "test_margin_says_how_far_a_right_decision_is_from_a_wrong_one"),),
     ),
     Mutation(
         "DLR divided by the gap to the second logit",
