@@ -11,7 +11,8 @@ from ducat_serve.threat_model import format_size
 NOT_MEASURED = "robustness not measured"
 MASKING = "gradient masking suspected"
 SCREENING = "screening, not a worst case"
-# What the standard suite, of now and of earlier versions, runs on every model and the quick one does not.
+# What the standard suite, now and in older versions, runs on every model and the quick one does not.
+# AutoAttack has the like inside.
 _SEARCHED_FURTHER = ({"closest-first"}, {"targeted", "square-warm"}, {"autoattack"})
 # Of attacks in reports from before these said it themselves.
 _KNEW_PAIRS = {"apgd-lse", "pair-margin-0", "pair-margin-1", "pair-margin-4", "targeted", "square-warm"}

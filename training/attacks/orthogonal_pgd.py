@@ -42,13 +42,17 @@ class OrthogonalPGD(Attack):
         criterion: Criterion,
         *,
         generator: torch.Generator,
+        start: Tensor | None = None,
     ) -> Tensor:
-        """Returns the best images found: successes before failures, then those of the highest evasion loss."""
+        """Attack a batch, from ``start`` in the ball, or from a random point of it.
+
+        Returns the best images found: successes before failures, then those of the highest evasion loss.
+        """
         margin_loss = margin(model.fold)
         index = torch.arange(len(images), device=images.device)
         with frozen(model):
             best = Best(images)
-            current = ball.random_start(images, generator)
+            current = ball.random_start(images, generator) if start is None else start
             for step in range(self.steps + 1):
                 current = current.detach().requires_grad_(True)
                 with torch.enable_grad():

@@ -12,7 +12,9 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from ducat_serve.report import DummyMass, Rejection
+from training.attacks.base import Attack
 from training.attacks.criteria import misclassified, misclassified_unflagged
+from training.attacks.diversified_search import Diversified
 from training.batches import DeviceSplit
 from training.evaluation.detectors import Detector
 from training.evaluation.examples import Examples
@@ -21,7 +23,8 @@ from training.evaluation.runner import Runner
 FLAGGED = (0.01, 0.05, 0.10)  # of clean val images
 MAX_EXAMPLES = 500
 ADAPTIVE_EXAMPLES = 500
-_RESTARTS = 2
+_RESTARTS = 2  # from random points of the ball
+_DIVERSIFIED_RESTARTS = 2  # and then from where random combinations of logits lead
 
 
 def dummy_mass(runner: Runner, examples: Examples, *, adaptive: bool) -> DummyMass | None:
@@ -78,7 +81,12 @@ def rejection(runner: Runner, examples: Examples, val: DeviceSplit) -> tuple[Rej
             threshold = _threshold(clean_val, share)
             open_ = open_[~_already_passed(examples, detector, threshold)[open_]]
             for restart in range(_RESTARTS):
-                open_ = _attack(runner, detector, threshold, open_, f"{share:.0%} {restart}")
+                open_ = _attack(runner, detector, detector.attack, threshold, open_, f"{share:.0%} {restart}")
+            for restart in range(_DIVERSIFIED_RESTARTS):
+                search = Diversified(detector.attack)
+                open_ = _attack(
+                    runner, detector, search, threshold, open_, f"{share:.0%} diversified {restart}"
+                )
             flagged = examples.clean_scores[detector.name][index] > threshold
             results.append(
                 Rejection(
@@ -106,8 +114,10 @@ def _already_passed(examples: Examples, detector: Detector, threshold: float) ->
     return as_it_is | (examples.fooling_scores[detector.name] <= threshold)
 
 
-def _attack(runner: Runner, detector: Detector, threshold: float, index: Tensor, tag: str) -> Tensor:
+def _attack(
+    runner: Runner, detector: Detector, attack: Attack, threshold: float, index: Tensor, tag: str
+) -> Tensor:
     """Attack the examples ``index``; returns those that are still correct or flagged."""
     criterion = misclassified_unflagged(runner.model.fold, detector.score, threshold)
-    raw = runner.attack(f"unflagged by {detector.name} {tag}", detector.attack, index, criterion)
+    raw = runner.attack(f"unflagged by {detector.name} {tag}", attack, index, criterion)
     return index[~criterion(raw, runner.data.labels[index])]

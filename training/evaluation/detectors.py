@@ -15,7 +15,6 @@ from torch import Tensor
 from ducat_serve.pairs import dummy_mass_log_odds, fold_logits
 from ducat_serve.spec import Fold
 from training.attacks.apgd import APGD
-from training.attacks.base import Attack
 from training.attacks.criteria import Score
 from training.attacks.losses import Loss
 from training.attacks.orthogonal_pgd import OrthogonalPGD
@@ -27,7 +26,7 @@ class Detector:
 
     name: Literal["dummy_mass", "confidence"]
     score: Score
-    attack: Attack
+    attack: APGD | OrthogonalPGD
     probability: Callable[[float], float]  # from the score to what the report shows
 
 

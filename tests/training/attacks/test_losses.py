@@ -86,3 +86,9 @@ def test_cross_entropy_of_the_lse_fold_is_minus_log_of_the_folded_posterior() ->
     rows = torch.arange(16)
     literal = -(p[rows, labels] + p[rows, labels + C]).log()
     torch.testing.assert_close(losses.cross_entropy("lse")(raw, labels, labels), literal)
+
+
+def test_margin_says_how_far_a_right_decision_is_from_a_wrong_one() -> None:
+    """Not 0 for every right decision, which would have no gradient."""
+    raw, labels = torch.tensor([[3.0, 1.0, 2.0], [0.0, 4.0, 1.0]]), torch.tensor([0, 0])
+    torch.testing.assert_close(losses.margin("none")(raw, labels, labels), torch.tensor([-1.0, 4.0]))

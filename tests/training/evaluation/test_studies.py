@@ -181,6 +181,24 @@ def test_flagging_keeps_what_an_attack_cannot_hide() -> None:
     assert by["dummy_mass", 0.10].correct_or_flagged == 1.0
 
 
+def test_flagging_is_also_attacked_from_diversified_starts() -> None:
+    """Wrong only in a corner of the ball that the margin's gradient does not point to, and a losing logit does."""
+
+    class Corner(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            inside = (images.flatten(1) > 0.6).all(dim=1).float()
+            level = images.mean(dim=(1, 2, 3))
+            return torch.stack([2 + 0 * level, 5 * inside + 0 * level, level - 9, -9 - level], dim=1)
+
+    grey = torch.full((30, 3, 2, 2), 128, dtype=torch.uint8)
+    data = DeviceSplit(grey, torch.zeros(30, dtype=torch.long))
+    report = measure(Deployed(Corner(), "max").eval(), data, Brighten(), sanity=False, val=data)
+    by = {r.score: r for r in report.rejection if r.flagged_val == 0.10}
+    assert report.worst_case_accuracy == 1
+    assert by["dummy_mass"].correct_or_flagged < 0.6
+    assert by["confidence"].correct_or_flagged < 0.6
+
+
 # --- the legacy measure ---------------------------------------------------------------------------------------
 
 
