@@ -13,6 +13,7 @@ MASKING = "gradient masking suspected"
 # Of attacks in reports from before these said it themselves.
 _KNEW_PAIRS = {"apgd-lse", "pair-margin-0", "pair-margin-1", "pair-margin-4", "targeted", "square-warm"}
 
+Artefact = Literal["checkpoint", "onnx", "server"]
 ExportPrecision = Literal["float32", "float16"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Interval = tuple[Fraction, Fraction]
@@ -129,7 +130,8 @@ class RobustnessReport(_WithLaterFields):
     ``worst_case_accuracy`` counts an image only if it is right on the clean image and under every attack.
     ``legacy_2c_accuracy`` is the measure of arXiv 2410.12671: the attack sees the raw 2C logits and recovery
     is applied afterwards. Non-adaptive, not a robustness claim; None for a model without dummies.
-    ``artefact`` is what was attacked: the checkpoint in torch, or an exported file, by its scores alone. A report
+    ``artefact`` is what was attacked: the checkpoint in torch, or an exported file or a running server, by their scores
+    alone. ``weights_digest`` is that of the weights; of an ONNX file of others it is the SHA-256 of the file. A report
     holds for one ``precision``: the same weights in another one are another function. Intervals are 95 % Wilson;
     ``clean_interval`` is None in older reports. ``lattice`` is "8bit" where the attacks on a checkpoint could only make
     images of 8 bits, as those on an exported file always do. ``curve`` has the worst case at every eps, smallest first,
@@ -157,7 +159,7 @@ class RobustnessReport(_WithLaterFields):
     attacks: tuple[AttackResult, ...]
     sanity: tuple[SanityCheck, ...] = ()
     rejection: tuple[Rejection, ...] = ()
-    artefact: Literal["checkpoint", "onnx"] = "checkpoint"
+    artefact: Artefact = "checkpoint"
     precision: ExportPrecision = "float32"
     lattice: Literal["8bit"] | None = None
     curve: tuple[CurvePoint, ...] | None = None
@@ -180,7 +182,7 @@ class RobustnessReport(_WithLaterFields):
     def summary(self) -> str:
         """One line for people."""
         attacks = ", ".join(attack.name for attack in self.attacks)
-        attacks += " (scores only)" if self.artefact == "onnx" else ""
+        attacks += " (scores only)" if self.artefact != "checkpoint" else ""
         attacks += " (8-bit images only)" if self.lattice == "8bit" else ""
         doubt = f"; {MASKING}" if self.failed_checks else ""
         return (

@@ -16,7 +16,7 @@ from ducat_serve import __version__
 from ducat_serve.deployed import Deployed
 from ducat_serve.errors import UsageError, VerificationError
 from ducat_serve.output import Output
-from ducat_serve.report import AttackResult, ClassResult, ExportPrecision, RobustnessReport
+from ducat_serve.report import Artefact, AttackResult, ClassResult, ExportPrecision, RobustnessReport
 from ducat_serve.threat_model import ThreatModel
 from training.attacks.ball import Ball, require_size
 from training.attacks.base import Attack
@@ -41,6 +41,7 @@ class Subject:
         data: the images to measure on.
         labels: names of the C classes.
         weights_digest, dataset, split, artefact, precision: what the report says of them.
+        takes_bytes_only: whether only images of 8 bits can be given to it, so that attacks make no others.
     """
 
     model: Deployed = field(repr=False)
@@ -49,8 +50,9 @@ class Subject:
     weights_digest: str
     dataset: str
     split: Literal["val", "test"]
-    artefact: Literal["checkpoint", "onnx"] = "checkpoint"
+    artefact: Artefact = "checkpoint"
     precision: ExportPrecision = "float32"
+    takes_bytes_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def measure(
     require_measurable(subject, plan.threat_model)
     started = time.monotonic()
     model, data, threat_model = subject.model, subject.data, plan.threat_model
-    eight_bit = plan.eight_bit or subject.artefact == "onnx"
+    eight_bit = plan.eight_bit or subject.takes_bytes_only
     ball = Ball(threat_model.norm, threat_model.eps, eight_bit=eight_bit)
     runner = Runner(model, data, ball, plan.seed, Batches(plan.batch_size, output), output)
     with frozen(model):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ducat_serve import __version__
 from ducat_serve.checkpoint import checkpoint_path, read_spec
 from ducat_serve.deployed import Deployed, load
-from ducat_serve.errors import DucatError, UsageError, VerificationError, command_line, unknown_name
+from ducat_serve.errors import DucatError, UsageError, VerificationError, command_line
 from ducat_serve.output import Output
 from ducat_serve.predictor import Device, Predictor
 from ducat_serve.spec import ModelSpec
@@ -23,7 +23,7 @@ from training.data import Dataset
 from training.data.cache import Split, content_digest
 from training.device import LAYOUT, choose_device, exact_float32
 from training.evaluation.evaluate import Plan, Subject
-from training.evaluation.stages import ATTACKS, SUITES, attack_named
+from training.evaluation.stages import attack_named, score_attacks
 from training.evaluation.stages import suite as attacks_of
 from training.evaluation.state import EvaluationState
 from training.randomness import stream
@@ -106,6 +106,7 @@ def prepare(request: Request, output: Output) -> Prepared:
         dataset=data.title,
         split=request.split,
         artefact="onnx" if exported else "checkpoint",
+        takes_bytes_only=exported,
         precision=spec.precision,
     )
     plan = Plan(
@@ -239,21 +240,11 @@ def exported_model(predictor: Predictor) -> Deployed:
 
 
 def _load_export(request: Request, output: Output) -> _Loaded:
-    if request.suite not in SUITES:
-        raise unknown_name("suite", request.suite, SUITES)
-    possible = [attack.name for attack in ATTACKS.values() if not attack.needs_gradient]
-    impossible = [name for name in request.attacks if name not in possible]
-    if impossible:
-        raise UsageError(
-            f"{', '.join(impossible)} needs gradients, and an exported file has none.",
-            f"evaluate its checkpoint, or choose from: {', '.join(possible)}",
-        )
     predictor = Predictor(request.path, device=request.device)
     surrogate = _source(request.path, request.checkpoint, predictor.spec, output)
     target = TargetModel("none", predictor.spec.num_classes, surrogate)
-    names = request.attacks or tuple(name for name in possible if ATTACKS[name].applies(target))
-    attacks = tuple(attack_named(name, target) for name in names)
-    return _Loaded(predictor.spec, exported_model(predictor), attacks, surrogate, thorough=False)
+    attacks = score_attacks(request.suite, request.attacks, target, "evaluate its checkpoint")
+    return _Loaded(predictor.spec, exported_model(predictor), tuple(attacks), surrogate, thorough=False)
 
 
 def _source(path: Path, checkpoint: Path | None, spec: ModelSpec, output: Output) -> Deployed | None:

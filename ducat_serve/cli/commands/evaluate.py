@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from ducat_serve.atomic import write_text
 from ducat_serve.cli.evaluated_model import EvaluatedModel, ForeignModel
+from ducat_serve.cli.foreign_options import ForeignGiven, foreign_options
 from ducat_serve.cli.options import PIXEL_SIZE, common, data_options, device_option
 from ducat_serve.cli.release_gate import Bar, require
 from ducat_serve.cli.report_table import show_report
@@ -62,17 +63,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Store the report even where the one that is stored already says more.",
 )
-@click.option(
-    "--import-from",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    metavar="DIR",
-    help="Where a package.module:callable MODEL is imported from, beside the installed packages.",
-)
-@click.option(
-    "--fold",
-    type=click.Choice(["max", "lse"]),
-    help="Of a package.module:callable MODEL that returns 2C logits, the dummy of class i in column i + C.",
-)
+@foreign_options
 @click.option(
     "--save-adversarial",
     type=click.Path(path_type=Path, file_okay=False),
@@ -117,8 +108,6 @@ def command(
     seed: int,
     resume: bool,
     replace: bool,
-    import_from: Path | None,
-    fold: Literal["max", "lse"] | None,
     save_adversarial: Path | None,
     per_image: Path | None,
     export: str | None,
@@ -131,6 +120,7 @@ def command(
     device: Device,
     threads: int | None,
     json: bool,
+    **foreign: Any,
 ) -> None:
     """Measure clean and robust accuracy of MODEL (a model.safetensors, its run folder, a model.onnx, a bundled model).
 
@@ -141,7 +131,8 @@ def command(
     white-box report that it got from there stays; in another precision it has none, and this one is stored.
 
     package.module:callable is a model of others: the callable returns a torch.nn.Module from images in [0, 1] to
-    logits. It needs --dataset and --eps; report and card are written here, or to --out.
+    logits. So is a .onnx file that ducat did not write, with --input and --scale: it is attacked by its scores, and by
+    images made on a --twin. Both need --dataset and --eps; report and card are written here, or to --out.
 
     Of a bundled model (`ducat models`) a copy in the current folder is measured, and keeps the report.
 
@@ -155,6 +146,7 @@ def command(
       ducat evaluate runs/digits --save-adversarial broken --per-image rows.csv
       ducat evaluate runs/digits/model.onnx
       ducat evaluate nets:make --import-from . --dataset cifar10 --eps 8/255
+      ducat evaluate their.onnx --input NCHW --scale 255 --dataset cifar10 --eps 8/255
     """
     choose_threads(threads)
 
@@ -169,17 +161,16 @@ def command(
     if out is not None and not out.parent.is_dir():
         raise UsageError(f"--out: there is no folder {out.parent}.")
     outputs = Outputs(save_adversarial, per_image)
-    if isinstance(model, ForeignModel):
+    source = ForeignGiven(**foreign).source(model, device)
+    if source is not None:
         _refuse_for_models_of_others({"--checkpoint": checkpoint, "--resume": resume, "--replace": replace})
         if dataset is None:
-            raise UsageError(f"{model.name} says nothing of its data.", "name them: --dataset cifar10")
-        foreign = ForeignRequest(
-            model.name,
+            raise UsageError(f"{source.name} says nothing of its data.", "name them: --dataset cifar10")
+        asked = ForeignRequest(
+            source,
             dataset,
             eps,
             norm=norm or "linf",
-            import_from=import_from,
-            fold=fold or "none",
             eight_bit=lattice is not None,
             split=split,
             suite=suite,
@@ -191,13 +182,12 @@ def command(
             offline=offline,
             device=device,
         )
-        report = measure_foreign(foreign, outputs, output)
+        report = measure_foreign(asked, outputs, output)
         show_report(report, None, output)
-        out = write_report(model.name, report, out, output)
-        beside, trained_on, architecture = out, dataset, model.name
+        out = write_report(source, report, out, output)
+        beside, trained_on, architecture = out, dataset, source.name
     else:
-        if import_from is not None or fold is not None:
-            raise UsageError("--import-from and --fold are for a package.module:callable MODEL.")
+        assert isinstance(model, Path)
         request = Request(
             model,
             checkpoint=checkpoint,
@@ -239,4 +229,4 @@ def command(
 def _refuse_for_models_of_others(given: dict[str, object]) -> None:
     wrong = [name for name, value in given.items() if value]
     if wrong:
-        raise UsageError(f"{', '.join(wrong)}: nothing is stored of a package.module:callable MODEL.")
+        raise UsageError(f"{', '.join(wrong)}: nothing is stored of a model of others.")
