@@ -114,6 +114,21 @@ class SanityCheck(BaseModel):
     figures: dict[str, float]
 
 
+class ServerAccess(BaseModel):
+    """What was asked of a running server, in images, and for how many classes its answers told a confidence.
+
+    ``classes_told`` is the fewest of any answer. Where it is less than the model's classes, attacks took the others to
+    share the rest of the probability evenly.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str
+    queries: int = Field(ge=0)
+    query_budget: int = Field(gt=0)
+    classes_told: int = Field(gt=0)
+
+
 class CurvePoint(BaseModel):
     """The worst case at one radius of several that were measured in one evaluation, with its 95 % interval."""
 
@@ -135,10 +150,11 @@ class RobustnessReport(_WithLaterFields):
     holds for one ``precision``: the same weights in another one are another function. Intervals are 95 % Wilson;
     ``clean_interval`` is None in older reports. ``lattice`` is "8bit" where the attacks on a checkpoint could only make
     images of 8 bits, as those on an exported file always do. ``curve`` has the worst case at every eps, smallest first,
-    where several were asked for; an image that is broken at one of them counts as broken at all larger ones.
+    where several were asked for; an image that is broken at one of them counts as broken at all larger ones. ``server``
+    is there where a running server was measured.
     """
 
-    later_fields = ("clean_interval", "lattice", "curve")
+    later_fields = ("clean_interval", "lattice", "curve", "server")
 
     report_version: Literal[1, 2, 3] = 3
     weights_digest: str
@@ -163,6 +179,7 @@ class RobustnessReport(_WithLaterFields):
     precision: ExportPrecision = "float32"
     lattice: Literal["8bit"] | None = None
     curve: tuple[CurvePoint, ...] | None = None
+    server: ServerAccess | None = None
     seconds: float = Field(default=0, ge=0)
     versions: dict[str, str]
 

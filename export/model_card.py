@@ -15,6 +15,7 @@ from ducat_serve.report_text import (
     dummy_mass_in_words,
     how_measured,
     other_threat_model,
+    server_access,
 )
 from ducat_serve.spec import ModelSpec
 from ducat_serve.threat_model import format_size
@@ -25,7 +26,9 @@ _METHOD = {
     "paper": "DUCAT as published (arXiv 2410.12671): 2C logits, deployed through the max-fold",
     "folded": "DUCAT, folded: inner attack and loss on folded posteriors, deployed through the lse-fold",
 }
-_SCORES_ONLY = " Attacks saw only the scores that it answers with. Attacks that know the weights are stronger, so expect less."
+_SCORES_ONLY = (
+    " Attacks saw only the scores it answers with. Those that know its weights are stronger: expect less."
+)
 # What the digest in a report of somebody else's model is of.
 _DIGEST: dict[Artefact, str] = {
     "checkpoint": "Weights: SHA-256 of the state_dict",
@@ -118,6 +121,7 @@ def report_card(name: str, report: RobustnessReport) -> str:
         f"{report.norm} {format_size(report.eps)}, seed {report.seed}, by {text(attacks)}. It is a measurement, not a "
         f"guarantee: a better attack may break more.{_SCORES_ONLY if report.artefact != 'checkpoint' else ''}",
         _table(report),
+        *(text(line) for line in (server_access(report),) if line is not None),
         *(f"**Warning.** {text(doubt)}" for doubt in doubts(report)),
         f"{_DIGEST[report.artefact]} {code(report.weights_digest)}.",
     ]

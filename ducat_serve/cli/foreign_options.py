@@ -50,6 +50,15 @@ _OPTIONS = (
         help="What a .onnx MODEL of others takes: 1 for [0, 1], 255 for [0, 255], or MEAN/STD in pixels of [0, 1].",
     ),
     click.option(
+        "--url",
+        metavar="URL",
+        help="In the place of MODEL: a running server, http://HOST:PORT/v1/predict.",
+    ),
+    click.option(
+        "--query-budget", type=click.IntRange(min=1), help="Images that may be sent to --url in all."
+    ),
+    click.option("--key", envvar="DUCAT_KEY", show_envvar=True, help="API key for --url."),
+    click.option(
         "--twin",
         metavar="PACKAGE.MODULE:CALLABLE",
         help="A torch model like a MODEL that has no gradients, to make images on.",
@@ -65,9 +74,12 @@ class ForeignGiven:
     fold: Any
     layout: Any
     scale: str | None
+    url: str | None
+    query_budget: int | None
+    key: str | None
     twin: str | None
 
-    def source(self, model: Path | ForeignModel, device: Device) -> Source | None:
+    def source(self, model: Path | ForeignModel | None, device: Device) -> Source | None:
         """Where the model of others is found; None where MODEL is one of ours.
 
         Raises UsageError where options do not go together, and VerificationError for a .onnx file of others of which
@@ -75,6 +87,10 @@ class ForeignGiven:
         """
         from ducat_serve.library.foreign_sources import CallableSource, OnnxSource
 
+        if model is None:
+            return self._server()
+        self._refuse("a server in the place of MODEL", {"--url": self.url})
+        self._refuse("--url", {"--query-budget": self.query_budget})
         if isinstance(model, ForeignModel):
             self._refuse("a .onnx MODEL of others", {"--input": self.layout, "--scale": self.scale})
             self._refuse("a MODEL without gradients", {"--twin": self.twin})
@@ -92,6 +108,22 @@ class ForeignGiven:
         self._refuse("a .onnx MODEL of others, with --input", {"--scale": self.scale, "--twin": self.twin})
         self._require_ours(model)
         return None
+
+    def _server(self) -> Source:
+        from ducat_serve.library.foreign_sources import ServerSource
+
+        if self.url is None:
+            raise UsageError("There is no MODEL to measure.", "name one, or a server: --url URL")
+        described = {"--fold": self.fold, "--input": self.layout, "--scale": self.scale}
+        self._refuse("a MODEL, not for --url", described)
+        if self.twin is None:
+            self._refuse("a package.module:callable, as MODEL or --twin", {"--import-from": self.import_from})
+        if self.query_budget is None:
+            raise UsageError(
+                f"How much may {self.url} be asked?",
+                "give --query-budget N, in images: a thousand for each one that is measured, say",
+            )
+        return ServerSource(self.url, self.query_budget, self.key, self.twin, self.import_from)
 
     def _scale(self, model: Path) -> Any:
         from training.evaluation.foreign_onnx import parse_scale

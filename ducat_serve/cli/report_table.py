@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ducat_serve.output import Output
 from ducat_serve.report import Artefact, RobustnessReport
-from ducat_serve.report_text import accuracies, doubts, dummy_mass_in_words, other_threat_model
+from ducat_serve.report_text import accuracies, doubts, dummy_mass_in_words, other_threat_model, server_access
 from ducat_serve.spec import ModelSpec
 from ducat_serve.threat_model import format_size
 
@@ -29,6 +29,8 @@ def show_report(report: RobustnessReport, spec: ModelSpec | None, output: Output
         (f"accuracy of {where}", "%", "95 % interval"),
         [clean, *after, *others],
     )
+    if (asked := server_access(report)) is not None:
+        output.text(asked)
     if report.curve:
         output.table(
             "Accuracy over eps",

@@ -78,11 +78,13 @@ def measure_foreign(request: ForeignRequest, outputs: Outputs, output: Output) -
             )
             eight_bit = request.eight_bit or opened.bytes_only
             plan = replace(plan, eight_bit=eight_bit, keep_images=outputs.adversarial is not None)
+            plan = opened.planned(plan, len(chosen), len(set(request.eps)))
             found = (
                 measure_curve(subject, plan, request.eps, output)
                 if len(request.eps) > 1
                 else measure(subject, plan, output)
             )
+            found = replace(found, report=opened.reported(found.report))
             write(subject, plan, found, index)
     except KeyboardInterrupt:
         raise InterruptedRun(signal.SIGINT, "interrupted; nothing was kept.", "run it again") from None
@@ -100,7 +102,7 @@ def _images(request: ForeignRequest, opened: Opened, output: Output) -> tuple[Sp
         seed=request.seed,
         output=output,
     )
-    opened.fit(data)
+    opened.fit(data, output)
     return (data.val if request.split == "val" else data.test), data
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @click.command("evaluate")
-@click.argument("model", type=EvaluatedModel())
+@click.argument("model", type=EvaluatedModel(), required=False)
 @click.option(
     "--split", type=click.Choice(["val", "test"]), default="test", show_default=True, help="Which images."
 )
@@ -96,7 +96,7 @@ if TYPE_CHECKING:
 @device_option
 @common
 def command(
-    model: Path | ForeignModel,
+    model: Path | ForeignModel | None,
     split: Literal["val", "test"],
     norm: Norm | None,
     eps: tuple[float, ...],
@@ -132,7 +132,8 @@ def command(
 
     package.module:callable is a model of others: the callable returns a torch.nn.Module from images in [0, 1] to
     logits. So is a .onnx file that ducat did not write, with --input and --scale: it is attacked by its scores, and by
-    images made on a --twin. Both need --dataset and --eps; report and card are written here, or to --out.
+    images made on a --twin. So is a running server, --url in the place of MODEL, within a --query-budget. All of them
+    need --dataset and --eps; report and card are written here, or to --out.
 
     Of a bundled model (`ducat models`) a copy in the current folder is measured, and keeps the report.
 
@@ -147,6 +148,7 @@ def command(
       ducat evaluate runs/digits/model.onnx
       ducat evaluate nets:make --import-from . --dataset cifar10 --eps 8/255
       ducat evaluate their.onnx --input NCHW --scale 255 --dataset cifar10 --eps 8/255
+      ducat evaluate --url http://127.0.0.1:3000/v1/predict --query-budget 100000 --dataset digits --eps 0.1
     """
     choose_threads(threads)
 
