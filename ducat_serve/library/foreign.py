@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import signal
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
+
+import torch
 
 from ducat_serve import atomic
 from ducat_serve.errors import InterruptedRun, UsageError
@@ -19,6 +22,7 @@ from training.batches import DeviceSplit
 from training.data import Dataset, load_dataset
 from training.data.cache import Split
 from training.device import choose_device, exact_float32
+from training.distributed.processes import ProcessGroup, joined, local_device
 from training.evaluation.curve import measure_curve
 from training.evaluation.evaluate import measure
 from training.evaluation.foreign import prepare_model
@@ -55,39 +59,50 @@ def measure_foreign(request: ForeignRequest, outputs: Outputs, output: Output) -
     """
     if not request.eps or 0 in request.eps:
         raise UsageError("A model of others needs --eps, above 0, in pixels of [0, 1].", "give --eps 8/255")
-    device = choose_device("cpu" if request.source.on_cpu else request.device, output)
+    device = local_device(choose_device("cpu" if request.source.on_cpu else request.device, output))
     exact_float32()
-    try:
-        with outputs.opened(output) as write, request.source.opened(device, output) as opened:
-            images, data = _images(request, opened, output)
-            chosen, index = choose_images(images, request.max_examples, request.seed)
-            subject, plan = prepare_model(
-                opened.model,
-                DeviceSplit.of(chosen, device),
-                ThreatModel(norm=request.norm, eps=max(request.eps)),
-                suite=request.suite,
-                attacks=request.attacks,
-                fold=opened.fold,
-                class_names=data.class_names,
-                dataset=data.title,
-                batch_size=request.batch_size,
-                seed=request.seed,
-                output=output,
-                origin=opened.origin,
-                split=request.split,
-            )
-            eight_bit = request.eight_bit or opened.bytes_only
-            plan = replace(plan, eight_bit=eight_bit, keep_images=outputs.adversarial is not None)
-            plan = opened.planned(plan, len(chosen), len(set(request.eps)))
-            found = (
-                measure_curve(subject, plan, request.eps, output)
-                if len(request.eps) > 1
-                else measure(subject, plan, output)
-            )
-            found = replace(found, report=opened.reported(found.report))
-            write(subject, plan, found, index)
-    except KeyboardInterrupt:
-        raise InterruptedRun(signal.SIGINT, "interrupted; nothing was kept.", "run it again") from None
+    with joined(device) as processes:
+        try:
+            return _measure_together(request, outputs, output, processes, device)
+        except KeyboardInterrupt:
+            raise InterruptedRun(signal.SIGINT, "interrupted; nothing was kept.", "run it again") from None
+
+
+def _measure_together(
+    request: ForeignRequest, outputs: Outputs, output: Output, processes: ProcessGroup, device: torch.device
+) -> RobustnessReport:
+    keep_images = outputs.adversarial is not None
+    if not processes.is_first:  # the first process prints and writes
+        output, outputs = Output(silent=True), Outputs()
+    with outputs.opened(output) as write, request.source.opened(device, output) as opened:
+        found_images = partial(_images, request, opened, output)
+        images, data = processes.first_alone(found_images)
+        chosen, index = choose_images(images, request.max_examples, request.seed)
+        subject, plan = prepare_model(
+            opened.model,
+            DeviceSplit.of(chosen, device),
+            ThreatModel(norm=request.norm, eps=max(request.eps)),
+            suite=request.suite,
+            attacks=request.attacks,
+            fold=opened.fold,
+            class_names=data.class_names,
+            dataset=data.title,
+            batch_size=request.batch_size,
+            seed=request.seed,
+            output=output,
+            origin=opened.origin,
+            split=request.split,
+        )
+        eight_bit = request.eight_bit or opened.bytes_only
+        plan = replace(plan, eight_bit=eight_bit, keep_images=keep_images, processes=processes)
+        plan = opened.planned(plan, len(chosen), len(set(request.eps)))
+        found = (
+            measure_curve(subject, plan, request.eps, output)
+            if len(request.eps) > 1
+            else measure(subject, plan, output)
+        )
+        found = replace(found, report=opened.reported(found.report))
+        write(subject, plan, found, index)
     return found.report
 
 
@@ -106,11 +121,9 @@ def _images(request: ForeignRequest, opened: Opened, output: Output) -> tuple[Sp
     return (data.val if request.split == "val" else data.test), data
 
 
-def write_report(source: Source, report: RobustnessReport, file: Path | None, output: Output) -> Path:
-    """Write report and card to ``file`` (by default named after the model, here) and the same name with .md."""
-    file = file or Path(f"{source.file_name}.robustness.json")
+def write_report(source: Source, report: RobustnessReport, file: Path, output: Output) -> None:
+    """Write the report to ``file``, and its card to the same name with .md."""
     atomic.write_text(file, report.model_dump_json(indent=2) + "\n")
     card = file.with_suffix(".md")
     atomic.write_text(card, report_card(source.name, report))
     output.say(f"Report: {file}, for people: {card}")
-    return file

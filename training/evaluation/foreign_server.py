@@ -73,8 +73,8 @@ class ServerClassifier(nn.Module):
         """Float images [N, channels, H, W] in [0, 1], rounded to 8 bits, to log confidences float32 [N, C].
 
         Raises:
-            UsageError: the budget is spent. DucatError: the server stopped answering. VerificationError: it has another model
-            by now.
+            UsageError: the budget is spent. DucatError: the server stopped answering.
+            VerificationError: it has another model by now.
         """
         levels = (images.detach() * 255).round().clamp(0, 255).byte()
         pixels = levels.permute(0, 2, 3, 1).cpu().numpy()

@@ -22,6 +22,7 @@ from training.batches import DeviceSplit
 from training.data import Dataset
 from training.data.cache import Split, content_digest
 from training.device import LAYOUT, choose_device, exact_float32
+from training.distributed.processes import ProcessGroup, local_device
 from training.evaluation.evaluate import Plan, Subject
 from training.evaluation.stages import attack_named, score_attacks
 from training.evaluation.stages import suite as attacks_of
@@ -70,8 +71,8 @@ class Prepared:
     index: tuple[int, ...]
 
 
-def prepare(request: Request, output: Output) -> Prepared:
-    """Load model and images, and choose the attacks.
+def prepare(request: Request, output: Output, processes: ProcessGroup, device: torch.device) -> Prepared:
+    """Load model and images on the device, and choose the attacks; in each of the processes that share the work.
 
     Raises:
         UsageError: an unknown suite or attack, or one that needs gradients of an exported file; an eps of 0 or a
@@ -84,18 +85,19 @@ def prepare(request: Request, output: Output) -> Prepared:
         raise UsageError(
             "--checkpoint is for a .onnx MODEL.", command_line("ducat", "evaluate", request.checkpoint)
         )
-    device = choose_device("cpu" if exported else request.device, output)
     exact_float32()
     loaded = _load_export(request, output) if exported else _load_checkpoint(request, device, output)
     spec = loaded.spec
     threat_model = _threat_model(request, spec)
-    data = load_training_data(
-        request.path,
-        spec,
-        dataset=request.dataset,
-        data_dir=request.data_dir,
-        offline=request.offline,
-        output=output,
+    data = processes.first_alone(
+        lambda: load_training_data(
+            request.path,
+            spec,
+            dataset=request.dataset,
+            data_dir=request.data_dir,
+            offline=request.offline,
+            output=output,
+        )
     )
     chosen, index = _choose(request, data, spec)
     subject = Subject(
@@ -119,10 +121,17 @@ def prepare(request: Request, output: Output) -> Prepared:
         surrogate=loaded.surrogate,
         val=DeviceSplit.of(data.val, device) if loaded.thorough else None,
         eight_bit=request.eight_bit and not exported,  # an exported file takes no others
+        processes=processes,
     )
     digest = content_digest(data.class_names, [chosen])
     state = _state(request.path, subject, plan, digest)
     return Prepared(spec, subject, plan, state, request.eps, index)
+
+
+def evaluation_device(request: Request, output: Output) -> torch.device:
+    """Where images are while they are attacked, in this process. Raises DucatError as `choose_device` does."""
+    exported = request.path.suffix == ".onnx"
+    return local_device(choose_device("cpu" if exported else request.device, output))
 
 
 def _threat_model(request: Request, spec: ModelSpec) -> ThreatModel:

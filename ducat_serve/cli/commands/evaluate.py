@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from ducat_serve.atomic import write_text
+from ducat_serve.atomic import require_writable, write_text
 from ducat_serve.cli.evaluated_model import EvaluatedModel, ForeignModel
 from ducat_serve.cli.foreign_options import ForeignGiven, foreign_options
 from ducat_serve.cli.options import PIXEL_SIZE, common, data_options, device_option
@@ -19,6 +19,7 @@ from ducat_serve.output import Output
 from ducat_serve.threads import choose_threads
 
 if TYPE_CHECKING:
+    from ducat_serve.cli.main import Invocation
     from ducat_serve.predictor import Device
     from ducat_serve.threat_model import Norm
 
@@ -57,6 +58,11 @@ if TYPE_CHECKING:
     help="Halved when memory runs out.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--devices",
+    type=click.IntRange(min=1),
+    help="Start so many processes here, one per device; batches are dealt out, and results stay the same.",
+)
 @click.option("--resume", is_flag=True, help="Go on after the last attack of an interrupted evaluation.")
 @click.option(
     "--replace",
@@ -95,7 +101,10 @@ if TYPE_CHECKING:
 @threads_option
 @device_option
 @common
+@click.pass_context
 def command(
+    ctx: click.Context,
+    /,
     model: Path | ForeignModel | None,
     split: Literal["val", "test"],
     norm: Norm | None,
@@ -106,6 +115,7 @@ def command(
     max_examples: int | None,
     batch_size: int,
     seed: int,
+    devices: int | None,
     resume: bool,
     replace: bool,
     save_adversarial: Path | None,
@@ -121,7 +131,7 @@ def command(
     threads: int | None,
     json: bool,
     **foreign: Any,
-) -> None:
+) -> int:
     """Measure clean and robust accuracy of MODEL (a model.safetensors, its run folder, a model.onnx, a bundled model).
 
     The attack is run on the deployed function, the one that is exported and served: it knows the fold and
@@ -145,12 +155,25 @@ def command(
       ducat evaluate runs/digits --suite standard --bar clean=0.80,worst_case=0.45
       ducat evaluate runs/digits --eps 2/255 --eps 4/255 --eps 8/255
       ducat evaluate runs/digits --save-adversarial broken --per-image rows.csv
+      ducat evaluate runs/digits --suite full --devices 4
       ducat evaluate runs/digits/model.onnx
       ducat evaluate nets:make --import-from . --dataset cifar10 --eps 8/255
       ducat evaluate their.onnx --input NCHW --scale 255 --dataset cifar10 --eps 8/255
       ducat evaluate --url http://127.0.0.1:3000/v1/predict --query-budget 100000 --dataset digits --eps 0.1
     """
     choose_threads(threads)
+
+    from training.distributed.processes import is_first_process, launched
+
+    several = (devices or 1) > 1 or launched()
+    if several and model is None:
+        raise UsageError("--devices is for a MODEL: a server is asked by one process.", "leave it out")
+    if several and not launched():
+        from training.distributed.launch import launch
+
+        invocation: Invocation = ctx.find_root().obj
+        again = "the same command with --resume, of a model of ours; a model of others starts again"
+        return launch(devices or 1, invocation.arguments, invocation.environment, Output(json), again)
 
     from ducat_serve.library.evaluation import measure
     from ducat_serve.library.foreign import ForeignRequest, measure_foreign, write_report
@@ -162,12 +185,16 @@ def command(
     output = Output(json)
     if out is not None and not out.parent.is_dir():
         raise UsageError(f"--out: there is no folder {out.parent}.")
+    if out is not None:
+        require_writable(out)
     outputs = Outputs(save_adversarial, per_image)
     source = ForeignGiven(**foreign).source(model, device)
     if source is not None:
         _refuse_for_models_of_others({"--checkpoint": checkpoint, "--resume": resume, "--replace": replace})
         if dataset is None:
             raise UsageError(f"{source.name} says nothing of its data.", "name them: --dataset cifar10")
+        out = out or Path(f"{source.file_name}.robustness.json")
+        require_writable(out)
         asked = ForeignRequest(
             source,
             dataset,
@@ -185,8 +212,10 @@ def command(
             device=device,
         )
         report = measure_foreign(asked, outputs, output)
+        if not is_first_process():
+            return 0
         show_report(report, None, output)
-        out = write_report(source, report, out, output)
+        write_report(source, report, out, output)
         beside, trained_on, architecture = out, dataset, source.name
     else:
         assert isinstance(model, Path)
@@ -208,6 +237,8 @@ def command(
             device=device,
         )
         measured = measure(request, output, outputs, resume=resume)
+        if not is_first_process():
+            return 0
         report, spec = measured.report, measured.spec
         show_report(report, spec, output)
         measured.store(output, replace=replace)
@@ -226,6 +257,7 @@ def command(
     if bar is not None:
         require(report, bar)  # its error is then the one document on stdout; --out has the report
     output.result(report.model_dump(mode="json"))
+    return 0
 
 
 def _refuse_for_models_of_others(given: dict[str, object]) -> None:
