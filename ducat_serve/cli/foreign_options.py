@@ -11,10 +11,10 @@ import click
 from ducat_serve.cli.evaluated_model import ForeignModel
 from ducat_serve.cli.manner_options import Function
 from ducat_serve.errors import UsageError, command_line
-from ducat_serve.predictor import Device
 
 if TYPE_CHECKING:
     from ducat_serve.library.foreign_sources import Source
+    from ducat_serve.predictor import Device
 
 _CALLABLE = "--import-from and --fold are for a package.module:callable MODEL."
 
