@@ -1,140 +1,301 @@
-"""Our standard suite and the reference AutoAttack on one model, one after the other in one run.
+"""Our standard suite beside the reference AutoAttack, on a zoo of models: what is left, by how many passes, how soon.
 
-    python benchmarks/attacks.py runs/off --max-examples 500
-    python benchmarks/attacks.py runs/paper --max-examples 500 --raw
+    export OMP_NUM_THREADS=1
+    python benchmarks/attacks.py                                       # the zoo of digits; trains what is missing
+    python benchmarks/attacks.py --zoo cifar10 --data-dir ../shared/data
+    python benchmarks/attacks.py --only paper folded --raw
 
-Both attack the deployed function, in float32, on the same images, in batches of the same size. `--raw` runs AutoAttack
-on raw 2C logits as well, with the paper's recovery applied to what it found: the measure that does not know the
-pairs. Counts of gradient steps and forward passes per image do not depend on how busy the machine is.
+Both attack the deployed function in float32, on the same images, in batches of the same size, one after the other in
+one process. Ours is all of `ducat evaluate --suite standard` that decides the worst case: clean images, attacks, sanity
+checks, and the slow attacks where one of those fails. A pass is one image through the network, forward or backward; a
+step of a gradient attack is one of each. Passes do not depend on how busy the machine is; seconds do, their ratio less.
+
+The zoo of digits: nine networks trained here (runs/zoo; a minute or two each) or made of one of them. Two of them mask
+their gradients on purpose: `saturated` multiplies its logits by 1,000, so that float32 has no cross entropy left, and
+`quantised` rounds its images to 5 levels, so that gradients are 0 everywhere. A model in
+results/attacks-ZOO.json is not run again; that file and the .md are written anew after each.
+
+`--raw` also runs AutoAttack on raw 2C logits, with the paper's recovery applied to what it found: the measure that does
+not know the pairs.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ducat_serve import atomic
 from ducat_serve.checkpoint import checkpoint_path
+from ducat_serve.cli.main import run as ducat
 from ducat_serve.deployed import Deployed, load
 from ducat_serve.output import Output
 from ducat_serve.pairs import recover
+from ducat_serve.threat_model import ThreatModel
 from training.attacks.autoattack import AutoAttack
-from training.attacks.ball import Ball, distance
+from training.attacks.ball import Ball
 from training.attacks.base import TargetModel
 from training.attacks.criteria import misclassified, right
 from training.batches import DeviceSplit, to_pixels
-from training.device import exact_float32
-from training.evaluation.evaluate import wilson
+from training.data.cache import Split
+from training.device import LAYOUT, exact_float32
+from training.evaluation.evaluate import Plan, Subject, evaluate, wilson
 from training.evaluation.runner import Cost, counted
-from training.evaluation.stages import suite
+from training.evaluation.stages import on_doubt, suite
 from training.randomness import stream
 from training.run.dataset import load_training_data
 
 
-def ours(model: Deployed, images: Tensor, labels: Tensor, ball: Ball, batch: int) -> Tensor:
-    """Accuracy per image under the standard suite."""
-    classes = model(images[:1]).shape[1]
-    left = right(model(images), labels)
-    for attack in suite("standard", TargetModel(model.fold, classes)):
-        survivors = left.nonzero().squeeze(1)
-        for start in range(0, len(survivors), batch):
-            index = survivors[start : start + batch]
-            found = attack(
-                model,
-                images[index],
-                labels[index],
-                ball,
-                misclassified(model.fold),
-                generator=stream(0, attack.name, int(index[0])),
-            )
-            assert (distance(images[index], found, ball.norm) <= ball.eps).all()
-            left[index] = right(model(found), labels[index])
-    return left
+class Saturated(nn.Module):
+    """The same decisions; where an image is decided clearly, its cross entropy is exactly 0."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = 1000 * self.classifier(images)
+        return logits
+
+
+class Quantised(nn.Module):
+    """Sees its images in 5 levels; rounding has gradient 0."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.classifier((4 * images).round() / 4)
+        return logits
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model: what `ducat train --dataset digits` is given, or whose weights it has and how it is wrapped."""
+
+    name: str
+    options: tuple[str, ...] = ()
+    of: str | None = None
+    wrap: Callable[[nn.Module], nn.Module] | None = None
+
+
+_OFF = ("--ducat", "off", "--epochs", "20")
+ZOOS: dict[str, tuple[Entry, ...]] = {
+    "digits": (
+        Entry("plain", _OFF),
+        Entry("trades", ("--method", "trades", *_OFF)),
+        Entry("guided", ("--method", "guided", *_OFF)),
+        Entry("half", ("--clean-share", "0.5", *_OFF)),
+        Entry("paper", ("--ducat", "paper", "--epochs", "20")),
+        Entry("folded", ("--ducat", "folded", "--epochs", "20")),
+        Entry("under-trained", ("--ducat", "off", "--epochs", "2")),
+        Entry("saturated", of="plain", wrap=Saturated),
+        Entry("quantised", of="plain", wrap=Quantised),
+    ),
+    "cifar10": (Entry("cifar10-small"),),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one suite left of one model's images, and what it took."""
+
+    model: str
+    suite: str
+    images: int
+    clean: int
+    left: int
+    forward: int
+    backward: int
+    seconds: float
+    remark: str = ""
+
+    @property
+    def passes(self) -> int:
+        return self.forward + self.backward
+
+
+def ours(
+    model: Deployed, split: DeviceSplit, threat_model: ThreatModel, classes: int, batch: int
+) -> tuple[int, str]:
+    """How many images are left by the standard suite, and what it noticed."""
+    target = TargetModel(model.fold, classes)
+    names = tuple(str(i) for i in range(classes))
+    subject = Subject(model, split, names, "benchmark", "benchmark", "test")
+    plan = Plan(
+        threat_model,
+        tuple(suite("standard", target)),
+        tuple(on_doubt("standard", target)),
+        batch_size=batch,
+        legacy_attacks=(),
+    )
+    report = evaluate(subject, plan, Output())
+    noticed = "; ".join(f"not so that {check.name}" for check in report.failed_checks)
+    return round(report.worst_case_accuracy * len(split)), noticed
 
 
 def by_autoattack(
     model: Deployed, classes: int, images: Tensor, labels: Tensor, ball: Ball, batch: int
 ) -> Tensor:
-    """What AutoAttack standard leaves: its images."""
-    found = images.clone()
+    """What AutoAttack standard found: images."""
     attack = AutoAttack().fitted(TargetModel(model.fold, classes))
-    for start in range(0, len(images), batch):
-        part = slice(start, start + batch)
-        found[part] = attack(
-            model, images[part], labels[part], ball, misclassified("none"), generator=stream(0, "reference")
-        )
-    return found
+    found = [
+        attack(model, part, own, ball, misclassified("none"), generator=stream(0, "reference"))
+        for part, own in zip(torch.split(images, batch), torch.split(labels, batch), strict=True)
+    ]
+    return torch.cat(found)
 
 
-def show(name: str, accuracy: Tensor, seconds: float, cost: Cost) -> None:
-    count, survivors = len(accuracy), int(accuracy.sum())
-    low, high = wilson(survivors, count)
-    print(
-        f"{name:<34} {survivors / count:7.2%}  ({low:.1%} to {high:.1%})  {seconds:7.1f} s  "
-        f"{count / seconds:7.2f} images/s  {cost.gradient_steps / count:6.0f} gradients/image  "
-        f"{cost.forward_passes / count:6.0f} forwards/image",
-        flush=True,
+def timed(
+    name: str, what: str, model: Deployed, split: DeviceSplit, work: Callable[[], tuple[int, str]]
+) -> Row:
+    """Run ``work``, which returns how many images are left and a remark, and count what it asks of the model."""
+    clean = int(right(model(to_pixels(split.images)), split.labels).sum())
+    started = time.monotonic()
+    with counted(model.classifier) as cost:
+        left, remark = work()
+    seconds = time.monotonic() - started
+    forward, backward = _passes(cost)
+    return Row(name, what, len(split), clean, left, forward, backward, round(seconds, 1), remark)
+
+
+def _passes(cost: Cost) -> tuple[int, int]:
+    return cost.gradient_steps + cost.forward_passes, cost.gradient_steps
+
+
+def measure(entry: Entry, path: Path, arguments: argparse.Namespace) -> list[Row]:
+    """Both suites on one model."""
+    model = load(path)
+    spec = model.spec
+    data = load_training_data(
+        path, spec, dataset=arguments.zoo, data_dir=arguments.data_dir, offline=True, output=Output()
     )
+    both = [data.test, data.val] if arguments.zoo == "digits" else [data.test]  # digits has too few of either
+    split = DeviceSplit.of(_joined(both, arguments.max_examples), torch.device("cpu"))
+    if entry.wrap is not None:
+        model = Deployed(entry.wrap(model.classifier), model.fold).eval()
+    model = model.to(memory_format=LAYOUT)
+    images, labels = to_pixels(split.images), split.labels
+    ball, batch, classes = Ball.of(spec.threat_model), arguments.batch_size, spec.num_classes
+
+    def reference() -> tuple[int, str]:
+        found = by_autoattack(model, classes, images, labels, ball, batch)
+        return int(right(model(found), labels).sum()), ""
+
+    rows = [
+        timed(
+            entry.name, "ours", model, split, lambda: ours(model, split, spec.threat_model, classes, batch)
+        ),
+        timed(entry.name, "autoattack", model, split, reference),
+    ]
+    if arguments.raw and model.fold != "none":
+        raw = Deployed(model.classifier, "none").eval()
+
+        def recovered() -> tuple[int, str]:
+            found = by_autoattack(raw, spec.num_logits, images, labels, ball, batch)
+            return int((recover(raw(found)) == labels).sum()), ""
+
+        rows.append(timed(entry.name, "autoattack on raw logits, then recovery", model, split, recovered))
+    return rows
+
+
+def _weights(entry: Entry, arguments: argparse.Namespace) -> Path:
+    """Where the model's weights are; it is trained where it is missing."""
+    if not entry.options and entry.of is None:
+        return checkpoint_path(Path(entry.name))  # a bundled model
+    folder = Path(arguments.runs, entry.of or entry.name)
+    if not (folder / "model.safetensors").is_file():
+        options = next(e.options for e in ZOOS[arguments.zoo] if e.name == (entry.of or entry.name))
+        command = [
+            "train",
+            "--dataset",
+            "digits",
+            "--network",
+            "resnet-small",
+            *options,
+            "--out",
+            str(folder),
+        ]
+        if ducat(["--quiet", *command]) != 0:
+            raise SystemExit(1)
+    return folder / "model.safetensors"
+
+
+def _joined(splits: list[Split], count: int) -> Split:
+    images = np.concatenate([s.images for s in splits])
+    labels = np.concatenate([s.labels for s in splits])
+    order = torch.randperm(len(images), generator=stream(0, "subset"))[:count].sort().values.numpy()
+    return Split(images[order], labels[order])
+
+
+def write(rows: list[Row], stem: Path, command: str) -> None:
+    """The rows as JSON, and as a table with one line for each model."""
+    atomic.write_text(stem.with_suffix(".json"), json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    lines = [
+        f"# Our standard suite and the reference AutoAttack: {stem.name}",
+        "",
+        f"Written by `{command}`, which says what is counted. `pyautoattack`, standard; float32; one",
+        "after the other in one process. Left: images that are still right, in per cent, with its 95 % interval.",
+        "",
+        "| model | images | clean | left, ours | left, AutoAttack | passes an image, ours | AutoAttack | fewer | "
+        "faster | noticed |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    by = {(row.model, row.suite): row for row in rows}
+    for mine in (row for row in rows if row.suite == "ours"):
+        reference = by[mine.model, "autoattack"]
+        lines.append(
+            f"| {mine.model} | {mine.images} | {mine.clean / mine.images:.1%} | {_left(mine)} | {_left(reference)} | "
+            f"{mine.passes / mine.images:.0f} | {reference.passes / mine.images:.0f} | "
+            f"{reference.passes / mine.passes:.1f} | {reference.seconds / mine.seconds:.1f} | {mine.remark} |"
+        )
+    for row in rows:
+        if row.suite not in ("ours", "autoattack"):
+            lines += ["", f"{row.model}, {row.suite}: {_left(row)} left."]
+    atomic.write_text(stem.with_suffix(".md"), "\n".join(lines) + "\n")
+
+
+def _left(row: Row) -> str:
+    low, high = wilson(row.left, row.images)
+    return f"{row.left / row.images:.1%} ({low:.1%} to {high:.1%})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--max-examples", type=int, default=500)
-    parser.add_argument("--batch-size", type=int, default=250)
+    parser.add_argument("--zoo", choices=ZOOS, default="digits")
+    parser.add_argument("--only", nargs="+", help="some of its models")
+    parser.add_argument("--max-examples", type=int, default=504)
+    parser.add_argument("--batch-size", type=int, default=252)
     parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--runs", type=Path, default=Path("runs/zoo"))
+    parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--raw", action="store_true", help="also AutoAttack on raw 2C logits with recovery")
     arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     exact_float32()
-
-    path = checkpoint_path(arguments.model)
-    model = load(path)
-    spec = model.spec
-    data = load_training_data(
-        path, spec, dataset=None, data_dir=arguments.data_dir, offline=True, output=Output()
-    )
-    order = torch.randperm(len(data.test), generator=stream(0, "subset"))[: arguments.max_examples]
-    split = DeviceSplit.of(data.test, torch.device("cpu"))
-    index = order.sort().values
-    images, labels = to_pixels(split.images[index]).contiguous(), split.labels[index]
-    ball, batch = Ball.of(spec.threat_model), arguments.batch_size
-    print(
-        f"{data.title}, {len(images)} test images, {spec.threat_model}, {spec.network}, fold {spec.fold}, "
-        f"{torch.get_num_threads()} threads, clean {right(model(images), labels).double().mean():.2%}"
-    )
-
-    started = time.monotonic()
-    with counted(model.classifier) as cost:
-        accuracy = ours(model, images, labels, ball, batch)
-    our_seconds = time.monotonic() - started
-    show("ours, standard suite", accuracy, our_seconds, cost)
-
-    started = time.monotonic()
-    with counted(model.classifier) as cost:
-        found = by_autoattack(model, spec.num_classes, images, labels, ball, batch)
-        accuracy = right(model(found), labels)
-    seconds = time.monotonic() - started
-    show("pyautoattack, standard", accuracy, seconds, cost)
-    print(f"ours is {seconds / our_seconds:.2f} times as fast")
-
-    if arguments.raw and model.fold != "none":
-        raw = Deployed(model.classifier, "none").eval()
-        started = time.monotonic()
-        with counted(model.classifier) as cost:
-            accuracy = (
-                recover(raw(by_autoattack(raw, spec.num_logits, images, labels, ball, batch))) == labels
-            )
-        show("pyautoattack on raw 2C + recovery", accuracy, time.monotonic() - started, cost)
+    stem = arguments.results / f"attacks-{arguments.zoo}"
+    known = stem.with_suffix(".json")
+    rows = [Row(**row) for row in json.loads(known.read_text())] if known.is_file() else []
+    for entry in ZOOS[arguments.zoo]:
+        if entry.name in {row.model for row in rows} or (arguments.only and entry.name not in arguments.only):
+            continue
+        path = _weights(entry, arguments)
+        with torch.no_grad():
+            found = measure(entry, path, arguments)
+        for row in found:
+            print(row, flush=True)
+        rows += found
+        write(rows, stem, f"python benchmarks/attacks.py --zoo {arguments.zoo}")
 
 
 if __name__ == "__main__":
-    with torch.no_grad():
-        main()
+    main()

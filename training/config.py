@@ -110,7 +110,8 @@ class TrainConfig(BaseModel):
             raise ValueError("--split-weight needs --ducat folded (the paper's loss has weight 1)")
         if self.eps_ramp is not None and self.eps_ramp > self.epochs:
             raise ValueError(
-                f"--eps-ramp {self.eps_ramp} is longer than the {self.epochs} epochs of training"
+                f"--eps-ramp {self.eps_ramp} is longer than the {self.epochs} epochs of training: "
+                f"give --eps-ramp 1 to {self.epochs}, or more --epochs"
             )
         if self.schedule != "steps" and self.lr_milestones:
             raise ValueError(f"--lr-milestones needs --schedule steps, not {self.schedule}")
@@ -215,7 +216,8 @@ def resolve(dataset: str, given: dict[str, Any], recipe: str | None = None) -> T
     if recipe is not None:
         _require_recipe_for(dataset, recipe, settings)
     if given.get("method", settings["method"]) != settings["method"]:
-        settings.pop("beta", None)  # each method's weight is its own
+        for name in _of_one_method(given["method"]):
+            settings.pop(name, None)
     values = {**settings, **given, "dataset": dataset}
     values.update(_threat_model(settings, given))
     epochs = values["epochs"]
@@ -247,6 +249,19 @@ def _require_recipe_for(dataset: str, recipe: str, settings: dict[str, Any]) -> 
         f"The recipe {recipe} is made for {made_for}, not for {dataset}.",
         f"ducat train --recipe {recipe}, or ducat train --dataset {dataset}",
     )
+
+
+def _of_one_method(method: str) -> list[str]:
+    """The settings that a recipe made for another method does not hand on to ``method``: what the user gives stays."""
+    names = ["beta"]  # each method's weight is its own
+    if method not in METHODS:  # refused with the rest of the configuration
+        return names
+    objective = objective_class(method)
+    if objective.attacks_in_one_step or not objective.is_adversarial:
+        names.append("inner_attack")
+    if not objective.is_adversarial:
+        names.append("eps_ramp")
+    return names
 
 
 def _default_mode(method: str) -> Mode:

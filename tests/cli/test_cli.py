@@ -380,7 +380,7 @@ def test_a_weaker_report_does_not_replace_a_stronger_one(
     strong = (folder / "model.safetensors").read_bytes()
     weaker = ["evaluate", str(folder), "--max-examples", "10", "--attack", "pgd"]
     assert run(weaker) == 0
-    assert "says less (fewer attacks, fewer images)" in capsys.readouterr().err
+    assert "says less (weaker attacks, fewer images)" in capsys.readouterr().err
     assert (folder / "model.safetensors").read_bytes() == strong
     assert run([*weaker, "--replace"]) == 0
     assert "not stored" not in capsys.readouterr().err

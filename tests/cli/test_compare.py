@@ -20,6 +20,7 @@ from export.model_card import model_card
 from training.attacks.base import TargetModel
 from training.evaluation.comparison import (
     OF_SOME_MODELS,
+    ON_DOUBT,
     Candidate,
     differences,
     losses,
@@ -27,7 +28,7 @@ from training.evaluation.comparison import (
     to_json,
 )
 from training.evaluation.plot import plot_comparison
-from training.evaluation.stages import ATTACKS
+from training.evaluation.stages import ATTACKS, on_doubt
 
 
 def report(spec: ModelSpec, clean: float, worst: float, **more: Any) -> RobustnessReport:
@@ -89,6 +90,7 @@ def test_models_that_were_not_measured_alike_have_no_front(spec: ModelSpec) -> N
 def test_attacks_that_some_models_cannot_be_given_are_those_that_say_so() -> None:
     least = TargetModel("none", 10)  # no dummies, no surrogate
     assert {name for name, attack in ATTACKS.items() if not attack.applies(least)} == OF_SOME_MODELS
+    assert {attack.name for attack in on_doubt("standard", least)} == ON_DOUBT
 
 
 def test_a_report_on_test_images_may_replace_one_on_val_images(spec: ModelSpec) -> None:

@@ -57,6 +57,22 @@ def test_off_has_no_dummy_phase_and_folded_its_split_weight() -> None:
     assert resolve("digits", {"ducat": "folded", "split_weight": 0.0}).split_weight == 0.0
 
 
+@pytest.mark.parametrize("recipe", ["cifar10-hours", "cifar10-small"])
+@pytest.mark.parametrize("method", ["standard", "guided"])
+def test_another_method_leaves_a_recipe_s_settings_that_it_does_not_have(recipe: str, method: str) -> None:
+    config = resolve("cifar10", {"method": method}, recipe)
+    assert config.inner_attack == "pgd"
+    if method == "standard":
+        assert (config.ducat, config.eps_ramp) == ("off", None)
+    with pytest.raises(UsageError, match="--inner-attack"):
+        resolve("cifar10", {"method": method, "inner_attack": "n-fgsm"}, recipe)
+
+
+def test_a_ramp_of_the_recipe_that_does_not_fit_says_what_would() -> None:
+    with pytest.raises(UsageError, match="give --eps-ramp 1 to 3, or more --epochs"):
+        resolve("cifar10", {"epochs": 3}, "cifar10-hours")
+
+
 @pytest.mark.parametrize(
     ("given", "word"),
     [

@@ -17,13 +17,12 @@ from torch import Tensor
 from ducat_serve.deployed import Deployed
 from training.attacks.apgd import APGD
 from training.attacks.ball import Ball
-from training.attacks.base import Attack, Best, finite_gradient, value
+from training.attacks.base import Attack, Best, value
 from training.attacks.criteria import Criterion
+from training.attacks.diversified import diversified_start
 from training.attacks.frozen import frozen
 from training.attacks.losses import margin, pair_margin
 from training.attacks.square import Square
-
-_DIVERSIFYING_STEPS = 2  # of size eps; the paper's setting for white-box attacks
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class WarmSquare(Attack):
             search = APGD(partial(pair_margin, temperature=1) if restart % 2 else margin, self.steps)
             origin, own = images[index], labels[index]
             with frozen(model):
-                start = _diversified(model, origin, ball, generator)
+                start = diversified_start(model, origin, ball, generator)
                 found = search(model, origin, own, ball, criterion, generator=generator, start=start)
                 best.offer(index, found, value(model, found, own, own, margin_loss, criterion))
         index = (~best.success).nonzero().squeeze(1)
@@ -76,18 +75,3 @@ class WarmSquare(Attack):
             start=best.images[index],
         )
         return best.images
-
-
-def _diversified(model: Deployed, images: Tensor, ball: Ball, generator: torch.Generator) -> Tensor:
-    """Go up a random direction in the space of raw logits, each image its own."""
-    current = ball.random_start(images, generator)
-    direction: Tensor | None = None
-    for _ in range(_DIVERSIFYING_STEPS):
-        current.requires_grad_(True)
-        with torch.enable_grad():
-            raw = model.classifier(current)
-            if direction is None:
-                direction = torch.rand(raw.shape, generator=generator, device=raw.device) * 2 - 1
-            (gradient,) = torch.autograd.grad((direction * raw).sum(), current)
-        current = ball.project(images, ball.ascend(current.detach(), finite_gradient(gradient), ball.eps))
-    return current

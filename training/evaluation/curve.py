@@ -26,7 +26,8 @@ def measure_curve(
 
     An example that is broken at one radius is broken at all larger ones: the image that breaks it is in their balls
     too. So only what is left is attacked, and the worst case of the report is at most what `measure` alone would find.
-    Studies beside the attacks (sanity checks, the legacy measure, rejection) are made at the plan's radius only.
+    The legacy measure and the study of rejection are made at the plan's radius only; sanity checks decide at each
+    whether slow attacks follow.
 
     Raises what `measure` does.
     """
@@ -47,7 +48,7 @@ def measure_curve(
 
 
 def _attacks_only(plan: Plan, threat_model: ThreatModel) -> Plan:
-    return replace(plan, threat_model=threat_model, legacy_attacks=(), sanity=False, val=None)
+    return replace(plan, threat_model=threat_model, legacy_attacks=(), val=None)
 
 
 def _point(report: RobustnessReport) -> CurvePoint:

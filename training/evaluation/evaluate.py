@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -63,6 +64,7 @@ class Plan:
     Args:
         threat_model: the ball in which attacks look.
         attacks: in the order in which they run; only what is still right goes on to the next.
+        on_doubt: run after them where a sanity check fails, because their figure would flatter.
         seed: all randomness comes from it.
         batch_size: halved whenever memory runs out.
         legacy_attacks: names of those that measure the legacy accuracy of a model with dummies; none leaves it out.
@@ -77,6 +79,7 @@ class Plan:
 
     threat_model: ThreatModel
     attacks: tuple[Attack, ...]
+    on_doubt: tuple[Attack, ...] = ()
     seed: int = 0
     batch_size: int = 256
     legacy_attacks: tuple[str, ...] = ("apgd-ce",)
@@ -151,16 +154,26 @@ def measure(
             results = _restored(state, examples, processes)
             output.say(f"Resumed after {', '.join(result.name for result in results)}.")
         earlier = sum(result.seconds for result in results)
-        for attack in plan.attacks[len(results) :]:
-            results.append(_run(runner, attack, examples, len(results), keeper))
-            if state is not None and processes.is_first:
-                state.save(examples, results)
+
+        def run(attacks: Sequence[Attack]) -> None:
+            for attack in attacks[len(results) :]:
+                results.append(_run(runner, attack, examples, len(results), keeper))
+                if state is not None and processes.is_first:
+                    state.save(examples, results)
+
+        run(plan.attacks)
+        sanity = check_sanity(runner, examples, plan.surrogate) if plan.sanity else ()
+        failed = [check.name for check in sanity if not check.passed]
+        if failed and plan.on_doubt:
+            output.say(
+                f"Gradient masking suspected: not so that {', '.join(failed)}. Going on to slow attacks."
+            )
+            run((*plan.attacks, *plan.on_doubt))
         with_dummies = model.fold != "none"
         is_legacy = with_dummies and len(plan.legacy_attacks) > 0
         legacy = legacy_2c_accuracy(runner, plan.legacy_attacks) if is_legacy else None
         mass = dummy_mass(runner, examples, adaptive=plan.val is not None)
         rejections = () if plan.val is None else rejection(runner, examples, plan.val)
-        sanity = check_sanity(runner, examples, plan.surrogate) if plan.sanity else ()
     clean, survivors = int(examples.clean.sum()), int(examples.right.sum())
     report = RobustnessReport(
         weights_digest=subject.weights_digest,

@@ -26,7 +26,7 @@ from ducat_serve.threat_model import ThreatModel
 from training.attacks.base import Attack, TargetModel
 from training.batches import DeviceSplit, to_pixels
 from training.evaluation.evaluate import Plan, Subject, evaluate
-from training.evaluation.stages import attack_named, score_attacks
+from training.evaluation.stages import attack_named, on_doubt, score_attacks
 from training.evaluation.stages import suite as attacks_of
 
 _SAMPLE = 8  # images that a model is tried on before it is attacked
@@ -149,7 +149,8 @@ def prepare_model(
     if artefact == "checkpoint" and not differentiable:  # what was said above goes on with the others
         attacks = [name for name in attacks if not attack_named(name, target).needs_gradient]
     chosen = _attacks(suite, attacks, target, differentiable=differentiable)
-    plan = Plan(threat_model, tuple(chosen), seed=seed, batch_size=batch_size, sanity=differentiable)
+    slow = () if attacks or not differentiable else tuple(on_doubt(suite, target))
+    plan = Plan(threat_model, tuple(chosen), slow, seed, batch_size, sanity=differentiable)
     return subject, plan
 
 

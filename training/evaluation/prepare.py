@@ -24,7 +24,7 @@ from training.data.cache import Split, content_digest
 from training.device import LAYOUT, choose_device, exact_float32
 from training.distributed.processes import ProcessGroup, local_device
 from training.evaluation.evaluate import Plan, Subject
-from training.evaluation.stages import attack_named, score_attacks
+from training.evaluation.stages import attack_named, on_doubt, score_attacks
 from training.evaluation.stages import suite as attacks_of
 from training.evaluation.state import EvaluationState
 from training.randomness import stream
@@ -32,7 +32,7 @@ from training.run.dataset import load_training_data
 from training.run.folder import RunFolder
 
 # The same attacks as on the deployed function, so that what differs is only what they know.
-_LEGACY = ("apgd-ce", "apgd-dlr", "targeted", "square-warm")
+_LEGACY = ("apgd-ce", "closest-first")
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,7 @@ def prepare(request: Request, output: Output, processes: ProcessGroup, device: t
     plan = Plan(
         threat_model=threat_model,
         attacks=loaded.attacks,
+        on_doubt=loaded.on_doubt,
         seed=request.seed,
         batch_size=request.batch_size,
         legacy_attacks=_LEGACY if loaded.thorough else _LEGACY[:1],
@@ -183,7 +184,7 @@ def _state(path: Path, subject: Subject, plan: Plan, data_digest: str) -> Evalua
             "data": f"{subject.dataset} {subject.split} {data_digest}",
             "threat model": str(plan.threat_model),
             "lattice": "8bit" if plan.eight_bit else "",
-            "attacks": [[attack.name, attack.settings()] for attack in plan.attacks],
+            "attacks": [[attack.name, attack.settings()] for attack in (*plan.attacks, *plan.on_doubt)],
             "seed": plan.seed,
         },
     )
@@ -196,6 +197,7 @@ class _Loaded:
     spec: ModelSpec
     model: Deployed
     attacks: tuple[Attack, ...]
+    on_doubt: tuple[Attack, ...]
     surrogate: Deployed | None
     thorough: bool  # whether detection and rejection are studied
 
@@ -210,7 +212,9 @@ def _load_checkpoint(request: Request, device: torch.device, output: Output) -> 
     else:
         attacks = attacks_of(request.suite, target)
     thorough = not request.attacks and request.suite != "quick"
-    return _Loaded(spec, model.to(device).to(memory_format=LAYOUT), tuple(attacks), surrogate, thorough)
+    doubt = () if request.attacks else tuple(on_doubt(request.suite, target))
+    model = model.to(device).to(memory_format=LAYOUT)
+    return _Loaded(spec, model, tuple(attacks), doubt, surrogate, thorough)
 
 
 def _pre_dummy(path: Path, spec: ModelSpec, device: torch.device, output: Output) -> Deployed | None:
@@ -253,7 +257,7 @@ def _load_export(request: Request, output: Output) -> _Loaded:
     surrogate = _source(request.path, request.checkpoint, predictor.spec, output)
     target = TargetModel("none", predictor.spec.num_classes, surrogate)
     attacks = score_attacks(request.suite, request.attacks, target, "evaluate its checkpoint")
-    return _Loaded(predictor.spec, exported_model(predictor), tuple(attacks), surrogate, thorough=False)
+    return _Loaded(predictor.spec, exported_model(predictor), tuple(attacks), (), surrogate, thorough=False)
 
 
 def _source(path: Path, checkpoint: Path | None, spec: ModelSpec, output: Output) -> Deployed | None:

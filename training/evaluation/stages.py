@@ -6,12 +6,14 @@ Every attack is judged on the deployed function. A new attack is one file in `tr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ducat_serve.errors import UsageError, unknown_name
 from training.attacks.apgd_ce import APGDCrossEntropy, APGDLse
 from training.attacks.apgd_dlr import APGDDLR
 from training.attacks.autoattack import AutoAttack
 from training.attacks.base import Attack, TargetModel
+from training.attacks.closest_first import ClosestFirst
 from training.attacks.pair_margin import PairMargin
 from training.attacks.pgd import PGD
 from training.attacks.square import Square
@@ -20,19 +22,21 @@ from training.attacks.transfer import Transfer
 from training.attacks.warm_square import WarmSquare
 
 _QUICK = ("pgd", "apgd-ce", "pair-margin-1")
-_STANDARD: tuple[Attack, ...] = (
-    PGD(),
-    APGDCrossEntropy(),
+_STANDARD: tuple[Attack, ...] = (PGD(), APGDCrossEntropy(), ClosestFirst(), Transfer())
+# Every one of them goes through all survivors: for models whose gradients mislead, where margins tell little of what
+# may still fall. `standard` goes on to them where a sanity check fails.
+_EXHAUSTIVE: tuple[Attack, ...] = (
     APGDDLR(),
     APGDLse(),
     PairMargin(temperature=0),
     PairMargin(temperature=1),
     PairMargin(temperature=4),
     TargetedAPGD(),
-    Transfer(),
     WarmSquare(),
+    Square(),
 )
-_FULL: tuple[Attack, ...] = (*_STANDARD, AutoAttack(), Square())
+_AUTOATTACK_QUERIES = 5000
+_FULL: tuple[Attack, ...] = (*_STANDARD, *_EXHAUSTIVE, AutoAttack())
 
 ATTACKS: dict[str, Attack] = {attack.name: attack for attack in _FULL}
 SUITES: dict[str, tuple[str, ...]] = {
@@ -68,6 +72,20 @@ def score_attacks(suite: str, names: Sequence[str], target: TargetModel, instead
             f"{instead}, or choose from: {', '.join(possible)}",
         )
     return chosen or [ATTACKS[name].fitted(target) for name in possible if ATTACKS[name].applies(target)]
+
+
+def on_doubt(name: str, target: TargetModel) -> list[Attack]:
+    """What a suite goes on to where a sanity check fails: for `standard`, all slow attacks that apply to a model.
+
+    Squares get as many queries as AutoAttack's: where gradients mislead, they find what nothing else does.
+    """
+    if name != "standard":
+        return []
+    slow = (
+        replace(attack, queries=_AUTOATTACK_QUERIES) if isinstance(attack, Square) else attack
+        for attack in _EXHAUSTIVE
+    )
+    return [attack.fitted(target) for attack in slow if attack.applies(target)]
 
 
 def attack_named(name: str, target: TargetModel) -> Attack:

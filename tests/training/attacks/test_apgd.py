@@ -26,7 +26,7 @@ from training.attacks.targeted_apgd import TargetedAPGD
 from training.attacks.transfer import Transfer
 from training.evaluation.detectors import detectors
 from training.evaluation.runner import counted
-from training.evaluation.stages import ATTACKS, SUITES, attack_named, suite
+from training.evaluation.stages import ATTACKS, SUITES, attack_named, on_doubt, suite
 from training.randomness import stream
 
 WRONG = misclassified("none")
@@ -106,11 +106,12 @@ def run(
         "pair-margin-4",
         "targeted",
         "square-warm",
+        "closest-first",
     ],
 )
 def test_finds_every_image_nearer_than_eps_and_none_beyond(norm: Norm, name: str) -> None:
     """Two classes for untargeted losses: among more they may follow one that is not the nearest."""
-    classes = 5 if name == "targeted" else 2
+    classes = 5 if name in ("targeted", "closest-first") else 2
     model, images, labels, nearest, eps = oracle(norm, classes)
     if name in (
         "apgd-lse",
@@ -124,7 +125,7 @@ def test_finds_every_image_nearer_than_eps_and_none_beyond(norm: Norm, name: str
     assert torch.equal(wrong[clear], (nearest < eps)[clear])
 
 
-@pytest.mark.parametrize("name", ["apgd-ce", "apgd-dlr", "pair-margin-1", "targeted"])
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-dlr", "pair-margin-1", "targeted", "closest-first"])
 def test_l1_finds_every_image_that_spending_greedily_can_fool(name: str) -> None:
     """A linear margin in the l1 ball and the pixel box falls fastest on the largest weights, each up to its bound."""
     generator = stream(5, "images")
@@ -320,17 +321,24 @@ def test_nan_logits_count_as_wrong() -> None:
 
 def test_suites_fit_the_model() -> None:
     folds: list[Fold] = ["none", "max", "lse"]
-    names = {fold: [attack.name for attack in suite("standard", TargetModel(fold, 10))] for fold in folds}
+    names = {fold: [attack.name for attack in on_doubt("standard", TargetModel(fold, 10))] for fold in folds}
     assert "apgd-lse" in names["max"]
     assert "apgd-lse" not in names["lse"]  # there it is apgd-ce
     assert [n for n in names["none"] if "margin" in n] == ["pair-margin-1"]
-    assert "transfer" not in names["max"]  # there is no surrogate
+    assert on_doubt("quick", TargetModel("none", 10)) == []
+    alone = [attack.name for attack in suite("standard", TargetModel("max", 10))]
+    assert alone == ["pgd", "apgd-ce", "closest-first"]  # there is no surrogate
     surrogate = Deployed(nn.Identity(), "max")
     assert "transfer" in [s.name for s in suite("standard", TargetModel("max", 10, surrogate))]
-    assert set(SUITES["quick"]) < set(SUITES["standard"]) < set(SUITES["full"]) == set(ATTACKS)
-    for name, loss in (("apgd-dlr", "margin"), ("targeted", "targeted_margin")):  # DLR needs 4 classes
-        assert attack_named(name, TargetModel("none", 3)).settings()["loss"] == loss
-        assert attack_named(name, TargetModel("none", 4)).settings()["loss"] == loss.replace("margin", "dlr")
+    assert set(SUITES["quick"]) < set(SUITES["full"]) == set(ATTACKS)
+    assert set(SUITES["standard"]) < set(SUITES["full"])
+    for name, setting, loss in (
+        ("apgd-dlr", "loss", "margin"),
+        ("targeted", "loss", "targeted_margin"),
+        ("closest-first", "targeted", "targeted_margin"),
+    ):  # DLR needs 4 classes
+        assert attack_named(name, TargetModel("none", 3)).settings()[setting] == loss
+        assert attack_named(name, TargetModel("none", 4)).settings()[setting] == loss.replace("margin", "dlr")
     with pytest.raises(UsageError, match="Did you mean 'standard'"):
         suite("standart", TargetModel("none", 10))
     with pytest.raises(UsageError, match="Did you mean 'square'"):

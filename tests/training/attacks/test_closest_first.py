@@ -1,0 +1,94 @@
+"""Closest-first: which images a round attacks, in what order, and what ends it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ducat_serve.deployed import Deployed
+from training.attacks.ball import Ball
+from training.attacks.base import TargetModel
+from training.attacks.closest_first import ClosestFirst, _Survivors
+from training.attacks.criteria import misclassified
+from training.evaluation.runner import counted
+from training.randomness import stream
+
+
+class Brightness(nn.Module):
+    """Class 1 from a mean brightness of a half on; the margin of class 0 is how much darker an image is."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        brighter = images.mean(dim=(1, 2, 3)) - 0.5
+        return torch.stack([-brighter, brighter], dim=1)
+
+
+def survivors(levels: Tensor) -> _Survivors:
+    """A batch of grey images of class 0, offered as they are."""
+    images = levels.view(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous()
+    model = Deployed(Brightness(), "none").eval()
+    labels = torch.zeros(len(levels), dtype=torch.long)
+    batch = _Survivors(
+        model, images, labels, Ball("linf", 0.5), misclassified("none"), stream(0, "t"), steps=5
+    )
+    batch.offer(torch.arange(len(levels)), images)
+    return batch
+
+
+def test_a_round_begins_with_the_closest_and_ends_where_two_blocks_held() -> None:
+    levels = torch.rand(160, generator=stream(0, "levels")) / 2
+    batch, seen = survivors(levels), []
+
+    def nothing(index: Tensor) -> Tensor:
+        seen.append(index)
+        return batch.images[index]
+
+    assert batch.attack(nothing) == 0
+    assert (
+        torch.cat(seen).tolist() == levels.argsort(descending=True)[:40].tolist()
+    )  # two blocks of an eighth
+
+
+def test_a_round_goes_on_while_images_fall() -> None:
+    batch, seen = survivors(torch.linspace(0.49, 0, 160)), []
+
+    def every_thirtieth(index: Tensor) -> Tensor:
+        seen.append(index)
+        found = batch.images[index].clone()
+        found[index % 30 == 0] = 0.9
+        return found
+
+    assert batch.attack(every_thirtieth) == 6  # 0, 30, ..., 150: no two blocks of 20 in a row without one
+    assert len(torch.cat(seen)) == 160
+    seen.clear()
+    batch.attack(lambda index: seen.append(index) or batch.images[index], everyone=True)  # type: ignore[func-returns-value]
+    assert len(torch.cat(seen)) == 154  # what fell is not attacked again
+
+
+def test_the_order_follows_the_best_image_so_far() -> None:
+    batch = survivors(torch.tensor([0.1, 0.2, 0.3]))
+    batch.offer(torch.tensor([0]), torch.full((1, 1, 2, 2), 0.45))
+    seen: list[Tensor] = []
+    batch.attack(lambda index: seen.append(index) or batch.best.images[index])  # type: ignore[func-returns-value]
+    assert torch.cat(seen).tolist() == [0, 2, 1]
+
+
+def test_far_images_cost_two_runs_and_a_quarter_of_the_others() -> None:
+    """400 images that no attack reaches: the margin and the best target for all, the rest for 100 of them."""
+    generator = stream(0, "images")
+    images = torch.rand(400, 1, 2, 2, generator=generator) * 0.1
+    model = Deployed(Brightness(), "none").eval()
+    attack = ClosestFirst(steps=10, restarts=3, queries=20).fitted(TargetModel("none", 2))
+    with counted(model.classifier) as cost:
+        attack(
+            model,
+            images,
+            torch.zeros(400, dtype=torch.long),
+            Ball("linf", 0.01),
+            misclassified("none"),
+            generator=generator,
+        )
+    runs = 2 * 400 + (1 + 3) * 100  # margin, one wrong class; DLR, three restarts
+    diversifying = 3 * 100 * 2
+    assert cost.gradient_steps == 11 * runs + diversifying
+    # Clean, the margin's result, its ranking, the target's result; four results, and squares with theirs; the width.
+    assert cost.forward_passes == 400 * 4 + 100 * (4 + 20 + 1) + 1
