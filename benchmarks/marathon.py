@@ -29,6 +29,7 @@ from ducat_serve.checkpoint import checkpoint_path
 from ducat_serve.deployed import Deployed
 from ducat_serve.output import Output
 from training.batches import to_pixels
+from training.distributed.processes import ProcessGroup
 from training.evaluation.evaluate import measure
 from training.evaluation.prepare import Request, prepare
 from training.randomness import stream
@@ -158,7 +159,7 @@ def main() -> None:
         data_dir=arguments.data_dir,
         device="cpu",
     )
-    prepared = prepare(request, output)
+    prepared = prepare(request, output, ProcessGroup(), torch.device("cpu"))
     subject, plan = prepared.subject, replace(prepared.plan, sanity=False, legacy_attacks=(), val=None)
     if plan.threat_model.norm != "linf":
         raise SystemExit("models in linf only")

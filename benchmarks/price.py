@@ -45,7 +45,7 @@ from ducat_serve.report import RobustnessReport
 from training.config import TrainConfig
 from training.distributed.processes import ProcessGroup
 from training.evaluation.evaluate import evaluate
-from training.evaluation.prepare import Request, prepare
+from training.evaluation.prepare import Request, evaluation_device, prepare
 from training.objectives import objective_class
 from training.run.dataset import load_run_data
 from training.run.folder import RunFolder
@@ -196,7 +196,7 @@ def measured(planned: Planned, folder: RunFolder, data_dir: Path | None, output:
         offline=True,
         device="cpu",
     )
-    prepared = prepare(request, output)
+    prepared = prepare(request, output, ProcessGroup(), evaluation_device(request, output))
     plan = replace(prepared.plan, val=None, legacy_attacks=prepared.plan.legacy_attacks[:1])
     report = evaluate(prepared.subject, plan, output, prepared.state)
     spec, tensors = read_checkpoint(folder.last)

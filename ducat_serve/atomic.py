@@ -41,6 +41,16 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def require_writable(path: Path) -> None:
+    """Raise DucatError where no file can be written to ``path``: before hours of work, not after. Leaves nothing."""
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        Path(name).unlink()
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path`` atomically. Raises DucatError as `replacing` does."""
     with replacing(path) as temporary:

@@ -47,6 +47,7 @@ class _Base:
         timeout: float = 30.0,
         retries: int = 3,
         max_wait: float = 30.0,
+        top_k: int | None = None,
     ) -> None:
         """
         Args:
@@ -57,14 +58,16 @@ class _Base:
             retries: how often a request is sent again after 429, 503 or a lost connection. Not after a timeout: the
                 server may be working on it, and would charge it again.
             max_wait: seconds; where the server asks for a longer pause (a budget that is spent), it is an error.
+            top_k: how many classes each prediction lists; the server's own number unless given.
         """
         self._retries, self._max_wait = retries, max_wait
+        self.waited = 0.0  # seconds between attempts, so far
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         # No proxy and no credentials from the environment: the URL says where images go.
         self._options: dict[str, Any] = {
             "base_url": url,
             "headers": headers,
-            "params": {name: value for name, value in (("model", model), ("version", version)) if value},
+            "params": {n: v for n, v in (("model", model), ("version", version), ("top_k", top_k)) if v},
             "timeout": timeout,
             "trust_env": False,
         }
@@ -99,6 +102,10 @@ class Client(_Base):
         """
         return _predictions(self._send("POST", "/v1/predict", files=_files(images)))
 
+    def answer(self, *images: Image | Sequence[Image]) -> dict[str, Any]:
+        """As `predict`, with what the server says of the model beside the predictions."""
+        return _document(self._send("POST", "/v1/predict", files=_files(images)))
+
     def predict_array(self, images: NDArray[np.uint8]) -> list[dict[str, Any]]:
         """Predict uint8 images [N, H, W, channels] of exactly the model's size. Raises as `predict`."""
         return _predictions(self._send("POST", "/v1/predict", **_array(images)))
@@ -119,6 +126,7 @@ class Client(_Base):
             )
             if pause is None:
                 return _checked(response, lost)
+            self.waited += pause
             time.sleep(pause)
             attempt += 1
 
@@ -136,6 +144,10 @@ class AsyncClient(_Base):
     async def predict(self, *images: Image | Sequence[Image]) -> list[dict[str, Any]]:
         """As `Client.predict`."""
         return _predictions(await self._send("POST", "/v1/predict", files=_files(images)))
+
+    async def answer(self, *images: Image | Sequence[Image]) -> dict[str, Any]:
+        """As `Client.answer`."""
+        return _document(await self._send("POST", "/v1/predict", files=_files(images)))
 
     async def predict_array(self, images: NDArray[np.uint8]) -> list[dict[str, Any]]:
         """As `Client.predict_array`."""
@@ -157,6 +169,7 @@ class AsyncClient(_Base):
             )
             if pause is None:
                 return _checked(response, lost)
+            self.waited += pause
             await asyncio.sleep(pause)
             attempt += 1
 

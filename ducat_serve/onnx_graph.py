@@ -19,6 +19,8 @@ _NODE_OPERATOR, _NODE_ATTRIBUTE, _NODE_DOMAIN = 4, 5, 7
 _ATTRIBUTE_TENSOR, _ATTRIBUTE_TENSORS = 5, 10
 _ATTRIBUTE_GRAPHS, _ATTRIBUTE_SPARSE_TENSORS = (6, 11), (22, 23)
 _TENSOR_EXTERNAL_DATA, _TENSOR_LOCATION = 13, 14
+_SPARSE_TENSORS = (1, 2)
+_FUNCTION_NODE = 7
 _CONTROL_FLOW = {"Loop", "Scan", "If", "SequenceMap"}
 _DOMAINS = {"", "ai.onnx"}
 _LARGEST_TAG = 2**32 - 1
@@ -38,6 +40,53 @@ def check_graph(model: bytes, source: str) -> str:
         return _check_model(memoryview(model))
     except _Refused as refusal:
         raise VerificationError(f"{source}: {refusal}.", "ducat export model.safetensors --onnx") from None
+
+
+def keeps_tensors_elsewhere(model: bytes) -> bool:
+    """Whether a serialised ModelProto of anybody refers to tensors in other files, in any of its graphs.
+
+    Raises ValueError where it is no ModelProto.
+    """
+    try:
+        graphs = _messages(memoryview(model), _MODEL_GRAPH)
+        if not graphs:
+            raise ValueError("it is not an ONNX model")
+        functions = _messages(memoryview(model), _MODEL_FUNCTIONS)
+        nodes = [node for function in functions for node in _messages(function, _FUNCTION_NODE)]
+        return any(map(_graph_elsewhere, graphs)) or any(map(_node_elsewhere, nodes))
+    except _Refused as refusal:
+        raise ValueError(str(refusal)) from None
+
+
+def _graph_elsewhere(graph: memoryview) -> bool:
+    tensors = [*_messages(graph, _GRAPH_INITIALIZER), *_sparse_tensors(graph, _GRAPH_SPARSE_INITIALIZER)]
+    return any(map(_tensor_elsewhere, tensors)) or any(map(_node_elsewhere, _messages(graph, _GRAPH_NODE)))
+
+
+def _node_elsewhere(node: memoryview) -> bool:
+    for attribute in _messages(node, _NODE_ATTRIBUTE):
+        tensors = _messages(attribute, _ATTRIBUTE_TENSOR, _ATTRIBUTE_TENSORS)
+        tensors += _sparse_tensors(attribute, *_ATTRIBUTE_SPARSE_TENSORS)
+        graphs = _messages(attribute, *_ATTRIBUTE_GRAPHS)
+        if any(map(_tensor_elsewhere, tensors)) or any(map(_graph_elsewhere, graphs)):
+            return True
+    return False
+
+
+def _tensor_elsewhere(tensor: memoryview) -> bool:
+    return any(
+        number == _TENSOR_EXTERNAL_DATA or (number == _TENSOR_LOCATION and value != 0)
+        for number, value in _fields(tensor)
+    )
+
+
+def _sparse_tensors(holder: memoryview, *numbers: int) -> list[memoryview]:
+    """Values and indices of the sparse tensors in some fields."""
+    return [t for sparse in _messages(holder, *numbers) for t in _messages(sparse, *_SPARSE_TENSORS)]
+
+
+def _messages(holder: memoryview, *numbers: int) -> list[memoryview]:
+    return [_message(value) for number, value in _fields(holder) if number in numbers]
 
 
 class _Refused(Exception):
@@ -89,9 +138,8 @@ def _check_attribute(attribute: memoryview) -> None:
 
 
 def _check_tensor(tensor: memoryview) -> None:
-    for number, value in _fields(tensor):
-        if number == _TENSOR_EXTERNAL_DATA or (number == _TENSOR_LOCATION and value != 0):
-            raise _Refused("it keeps tensors in another file, which its seal does not cover")
+    if _tensor_elsewhere(tensor):
+        raise _Refused("it keeps tensors in another file, which its seal does not cover")
 
 
 def _text(value: int | memoryview) -> str:

@@ -106,7 +106,7 @@ class Predictor:
         path = model_path(path, "onnx")
         model = read_sealed(path)
         graph_sha256 = check_graph(model, str(path))
-        self._session, self.fallback_reason = _create_session(model, device, threads, optimised)
+        self._session, self.fallback_reason = create_session(model, device, threads, optimised)
         self.provider = self._session.get_providers()[0]
         metadata = self._session.get_modelmeta().custom_metadata_map
         if METADATA_KEY not in metadata or SOURCE_KEY not in metadata:
@@ -191,9 +191,13 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def _create_session(
-    model: bytes, device: Device, threads: int | None, optimised: bool
+def create_session(
+    model: bytes, device: Device, threads: int | None = None, optimised: bool = True
 ) -> tuple[Any, str | None]:
+    """A session for a serialised model, and why it does not run on the GPU that "auto" looked for.
+
+    Raises DucatError where ONNX Runtime is not installed, cannot load the model or cannot use the device.
+    """
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     if not optimised:

@@ -17,6 +17,7 @@ _SEARCHED_FURTHER = ({"closest-first"}, {"targeted", "square-warm"}, {"autoattac
 # Of attacks in reports from before these said it themselves.
 _KNEW_PAIRS = {"apgd-lse", "pair-margin-0", "pair-margin-1", "pair-margin-4", "targeted", "square-warm"}
 
+Artefact = Literal["checkpoint", "onnx", "server"]
 ExportPrecision = Literal["float32", "float16"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Interval = tuple[Fraction, Fraction]
@@ -117,6 +118,21 @@ class SanityCheck(BaseModel):
     figures: dict[str, float]
 
 
+class ServerAccess(BaseModel):
+    """What was asked of a running server, in images, and for how many classes its answers told a confidence.
+
+    ``classes_told`` is the fewest of any answer. Where it is less than the model's classes, attacks took the others to
+    share the rest of the probability evenly.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str
+    queries: int = Field(ge=0)
+    query_budget: int = Field(gt=0)
+    classes_told: int = Field(gt=0)
+
+
 class CurvePoint(BaseModel):
     """The worst case at one radius of several that were measured in one evaluation, with its 95 % interval."""
 
@@ -164,15 +180,16 @@ class RobustnessReport(_WithLaterFields):
     ``worst_case_accuracy`` counts an image only if it is right on the clean image and under every attack.
     ``legacy_2c_accuracy`` is the measure of arXiv 2410.12671: the attack sees the raw 2C logits and recovery
     is applied afterwards. Non-adaptive, not a robustness claim; None for a model without dummies.
-    ``artefact`` is what was attacked: the checkpoint in torch, or an exported file, by its scores alone. A report
+    ``artefact`` is what was attacked: the checkpoint in torch, or an exported file or a running server, by their scores
+    alone. ``weights_digest`` is that of the weights; of an ONNX file of others it is the SHA-256 of the file. A report
     holds for one ``precision``: the same weights in another one are another function. Intervals are 95 % Wilson;
     ``clean_interval`` is None in older reports. ``lattice`` is "8bit" where the attacks on a checkpoint could only make
     images of 8 bits, as those on an exported file always do. ``curve`` has the worst case at every eps, smallest first,
-    where several were asked for; an image that is broken at one of them counts as broken at all larger ones.
-    ``corruptions`` is what a run of its own measured on the same weights.
+    where several were asked for; an image that is broken at one of them counts as broken at all larger ones. ``server``
+    is there where a running server was measured. ``corruptions`` is what a run of its own measured on the same weights.
     """
 
-    later_fields = ("clean_interval", "lattice", "curve", "corruptions")
+    later_fields = ("clean_interval", "lattice", "curve", "corruptions", "server")
 
     report_version: Literal[1, 2, 3] = 3
     weights_digest: str
@@ -193,11 +210,12 @@ class RobustnessReport(_WithLaterFields):
     attacks: tuple[AttackResult, ...]
     sanity: tuple[SanityCheck, ...] = ()
     rejection: tuple[Rejection, ...] = ()
-    artefact: Literal["checkpoint", "onnx"] = "checkpoint"
+    artefact: Artefact = "checkpoint"
     precision: ExportPrecision = "float32"
     lattice: Literal["8bit"] | None = None
     curve: tuple[CurvePoint, ...] | None = None
     corruptions: CorruptionReport | None = None
+    server: ServerAccess | None = None
     seconds: float = Field(default=0, ge=0)
     versions: dict[str, str]
 
@@ -226,7 +244,7 @@ class RobustnessReport(_WithLaterFields):
     def summary(self) -> str:
         """One line for people."""
         attacks = ", ".join(attack.name for attack in self.attacks)
-        attacks += " (scores only)" if self.artefact == "onnx" else ""
+        attacks += " (scores only)" if self.artefact != "checkpoint" else ""
         attacks += " (8-bit images only)" if self.lattice == "8bit" else ""
         doubt = f"; {SCREENING}" if self.is_screening else ""
         doubt += f"; {MASKING}" if self.failed_checks else ""

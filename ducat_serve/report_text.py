@@ -138,6 +138,20 @@ def other_threat_model(report: RobustnessReport, spec: ModelSpec) -> list[str]:
     return [f"It was trained against changes of {spec.threat_model}, and measured under {measured}."]
 
 
+def server_access(report: RobustnessReport) -> str | None:
+    """What was asked of a running server, and what it told; None where none was measured."""
+    server, classes = report.server, len(report.per_class)
+    if server is None:
+        return None
+    every = server.classes_told == classes
+    told = f"all {classes}" if every else f"only the best {server.classes_told} of {classes}"
+    guessed = "" if every else "; attacks took the others to share the rest of the probability evenly"
+    return (
+        f"{server.queries} of {server.query_budget} queries were spent on {server.url}, each a PNG file. Its answers "
+        f"told the confidences of {told} classes{guessed}."
+    )
+
+
 def doubts(report: RobustnessReport) -> list[str]:
     """Reasons to trust the measurement less."""
     warnings = [

@@ -8,6 +8,7 @@ reader still reads the file, and the serving side checks it with nothing but has
 from __future__ import annotations
 
 import hashlib
+import io
 from pathlib import Path
 
 from ducat_serve.errors import DataError, VerificationError, command_line
@@ -23,6 +24,14 @@ SEAL_LENGTH = len(_PREFIX) + _DIGEST_LENGTH
 def seal(model: bytes) -> bytes:
     """Append the seal to a serialised ModelProto."""
     return model + _PREFIX + hashlib.sha256(model).hexdigest().encode()
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a file ends in a seal, be it a right one: then `ducat export` wrote it."""
+    with path.open("rb") as file:
+        length = file.seek(0, io.SEEK_END)
+        file.seek(max(0, length - SEAL_LENGTH))
+        return file.read().startswith(_PREFIX)
 
 
 def read_sealed(path: Path) -> bytes:

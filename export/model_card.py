@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ducat_serve import atomic
 from ducat_serve.images import RESIZE_POLICY
-from ducat_serve.report import NOT_MEASURED, RobustnessReport
+from ducat_serve.report import NOT_MEASURED, Artefact, RobustnessReport
 from ducat_serve.report_text import (
     DIGESTS,
     NOT_RECORDED,
@@ -16,6 +16,7 @@ from ducat_serve.report_text import (
     dummy_mass_in_words,
     how_measured,
     other_threat_model,
+    server_access,
 )
 from ducat_serve.spec import ModelSpec
 from ducat_serve.threat_model import format_size
@@ -25,6 +26,15 @@ _METHOD = {
     "off": "no dummy classes",
     "paper": "DUCAT as published (arXiv 2410.12671): 2C logits, deployed through the max-fold",
     "folded": "DUCAT, folded: inner attack and loss on folded posteriors, deployed through the lse-fold",
+}
+_SCORES_ONLY = (
+    " Attacks saw only the scores it answers with. Those that know its weights are stronger: expect less."
+)
+# What the digest in a report of somebody else's model is of.
+_DIGEST: dict[Artefact, str] = {
+    "checkpoint": "Weights: SHA-256 of the state_dict",
+    "onnx": "File: SHA-256",
+    "server": "Weights, as the server names them: SHA-256",
 }
 
 
@@ -111,11 +121,12 @@ def report_card(name: str, report: RobustnessReport) -> str:
         f"# {text(name)}",
         f"Measured on {report.examples} {report.split} images of {text(report.dataset)}, "
         f"{report.norm} {format_size(report.eps)}, seed {report.seed}, by {text(attacks)}. It is a measurement, not a "
-        "guarantee: a better attack may break more.",
+        f"guarantee: a better attack may break more.{_SCORES_ONLY if report.artefact != 'checkpoint' else ''}",
         _table(report),
         *(text(sentence) for sentence in corruptions_in_words(report.corruptions)),
+        *(text(line) for line in (server_access(report),) if line is not None),
         *(f"**Warning.** {text(doubt)}" for doubt in doubts(report)),
-        f"Weights: SHA-256 of the state_dict {code(report.weights_digest)}.",
+        f"{_DIGEST[report.artefact]} {code(report.weights_digest)}.",
     ]
     return "\n\n".join(sections) + "\n"
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from ducat_serve.checklist import tick_off
 from ducat_serve.output import Output
-from ducat_serve.report import RobustnessReport
-from ducat_serve.report_text import accuracies, doubts, dummy_mass_in_words, other_threat_model
+from ducat_serve.report import Artefact, RobustnessReport
+from ducat_serve.report_text import accuracies, doubts, dummy_mass_in_words, other_threat_model, server_access
 from ducat_serve.spec import ModelSpec
 from ducat_serve.threat_model import format_size
 
+_WHERE: dict[Artefact, str] = {
+    "checkpoint": "the deployed function",
+    "onnx": "the exported file",
+    "server": "the server's answers",
+}
 _SCORES = {"dummy_mass": "dummy mass", "confidence": "softmax confidence"}
 
 
@@ -19,12 +24,14 @@ def show_report(report: RobustnessReport, spec: ModelSpec | None, output: Output
     """
     clean, *others = accuracies(report)
     after = [(f"after {a.name}", f"{a.worst_case_accuracy:.1%}", "") for a in report.attacks]
-    where = "the exported file" if report.artefact == "onnx" else "the deployed function"
+    where = _WHERE[report.artefact]
     output.table(
         f"{report.dataset}, {report.examples} {report.split} images, {report.norm} {format_size(report.eps)}",
         (f"accuracy of {where}", "%", "95 % interval"),
         [clean, *after, *others],
     )
+    if (asked := server_access(report)) is not None:
+        output.text(asked)
     if report.curve:
         output.table(
             "Accuracy over eps",

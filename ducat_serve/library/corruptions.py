@@ -5,23 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from ducat_serve import atomic
 from ducat_serve.bundled import bundled_name
 from ducat_serve.checkpoint import checkpoint_path, read_checkpoint, write_checkpoint
 from ducat_serve.deployed import Deployed, load
-from ducat_serve.errors import DataError, UsageError, missing_extra
+from ducat_serve.errors import UsageError, missing_extra
 from ducat_serve.library.evaluation import copy_here
-from ducat_serve.library.foreign import ForeignRequest
+from ducat_serve.library.foreign import ForeignRequest, images_of, read_report, write_report
+from ducat_serve.library.foreign_sources import ServerSource
 from ducat_serve.output import Output
 from ducat_serve.predictor import Predictor
 from ducat_serve.report import CorruptionReport, RobustnessReport
 from ducat_serve.spec import ModelSpec
-from training.data import load_dataset
 from training.device import LAYOUT, choose_device, exact_float32
 from training.evaluation.corruptions import corrupted_images, measure_corruptions
-from training.evaluation.foreign import import_model, state_digest
 from training.evaluation.prepare import Request, choose_images, exported_model
 from training.run.dataset import load_training_data, locate_training_data
 
@@ -41,7 +37,7 @@ class MeasuredCorruptions:
 
         Raises DataError for a report of somebody else's model that is damaged.
         """
-        report = _read_report(self.path) if self.spec is None else self.spec.robustness
+        report = read_report(self.path) if self.spec is None else self.spec.robustness
         if report is None or report.weights_digest != self.weights_digest:
             output.warn(
                 f"not stored: {self.path} holds no report of attacks on these weights, beside which it belongs. "
@@ -50,7 +46,7 @@ class MeasuredCorruptions:
             return
         whole = report.model_copy(update={"corruptions": self.corruptions})
         if self.spec is None:
-            _write_report(self.path, self.name, whole)
+            write_report(self.name, whole, self.path, output)
         elif self.path.suffix == ".onnx":
             _store_in_export(self.path, whole)
         else:
@@ -105,60 +101,47 @@ def measure_on_corruptions(request: Request, output: Output) -> MeasuredCorrupti
 
 
 def measure_foreign_on_corruptions(
-    request: ForeignRequest, file: Path | None, output: Output
+    request: ForeignRequest, file: Path, output: Output
 ) -> MeasuredCorruptions:
-    """Measure the model that a callable makes. Raises what `measure_foreign` does, but needs no eps.
+    """Measure a callable's model or a file of others. Raises what `measure_foreign` does, but needs no eps.
 
     Args:
-        file: of the report of attacks on it; where `write_report` puts it unless given.
+        file: of the report of attacks on it.
+
+    Raises UsageError for a running server, whose queries are dear.
     """
-    device = choose_device(request.device, output)
+    source = request.source
+    if isinstance(source, ServerSource):
+        raise UsageError(
+            "--suite corruptions is not for a running server: it would take dozens of queries for each image.",
+            "measure the file that it serves",
+        )
+    device = choose_device("cpu" if source.on_cpu else request.device, output)
     exact_float32()
-    model = import_model(request.name, request.import_from).to(device)
-    data = load_dataset(
-        request.dataset, data_dir=request.data_dir, offline=request.offline, seed=request.seed, output=output
-    )
-    images = data.val if request.split == "val" else data.test
-    clean, _ = choose_images(images, request.max_examples, request.seed)
-    corrupted = corrupted_images(
-        request.dataset,
-        data,
-        clean,
-        request.split,
-        request.data_dir,
-        count=request.max_examples,
-        seed=request.seed,
-    )
-    found = measure_corruptions(
-        Deployed(model, request.fold).eval(),
-        clean,
-        corrupted,
-        classes=len(data.class_names),
-        artefact="checkpoint",
-        device=device,
-        batch_size=request.batch_size,
-        seed=request.seed,
-        output=output,
-    )
-    file = file or Path(f"{request.name.rpartition(':')[2]}.robustness.json")
-    return MeasuredCorruptions(file, found, state_digest(model), None, request.name)
-
-
-def _read_report(file: Path) -> RobustnessReport | None:
-    """The report of a model of others; None where there is no such file."""
-    try:
-        return RobustnessReport.model_validate_json(file.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValidationError) as error:
-        raise DataError(f"{file} is not a robustness report.", "name another file with --out") from error
-
-
-def _write_report(file: Path, name: str, report: RobustnessReport) -> None:
-    from export.model_card import report_card
-
-    atomic.write_text(file, report.model_dump_json(indent=2) + "\n")
-    atomic.write_text(file.with_suffix(".md"), report_card(name, report))
+    with source.opened(device, output) as opened:
+        images, data = images_of(request, opened, output)
+        clean, _ = choose_images(images, request.max_examples, request.seed)
+        corrupted = corrupted_images(
+            request.dataset,
+            data,
+            clean,
+            request.split,
+            request.data_dir,
+            count=request.max_examples,
+            seed=request.seed,
+        )
+        found = measure_corruptions(
+            Deployed(opened.model, opened.fold).eval(),
+            clean,
+            corrupted,
+            classes=len(data.class_names),
+            artefact="onnx" if opened.origin.artefact == "onnx" else "checkpoint",
+            device=device,
+            batch_size=request.batch_size,
+            seed=request.seed,
+            output=output,
+        )
+    return MeasuredCorruptions(file, found, opened.origin.digest, None, source.name)
 
 
 def _store_in_export(path: Path, report: RobustnessReport) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from ducat_serve.atomic import write_bytes, write_text
 from ducat_serve.attacked_examples import FILE_NAME, AttackedExamples
 from ducat_serve.bundled import bundled_name, model_path
@@ -18,12 +20,13 @@ from ducat_serve.predictor import Device
 from ducat_serve.report import RobustnessReport
 from ducat_serve.spec import ModelSpec
 from ducat_serve.threat_model import Norm, parse_size
+from training.distributed.processes import ProcessGroup, is_first_process, joined
 from training.evaluation.comparison import losses
 from training.evaluation.curve import measure_curve
 from training.evaluation.evaluate import measure as run_evaluation
 from training.evaluation.kept import ExampleKeeper
 from training.evaluation.outputs import Outputs
-from training.evaluation.prepare import Request, prepare
+from training.evaluation.prepare import Request, evaluation_device, prepare
 from training.evaluation.state import EvaluationState
 
 _Store = Callable[[RobustnessReport, Output], None]
@@ -102,9 +105,10 @@ def evaluate(
         None if per_image is None else Path(per_image),
     )
     measured = measure(request, output, outputs, resume=resume)
-    if store:
-        measured.store(output, replace=replace)
-    measured.state.remove()
+    if is_first_process():
+        if store:
+            measured.store(output, replace=replace)
+        measured.state.remove()
     return measured.report
 
 
@@ -158,17 +162,38 @@ def _sizes(eps: float | str | Sequence[float | str] | None) -> tuple[float, ...]
 def measure(
     request: Request, output: Output, outputs: Outputs | None = None, *, resume: bool = False
 ) -> Measured:
-    """Run the evaluation that is asked for. ``request.path`` may be a run folder or a bundled model."""
+    """Run the evaluation that is asked for. ``request.path`` may be a run folder or a bundled model.
+
+    Of several processes, which torchrun or `--devices` started, each returns it; only the first may store it.
+    """
+    device = evaluation_device(request, output)
+    with joined(device) as processes:
+        if not processes.is_first:
+            output = Output(silent=True)
+        return _measure_together(request, output, outputs or Outputs(), processes, device, resume)
+
+
+def _measure_together(
+    request: Request,
+    output: Output,
+    outputs: Outputs,
+    processes: ProcessGroup,
+    device: torch.device,
+    resume: bool,
+) -> Measured:
     path = checkpoint_path(request.path)
     if bundled_name(path) is not None:
-        path = copy_here(path, output)
-    prepared = prepare(replace(request, path=path), output)
+        bundled = path
+        path = processes.first_alone(lambda: copy_here(bundled, output))
+    prepared = prepare(replace(request, path=path), output, processes, device)
     store = (_store_in_export if path.suffix == ".onnx" else _store_in_checkpoint)(path, prepared.spec)
-    outputs = outputs or Outputs()
     keeper = None if path.suffix == ".onnx" else ExampleKeeper()
     plan = replace(prepared.plan, keep_images=outputs.adversarial is not None)
     state = replace(prepared.state, request={**prepared.state.request, "kept images": plan.keep_images})
-    state.begin(resume=resume, output=output)
+    if processes.is_first:
+        state.begin(resume=resume, output=output)
+    else:
+        outputs = Outputs()  # the first process writes them
     try:
         with outputs.opened(output) as write:
             if len(prepared.sizes) > 1:

@@ -1,40 +1,45 @@
-"""Somebody else's model by the name of a callable: measured on a data set, its report and card written beside."""
+"""Somebody else's model: measured on a data set, its report and card written beside."""
 
 from __future__ import annotations
 
 import signal
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import torch
+from pydantic import ValidationError
+
 from ducat_serve import atomic
-from ducat_serve.errors import InterruptedRun, UsageError
+from ducat_serve.errors import DataError, InterruptedRun, UsageError
+from ducat_serve.library.evaluation import keeping_corruptions
+from ducat_serve.library.foreign_sources import Opened, Source
 from ducat_serve.output import Output
 from ducat_serve.predictor import Device
 from ducat_serve.report import RobustnessReport
-from ducat_serve.spec import Fold
 from ducat_serve.threat_model import Norm, ThreatModel
 from export.model_card import report_card
 from training.batches import DeviceSplit
-from training.data import load_dataset
+from training.data import Dataset, load_dataset
+from training.data.cache import Split
 from training.device import choose_device, exact_float32
+from training.distributed.processes import ProcessGroup, joined, local_device
 from training.evaluation.curve import measure_curve
 from training.evaluation.evaluate import measure
-from training.evaluation.foreign import import_model, prepare_model
+from training.evaluation.foreign import prepare_model
 from training.evaluation.outputs import Outputs
 from training.evaluation.prepare import choose_images
 
 
 @dataclass(frozen=True)
 class ForeignRequest:
-    """What `ducat evaluate package.module:callable` was asked; its options say what each field means."""
+    """What `ducat evaluate` was asked of a model of others; its options say what each field means."""
 
-    name: str
+    source: Source
     dataset: str
     eps: tuple[float, ...]
     norm: Norm = "linf"
-    import_from: Path | None = None
-    fold: Fold = "none"
     eight_bit: bool = False
     split: Literal["val", "test"] = "test"
     suite: str = "quick"
@@ -48,59 +53,93 @@ class ForeignRequest:
 
 
 def measure_foreign(request: ForeignRequest, outputs: Outputs, output: Output) -> RobustnessReport:
-    """Measure the model that a callable makes; the report is at the largest eps, with a curve where there are several.
+    """Measure a model of others; the report is at the largest eps, with a curve where there are several.
 
     Raises:
-        UsageError: it cannot be imported or is no classifier, the data set has another number of classes, or an eps
-            of 0. InterruptedRun: Ctrl-C.
+        UsageError: it cannot be imported or is no classifier, the data set has another number of classes or images
+            of another size, or an eps of 0. DataError, VerificationError: of a file. InterruptedRun: Ctrl-C.
     """
     if not request.eps or 0 in request.eps:
         raise UsageError("A model of others needs --eps, above 0, in pixels of [0, 1].", "give --eps 8/255")
-    device = choose_device(request.device, output)
+    device = local_device(choose_device("cpu" if request.source.on_cpu else request.device, output))
     exact_float32()
-    model = import_model(request.name, request.import_from).to(device)
+    with joined(device) as processes:
+        try:
+            return _measure_together(request, outputs, output, processes, device)
+        except KeyboardInterrupt:
+            raise InterruptedRun(signal.SIGINT, "interrupted; nothing was kept.", "run it again") from None
+
+
+def _measure_together(
+    request: ForeignRequest, outputs: Outputs, output: Output, processes: ProcessGroup, device: torch.device
+) -> RobustnessReport:
+    keep_images = outputs.adversarial is not None
+    if not processes.is_first:  # the first process prints and writes
+        output, outputs = Output(silent=True), Outputs()
+    with outputs.opened(output) as write, request.source.opened(device, output) as opened:
+        found_images = partial(images_of, request, opened, output)
+        images, data = processes.first_alone(found_images)
+        chosen, index = choose_images(images, request.max_examples, request.seed)
+        subject, plan = prepare_model(
+            opened.model,
+            DeviceSplit.of(chosen, device),
+            ThreatModel(norm=request.norm, eps=max(request.eps)),
+            suite=request.suite,
+            attacks=request.attacks,
+            fold=opened.fold,
+            class_names=data.class_names,
+            dataset=data.title,
+            batch_size=request.batch_size,
+            seed=request.seed,
+            output=output,
+            origin=opened.origin,
+            split=request.split,
+        )
+        eight_bit = request.eight_bit or opened.bytes_only
+        plan = replace(plan, eight_bit=eight_bit, keep_images=keep_images, processes=processes)
+        plan = opened.planned(plan, len(chosen), len(set(request.eps)))
+        found = (
+            measure_curve(subject, plan, request.eps, output)
+            if len(request.eps) > 1
+            else measure(subject, plan, output)
+        )
+        found = replace(found, report=opened.reported(found.report))
+        write(subject, plan, found, index)
+    return found.report
+
+
+def images_of(request: ForeignRequest, opened: Opened, output: Output) -> tuple[Split, Dataset]:
+    """The images to measure on, of the size that the model asks for where they have none of their own."""
+    of_any_size = request.dataset.startswith("folder:")
     data = load_dataset(
         request.dataset,
         data_dir=request.data_dir,
         offline=request.offline,
+        image_size=opened.image_size if of_any_size else None,
         seed=request.seed,
         output=output,
     )
-    images = data.val if request.split == "val" else data.test
-    chosen, index = choose_images(images, request.max_examples, request.seed)
-    subject, plan = prepare_model(
-        model,
-        DeviceSplit.of(chosen, device),
-        ThreatModel(norm=request.norm, eps=max(request.eps)),
-        suite=request.suite,
-        attacks=request.attacks,
-        fold=request.fold,
-        class_names=data.class_names,
-        dataset=data.title,
-        batch_size=request.batch_size,
-        seed=request.seed,
-        output=output,
-        split=request.split,
-    )
-    plan = replace(plan, eight_bit=request.eight_bit, keep_images=outputs.adversarial is not None)
+    opened.fit(data, output)
+    return (data.val if request.split == "val" else data.test), data
+
+
+def read_report(file: Path) -> RobustnessReport | None:
+    """The report of a model of others; None where there is no such file. Raises DataError where it is damaged."""
     try:
-        with outputs.opened(output) as write:
-            found = (
-                measure_curve(subject, plan, request.eps, output)
-                if len(request.eps) > 1
-                else measure(subject, plan, output)
-            )
-            write(subject, plan, found, index)
-    except KeyboardInterrupt:
-        raise InterruptedRun(signal.SIGINT, "interrupted; nothing was kept.", "run it again") from None
-    return found.report
+        return RobustnessReport.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        raise DataError(f"{file} is not a robustness report.", "name another file with --out") from error
 
 
-def write_report(name: str, report: RobustnessReport, file: Path | None, output: Output) -> Path:
-    """Write report and card to ``file`` (by default the callable's name, here) and the same name with .md."""
-    file = file or Path(f"{name.rpartition(':')[2]}.robustness.json")
+def write_report(name: str, report: RobustnessReport, file: Path, output: Output) -> None:
+    """Write the report of the model ``name`` to ``file``, and its card to the same name with .md.
+
+    What an earlier report there says of corruptions, of the same weights, stays. Raises DataError where it is damaged.
+    """
+    report = keeping_corruptions(report, None if report.corruptions else read_report(file))
     atomic.write_text(file, report.model_dump_json(indent=2) + "\n")
     card = file.with_suffix(".md")
     atomic.write_text(card, report_card(name, report))
     output.say(f"Report: {file}, for people: {card}")
-    return file

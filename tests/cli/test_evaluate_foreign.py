@@ -19,6 +19,33 @@ def make():
 
 def narrow():
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 7))
+
+class Strange(torch.nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.net, self.kind = make(), kind
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, images):
+        logits = self.net(images)
+        if self.kind == "changing":
+            self.calls += 1
+        return {"nan": logits * float("nan"), "pair": (logits, images)}.get(self.kind, logits)
+
+def nan():
+    return Strange("nan")
+
+def pair():
+    return Strange("pair")
+
+def changing():
+    return Strange("changing")
+
+def no_module():
+    return "a model"
+
+def broken():
+    raise RuntimeError("no weights here")
 """
 
 
@@ -87,3 +114,52 @@ def test_logits_of_another_width_are_refused(here: Path, capsys: pytest.CaptureF
     assert run(command) == 2
     assert "returns 7" in capsys.readouterr().err
     assert {file.name for file in here.iterdir()} - {"__pycache__"} == {"somebodys_nets.py"}
+
+
+@pytest.mark.parametrize(
+    ("net", "code", "message"),
+    [
+        ("nan", 3, "answers NaN to 30 clean images"),
+        ("pair", 2, "returns tuple, not logits [N, C]"),
+        ("changing", 2, "changes its own state_dict while it answers, even in eval mode"),
+        ("no_module", 2, "returned str, not a torch.nn.Module"),
+        ("broken", 2, "failed: RuntimeError: no weights here"),
+        ("nobody", 2, "has no callable named nobody"),
+    ],
+)
+def test_what_is_no_classifier_is_said_before_the_attacks(
+    net: str, code: int, message: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", f"somebodys_nets:{net}", "--import-from", ".", "--dataset", "digits"]
+    assert run([*command, "--eps", "0.1", "--max-examples", "30"]) == code
+    said = capsys.readouterr().err
+    assert message in said
+    assert "attacked" not in said
+    assert not list(here.glob("*.json"))
+
+
+@pytest.mark.parametrize("sizes", [["0.1", "0"], ["0"]])
+def test_an_eps_of_0_is_refused(sizes: list[str], here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [word for size in sizes for word in ("--eps", size)]
+    assert run(["evaluate", "somebodys_nets:make", "--import-from", ".", "--dataset", "digits", *asked]) == 2
+    assert "needs --eps, above 0" in capsys.readouterr().err
+
+
+def test_eps_in_any_order_and_twice_are_one_curve(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--eps", "0.1", "--eps", "0.02", "--eps", "0.1", "--max-examples", "20", "--attack", "pgd"]
+    command = ["evaluate", "somebodys_nets:make", "--import-from", ".", "--dataset", "digits"]
+    assert run([*command, *asked, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [point["eps"] for point in report["curve"]] == [0.02, 0.1]
+    assert report["eps"] == 0.1
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_attacks(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", "somebodys_nets:make", "--import-from", str(here), "--dataset", "digits"]
+    monkeypatch.chdir("/proc")  # where nobody can write, root included
+    assert run([*command, "--eps", "0.1"]) == 1
+    said = capsys.readouterr().err
+    assert "Cannot write make.robustness.json" in said
+    assert "attacked" not in said

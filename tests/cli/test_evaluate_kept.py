@@ -43,7 +43,7 @@ def test_several_eps_and_all_that_is_kept(
     assert read_spec(folder / "model.safetensors").robustness is not None
 
 
-@pytest.mark.parametrize("option", ["--per-image", "--save-adversarial"])
+@pytest.mark.parametrize("option", ["--per-image", "--save-adversarial", "--out"])
 def test_a_place_that_cannot_be_written_is_found_before_the_attacks(
     option: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

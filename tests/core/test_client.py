@@ -89,6 +89,9 @@ def test_the_models_own_answers(ask: Ask, predictor: Predictor, tmp_path: Path) 
         assert answers == ask(url, "predict_array", DIGITS[:2])
         assert answers == ask(url, "predict", [str(tmp_path / "a.png"), encode(DIGITS[1])])
         assert ask(url, "model")["spec"]["weights_digest"] == predictor.spec.weights_digest
+        whole = ask(url, "answer", encode(DIGITS[1]), top_k=7)
+        assert whole["model"]["weights_digest"] == predictor.spec.weights_digest
+        assert [len(one["top_k"]) for one in whole["predictions"]] == [7]
     expected = predictor(DIGITS[:2])
     assert [answer["class_id"] for answer in answers] == expected.label.tolist()
     np.testing.assert_allclose([answer["dummy_mass"] for answer in answers], expected.dummy_mass, rtol=1e-5)

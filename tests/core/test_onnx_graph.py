@@ -16,8 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ducat_serve.errors import DataError, DucatError, VerificationError
 from ducat_serve.onnx_graph import check_graph
-from ducat_serve.predictor import GRAPH_KEY, Predictor
-from ducat_serve.predictor import _create_session as create_session
+from ducat_serve.predictor import GRAPH_KEY, Predictor, create_session
 from ducat_serve.sealed import SEAL_KEY, read_sealed, seal
 
 

@@ -1,4 +1,4 @@
-"""`ducat train --devices N`: start one process per device on this machine, and end all of them together.
+"""`--devices N` of `ducat train` and `evaluate`: start a process per device of this machine, and end them together.
 
 Not torch.distributed.elastic, which loses exit codes that are part of this command's interface (docs/dependencies.md).
 Under torchrun (several machines, SLURM, Kubernetes) the same command joins instead.
@@ -24,11 +24,14 @@ _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 15.0  # for the others to save and end by themselves once one has ended
 
 
-def launch(count: int, arguments: Sequence[str], environment: Mapping[str, str], output: Output) -> int:
+def launch(
+    count: int, arguments: Sequence[str], environment: Mapping[str, str], output: Output, again: str
+) -> int:
     """Run `ducat ARGUMENTS` in ``count`` processes; returns their exit code.
 
     Args:
         environment: as the user has it; without a number of threads in it, the processes share the CPUs.
+        again: the command that goes on after a process was killed.
 
     Raises:
         DucatError: a process was killed; the last saved state is kept.
@@ -52,7 +55,7 @@ def launch(count: int, arguments: Sequence[str], environment: Mapping[str, str],
             raise DucatError(
                 f"Process {failed} of {count} was killed by {name}; the others were stopped. The last saved state is "
                 "kept.",
-                "ducat train --resume RUN --devices N, with the run folder's path",
+                again,
             )
         output.say(f"Process {failed} of {count} ended with exit code {code}; so did the run.")
         return code

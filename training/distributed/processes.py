@@ -1,4 +1,4 @@
-"""The processes that train one model together, one per device; a run on its own is a group of one.
+"""The processes that train or evaluate one model together, one per device; a run on its own is a group of one.
 
 Every process draws the randomness of the whole batch and then takes its part, so the number of processes changes
 the speed of a run and not what it computes (BatchNorm apart: its batch statistics are those of a process's part
@@ -8,15 +8,19 @@ on CPUs, and of the whole batch on GPUs).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ducat_serve.errors import DucatError
+
+T = TypeVar("T")
 
 _TIMEOUT = timedelta(minutes=30)  # the longest that one process waits for the others
 
@@ -30,7 +34,7 @@ class ProcessGroup:
 
     @classmethod
     def join(cls, device: torch.device) -> ProcessGroup:
-        """Meet the other processes if torchrun or `ducat train --devices` started this one.
+        """Meet the other processes if torchrun or `--devices` started this one.
 
         Raises:
             DucatError: they cannot be reached.
@@ -92,6 +96,32 @@ class ProcessGroup:
                 distributed.all_reduce(tensor)
                 tensor /= self.size
 
+    def gather(self, mine: T) -> list[T]:
+        """What every process has, by rank; all get the same list. Tensors must be on the CPU."""
+        if self.size == 1:
+            return [mine]
+        found: list[Any] = [None] * self.size
+        distributed.all_gather_object(found, mine)
+        return found
+
+    def shared(self, value: T) -> T:
+        """What the first process has, in every process. Tensors must be on the CPU."""
+        if self.size == 1:
+            return value
+        holder: list[Any] = [value]
+        distributed.broadcast_object_list(holder, src=0)
+        shared: T = holder[0]
+        return shared
+
+    def first_alone(self, work: Callable[[], T]) -> T:
+        """Do the work in the first process, and then in the others, who find what it left on disk."""
+        if self.is_first:
+            result = work()
+            self.wait()
+            return result
+        self.wait()
+        return work()
+
     def wait(self) -> None:
         """Until every process is here."""
         self.agree(0)
@@ -107,9 +137,24 @@ class ProcessGroup:
             distributed.destroy_process_group()
 
 
+@contextmanager
+def joined(device: torch.device) -> Iterator[ProcessGroup]:
+    """The group of this process, which is left at the end. Raises what `ProcessGroup.join` does."""
+    processes = ProcessGroup.join(device)
+    try:
+        yield processes
+    finally:
+        processes.leave()
+
+
 def launched() -> bool:
-    """Whether torchrun or `ducat train --devices` started this process."""
+    """Whether torchrun or `--devices` started this process."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def is_first_process() -> bool:
+    """Whether this process writes files and prints: it is on its own, or the first of several."""
+    return not launched() or os.environ["RANK"] == "0"
 
 
 def local_device(device: torch.device) -> torch.device:

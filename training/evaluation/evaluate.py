@@ -17,13 +17,14 @@ from ducat_serve import __version__
 from ducat_serve.deployed import Deployed
 from ducat_serve.errors import UsageError, VerificationError
 from ducat_serve.output import Output
-from ducat_serve.report import AttackResult, ClassResult, ExportPrecision, RobustnessReport
+from ducat_serve.report import Artefact, AttackResult, ClassResult, ExportPrecision, RobustnessReport
 from ducat_serve.threat_model import ThreatModel
 from training.attacks.ball import Ball, require_size
 from training.attacks.base import Attack
 from training.attacks.criteria import misclassified
 from training.attacks.frozen import frozen
 from training.batches import DeviceSplit, to_pixels
+from training.distributed.processes import ProcessGroup
 from training.evaluation.detection import dummy_mass, rejection
 from training.evaluation.examples import Examples
 from training.evaluation.kept import ExampleKeeper
@@ -42,6 +43,7 @@ class Subject:
         data: the images to measure on.
         labels: names of the C classes.
         weights_digest, dataset, split, artefact, precision: what the report says of them.
+        takes_bytes_only: whether only images of 8 bits can be given to it, so that attacks make no others.
     """
 
     model: Deployed = field(repr=False)
@@ -50,8 +52,9 @@ class Subject:
     weights_digest: str
     dataset: str
     split: Literal["val", "test"]
-    artefact: Literal["checkpoint", "onnx"] = "checkpoint"
+    artefact: Artefact = "checkpoint"
     precision: ExportPrecision = "float32"
+    takes_bytes_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class Plan:
         val: clean images for the thresholds of the rejection study; None leaves out all that an attack on
             dummy mass or confidence would tell.
         eight_bit: whether attacks may only make images of 8 bits: what can be sent to a server.
+        processes: those that share the work; the rest of the plan is the same in all of them.
         keep_images: whether the images that break an example are kept, at 4 bytes for each value.
     """
 
@@ -84,6 +88,7 @@ class Plan:
     val: DeviceSplit | None = field(default=None, repr=False)
     eight_bit: bool = False
     keep_images: bool = False
+    processes: ProcessGroup = field(default=ProcessGroup(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -125,9 +130,16 @@ def measure(
     require_measurable(subject, plan.threat_model)
     started = time.monotonic()
     model, data, threat_model = subject.model, subject.data, plan.threat_model
-    eight_bit = plan.eight_bit or subject.artefact == "onnx"
+    eight_bit = plan.eight_bit or subject.takes_bytes_only
     ball = Ball(threat_model.norm, threat_model.eps, eight_bit=eight_bit)
-    runner = Runner(model, data, ball, plan.seed, Batches(plan.batch_size, output), output)
+    processes = plan.processes
+    runner = Runner(model, data, ball, plan.seed, Batches(plan.batch_size, output, processes), output)
+    batches = math.ceil(len(data) / plan.batch_size)
+    if batches < processes.size:
+        output.warn(
+            f"{batches} batches of {plan.batch_size} images for {processes.size} devices: some have nothing to do. A "
+            "smaller --batch-size deals out more of them, and draws other random numbers."
+        )
     with frozen(model):
         examples = Examples.of(runner, keep_images=plan.keep_images)
         if examples.undecided:
@@ -138,15 +150,15 @@ def measure(
         if smaller is not None:
             examples.inherit(smaller)
         results: list[AttackResult] = []
-        if state is not None and state.exists():
-            results = state.restore(examples)
+        if state is not None and processes.shared(state.exists()):
+            results = _restored(state, examples, processes)
             output.say(f"Resumed after {', '.join(result.name for result in results)}.")
         earlier = sum(result.seconds for result in results)
 
         def run(attacks: Sequence[Attack]) -> None:
             for attack in attacks[len(results) :]:
                 results.append(_run(runner, attack, examples, len(results), keeper))
-                if state is not None:
+                if state is not None and processes.is_first:
                     state.save(examples, results)
 
         run(plan.attacks)
@@ -195,6 +207,15 @@ def measure(
     return Measured(report, examples)
 
 
+def _restored(state: EvaluationState, examples: Examples, processes: ProcessGroup) -> list[AttackResult]:
+    """What the first process finds on its disk, in every process; raises what `EvaluationState.restore` does."""
+    results = state.restore(examples) if processes.is_first else []
+    known = processes.shared({name: tensor.cpu() for name, tensor in examples.state().items()})
+    for name, tensor in examples.state().items():
+        tensor.copy_(known[name])
+    return processes.shared(results)
+
+
 def wilson(successes: int, trials: int) -> tuple[float, float]:
     """The 95 % Wilson score interval of a proportion. Raises ValueError without trials."""
     interval = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
@@ -238,6 +259,7 @@ def _run(
 
     with counted(runner.model.classifier) as cost:
         raw = runner.attack(attack.name, attack, index, misclassified(runner.model.fold), seen)
+    cost = cost.of_all(runner.batches.processes)
     examples.record(index, raw, number)
     if keeper is not None:
         keeper.judge(runner, attack.name)

@@ -20,17 +20,34 @@ from ducat_serve.checkpoint import weights_digest
 from ducat_serve.deployed import Deployed
 from ducat_serve.errors import UsageError
 from ducat_serve.output import Output
-from ducat_serve.report import RobustnessReport
+from ducat_serve.report import Artefact, RobustnessReport
 from ducat_serve.spec import Fold
 from ducat_serve.threat_model import ThreatModel
-from training.attacks.base import TargetModel
+from training.attacks.base import Attack, TargetModel
 from training.batches import DeviceSplit, to_pixels
 from training.evaluation.evaluate import Plan, Subject, evaluate
-from training.evaluation.stages import attack_named, on_doubt
+from training.evaluation.stages import attack_named, on_doubt, score_attacks
 from training.evaluation.stages import suite as attacks_of
 
 _SAMPLE = 8  # images that a model is tried on before it is attacked
+_TWIN_SAMPLE = 64
+_ALIKE = 0.9  # share of equal answers from which nothing is said of a twin
 _SAME = 1e-4  # relative: what float32 arithmetic in another order may change
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model comes from, and how it is attacked.
+
+    Args:
+        digest: SHA-256 of what answers: of the state_dict, or of the file.
+        artefact: anything but "checkpoint" is attacked by its scores alone.
+        twin: a model of the same classes that has gradients, to make images on that are then shown to the other.
+    """
+
+    digest: str
+    artefact: Artefact = "checkpoint"
+    twin: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +108,7 @@ def evaluate_model(
         batch_size=batch_size,
         seed=seed,
         output=output,
+        origin=Origin(state_digest(model)),
     )
     return evaluate(subject, plan, output)
 
@@ -108,6 +126,7 @@ def prepare_model(
     batch_size: int,
     seed: int,
     output: Output,
+    origin: Origin,
     split: Literal["val", "test"] = "test",
 ) -> tuple[Subject, Plan]:
     """What `evaluate` needs to measure the model; doubts are said. Arguments and errors as for `evaluate_model`."""
@@ -117,20 +136,51 @@ def prepare_model(
     for doubt in doubts(model, to_pixels(data.images[:_SAMPLE])):
         output.warn(f"{doubt.name}: {doubt.explanation}.")
     names = tuple(class_names) if class_names is not None else tuple(str(i) for i in range(classes))
-    digest = state_digest(model)
-    subject = Subject(Deployed(model, fold).eval(), data, names, digest, dataset=dataset, split=split)
-    target = TargetModel(fold, classes)
-    chosen = [attack_named(name, target) for name in attacks] or attacks_of(suite, target)
-    differentiable = has_gradient(model, to_pixels(data.images[:1]))
-    if not differentiable:
-        chosen = [attack for attack in chosen if not attack.needs_gradient]
+    deployed, artefact = Deployed(model, fold).eval(), origin.artefact
+    subject = Subject(deployed, data, names, origin.digest, dataset=dataset, split=split, artefact=artefact)
+    differentiable = artefact == "checkpoint" and has_gradient(model, to_pixels(data.images[:1]))
+    if artefact == "checkpoint" and not differentiable:
         output.warn(
             "no gradient: the model's answers do not depend differentiably on its images. Only attacks by scores are "
             "run, which find less than attacks on a differentiable copy would."
         )
+    twin = None if origin.twin is None else _twin(origin.twin, model, data, classes, output)
+    target = TargetModel(fold, classes, twin)
+    if artefact == "checkpoint" and not differentiable:  # what was said above goes on with the others
+        attacks = [name for name in attacks if not attack_named(name, target).needs_gradient]
+    chosen = _attacks(suite, attacks, target, differentiable=differentiable)
     slow = () if attacks or not differentiable else tuple(on_doubt(suite, target))
     plan = Plan(threat_model, tuple(chosen), slow, seed, batch_size, sanity=differentiable)
     return subject, plan
+
+
+def _attacks(suite: str, names: Sequence[str], target: TargetModel, *, differentiable: bool) -> list[Attack]:
+    if "transfer" in names and target.surrogate is None:
+        raise UsageError(
+            "The transfer attack needs a model to make images on.",
+            "name one of the same classes that has gradients: --twin package.module:callable",
+        )
+    if not differentiable:
+        return score_attacks(suite, names, target, "measure a differentiable copy")
+    return [attack_named(name, target) for name in names] or attacks_of(suite, target)
+
+
+@torch.no_grad()
+def _twin(twin: nn.Module, model: nn.Module, data: DeviceSplit, classes: int, output: Output) -> Deployed:
+    """The twin, ready to be attacked; says where it often answers otherwise, since its images then transfer badly.
+
+    Raises UsageError where it tells other classes apart.
+    """
+    if (width := _classes(twin, data, "none")) != classes:
+        raise UsageError(f"--twin returns {width} logits, and the model {classes}.")
+    images = to_pixels(data.images[:_TWIN_SAMPLE])
+    agreement = (twin(images).argmax(dim=1) == model(images).argmax(dim=1)).double().mean().item()
+    if agreement < _ALIKE:
+        output.warn(
+            f"the twin answers as the model does on only {agreement:.0%} of {len(images)} clean images; images made on "
+            "it may transfer badly."
+        )
+    return Deployed(twin, "none").eval()
 
 
 def has_gradient(model: nn.Module, images: Tensor) -> bool:
@@ -158,7 +208,7 @@ def doubts(model: nn.Module, images: Tensor) -> list[Doubt]:
             "The model changes its own state_dict while it answers, even in eval mode.",
             "stop what is updated there (running statistics, counters), or measure a frozen copy",
         )
-    if not torch.equal(answers, again):
+    if not torch.equal(answers.nan_to_num(), again.nan_to_num()):
         found.append(
             Doubt(
                 "random answers",

@@ -33,9 +33,7 @@ class Outputs:
         if self.per_image is not None:
             if not self.per_image.parent.is_dir():
                 raise UsageError(f"--per-image: there is no folder {self.per_image.parent}.")
-            with atomic.replacing(self.per_image.with_name(f".{self.per_image.name}.try")) as attempt:
-                attempt.touch()
-            self.per_image.with_name(f".{self.per_image.name}.try").unlink()
+            atomic.require_writable(self.per_image)
         with contextlib.ExitStack() as stack:
             folder = None if self.adversarial is None else stack.enter_context(new_folder(self.adversarial))
 

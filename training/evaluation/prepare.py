@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ducat_serve import __version__
 from ducat_serve.checkpoint import checkpoint_path, read_spec
 from ducat_serve.deployed import Deployed, load
-from ducat_serve.errors import DucatError, UsageError, VerificationError, command_line, unknown_name
+from ducat_serve.errors import DucatError, UsageError, VerificationError, command_line
 from ducat_serve.output import Output
 from ducat_serve.predictor import Device, Predictor
 from ducat_serve.spec import ModelSpec
@@ -22,8 +22,9 @@ from training.batches import DeviceSplit
 from training.data import Dataset
 from training.data.cache import Split, content_digest
 from training.device import LAYOUT, choose_device, exact_float32
+from training.distributed.processes import ProcessGroup, local_device
 from training.evaluation.evaluate import Plan, Subject
-from training.evaluation.stages import ATTACKS, SUITES, attack_named, on_doubt
+from training.evaluation.stages import attack_named, on_doubt, score_attacks
 from training.evaluation.stages import suite as attacks_of
 from training.evaluation.state import EvaluationState
 from training.randomness import subset
@@ -70,8 +71,8 @@ class Prepared:
     index: tuple[int, ...]
 
 
-def prepare(request: Request, output: Output) -> Prepared:
-    """Load model and images, and choose the attacks.
+def prepare(request: Request, output: Output, processes: ProcessGroup, device: torch.device) -> Prepared:
+    """Load model and images on the device, and choose the attacks; in each of the processes that share the work.
 
     Raises:
         UsageError: an unknown suite or attack, or one that needs gradients of an exported file; an eps of 0 or a
@@ -84,18 +85,19 @@ def prepare(request: Request, output: Output) -> Prepared:
         raise UsageError(
             "--checkpoint is for a .onnx MODEL.", command_line("ducat", "evaluate", request.checkpoint)
         )
-    device = choose_device("cpu" if exported else request.device, output)
     exact_float32()
     loaded = _load_export(request, output) if exported else _load_checkpoint(request, device, output)
     spec = loaded.spec
     threat_model = _threat_model(request, spec)
-    data = load_training_data(
-        request.path,
-        spec,
-        dataset=request.dataset,
-        data_dir=request.data_dir,
-        offline=request.offline,
-        output=output,
+    data = processes.first_alone(
+        lambda: load_training_data(
+            request.path,
+            spec,
+            dataset=request.dataset,
+            data_dir=request.data_dir,
+            offline=request.offline,
+            output=output,
+        )
     )
     chosen, index = _choose(request, data, spec)
     subject = Subject(
@@ -106,6 +108,7 @@ def prepare(request: Request, output: Output) -> Prepared:
         dataset=data.title,
         split=request.split,
         artefact="onnx" if exported else "checkpoint",
+        takes_bytes_only=exported,
         precision=spec.precision,
     )
     plan = Plan(
@@ -119,10 +122,17 @@ def prepare(request: Request, output: Output) -> Prepared:
         surrogate=loaded.surrogate,
         val=DeviceSplit.of(data.val, device) if loaded.thorough else None,
         eight_bit=request.eight_bit and not exported,  # an exported file takes no others
+        processes=processes,
     )
     digest = content_digest(data.class_names, [chosen])
     state = _state(request.path, subject, plan, digest)
     return Prepared(spec, subject, plan, state, request.eps, index)
+
+
+def evaluation_device(request: Request, output: Output) -> torch.device:
+    """Where images are while they are attacked, in this process. Raises DucatError as `choose_device` does."""
+    exported = request.path.suffix == ".onnx"
+    return local_device(choose_device("cpu" if exported else request.device, output))
 
 
 def _threat_model(request: Request, spec: ModelSpec) -> ThreatModel:
@@ -242,21 +252,11 @@ def exported_model(predictor: Predictor) -> Deployed:
 
 
 def _load_export(request: Request, output: Output) -> _Loaded:
-    if request.suite not in SUITES:
-        raise unknown_name("suite", request.suite, SUITES)
-    possible = [attack.name for attack in ATTACKS.values() if not attack.needs_gradient]
-    impossible = [name for name in request.attacks if name not in possible]
-    if impossible:
-        raise UsageError(
-            f"{', '.join(impossible)} needs gradients, and an exported file has none.",
-            f"evaluate its checkpoint, or choose from: {', '.join(possible)}",
-        )
     predictor = Predictor(request.path, device=request.device)
     surrogate = _source(request.path, request.checkpoint, predictor.spec, output)
     target = TargetModel("none", predictor.spec.num_classes, surrogate)
-    names = request.attacks or tuple(name for name in possible if ATTACKS[name].applies(target))
-    attacks = tuple(attack_named(name, target) for name in names)
-    return _Loaded(predictor.spec, exported_model(predictor), attacks, (), surrogate, thorough=False)
+    attacks = score_attacks(request.suite, request.attacks, target, "evaluate its checkpoint")
+    return _Loaded(predictor.spec, exported_model(predictor), tuple(attacks), (), surrogate, thorough=False)
 
 
 def _source(path: Path, checkpoint: Path | None, spec: ModelSpec, output: Output) -> Deployed | None:

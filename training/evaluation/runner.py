@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from training.attacks.ball import Ball
 from training.attacks.base import Attack
 from training.attacks.criteria import Criterion
 from training.batches import DeviceSplit, to_pixels
+from training.distributed.processes import ProcessGroup
 from training.randomness import stream
 
 # What torch's CPU allocator, cuBLAS, cuDNN and ONNX Runtime say when there is no memory.
@@ -27,25 +28,48 @@ T = TypeVar("T")
 
 @dataclass
 class Batches:
-    """Runs work over examples in batches of ``size``; out of memory halves it, for good."""
+    """Runs work over examples in batches of ``size``; out of memory halves it, for good.
+
+    Several processes deal out whole batches. So a batch holds the same examples, and draws the same random numbers,
+    however many they are.
+    """
 
     size: int
     output: Output
+    processes: ProcessGroup = field(default_factory=ProcessGroup)
+    _dealt: int = field(
+        init=False
+    )  # the size of the batches that are dealt out, whatever fits into memory here
+
+    def __post_init__(self) -> None:
+        self._dealt = self.size
 
     def over(self, index: Tensor, work: Callable[[int, Tensor], T]) -> list[T]:
-        """The results of ``work(start, batch)`` for consecutive batches of ``index``.
+        """The results of ``work(start, batch)`` for consecutive batches of ``index``, in every process.
 
-        After ``work`` ran out of memory it is called again, with fewer examples.
+        After ``work`` ran out of memory it is called again, with fewer examples. With several processes, results have
+        their tensors on the CPU.
 
         Raises:
             torch.OutOfMemoryError or what the runtime raises: not even one example fits.
         """
+        rank, size = self.processes.rank, self.processes.size
+        if size == 1:
+            return self._own(index, work, 0)
+        dealt = range(0, len(index), self._dealt)
+        mine = {
+            start: self._own(index[start : start + self._dealt], work, start) for start in dealt[rank::size]
+        }
+        results = {start: found for part in self.processes.gather(mine) for start, found in part.items()}
+        return [result for start in dealt for result in results[start]]
+
+    def _own(self, index: Tensor, work: Callable[[int, Tensor], T], offset: int) -> list[T]:
         results: list[T] = []
         start = 0
         while start < len(index):
             batch = index[start : start + self.size]
             try:
-                results.append(work(start, batch))
+                results.append(work(offset + start, batch))
             except Exception as error:  # ONNX Runtime's are no RuntimeErrors
                 if not _out_of_memory(error) or self.size == 1:
                     raise
@@ -65,6 +89,14 @@ def _out_of_memory(error: Exception) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return any(sign in str(error) for sign in _SIGNS)
+
+
+class _Found(NamedTuple):
+    """What an attack made of a batch; ``images`` only where the other processes are to see them."""
+
+    examples: Tensor
+    raw: Tensor
+    images: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -96,19 +128,36 @@ class Runner:
         """
         with self.output.progress(name, len(index)) as advance:
 
-            def work(start: int, batch: Tensor) -> Tensor:
+            def work(start: int, batch: Tensor) -> _Found:
                 images, labels = to_pixels(self.data.images[batch]), self.data.labels[batch]
                 generator = stream(self.seed, name, start, device=labels.device)
                 found = attack(self.model, images, labels, self.ball, criterion, generator=generator)
                 with torch.no_grad():
                     raw: Tensor = self.model.classifier(found)
-                if seen is not None:
-                    seen(batch, found, criterion(raw, labels))
                 advance(len(batch))
-                return raw
+                if seen is None or self._is_alone:
+                    tell(batch, found, raw)
+                    return _Found(batch, self._portable(raw), None)
+                return _Found(batch.cpu(), self._portable(raw), found.detach().cpu())
+
+            def tell(batch: Tensor, found: Tensor, raw: Tensor) -> None:
+                if seen is not None:
+                    seen(batch, found, criterion(raw, self.data.labels[batch]))
 
             parts = self.batches.over(index, work)
-        return torch.cat(parts) if parts else self.clean_logits[:0]
+        device = self.data.labels.device
+        for part in parts:
+            if part.images is not None:
+                tell(part.examples.to(device), part.images.to(device), part.raw.to(device))
+        return torch.cat([part.raw for part in parts]).to(device) if parts else self.clean_logits[:0]
+
+    @property
+    def _is_alone(self) -> bool:
+        return self.batches.processes.size == 1
+
+    def _portable(self, tensor: Tensor) -> Tensor:
+        """As other processes can read it."""
+        return tensor if self._is_alone else tensor.cpu()
 
     @cached_property
     def clean_logits(self) -> Tensor:
@@ -120,10 +169,10 @@ class Runner:
         """Raw logits of images as they are, [N, 2C] or [N, C]."""
 
         def work(_start: int, batch: Tensor) -> Tensor:
-            raw: Tensor = self.model.classifier(to_pixels(data.images[batch]))
-            return raw
+            return self._portable(self.model.classifier(to_pixels(data.images[batch])))
 
-        return torch.cat(self.batches.over(torch.arange(len(data), device=data.labels.device), work))
+        index = torch.arange(len(data), device=data.labels.device)
+        return torch.cat(self.batches.over(index, work)).to(data.labels.device)
 
     def sample(self, purpose: str, among: Tensor, count: int) -> Tensor:
         """At most ``count`` of the examples ``among`` (bool [N]), drawn with the runner's seed, in order."""
@@ -138,6 +187,11 @@ class Cost:
 
     gradient_steps: int = 0
     forward_passes: int = 0  # without a gradient
+
+    def of_all(self, processes: ProcessGroup) -> Cost:
+        """What all processes asked together."""
+        costs = processes.gather(self)
+        return Cost(sum(c.gradient_steps for c in costs), sum(c.forward_passes for c in costs))
 
 
 @contextlib.contextmanager

@@ -5,9 +5,10 @@ Every attack is judged on the deployed function. A new attack is one file in `tr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-from ducat_serve.errors import unknown_name
+from ducat_serve.errors import UsageError, unknown_name
 from training.attacks.apgd_ce import APGDCrossEntropy, APGDLse
 from training.attacks.apgd_dlr import APGDDLR
 from training.attacks.autoattack import AutoAttack
@@ -51,6 +52,26 @@ def suite(name: str, target: TargetModel) -> list[Attack]:
         raise unknown_name("suite", name, SUITES)
     chosen = (ATTACKS[attack] for attack in SUITES[name])
     return [attack.fitted(target) for attack in chosen if attack.applies(target)]
+
+
+def score_attacks(suite: str, names: Sequence[str], target: TargetModel, instead: str) -> list[Attack]:
+    """The attacks of a suite, or those named, for a model that only tells its scores: every suite has the same ones.
+
+    Args:
+        instead: what to measure in its place where one that is named needs gradients, for the error.
+
+    Raises UsageError for an unknown suite or name, or an attack that needs gradients of the model.
+    """
+    if suite not in SUITES:
+        raise unknown_name("suite", suite, SUITES)
+    possible = [attack.name for attack in ATTACKS.values() if not attack.needs_gradient]
+    chosen = [attack_named(name, target) for name in names]
+    if impossible := [attack.name for attack in chosen if attack.needs_gradient]:
+        raise UsageError(
+            f"{', '.join(impossible)} needs gradients, and there are only scores here.",
+            f"{instead}, or choose from: {', '.join(possible)}",
+        )
+    return chosen or [ATTACKS[name].fitted(target) for name in possible if ATTACKS[name].applies(target)]
 
 
 def on_doubt(name: str, target: TargetModel) -> list[Attack]:

@@ -36,7 +36,11 @@ class EvaluationState:
         return EvaluationState(self.path.with_name(name), {**self.request, "threat model": str(threat_model)})
 
     def begin(self, *, resume: bool, output: Output) -> None:
-        """Keep an interrupted evaluation to go on with, or drop it; says so where that may surprise."""
+        """Keep an interrupted evaluation to go on with, or drop it; says so where that may surprise.
+
+        Raises DucatError where nothing can be kept.
+        """
+        atomic.require_writable(self.path)
         interrupted = bool(self._files())
         if resume and not interrupted:
             output.warn("there is nothing to resume; starting from the beginning.")

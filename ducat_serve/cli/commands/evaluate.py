@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from ducat_serve.atomic import write_text
+from ducat_serve.atomic import require_writable, write_text
 from ducat_serve.cli.corruptions_suite import SUITE as CORRUPTIONS
 from ducat_serve.cli.corruptions_suite import refuse_options_of_attacks, show_corruptions
 from ducat_serve.cli.evaluated_model import EvaluatedModel, ForeignModel
+from ducat_serve.cli.foreign_options import ForeignGiven, foreign_options
 from ducat_serve.cli.options import PIXEL_SIZE, common, data_options, device_option
 from ducat_serve.cli.release_gate import Bar, require
 from ducat_serve.cli.report_table import show_report
@@ -20,13 +21,14 @@ from ducat_serve.output import Output
 from ducat_serve.threads import choose_threads
 
 if TYPE_CHECKING:
+    from ducat_serve.cli.main import Invocation
     from ducat_serve.library.corruptions import MeasuredCorruptions
     from ducat_serve.predictor import Device
     from ducat_serve.threat_model import Norm
 
 
 @click.command("evaluate")
-@click.argument("model", type=EvaluatedModel())
+@click.argument("model", type=EvaluatedModel(), required=False)
 @click.option(
     "--split", type=click.Choice(["val", "test"]), default="test", show_default=True, help="Which images."
 )
@@ -59,23 +61,18 @@ if TYPE_CHECKING:
     help="Halved when memory runs out.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--devices",
+    type=click.IntRange(min=1),
+    help="Start so many processes here, one per device; batches are dealt out, and results stay the same.",
+)
 @click.option("--resume", is_flag=True, help="Go on after the last attack of an interrupted evaluation.")
 @click.option(
     "--replace",
     is_flag=True,
     help="Store the report even where the one that is stored already says more.",
 )
-@click.option(
-    "--import-from",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    metavar="DIR",
-    help="Where a package.module:callable MODEL is imported from, beside the installed packages.",
-)
-@click.option(
-    "--fold",
-    type=click.Choice(["max", "lse"]),
-    help="Of a package.module:callable MODEL that returns 2C logits, the dummy of class i in column i + C.",
-)
+@foreign_options
 @click.option(
     "--save-adversarial",
     type=click.Path(path_type=Path, file_okay=False),
@@ -107,8 +104,11 @@ if TYPE_CHECKING:
 @threads_option
 @device_option
 @common
+@click.pass_context
 def command(
-    model: Path | ForeignModel,
+    ctx: click.Context,
+    /,
+    model: Path | ForeignModel | None,
     split: Literal["val", "test"],
     norm: Norm | None,
     eps: tuple[float, ...],
@@ -118,10 +118,9 @@ def command(
     max_examples: int | None,
     batch_size: int,
     seed: int,
+    devices: int | None,
     resume: bool,
     replace: bool,
-    import_from: Path | None,
-    fold: Literal["max", "lse"] | None,
     save_adversarial: Path | None,
     per_image: Path | None,
     export: str | None,
@@ -134,7 +133,8 @@ def command(
     device: Device,
     threads: int | None,
     json: bool,
-) -> None:
+    **foreign: Any,
+) -> int:
     """Measure clean and robust accuracy of MODEL (a model.safetensors, its run folder, a model.onnx, a bundled model).
 
     The attack is run on the deployed function, the one that is exported and served: it knows the fold and
@@ -144,7 +144,9 @@ def command(
     white-box report that it got from there stays; in another precision it has none, and this one is stored.
 
     package.module:callable is a model of others: the callable returns a torch.nn.Module from images in [0, 1] to
-    logits. It needs --dataset and --eps; report and card are written here, or to --out.
+    logits. So is a .onnx file that ducat did not write, with --input and --scale: it is attacked by its scores, and by
+    images made on a --twin. So is a running server, --url in the place of MODEL, within a --query-budget. All of them
+    need --dataset and --eps; report and card are written here, or to --out.
 
     Of a bundled model (`ducat models`) a copy in the current folder is measured, and keeps the report.
 
@@ -157,12 +159,27 @@ def command(
       ducat evaluate runs/digits --eps 2/255 --eps 4/255 --eps 8/255
       ducat evaluate runs/digits --save-adversarial broken --per-image rows.csv
       ducat evaluate runs/digits --suite corruptions
+      ducat evaluate runs/digits --suite full --devices 4
       ducat evaluate runs/digits/model.onnx
       ducat evaluate nets:make --import-from . --dataset cifar10 --eps 8/255
+      ducat evaluate their.onnx --input NCHW --scale 255 --dataset cifar10 --eps 8/255
+      ducat evaluate --url http://127.0.0.1:3000/v1/predict --query-budget 100000 --dataset digits --eps 0.1
     """
     choose_threads(threads)
 
     from ducat_serve.library.corruptions import measure_foreign_on_corruptions, measure_on_corruptions
+    from training.distributed.processes import is_first_process, launched
+
+    several = (devices or 1) > 1 or launched()
+    if several and model is None:
+        raise UsageError("--devices is for a MODEL: a server is asked by one process.", "leave it out")
+    if several and not launched():
+        from training.distributed.launch import launch
+
+        invocation: Invocation = ctx.find_root().obj
+        again = "the same command with --resume, of a model of ours; a model of others starts again"
+        return launch(devices or 1, invocation.arguments, invocation.environment, Output(json), again)
+
     from ducat_serve.library.evaluation import measure
     from ducat_serve.library.foreign import ForeignRequest, measure_foreign, write_report
     from training.evaluation.outputs import Outputs
@@ -188,18 +205,21 @@ def command(
                 "--resume": resume,
             }
         )
+    if out is not None:
+        require_writable(out)
     outputs = Outputs(save_adversarial, per_image)
-    if isinstance(model, ForeignModel):
+    source = ForeignGiven(**foreign).source(model, device)
+    if source is not None:
         _refuse_for_models_of_others({"--checkpoint": checkpoint, "--resume": resume, "--replace": replace})
         if dataset is None:
-            raise UsageError(f"{model.name} says nothing of its data.", "name them: --dataset cifar10")
-        foreign = ForeignRequest(
-            model.name,
+            raise UsageError(f"{source.name} says nothing of its data.", "name them: --dataset cifar10")
+        out = out or Path(f"{source.file_name}.robustness.json")
+        require_writable(out)
+        asked = ForeignRequest(
+            source,
             dataset,
             eps,
             norm=norm or "linf",
-            import_from=import_from,
-            fold=fold or "none",
             eight_bit=lattice is not None,
             split=split,
             suite=suite,
@@ -212,15 +232,16 @@ def command(
             device=device,
         )
         if suite == CORRUPTIONS:
-            _finish_corruptions(measure_foreign_on_corruptions(foreign, out, output), None, output)
-            return
-        report = measure_foreign(foreign, outputs, output)
+            _finish_corruptions(measure_foreign_on_corruptions(asked, out, output), None, output)
+            return 0
+        report = measure_foreign(asked, outputs, output)
+        if not is_first_process():
+            return 0
         show_report(report, None, output)
-        out = write_report(model.name, report, out, output)
-        beside, trained_on, architecture = out, dataset, model.name
+        write_report(source.name, report, out, output)
+        beside, trained_on, architecture = out, dataset, source.name
     else:
-        if import_from is not None or fold is not None:
-            raise UsageError("--import-from and --fold are for a package.module:callable MODEL.")
+        assert isinstance(model, Path)
         request = Request(
             model,
             checkpoint=checkpoint,
@@ -240,8 +261,10 @@ def command(
         )
         if suite == CORRUPTIONS:
             _finish_corruptions(measure_on_corruptions(request, output), out, output)
-            return
+            return 0
         measured = measure(request, output, outputs, resume=resume)
+        if not is_first_process():
+            return 0
         report, spec = measured.report, measured.spec
         show_report(report, spec, output)
         measured.store(output, replace=replace)
@@ -260,6 +283,7 @@ def command(
     if bar is not None:
         require(report, bar)  # its error is then the one document on stdout; --out has the report
     output.result(report.model_dump(mode="json"))
+    return 0
 
 
 def _finish_corruptions(measured: MeasuredCorruptions, out: Path | None, output: Output) -> None:
@@ -273,4 +297,4 @@ def _finish_corruptions(measured: MeasuredCorruptions, out: Path | None, output:
 def _refuse_for_models_of_others(given: dict[str, object]) -> None:
     wrong = [name for name, value in given.items() if value]
     if wrong:
-        raise UsageError(f"{', '.join(wrong)}: nothing is stored of a package.module:callable MODEL.")
+        raise UsageError(f"{', '.join(wrong)}: nothing is stored of a model of others.")

@@ -98,7 +98,8 @@ def command(
         from training.distributed.launch import launch
 
         invocation: Invocation = ctx.find_root().obj
-        return launch(devices, invocation.arguments, invocation.environment, Output(json))
+        again = "ducat train --resume RUN --devices N, with the run folder's path"
+        return launch(devices, invocation.arguments, invocation.environment, Output(json), again)
 
     from training.device import choose_device
     from training.initial import InitialWeights
