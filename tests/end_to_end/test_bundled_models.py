@@ -12,21 +12,13 @@ import pytest
 from PIL import Image
 
 from ducat_serve.bundled import KINDS, bundled_models
-from tests.support.clean_installation import build_wheel, install
+from tests.support.clean_installation import Distributions
 from training.data import load_dataset
 
 NAME = "digits-small"
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_wheel(tmp_path_factory.mktemp("wheel"))
-
-
-@pytest.fixture(scope="module")
-def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Python of an installation for predicting on a CPU."""
-    return install(wheel, ["cpu"], tmp_path_factory.mktemp("clean") / "venv")
+pytestmark = pytest.mark.xdist_group("release")  # one process builds the wheel, once
 
 
 def ducat(python: Path, place: Path, *arguments: str) -> Any:
@@ -39,28 +31,28 @@ def ducat(python: Path, place: Path, *arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
-def test_the_wheel_has_the_files_of_every_model(wheel: Path) -> None:
-    held = set(zipfile.ZipFile(wheel).namelist())
+def test_the_wheel_has_the_files_of_every_model(distributions: Distributions) -> None:
+    held = set(zipfile.ZipFile(distributions.wheel).namelist())
     files = {f"ducat_serve/bundled/{name}.{kind}" for name in bundled_models() for kind in (*KINDS, "md")}
     assert files | {"ducat_serve/bundled/index.json"} <= held
     assert f"ducat_serve/bundled/{NAME}.onnx" in held
 
 
-def test_a_clean_installation_lists_inspects_and_predicts(python: Path, tmp_path: Path) -> None:
+def test_a_clean_installation_lists_inspects_and_predicts(clean_python: Path, tmp_path: Path) -> None:
     no_torch = "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is not None)"
-    subprocess.run([str(python), "-c", no_torch], check=True, timeout=60)
+    subprocess.run([str(clean_python), "-c", no_torch], check=True, timeout=60)
 
-    listed = ducat(python, tmp_path, "models")["models"]
+    listed = ducat(clean_python, tmp_path, "models")["models"]
     assert [entry["name"] for entry in listed] == sorted(bundled_models())
-    assert all(Path(file).is_relative_to(python.parents[1]) for file in listed[0]["files"].values())
+    assert all(Path(file).is_relative_to(clean_python.parents[1]) for file in listed[0]["files"].values())
 
     test = load_dataset("digits").test
     paths = [f"{index}.png" for index in range(20)]
     for path, image in zip(paths, test.images, strict=False):
         Image.fromarray(image).save(tmp_path / path)
-    answer = ducat(python, tmp_path, "predict", NAME, *paths)
+    answer = ducat(clean_python, tmp_path, "predict", NAME, *paths)
     labels = [int(prediction["label"]) for prediction in answer["predictions"]]
     assert sum(label == truth for label, truth in zip(labels, test.labels, strict=False)) >= 18
 
-    inspected = ducat(python, tmp_path, "inspect", NAME)
+    inspected = ducat(clean_python, tmp_path, "inspect", NAME)
     assert inspected["sha256"] == bundled_models()[NAME].sha256["safetensors"]

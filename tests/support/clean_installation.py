@@ -1,7 +1,8 @@
-"""An installation of the package's wheel as a user has it, made offline in seconds.
+"""An installation of the package as a user has it, made offline in seconds.
 
-The wheel is built from the working tree and unpacked into a fresh virtual environment. What it requires is linked from
-the environment that runs the tests: the requirements of the chosen extras and theirs, and nothing else.
+Source distribution and wheel are built from the working tree, the wheel from the source distribution, and pip installs
+the wheel into a fresh virtual environment. What it requires is linked from the environment that runs the tests: the
+requirements of the chosen extras and theirs, and nothing else.
 """
 
 from __future__ import annotations
@@ -11,30 +12,50 @@ import shutil
 import subprocess
 import sys
 import venv
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 PROJECT = Path(__file__).parents[2]
-# What a wheel is made of; a whole working tree would bring its runs and its environment along.
-SOURCES = ("LICENSE", "README.md", "pyproject.toml", "ducat_serve", "export", "service", "training")
+# Never copied, however large it has grown; `NOT_OURS` stands in for it.
+_HEAVY = shutil.ignore_patterns(
+    ".git", ".venv*", ".*_cache", ".hypothesis", "__pycache__", "*.egg-info", "runs", "site", "build", "dist"
+)
+# What a working tree has beside the code, and no distribution may have.
+NOT_OURS = (
+    ".venv/lib/python3/site-packages/other.py",
+    ".venv311/pyvenv.cfg",
+    ".git/HEAD",
+    "build/lib/training/old.py",
+    "dist/ducat_serve-0.0.1.tar.gz",
+    "runs/photos/model.safetensors",
+    "site/index.html",
+    "training/__pycache__/step.cpython-311.pyc",
+)
 
 
-def build_wheel(folder: Path) -> Path:
-    """The wheel of the working tree, built in ``folder`` by the setuptools that are installed."""
-    source = folder / "source"
-    source.mkdir(parents=True)
-    for name in SOURCES:
-        copy = shutil.copytree if (PROJECT / name).is_dir() else shutil.copy
-        copy(PROJECT / name, source / name)
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
-    offline = ["--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", str(folder), str(source)]
-    subprocess.run([*pip, *offline], check=True, timeout=300)
-    [wheel] = folder.glob("*.whl")
-    return wheel
+class Distributions(NamedTuple):
+    """The two files that a release consists of."""
+
+    sdist: Path
+    wheel: Path
+
+
+def build(folder: Path) -> Distributions:
+    """Build both in ``folder``, by the setuptools that are installed, from a working tree with `NOT_OURS` in it."""
+    source, target = folder / "source", folder / "dist"
+    shutil.copytree(PROJECT, source, ignore=_HEAVY)
+    for name in NOT_OURS:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(b"not part of a release")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(target), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [sdist], [wheel] = target.glob("*.tar.gz"), target.glob("*.whl")
+    return Distributions(sdist, wheel)
 
 
 def install(wheel: Path, extras: Iterable[str], folder: Path) -> Path:
@@ -42,8 +63,10 @@ def install(wheel: Path, extras: Iterable[str], folder: Path) -> Path:
     venv.create(folder, with_pip=False, symlinks=True)
     python = folder / "bin/python"
     [site] = folder.glob("lib/python*/site-packages")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(site)
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check"]
+    subprocess.run(
+        [*pip, "install", "--quiet", "--no-deps", "--no-index", str(wheel)], check=True, timeout=300
+    )
     name, version = wheel.name.split("-")[:2]
     [ours] = importlib.metadata.distributions(name=name, path=[str(site)])
     assert ours.version == version
