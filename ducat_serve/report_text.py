@@ -193,3 +193,8 @@ def dummy_mass_in_words(report: RobustnessReport) -> str | None:
 
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}\u00a0%"
+
+
+def versions_in_words(spec: ModelSpec) -> str:
+    """Python and the packages that a model was trained with; nothing where they are not recorded."""
+    return ", ".join(f"{name} {version}" for name, version in sorted(spec.versions.items()))

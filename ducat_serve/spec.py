@@ -81,6 +81,14 @@ class ModelSpec(BaseModel):
         return self._recorded("git_revision")
 
     @property
+    def versions(self) -> dict[str, str]:
+        """Versions of Python and of the packages that trained it, by name; empty where they are not recorded."""
+        versions = self.training.get("versions")
+        return (
+            {name: str(version) for name, version in versions.items()} if isinstance(versions, dict) else {}
+        )
+
+    @property
     def data_digest(self) -> str | None:
         """SHA-256 of the images and labels of the data set that it was trained on, or None."""
         return self._recorded("data_digest")

@@ -17,6 +17,7 @@ from ducat_serve.report_text import (
     how_measured,
     other_threat_model,
     server_access,
+    versions_in_words,
 )
 from ducat_serve.spec import ModelSpec
 from ducat_serve.threat_model import format_size
@@ -87,6 +88,7 @@ def _provenance(spec: ModelSpec) -> str:
     lines = {
         "Command": spec.command,
         "Git revision of ducat-serve": spec.git_revision,
+        "Versions": versions_in_words(spec),
         "Digest of the data": spec.data_digest,
     }
     return "".join(f"\n- {name}: {code(value)}" for name, value in lines.items() if value)

@@ -1,8 +1,11 @@
-"""Where a model comes from: the command that trained it, and the revision of the code that did."""
+"""Where a model comes from: the command that trained it, the revision of the code that did, and what that ran on."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import os
+import platform
 import shlex
 import subprocess
 from collections.abc import Mapping
@@ -14,6 +17,8 @@ from training.data import dataset_reference
 
 _ROOT = Path(__file__).parents[1]
 _TRAINING_CODE = ("ducat_serve", "training")  # folders below `_ROOT` that decide what a run writes
+# What decides numbers or files; a package that is not installed had no part in the run.
+_PACKAGES = ("ducat-serve", "torch", "torchvision", "numpy", "onnx")
 _PATIENCE_SECONDS = 10  # a repository on a network drive may not answer
 
 
@@ -23,6 +28,7 @@ class Provenance:
 
     command: str | None = None
     git_revision: str | None = None
+    versions: dict[str, str] | None = None
 
 
 def training_command(options: Mapping[str, object]) -> str:
@@ -51,6 +57,15 @@ def _text(value: object) -> str:
     if isinstance(value, float):
         return format_size(value)
     return dataset_reference(str(value))
+
+
+def installed_versions() -> dict[str, str]:
+    """The version of Python and of each package that matters to a training, by the name of its distribution."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def git_revision() -> str | None:

@@ -6,16 +6,20 @@ import json
 import subprocess
 from pathlib import Path
 
+import numpy
 import pytest
 
+from ducat_serve import __version__
 from ducat_serve.checkpoint import read_spec
 from ducat_serve.cli.main import run
+from export.model_card import model_card
 from training import provenance
-from training.provenance import Provenance, git_revision, training_command
+from training.provenance import Provenance, git_revision, installed_versions, training_command
 from training.run import start
 from training.run.folder import RunFolder
 
 QUICK = ["--epochs", "1", "--attack-steps", "1", "--batch-size", "256", "--precision", "float32"]
+VERSIONS = {"python": "3.99.0", "torch": "2.14.1"}
 COMMAND = (
     "ducat train --dataset digits --eps 0.1 --attack-steps 1 --epochs 1 --batch-size 256 --precision float32"
 )
@@ -43,29 +47,47 @@ def test_a_model_records_command_and_revision_and_a_resumed_run_keeps_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(start, "git_revision", lambda: "a1b2c3")
+    monkeypatch.setattr(start, "installed_versions", lambda: VERSIONS)
     monkeypatch.setenv("DUCAT_TRAIN_EPS", "0.1")  # counts like a flag
     monkeypatch.setenv("DUCAT_TRAIN_SKIP_BROKEN", "0")  # there is no flag that says so
     folder = tmp_path / "run"
     assert run(["train", "--dataset", "digits", *QUICK, "--out", str(folder)]) == 0
     spec = read_spec(folder / "model.safetensors")
-    assert (spec.command, spec.git_revision) == (COMMAND, "a1b2c3")
+    assert (spec.command, spec.git_revision, spec.versions) == (COMMAND, "a1b2c3", VERSIONS)
     assert str(tmp_path) not in spec.to_json()
-    assert RunFolder(folder).read_provenance() == Provenance(COMMAND, "a1b2c3")
+    assert RunFolder(folder).read_provenance() == Provenance(COMMAND, "a1b2c3", VERSIONS)
 
     monkeypatch.setattr(start, "git_revision", lambda: "other")
+    monkeypatch.setattr(start, "installed_versions", lambda: {"python": "4.0.0"})
     (folder / "last.pt").unlink()  # the run starts over, and comes out the same
     before = (folder / "model.safetensors").read_bytes()
     assert run(["train", "--resume", str(folder)]) == 0
     assert (folder / "model.safetensors").read_bytes() == before
     capsys.readouterr()
     assert run(["inspect", str(folder)]) == 0
-    assert "a1b2c3" in "".join(capsys.readouterr())
+    shown = "".join(capsys.readouterr())
+    assert "a1b2c3" in shown
+    assert "python 3.99.0, torch 2.14.1" in shown
+    card = model_card(spec, "model.safetensors")
+    assert "Versions: `python 3.99.0, torch 2.14.1`" in card
+
+
+def test_the_versions_are_those_that_run() -> None:
+    versions = installed_versions()
+    assert set(versions) == {"ducat-serve", "python", "torch", "torchvision", "numpy", "onnx"}
+    assert versions["numpy"] == numpy.__version__
+    assert versions["ducat-serve"] == __version__
+
+
+def test_a_package_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "_PACKAGES", ("numpy", "no-such-package"))
+    assert set(installed_versions()) == {"python", "numpy"}
 
 
 def test_a_run_of_an_older_version_says_nothing(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.config.write_text(json.dumps({"config": {}, "data_digest": "0"}))
-    assert folder.read_provenance() == Provenance(None, None)
+    assert folder.read_provenance() == Provenance(None, None, None)
 
 
 @pytest.fixture

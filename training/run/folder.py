@@ -194,7 +194,7 @@ class RunFolder:
         from training.provenance import Provenance
 
         document = json.loads(self.config.read_text())
-        return Provenance(document.get("command"), document.get("git_revision"))
+        return Provenance(document.get("command"), document.get("git_revision"), document.get("versions"))
 
     def require_data(self, digest: str) -> None:
         """Raise DataError where ``digest`` is not that of the data which the run began with."""

@@ -19,7 +19,7 @@ from training.data import DATASETS
 from training.device import fastest_precision
 from training.distributed.processes import ProcessGroup, local_device
 from training.initial import InitialWeights
-from training.provenance import Provenance, git_revision
+from training.provenance import Provenance, git_revision, installed_versions
 from training.recipes import load_recipe
 from training.run.curves import draw_curves
 from training.run.dataset import load_run_data
@@ -143,7 +143,7 @@ def train(
     # Not before the data is there: a failed start leaves no folder.
     with folder.locked() if processes.is_first else nullcontext():
         if processes.is_first and not resumed:
-            origin = Provenance(command, git_revision())
+            origin = Provenance(command, git_revision(), installed_versions())
             folder.create(config, data_dir.resolve() if data_dir else None, dataset.digest, origin)
         processes.wait()
         if resumed:

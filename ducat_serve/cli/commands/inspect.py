@@ -11,7 +11,7 @@ from ducat_serve.cli.options import ModelPath, common
 from ducat_serve.model_file import read_verified_spec
 from ducat_serve.output import Output
 from ducat_serve.report import NOT_MEASURED
-from ducat_serve.report_text import DIGESTS, NOT_RECORDED
+from ducat_serve.report_text import DIGESTS, NOT_RECORDED, versions_in_words
 
 
 @click.command("inspect")
@@ -50,6 +50,7 @@ def command(model: Path, json: bool) -> None:
         ("recipe", f"{recipe['epochs']} epochs, seed {recipe['seed']}" if spec.recipe else NOT_RECORDED),
         ("trained by", spec.command or NOT_RECORDED),
         ("git revision", spec.git_revision or NOT_RECORDED),
+        ("trained with", versions_in_words(spec) or NOT_RECORDED),
         ("robustness", robustness),
         ("weights digest", spec.weights_digest),
         *extra.items(),
