@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from docs_site.links import with_site_links
+from docs_site.notebooks import PROJECT, as_page
 from docs_site.offline import outside_resources
 from docs_site.reference import EVERYTHING, on_page_markdown
 from ducat_serve.cli.main import COMMANDS
@@ -75,3 +76,13 @@ def test_every_route_command_and_field_is_in_the_reference() -> None:
 
 def test_other_comments_of_a_page_stay() -> None:
     assert on_page_markdown("<!-- a remark -->\n<!-- remark -->") == "<!-- a remark -->\n<!-- remark -->"
+
+
+def test_the_notebook_is_a_page_with_its_code_and_what_it_printed() -> None:
+    page = as_page(PROJECT / "docs" / "notebooks" / "digits.ipynb")
+    assert page.startswith("# Digits, from training to a prediction\n")
+    assert "[Download the notebook](digits.ipynb)" in page
+    assert "```python\nimport ducat_serve\n" in page
+    assert "```text\nruns/digits/model.onnx classes: 10\n```" in page
+    assert "\n## Measure\n" in page
+    assert page.count("```") % 2 == 0
