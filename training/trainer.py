@@ -89,8 +89,10 @@ class Trainer:
     def _require_enough_images(self) -> None:
         size = self.config.batch_size
         if self.batches.steps == 0:
+            count = len(self.dataset.train)
             raise UsageError(
-                f"--batch-size {size} is more than the {len(self.dataset.train)} training images."
+                f"--batch-size {size} is more than the {count} training images.",
+                f"give --batch-size {2 ** max(1, count.bit_length() - 2)} or fewer, or more images",
             )
         if size < 2 * self.processes.size:
             raise UsageError(

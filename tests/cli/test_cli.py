@@ -76,7 +76,11 @@ def test_train_help_shows_sizes_as_fractions(capsys: pytest.CaptureFixture[str])
         (["train", "--eps", "eight"], 2, ["not a size like 8/255"]),
         (["train", "--dataset", "folder:/nowhere"], 4, ["/nowhere"]),
         (["train", "--dataset", "cifar100", "--offline", "--data-dir", "/nonexistent"], 4, ["--offline"]),
-        (["train", "--dataset", "digits", "--batch-size", "5000"], 2, ["5000", "training images"]),
+        (
+            ["train", "--dataset", "digits", "--batch-size", "5000"],
+            2,
+            ["5000", "training images", "--batch-size 512"],
+        ),
         (["train", "--device", "cuda"], 1, ["no usable GPU", "ducat doctor"]),
         (["export", "none.safetensors", "--onnx"], 4, ["none.safetensors", "ducat train"]),
         (["inspect", "none.onnx"], 4, ["none.onnx"]),

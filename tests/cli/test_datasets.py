@@ -63,6 +63,17 @@ def test_check_counts_and_ends_with_4_where_images_are_broken(tmp_path: Path, ca
     assert "train/a/1.png" in capsys.readouterr().err
 
 
+def test_the_next_command_after_check_resizes_where_sizes_differ(tmp_path: Path, capsys: Capture) -> None:
+    folder = class_folders(tmp_path / "set", "a", "b")
+    assert run(["datasets", "check", str(folder)]) == 0
+    assert "--image-size" not in capsys.readouterr().err
+    Image.new("RGB", (9, 9)).save(folder / "train" / "a" / "1.png")
+    assert run(["datasets", "check", str(folder)]) == 0
+    assert f"ducat train --dataset folder:{folder} --image-size 64" in capsys.readouterr().err.replace(
+        "\n", ""
+    )
+
+
 def test_check_of_no_data_set(tmp_path: Path, capsys: Capture) -> None:
     assert run(["datasets", "check", str(tmp_path / "nowhere")]) == 2
     assert run(["datasets", "check", str(tmp_path)]) == 4

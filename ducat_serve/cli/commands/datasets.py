@@ -117,7 +117,8 @@ def _show(path: Path, found: DataCheck, output: Output) -> None:
     for warning in found.warnings:
         output.warn(f"{warning}.")
     if not found.broken:
-        output.next(command_line("ducat", "train", "--dataset", f"folder:{path}"))
+        resize = ("--image-size", "64") if len(found.sizes) > 1 else ()
+        output.next(command_line("ducat", "train", "--dataset", f"folder:{path}", *resize))
 
 
 def _first(parts: list[str]) -> str:
