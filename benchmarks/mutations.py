@@ -24,6 +24,7 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
 ATTACKS = "tests/training/attacks/test_attacks.py::"
+CLOSEST = "tests/training/attacks/test_closest_first.py::"
 APGD = "tests/training/attacks/test_apgd.py::"
 LOSSES = "tests/training/attacks/test_losses.py::"
 EVALUATE = "tests/training/evaluation/test_evaluate.py::"
@@ -329,6 +330,48 @@ MUTATIONS = (
         "not any(needed <= names",
         "not any(needed",
         ((COMPARE + "test_of_the_suites_only_the_quick_one_is_a_screening"),),
+    ),
+    Mutation(
+        "closest-first begins with the farthest",
+        "training/attacks/closest_first.py",
+        "argsort(descending=True, stable=True)]",
+        "argsort(stable=True)]",
+        ((CLOSEST + "test_a_round_begins_with_the_closest_and_ends_where_two_blocks_held"),),
+    ),
+    Mutation(
+        "a round of closest-first ends at the first block that holds",
+        "training/attacks/closest_first.py",
+        "if held == _HELD:",
+        "if held == 1:",
+        ((CLOSEST + "test_a_round_begins_with_the_closest_and_ends_where_two_blocks_held"),),
+    ),
+    Mutation(
+        "closest-first counts what fell before as fallen now",
+        "training/attacks/closest_first.py",
+        "index = (~self.best.success).nonzero().squeeze(1)",
+        "index = (self.best.loss > -torch.inf).nonzero().squeeze(1)",
+        ((CLOSEST + "test_a_round_goes_on_while_images_fall"),),
+    ),
+    Mutation(
+        "closest-first aims at one target in every copy",
+        "training/attacks/closest_first.py",
+        "rank = (first + copy // sides)",
+        "rank = (first + 0 * copy)",
+        ((CLOSEST + "test_targets_go_down_the_ranking_of_the_best_image"),),
+    ),
+    Mutation(
+        "closest-first never aims at dummies",
+        "training/attacks/closest_first.py",
+        "logits.shape[1] * (copy % sides)",
+        "logits.shape[1] * 0",
+        ((CLOSEST + "test_targets_go_down_the_ranking_of_the_best_image"),),
+    ),
+    Mutation(
+        "a failed sanity check has no consequence",
+        "training/evaluation/evaluate.py",
+        "if failed and plan.on_doubt:",
+        "if failed and not plan.on_doubt:",
+        ((STUDIES + "test_slow_attacks_follow_where_a_sanity_check_fails"),),
     ),
 )
 

@@ -70,6 +70,19 @@ def test_masked_gradients_are_called_out(masked: bool, capsys: pytest.CaptureFix
         assert failed == set()
 
 
+@pytest.mark.parametrize("masked", [True, False])
+def test_slow_attacks_follow_where_a_sanity_check_fails(
+    masked: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grey = torch.full((40, 3, 4, 4), 128, dtype=torch.uint8)
+    data = DeviceSplit(grey, torch.zeros(40, dtype=torch.long))
+    model = Deployed(Steps(masked), "none").eval()
+    report = measure(model, data, PGD(step_size=1e-4), on_doubt=(Square(queries=300),))
+    assert [attack.name for attack in report.attacks] == ["pgd", *["square"] * masked]
+    assert report.worst_case_accuracy == (0 if masked else 1)  # such short steps break nothing
+    assert ("Going on to slow attacks" in capsys.readouterr().err) == masked
+
+
 def test_few_images_say_nothing_about_masking() -> None:
     grey = torch.full((19, 3, 4, 4), 128, dtype=torch.uint8)
     data = DeviceSplit(grey, torch.zeros(19, dtype=torch.long))
