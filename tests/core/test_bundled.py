@@ -17,9 +17,7 @@ from ducat_serve.checkpoint import read_checkpoint
 from ducat_serve.deployed import parameter_count
 from ducat_serve.errors import DataError, UsageError
 from ducat_serve.predictor import Predictor
-from training.attacks.base import TargetModel
 from training.data import load_dataset
-from training.evaluation.stages import suite
 
 NAME = "digits-small"
 MODELS = [pytest.param(model, id=model.name) for model in bundled_models().values()]
@@ -72,12 +70,11 @@ def test_files_and_index_say_the_same(model: BundledModel) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_report_is_of_the_standard_suite_on_test_images(model: BundledModel) -> None:
+def test_the_report_is_of_a_whole_suite_on_test_images(model: BundledModel) -> None:
     report = read_checkpoint(model.file("safetensors"))[0].robustness
     assert report is not None
     assert report.split == "test"
-    standard = suite("standard", TargetModel("none", 10))
-    assert {attack.name for attack in standard} <= {attack.name for attack in report.attacks}
+    assert not report.is_screening  # of now, or that of the version that measured it
     assert report.failed_checks == ()
 
 
