@@ -23,6 +23,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -244,6 +246,8 @@ def write(rows: list[Row], stem: Path, command: str) -> None:
         "",
         f"Written by `{command}`, which says what is counted. `pyautoattack`, standard; float32; one",
         "after the other in one process. Left: images that are still right, in per cent, with its 95 % interval.",
+        f"Machine: {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, no GPU used. "
+        "Other work on it lengthens the seconds and changes no count.",
         "",
         "| model | images | clean | left, ours | left, AutoAttack | passes an image, ours | AutoAttack | fewer | "
         "faster | noticed |",
