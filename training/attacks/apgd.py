@@ -15,10 +15,11 @@ from torch import Tensor
 
 from ducat_serve.deployed import Deployed
 from training.attacks.ball import Ball
-from training.attacks.base import Attack, Best, Evaluated, value_and_grad
+from training.attacks.base import Attack, Best, Evaluated, nonzero, value_and_grad
 from training.attacks.criteria import Criterion
 from training.attacks.frozen import frozen
 from training.attacks.losses import LossOfFold
+from training.attacks.rivals import beaten, better_half, halvings
 
 _MOMENTUM = 0.75  # alpha: the weight of the new step against the last move
 _PROGRESS = 0.75  # rho: the share of steps that must have increased the loss to keep the step size
@@ -48,6 +49,7 @@ class APGD(Attack):
         targets: Tensor | None = None,
         start: Tensor | None = None,
         keep_going: bool = False,
+        rivals: Tensor | None = None,
     ) -> Tensor:
         """Attack a batch; beside what every attack is given:
 
@@ -55,6 +57,8 @@ class APGD(Attack):
             targets: int64 [N], for a targeted loss.
             start: where to begin, in the ball; a random point of it unless given (l1: what larger balls lead to).
             keep_going: use every step, for the highest loss among successes.
+            rivals: int64 [N]; rows of one number search for the same thing. All of them stop where one succeeds, and
+                the worse half of them stops early; see `rivals.better_half`.
 
         Returns the best images found: successes where there are any, else those of the highest loss.
         """
@@ -72,10 +76,11 @@ class APGD(Attack):
             best.offer(everything, start, evaluated)
             kind = SparseIterates if ball.norm == "l1" else Iterates
             iterates = kind.begin(everything, images, start, evaluated, gradient, ball)
+            iterates.keep(nonzero(gradient))  # without a gradient it would stay where it is
             last_checkpoint = 0
             for step in range(1, steps + 1):
                 if not keep_going:
-                    iterates.keep(~best.success[iterates.index])
+                    iterates.keep(~beaten(best.success, rivals)[iterates.index])
                 index = iterates.index
                 if len(index) == 0:
                     break
@@ -88,6 +93,8 @@ class APGD(Attack):
                 if step in iterates.checkpoints(steps):
                     iterates.checkpoint(step - last_checkpoint)
                     last_checkpoint = step
+                if rivals is not None and step in halvings(steps):
+                    iterates.keep(better_half(rivals[iterates.index], iterates.best_loss))
             return best.images
 
     def _from_outside(
@@ -189,6 +196,8 @@ class Iterates:
 
     def keep(self, rows: Tensor) -> None:
         """Drop all examples but ``rows`` (a mask)."""
+        if bool(rows.all()):
+            return
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name)[rows])
 
