@@ -23,7 +23,6 @@ from training.attacks.rivals import beaten, better_half, halvings
 
 _MOMENTUM = 0.75  # alpha: the weight of the new step against the last move
 _PROGRESS = 0.75  # rho: the share of steps that must have increased the loss to keep the step size
-_FIRST_SPARSITY = 0.2  # share of pixels that the first sparse steps move
 _SPARSER = 1.5  # by what sparsity and step size shrink
 _SMALLEST_STEP = 0.1  # of eps
 _OUTSIDE = 0.3  # share of the steps that each of two larger l1 balls gets
@@ -111,7 +110,12 @@ class APGD(Attack):
         start = images
         for factor in (3, 2):
             larger = replace(ball, eps=factor * ball.eps)
-            start = larger.random_start(images, generator) if factor == 3 else larger.project(images, start)
+            if factor == 3:  # sparse after the projection, as the reference begins
+                noise = torch.randn(
+                    images.shape, generator=generator, device=images.device, dtype=images.dtype
+                )
+                start = images + noise
+            start = larger.project(images, start)
             start = shorter(
                 model,
                 images,
@@ -157,8 +161,8 @@ class Iterates:
     increases: Tensor  # steps since the last checkpoint that increased the loss
     halved: Tensor  # bool: whether the step size was halved at the last checkpoint
     loss_at_checkpoint: Tensor  # best_loss at the last checkpoint
-    sparsity: Tensor  # [M], share of pixels that a sparse step moves
-    pixels_moved: Tensor  # [M], by the best perturbation at the last checkpoint
+    sparsity: Tensor  # [M], share of pixels that a sparse step moves; dense ones know nothing of it
+    pixels_moved: Tensor  # [M], by the best perturbation at the last checkpoint; for sparse steps
     longest_step: Tensor  # [M], what step_size began with
     first_step: ClassVar[float] = 2.0  # of eps
 
@@ -185,8 +189,8 @@ class Iterates:
             ),  # the first checkpoint has no earlier one to be stuck since
             loss_at_checkpoint=loss.clone(),
             longest_step=torch.full_like(loss, cls.first_step * ball.eps),
-            sparsity=torch.full_like(loss, _FIRST_SPARSITY),
-            pixels_moved=torch.full_like(loss, float(start[0].numel())),
+            sparsity=torch.zeros_like(loss),
+            pixels_moved=torch.zeros_like(loss),
         )
 
     @staticmethod
@@ -239,6 +243,16 @@ class SparseIterates(Iterates):
 
     first_step: ClassVar[float] = 1.0
 
+    @classmethod
+    def begin(
+        cls, index: Tensor, origin: Tensor, start: Tensor, evaluated: Evaluated, gradient: Tensor, ball: Ball
+    ) -> Iterates:
+        """All examples at ``start``; the first steps are sparser than that."""
+        iterates = super().begin(index, origin, start, evaluated, gradient, ball)
+        iterates.pixels_moved = _moved(start, origin)
+        iterates.sparsity = iterates.pixels_moved / origin[0].numel() / _SPARSER
+        return iterates
+
     @staticmethod
     def checkpoints(steps: int) -> list[int]:
         every = max(1, int(0.04 * steps))
@@ -251,7 +265,7 @@ class SparseIterates(Iterates):
     def checkpoint(self, steps: int) -> None:  # noqa: ARG002
         """Fewer pixels in the best perturbation: go back to it with long, sparser steps. Else shorten the steps."""
         pixels = self.origin[0].numel()
-        moved = ((self.best - self.origin).abs() > 1e-8).flatten(1).sum(dim=1).to(self.sparsity.dtype)
+        moved = _moved(self.best, self.origin)
         sparser = moved < 0.95 * self.pixels_moved
         self.sparsity = moved / pixels / _SPARSER
         self.step_size = torch.where(sparser, self.longest_step, self.step_size / _SPARSER)
@@ -259,3 +273,8 @@ class SparseIterates(Iterates):
         self.pixels_moved = moved
         self.current[sparser] = self.best[sparser]
         self.gradient[sparser] = self.best_gradient[sparser]
+
+
+def _moved(images: Tensor, origin: Tensor) -> Tensor:
+    """How many values of each image differ, [N]."""
+    return ((images - origin).abs() > 1e-8).flatten(1).sum(dim=1).to(images.dtype)
