@@ -23,7 +23,9 @@ from ducat_serve.errors import DataError, DucatError
 Image = str | Path | bytes
 _RETRIED = (429, 503)
 _LOST = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout)
-_RETRIES_OF_A_STRANGER = 3  # where nothing has ever answered, the address is more likely wrong than the server away
+_RETRIES_OF_A_STRANGER = (
+    3  # where nothing has ever answered, the address is more likely wrong than the server away
+)
 _FIRST_WAIT = 0.5  # seconds; doubled with each retry where the server names no time
 
 
