@@ -60,12 +60,12 @@ def _write_samples(folder: Path) -> None:
 def _try_a_sample(page: Page) -> None:
     page.get_by_role("button", name="digit 8").click()
     page.get_by_text("Answered in").wait_for()
-    page.locator("#noise").fill("20")
-    page.get_by_text("with noise of 20/255").wait_for()
+    page.locator("#noise").fill("30")
+    page.get_by_text("with noise of 30/255").wait_for()
 
     if not page.viewport_size or page.viewport_size["width"] < WIDE["width"]:
         return
-    _fit(page, 0, page.locator("#under-attack").evaluate("e => e.offsetTop"))  # up to the next card
+    _fit(page, 0, page.locator("#under-attack").evaluate("e => e.offsetTop - 8"))  # up to the next card
 
 
 def _attack_samples(page: Page) -> None:
