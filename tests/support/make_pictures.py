@@ -74,8 +74,9 @@ def _attack_samples(page: Page) -> None:
         page.get_by_role("button", name=f"digit {digit}").click()
         page.get_by_text("Answered in").wait_for()
         page.get_by_role("button", name="Attack the chosen image").click()
-        page.get_by_text("The answer").wait_for(timeout=120_000)
-        if "changed" in page.locator("#attack-count").inner_text():
+        count = page.locator("#attack-count")
+        count.filter(has_text="The answer").wait_for()
+        if "changed" in count.inner_text():
             break
     top, height = page.locator("#under-attack").evaluate("e => [e.offsetTop, e.offsetHeight]")
     _fit(page, top - 16, height + 32)
