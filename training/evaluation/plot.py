@@ -77,6 +77,8 @@ def _front(axes, measured: Sequence[Candidate]) -> None:  # type: ignore[no-unty
         for c in pareto_front(measured)
         if c.report is not None
     )
+    if not points:  # models that were not measured alike have no front
+        return
     left, bottom = axes.get_xlim()[0], axes.get_ylim()[0]
     axes.step(
         [left, *(100 * x for x, _ in points), 100 * points[-1][0]],
