@@ -87,11 +87,20 @@ def _provenance(spec: ModelSpec) -> str:
     """A line for each thing that is recorded."""
     lines = {
         "Command": spec.command,
+        "Network": _source(spec),
         "Git revision of ducat-serve": spec.git_revision,
         "Versions": versions_in_words(spec),
         "Digest of the data": spec.data_digest,
     }
     return "".join(f"\n- {name}: {code(value)}" for name, value in lines.items() if value)
+
+
+def _source(spec: ModelSpec) -> str | None:
+    """Of a network of others, how it is built again."""
+    source = spec.network_source
+    return (
+        None if source is None else f"{source.package} {source.version or '(no version)'}: {source.rebuild}"
+    )
 
 
 def _robustness(spec: ModelSpec, name: str) -> list[str]:

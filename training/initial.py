@@ -11,14 +11,16 @@ import torch
 from numpy.typing import NDArray
 
 from ducat_serve.checkpoint import checkpoint_path, read_checkpoint
+from ducat_serve.deployed import Classifier
 from ducat_serve.errors import UsageError
+from ducat_serve.networks import is_foreign
+from ducat_serve.networks.foreign import describe
+from ducat_serve.networks.head import head_name
 from ducat_serve.pairs import widen_head
 from ducat_serve.spec import ModelSpec, Normalisation
 from training.config import TrainConfig
 from training.data import Dataset, dataset_reference
 from training.objectives.ducat import FOLDS
-
-_HEAD = ("fc.weight", "fc.bias")
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,23 @@ class InitialWeights:
             return {}
         return recipe
 
-    def tensors(self, spec: ModelSpec) -> dict[str, NDArray[Any]]:
-        """The weights as the network of ``spec`` takes them: with a dummy beside every class if it has dummies."""
-        if self.spec.num_logits == spec.num_logits:
+    def tensors(self, classifier: Classifier) -> dict[str, NDArray[Any]]:
+        """The weights as ``classifier`` takes them: with a dummy beside every class if it has dummies.
+
+        Raises UsageError where dummies cannot be added, to a head without a bias.
+        """
+        if self.spec.num_logits == classifier.spec.num_logits:
             return self.weights
-        weight, bias = (torch.from_numpy(self.weights[name]) for name in _HEAD)
+        head = head_name(classifier.network)
+        names = (f"{head}.weight", f"{head}.bias")
+        if names[1] not in self.weights:
+            raise UsageError(
+                f"{self.path}: its head '{head}' has no bias, so no dummies can be added to it.",
+                "--ducat off",
+            )
+        weight, bias = (torch.from_numpy(self.weights[name]) for name in names)
         wide = (tensor.numpy() for tensor in widen_head(weight, bias))
-        return {**self.weights, **dict(zip(_HEAD, wide, strict=True))}
+        return {**self.weights, **dict(zip(names, wide, strict=True))}
 
 
 def _short(value: object) -> str:
@@ -83,18 +95,31 @@ def _short(value: object) -> str:
 
 
 def initial_spec(config: TrainConfig, dataset: Dataset, initial: InitialWeights | None = None) -> ModelSpec:
-    """No digest yet, and no path of this machine. Weights keep the normalisation that they were trained with."""
+    """No digest yet, and no path of this machine. Weights keep the normalisation that they were trained with.
+
+    Raises UsageError where a network of others cannot be built, or does not fit the images.
+    """
     images = dataset.train.images
-    normalisation = initial.spec.normalisation if initial else _normalisation(images)
+    size, channels = (images.shape[1], images.shape[2]), images.shape[3]
+    fold = FOLDS[config.ducat]
+    outputs = len(dataset.class_names) * (1 if fold == "none" else 2)
+    described = None
+    if is_foreign(config.network):
+        described = describe(config.network, channels=channels, image_size=size, outputs=outputs)
     recipe = {**config.model_dump(mode="json"), "dataset": dataset_reference(config.dataset)}
+    if initial is not None:
+        normalisation = initial.spec.normalisation
+    else:
+        normalisation = described.normalisation if described else _normalisation(images)
     return ModelSpec(
         network=config.network,
+        network_source=described.source if described else None,
         num_classes=len(dataset.class_names),
         labels=dataset.class_names,
-        channels=images.shape[3],
-        image_size=(images.shape[1], images.shape[2]),
+        channels=channels,
+        image_size=size,
         normalisation=normalisation,
-        fold=FOLDS[config.ducat],
+        fold=fold,
         threat_model=config.threat_model,
         training={"recipe": recipe, "data": dataset.title, "data_digest": dataset.digest},
         weights_digest="",

@@ -22,7 +22,7 @@ from training.fused_classifier import FusedClassifier
 from training.objectives import create_objective
 from training.objectives.ducat import PLAIN, Ducat
 from training.objectives.objective import Batch, Objective, in_float
-from training.randomness import stream
+from training.randomness import seed_torch, stream
 from training.schedules import eps_factor
 from training.signals import StopSignal
 from training.weight_perturbation import WeightPerturbation
@@ -100,6 +100,8 @@ class TrainingStep:
         batch = Batch(images, labels, epoch, step)
         adversarial = self.craft(objective, batch, attack, start)
         weight = self.processes.weight(self.config.batch_size)
+        # For networks with dropout or stochastic depth; ours draw nothing here. Each process drops for itself.
+        seed_torch(self.config.seed, "dropout", epoch, step, self.processes.rank)
 
         def loss() -> Tensor:
             with self._autocast():

@@ -105,7 +105,7 @@ class Trainer:
         torch.manual_seed(self.config.seed)  # weight initialisation only; all else draws from `stream`
         classifier = build_classifier(self.spec)
         if initial is not None:
-            load_weights(classifier, initial.tensors(self.spec), str(initial.path))
+            load_weights(classifier, initial.tensors(classifier), str(initial.path))
         if self.processes.size > 1 and self.device.type == "cuda":
             convert = torch.nn.SyncBatchNorm.convert_sync_batchnorm
             classifier.network = convert(classifier.network)  # type: ignore[no-untyped-call]

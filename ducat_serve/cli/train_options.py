@@ -9,6 +9,7 @@ import click
 
 from ducat_serve.cli.completion import complete_datasets, complete_networks
 from ducat_serve.cli.manner_options import Function
+from ducat_serve.cli.network_options import allow_network
 from ducat_serve.cli.options import PIXEL_SIZE, FiniteRange
 from training.objectives import METHODS
 
@@ -37,7 +38,9 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
     ),
     click.option(
         "--network",
-        help="See `ducat networks`.  [default: the recipe's; resnet18]",
+        callback=allow_network,
+        help="See `ducat networks`; also torchvision:NAME, timm:NAME, or package.module:factory of your own.  "
+        "[default: the recipe's; resnet18]",
         shell_complete=complete_networks,
     ),
     click.option(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ducat_serve.errors import UsageError, command_line, unknown_name
-from ducat_serve.networks import NETWORKS
+from ducat_serve.networks import require_name
 from ducat_serve.output import Output
 from training.attacks.ball import require_size
 from training.config import TrainConfig, resolve
@@ -36,8 +36,8 @@ def new_config(
     Raises:
         UsageError: an unknown name, a value out of range, or a combination that makes no sense.
     """
-    if given["network"] is not None and given["network"] not in NETWORKS:
-        raise unknown_name("network", given["network"], NETWORKS)
+    if given["network"] is not None:
+        require_name(given["network"])
     chosen = given["dataset"] or (load_recipe(recipe).get("dataset") if recipe else None)
     if chosen is None:
         raise UsageError(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ducat_serve.cli.completion import complete_recipes
+from ducat_serve.cli.network_options import import_from_option
 from ducat_serve.cli.options import common, data_options, device_option
 from ducat_serve.cli.threads_option import threads_option
 from ducat_serve.cli.train_options import train_options
@@ -34,6 +35,7 @@ ROBUSTNESS_LOSS = 0.02  # accuracy on val; less is noise
     help="Whose defaults to take; see `ducat recipes`.  [default: the data set's]",
 )
 @train_options
+@import_from_option
 @click.option(
     "--initial-checkpoint",
     type=click.Path(path_type=Path),
