@@ -88,6 +88,7 @@ def _provenance(spec: ModelSpec) -> str:
     lines = {
         "Command": spec.command,
         "Network": _source(spec),
+        "Start weights": _start_weights(spec),
         "Git revision of ducat-serve": spec.git_revision,
         "Versions": versions_in_words(spec),
         "Digest of the data": spec.data_digest,
@@ -101,6 +102,15 @@ def _source(spec: ModelSpec) -> str | None:
     return (
         None if source is None else f"{source.package} {source.version or '(no version)'}: {source.rebuild}"
     )
+
+
+def _start_weights(spec: ModelSpec) -> str | None:
+    """Of a model that was trained from weights of others: what they are, their digest and their licence."""
+    recipe = spec.recipe
+    if "pretrained" not in recipe:
+        return None
+    digest, licence = recipe.get("initial_weights"), recipe.get("pretrained_licence", "unknown")
+    return f"{recipe['pretrained']}, SHA-256 {digest}, licence: {licence}"
 
 
 def _robustness(spec: ModelSpec, name: str) -> list[str]:

@@ -123,6 +123,21 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
         help="After these epochs the learning rate of --schedule steps drops to a tenth.  "
         "[default: the recipe's, scaled to --epochs]",
     ),
+    click.option(
+        "--optimizer",
+        type=click.Choice(["adamw"]),
+        help="AdamW in the place of SGD.  [default: the recipe's; SGD]",
+    ),
+    click.option(
+        "--backbone-lr",
+        type=FiniteRange(0, 1),
+        help="What the rate of all layers but the head is multiplied by; 0 trains the head alone.  [default: 1]",
+    ),
+    click.option(
+        "--warmup",
+        type=click.IntRange(min=1),
+        help="Epochs over which the learning rate grows from 0.  [default: none]",
+    ),
     click.option("--momentum", type=FiniteRange(0, 1, max_open=True), help="[default: 0.9]"),
     click.option("--weight-decay", type=FiniteRange(min=0), help="[default: 5e-4]"),
     click.option("--crop-padding", type=click.IntRange(min=0), help="[default: 4; digits 1]"),
@@ -158,6 +173,11 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
         is_flag=True,
         default=None,
         help="Leave out images of folder:PATH that do not decode, instead of refusing them.",
+    ),
+    click.option(
+        "--pretrained-licence",
+        metavar="TEXT",
+        help="Of the weights of --pretrained, for the card: Apache-2.0.  [default: as their package says; unknown]",
     ),
     click.option("--seed", type=click.IntRange(min=0), help="[default: 0]"),
     click.option(

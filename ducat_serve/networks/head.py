@@ -14,7 +14,7 @@ def head_name(network: nn.Module, source: str = "The network") -> str:
 
     Raises UsageError where there is none.
     """
-    names = [name for name, module in network.named_modules() if _can_be_head(module)]
+    names: list[str] = [name for name, module in network.named_modules() if _can_be_head(module)]
     if not names:
         raise UsageError(f"{source} has no linear layer that could be its head.")
     return names[-1]
