@@ -137,6 +137,8 @@ def _change(kind: str, config: TrainConfig) -> str:
     lower = f"--lr {config.lr / 10:g}"
     if config.backbone_lr == 0:
         return "--backbone-lr 0.1: the layers below the head are frozen, and what they see is not robust"
+    if kind == LOST_CLASS and not config.balanced:
+        return f"--balanced, if the class is rare, or {lower}"
     longer = max(1, config.epochs // 5)
     if config.is_adversarial and config.eps_ramp is None:
         ramp = f"--eps-ramp {longer}"

@@ -43,6 +43,7 @@ _ONLY_WHERE_SET = (
     "optimizer",
     "backbone_lr",
     "warmup",
+    "balanced",
 )
 
 TrainPrecision = Literal["float32", "bfloat16"]
@@ -85,6 +86,7 @@ class TrainConfig(BaseModel):
     normalisation: Normalisation | None = None
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=2)
+    balanced: bool = False  # every class is drawn as often as any other
     lr: float = Field(gt=0, allow_inf_nan=False)
     optimizer: Literal["adamw"] | None = None  # None: SGD with momentum
     # What the rate of all layers but the head is multiplied by; 0 trains the head alone. None: 1.

@@ -68,6 +68,7 @@ class Trainer:
             config.seed,
             config.crop_padding,
             config.flip,
+            config.balanced,
         )
         self._require_enough_images()
         pixels = dataset.train.images[0].size

@@ -110,6 +110,11 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
     ),
     click.option("--epochs", type=click.IntRange(min=1), help="[default: 130; digits 60]"),
     click.option("--batch-size", type=click.IntRange(min=2), help="[default: 128; digits 64]"),
+    click.option(
+        "--balanced/--no-balanced",
+        default=None,
+        help="Draw every class as often as any other, rare images several times.  [default: no]",
+    ),
     click.option("--lr", type=FiniteRange(min=0, min_open=True), help="Peak learning rate.  [default: 0.1]"),
     click.option(
         "--schedule",

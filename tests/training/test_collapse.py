@@ -69,7 +69,7 @@ GOOD, CHANCE, BRITTLE = (0.6, 0.3), (0.25, 0.2), (0.9, 0.0)
             [CHANCE] * 30,
             None,
         ),  # 300 epochs of 10 steps until the average is that of the run
-        ({"ema_decay": 0.9, "initial_weights": "abc"}, [CHANCE] * 9, 6),
+        ({"ema_decay": 0.75, "initial_weights": "abc"}, [CHANCE] * 9, 5),
     ],
 )
 def test_what_ends_a_run(
