@@ -181,7 +181,7 @@ class TrainConfig(BaseModel):
         """Settings of a few runs are written only where they are set: the files of others stay as they were."""
         values: dict[str, Any] = serialise(self)
         # Compared by identity: a rate of 0 is set, and equals False.
-        unset = {key for key in _ONLY_WHERE_SET if values[key] is None or values[key] is False}
+        unset = {key for key in _ONLY_WHERE_SET if values.get(key) is None or values[key] is False}
         return {key: value for key, value in values.items() if key not in unset}
 
     @property

@@ -25,7 +25,7 @@ def test_an_epoch_visits_no_image_twice_and_orders_differ() -> None:
 
 
 def test_balanced_batches_have_every_class_as_often() -> None:
-    """90 images of one class and 10 of another: half of what is drawn is of each, and a resumed epoch draws the same."""
+    """90 images of one class and 10 of another: half of what is drawn is of each, at every resumption."""
     images = split(100).images
     data = DeviceSplit(images, (torch.arange(100) >= 90).long())
     batches = TrainingBatches(data, batch_size=10, seed=0, crop_padding=0, flip=False, balanced=True)
