@@ -14,6 +14,7 @@ from ducat_serve.bundled import model_path
 from ducat_serve.checkpoint import checkpoint_path, read_checkpoint
 from ducat_serve.errors import UsageError, VerificationError
 from ducat_serve.networks import create_network
+from ducat_serve.networks.two_towers import TwoTowers
 from ducat_serve.pairs import fold_logits
 from ducat_serve.spec import Fold, ModelSpec
 
@@ -63,6 +64,12 @@ class Deployed(nn.Module):
         return fold_logits(self.classifier(images), self.fold)
 
 
+def towers_of(model: Deployed) -> TwoTowers | None:
+    """Both towers of a two-tower model; None for every other model."""
+    network = model.classifier.network if isinstance(model.classifier, Classifier) else model.classifier
+    return network if isinstance(network, TwoTowers) else None
+
+
 @overload
 def load(path: str | Path, *, folded: Literal[True] = True) -> Deployed: ...
 
@@ -104,6 +111,9 @@ def load(path: str | Path, *, folded: bool = True) -> Deployed | Classifier:
 
 def build_classifier(spec: ModelSpec) -> Classifier:
     """The classifier that a spec describes, with fresh weights."""
+    if spec.towers is not None:
+        standard, robust = (Deployed(build_classifier(tower), tower.fold) for tower in spec.towers)
+        return Classifier(TwoTowers(standard, robust), spec)
     network = create_network(
         spec.network, channels=spec.channels, image_size=spec.image_size, outputs=spec.num_logits
     )
