@@ -184,7 +184,7 @@ def test_the_curve_is_drawn_before_one_chooses(
         ({"num_classes": 3, "labels": tuple("012")}, "other classes: 3"),
     ],
 )
-def test_towers_that_do_not_fit(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+def test_towers_that_do_not_fit(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     other = tower_checkpoint(tmp_path / "other.safetensors", **changes)
     with pytest.raises(UsageError, match=message):
         mix(Towers(other, ROBUST), tmp_path / "m.safetensors", output=QUIET)
