@@ -51,9 +51,10 @@ from training.attacks.criteria import misclassified, right
 from training.batches import DeviceSplit, to_pixels
 from training.data.cache import Split
 from training.device import LAYOUT, exact_float32
-from training.evaluation.evaluate import Plan, Subject, evaluate, wilson
+from training.evaluation.evaluate import Plan, Subject, evaluate
 from training.evaluation.runner import Cost, counted
 from training.evaluation.stages import on_doubt, suite
+from training.evaluation.wilson import wilson
 from training.randomness import stream
 from training.run.dataset import load_training_data
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ducat_serve.deployed import Deployed
-from ducat_serve.spec import Fold
+from ducat_serve.spec import Fold, Switch
 from training.attacks.apgd import APGD
 from training.attacks.ball import Ball
 from training.attacks.base import Attack, Best, TargetModel, value
@@ -32,6 +32,7 @@ from training.attacks.losses import (
     LossOfFold,
     dlr,
     lse_cross_entropy,
+    mapped_margin,
     margin,
     pair_margin,
     targeted_dlr,
@@ -116,6 +117,8 @@ def _other_losses(fold: Fold, untargeted: LossOfFold) -> list[LossOfFold]:
     """What is maximised beside the margin."""
     if fold == "none":
         return [untargeted]
+    if isinstance(fold, Switch):
+        return [untargeted, _PAIR, mapped_margin]
     return [untargeted, lse_cross_entropy, *(partial(pair_margin, temperature=t) for t in (0, 1, 4))]
 
 

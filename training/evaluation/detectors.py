@@ -16,7 +16,7 @@ from ducat_serve.pairs import dummy_mass_log_odds, fold_logits
 from ducat_serve.spec import Fold
 from training.attacks.apgd import APGD
 from training.attacks.criteria import Criterion, Score, misclassified, misclassified_unflagged
-from training.attacks.losses import Loss
+from training.attacks.losses import Loss, climbable_logits
 from training.attacks.orthogonal_pgd import OrthogonalPGD
 
 
@@ -45,7 +45,7 @@ def detectors(fold: Fold) -> list[Detector]:
     confidence = Detector(
         "confidence", _doubt(fold), APGD(_confidently_wrong), lambda doubt: _sigmoid(-doubt)
     )
-    if fold == "none":
+    if fold not in ("max", "lse"):  # two towers either answer or do not
         return [confidence]
     evasion = OrthogonalPGD(evasion_loss=_few_dummies)
     return [Detector("dummy_mass", dummy_mass_log_odds, evasion, _sigmoid), confidence]
@@ -71,7 +71,7 @@ def _confidently_wrong(fold: Fold) -> Loss:
     """The log odds of the best wrong class: one goal serves both, for a sure wrong answer is wrong."""
 
     def loss(raw: Tensor, labels: Tensor, _targets: Tensor) -> Tensor:
-        logits = fold_logits(raw, fold)
+        logits = climbable_logits(raw, fold)
         top, index = logits.scatter(1, labels.unsqueeze(1), -torch.inf).max(dim=1)
         return top - logits.scatter(1, index.unsqueeze(1), -torch.inf).logsumexp(dim=1)
 
