@@ -10,6 +10,8 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	# Without what it depends on: its hub client would bring another HTTP client for every test (docs/dependencies.md).
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps timm
 	touch $(READY)
 
 demo: $(READY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from ducat_serve.bundled import model_path
 from ducat_serve.checkpoint import checkpoint_path, read_checkpoint
 from ducat_serve.errors import UsageError, VerificationError
-from ducat_serve.networks import create_network
+from ducat_serve.networks import create_network, is_foreign, is_own
 from ducat_serve.pairs import fold_logits
 from ducat_serve.spec import Fold, ModelSpec
 
@@ -82,7 +83,8 @@ def load(path: str | Path, *, folded: bool = True) -> Deployed | Classifier:
     Raises:
         DataError: missing, truncated, or not a safetensors file; a bundled model that was changed.
         UsageError: the name of a bundled model and of a file or folder here.
-        VerificationError: wrong schema, digest or tensor shapes.
+        VerificationError: wrong schema, digest or tensor shapes; a network of the user's own that nobody allowed
+            (`ducat_serve.networks.allowed`).
 
     Examples:
         >>> model = load("runs/digits/model.safetensors")
@@ -92,11 +94,12 @@ def load(path: str | Path, *, folded: bool = True) -> Deployed | Classifier:
     path = checkpoint_path(model_path(path, "safetensors"))
     spec, tensors = read_checkpoint(path)
     try:
-        with torch.device("meta"):  # no memory: a ModelSpec can ask for a head that no machine could hold
+        with _without_memory(spec):  # a ModelSpec can ask for a head that no machine could hold
             _require_fit(build_classifier(spec), tensors, str(path))
         classifier = build_classifier(spec)
     except UsageError as error:
-        raise VerificationError(f"{path}: {error.cause}", "install a newer ducat-serve") from error
+        next_step = error.next_step if is_foreign(spec.network) else "install a newer ducat-serve"
+        raise VerificationError(f"{path}: {error.cause}", next_step) from error
     load_weights(classifier, tensors, str(path))
     model = Deployed(classifier, spec.fold) if folded else classifier
     return model.eval().requires_grad_(False)
@@ -112,8 +115,13 @@ def build_classifier(spec: ModelSpec) -> Classifier:
 
 def parameter_count(spec: ModelSpec) -> int:
     """How many parameters the network of a spec has; statistics of BatchNorm are none."""
-    with torch.device("meta"):  # shapes only
+    with _without_memory(spec):  # shapes only
         return sum(parameter.numel() for parameter in build_classifier(spec).parameters())
+
+
+def _without_memory(spec: ModelSpec) -> AbstractContextManager[object]:
+    """Tensors that are made in it have shapes and no memory; those of somebody's own code are made as they are."""
+    return nullcontext() if is_own(spec.network) else torch.device("meta")
 
 
 def load_weights(classifier: Classifier, tensors: Mapping[str, NDArray[Any]], source: str) -> None:

@@ -87,6 +87,7 @@ EXTRAS = {
     "pyautoattack": "train",
     "sklearn": "train",
     "tensorboardX": "train",
+    "timm": "timm",
     "torch": "train",
     "torchvision": "train",
 }

@@ -11,7 +11,16 @@ import json
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from ducat_serve.errors import VerificationError
 from ducat_serve.report import ExportPrecision, RobustnessReport
@@ -22,6 +31,7 @@ METADATA_KEY = "ducat"
 
 Fold = Literal["none", "max", "lse"]
 MAX_IMAGE_SIZE = 512
+_ONLY_SOME = ("network_source",)
 # Whoever predicts resizes to this: without a bound a small file could ask for gigabytes.
 _ImageSide = Annotated[int, Field(ge=1, le=MAX_IMAGE_SIZE)]
 
@@ -33,6 +43,20 @@ class Normalisation(BaseModel):
 
     mean: tuple[float, ...]
     std: tuple[Annotated[float, Field(gt=0)], ...]
+
+
+class NetworkSource(BaseModel):
+    """Where a network that is not ours comes from, and how it is built again.
+
+    ``version`` is that of the installed distribution that holds it, None for a module that belongs to none.
+    ``rebuild`` is a sentence for people: what was called, and what was replaced.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    package: str
+    version: str | None
+    rebuild: str
 
 
 class ModelSpec(BaseModel):
@@ -47,6 +71,7 @@ class ModelSpec(BaseModel):
 
     schema_version: Literal[1] = 1
     network: str
+    network_source: NetworkSource | None = None  # None: one of ours
     num_classes: int = Field(ge=2)
     labels: tuple[str, ...]
     channels: Literal[1, 3]
@@ -108,6 +133,12 @@ class ModelSpec(BaseModel):
         if self.robustness is not None and self.robustness.precision != self.precision:
             raise ValueError("the robustness report was measured in another precision")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What only some models have is written only for them: the files of others keep their bytes."""
+        values: dict[str, Any] = serialise(self)
+        return {key: value for key, value in values.items() if key not in _ONLY_SOME or value is not None}
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no blanks, and a digest over all the rest as ``spec_digest``."""

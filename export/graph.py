@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ducat_serve.deployed import Classifier
+from ducat_serve.networks.head import head_name
 from ducat_serve.pairs import dummy_mass, fold_logits
 from ducat_serve.report import ExportPrecision
 from ducat_serve.spec import Fold
@@ -30,9 +31,11 @@ class _HalfBody(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        head = copy.deepcopy(network.fc)
+        name = head_name(network)
         self.network = copy.deepcopy(network).half()
-        self.network.fc = _Float32Head(head)  # type: ignore[arg-type]
+        parent, _, last = name.rpartition(".")
+        head = copy.deepcopy(network.get_submodule(name))
+        setattr(self.network.get_submodule(parent), last, _Float32Head(head))
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(images.half())

@@ -87,11 +87,30 @@ def _provenance(spec: ModelSpec) -> str:
     """A line for each thing that is recorded."""
     lines = {
         "Command": spec.command,
+        "Network": _source(spec),
+        "Start weights": _start_weights(spec),
         "Git revision of ducat-serve": spec.git_revision,
         "Versions": versions_in_words(spec),
         "Digest of the data": spec.data_digest,
     }
     return "".join(f"\n- {name}: {code(value)}" for name, value in lines.items() if value)
+
+
+def _source(spec: ModelSpec) -> str | None:
+    """Of a network of others, how it is built again."""
+    source = spec.network_source
+    return (
+        None if source is None else f"{source.package} {source.version or '(no version)'}: {source.rebuild}"
+    )
+
+
+def _start_weights(spec: ModelSpec) -> str | None:
+    """Of a model that was trained from weights of others: what they are, their digest and their licence."""
+    recipe = spec.recipe
+    if "pretrained" not in recipe:
+        return None
+    digest, licence = recipe.get("initial_weights"), recipe.get("pretrained_licence", "unknown")
+    return f"{recipe['pretrained']}, SHA-256 {digest}, licence: {licence}"
 
 
 def _robustness(spec: ModelSpec, name: str) -> list[str]:

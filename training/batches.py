@@ -61,6 +61,7 @@ class TrainingBatches:
     seed: int
     crop_padding: int
     flip: bool
+    balanced: bool = False
 
     @property
     def steps(self) -> int:
@@ -68,8 +69,13 @@ class TrainingBatches:
         return len(self.split) // self.batch_size
 
     def order(self, epoch: int) -> Tensor:
-        """The order of images in an epoch, [N]."""
+        """The order of images in an epoch, [N]; ``balanced`` draws every class as often, rare images several times."""
         generator = stream(self.seed, "order", epoch)
+        if self.balanced:
+            labels = self.split.labels.cpu()
+            weights = 1.0 / torch.bincount(labels).double()[labels]
+            drawn = torch.multinomial(weights, len(labels), replacement=True, generator=generator)
+            return drawn.to(self.split.labels.device)
         return torch.randperm(len(self.split), generator=generator).to(self.split.labels.device)
 
     def batch(self, order: Tensor, epoch: int, step: int, views: int = 1) -> tuple[Tensor, Tensor]:

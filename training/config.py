@@ -16,13 +16,13 @@ from pydantic import (
 )
 
 from ducat_serve.errors import UsageError
-from ducat_serve.spec import first_problem
+from ducat_serve.spec import Normalisation, first_problem
 from ducat_serve.threat_model import Norm, ThreatModel, parse_size
 from training.data.selection import Selection
 from training.objectives import METHODS, methods_with, objective_class
 from training.objectives.ducat import Mode
 from training.recipes import load_recipe, recipe_of
-from training.schedules import Schedule, rate_factor, share_done
+from training.schedules import Schedule, ramp_factor, rate_factor, share_done
 
 # eps and step size of the paper's three threat models (arXiv 2410.12671, section 5), in pixels.
 NORM_DEFAULTS: dict[Norm, tuple[float, float]] = {
@@ -33,7 +33,18 @@ NORM_DEFAULTS: dict[Norm, tuple[float, float]] = {
 FOLDED_SPLIT_WEIGHT = 0.1
 BETA = 6.0
 
-_OF_OWN_IMAGES = ("val_fraction", "test_fraction", "skip_broken")
+_ONLY_WHERE_SET = (
+    "val_fraction",
+    "test_fraction",
+    "skip_broken",
+    "pretrained",
+    "pretrained_licence",
+    "normalisation",
+    "optimizer",
+    "backbone_lr",
+    "warmup",
+    "balanced",
+)
 
 TrainPrecision = Literal["float32", "bfloat16"]
 
@@ -76,9 +87,19 @@ class TrainConfig(BaseModel):
     eps_ramp: int | None = Field(default=None, ge=1)  # epochs over which the inner attack's eps grows from 0
     # Digest of the weights that training starts from; None for fresh ones. Its path is not what decides.
     initial_weights: str | None = None
+    # Of weights of others: what they are called, under which licence they are, and what they are normalised by where
+    # that is not what the network or the data would say.
+    pretrained: str | None = None
+    pretrained_licence: str | None = None
+    normalisation: Normalisation | None = None
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=2)
+    balanced: bool = False  # every class is drawn as often as any other
     lr: float = Field(gt=0, allow_inf_nan=False)
+    optimizer: Literal["adamw"] | None = None  # None: SGD with momentum
+    # What the rate of all layers but the head is multiplied by; 0 trains the head alone. None: 1.
+    backbone_lr: float | None = Field(default=None, ge=0, le=1)
+    warmup: int | None = Field(default=None, ge=1)  # epochs over which the learning rate grows from 0
     schedule: Schedule = "steps"
     lr_milestones: tuple[
         int, ...
@@ -129,10 +150,16 @@ class TrainConfig(BaseModel):
                 f"--eps-ramp {self.eps_ramp} is longer than the {self.epochs} epochs of training",
                 f"give --eps-ramp 1 to {self.epochs}, or more --epochs",
             )
+        if self.warmup is not None and self.schedule == "one-cycle":
+            raise Contradiction(
+                "--warmup says nothing to --schedule one-cycle, which begins at 0 by itself", "leave out --warmup"
+            )
         if self.schedule != "steps" and self.lr_milestones:
             raise Contradiction(
                 f"--lr-milestones needs --schedule steps, not {self.schedule}", "leave out --lr-milestones"
             )
+        if self.pretrained_licence is not None and self.pretrained is None:
+            raise Contradiction("--pretrained-licence needs --pretrained", "give --pretrained with it")
         if self.ema_warmup and self.ema_decay is None:
             raise Contradiction("--ema-warmup needs --ema-decay", "give --ema-decay 0.999 with it")
         return self
@@ -180,9 +207,11 @@ class TrainConfig(BaseModel):
 
     @model_serializer(mode="wrap")
     def _as_before(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Settings of images of one's own are written only where they are set: other files stay as they were."""
+        """Settings of a few runs are written only where they are set: the files of others stay as they were."""
         values: dict[str, Any] = serialise(self)
-        return {key: value for key, value in values.items() if key not in _OF_OWN_IMAGES or value}
+        # Compared by identity: a rate of 0 is set, and equals False.
+        unset = {key for key in _ONLY_WHERE_SET if values.get(key) is None or values[key] is False}
+        return {key: value for key, value in values.items() if key not in unset}
 
     @property
     def selection(self) -> Selection:
@@ -196,7 +225,8 @@ class TrainConfig(BaseModel):
     def learning_rate(self, epoch: int, step: int = 0, steps: int = 1) -> float:
         """The learning rate in a step (counted from 0) of the ``steps`` of an epoch (counted from 1)."""
         done = share_done(epoch, step, steps, self.epochs)
-        return self.lr * rate_factor(self.schedule, done, epoch, self.lr_milestones)
+        grown = ramp_factor(self.warmup, epoch, step, steps)
+        return grown * self.lr * rate_factor(self.schedule, done, epoch, self.lr_milestones)
 
     def is_dummy_phase(self, epoch: int) -> bool:
         """Whether dummies are trained in ``epoch`` (counted from 1)."""

@@ -4,30 +4,79 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ducat_serve.checkpoint import checkpoint_path, read_checkpoint
+from ducat_serve.deployed import Classifier
 from ducat_serve.errors import UsageError
+from ducat_serve.networks import is_foreign
+from ducat_serve.networks.foreign import describe
+from ducat_serve.networks.head import head_name
 from ducat_serve.pairs import widen_head
 from ducat_serve.spec import ModelSpec, Normalisation
 from training.config import TrainConfig
 from training.data import Dataset, dataset_reference
 from training.objectives.ducat import FOLDS
 
-_HEAD = ("fc.weight", "fc.bias")
+
+class StartWeights(Protocol):
+    """What a run starts from instead of fresh weights: a run of ours, or weights of others (`pretrained.py`).
+
+    ``source`` is what messages call them, ``digest`` their SHA-256, ``network`` the one that they belong to where they
+    say that.
+    """
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def network(self) -> str | None: ...
+
+    def require_fit(self, config: TrainConfig, dataset: Dataset) -> None:
+        """Raise UsageError where they cannot be what this run starts from."""
+
+    def tensors(self, classifier: Classifier) -> dict[str, NDArray[Any]]:
+        """All tensors as ``classifier`` takes them. Raises UsageError where they do not fit it."""
+
+    def normalisation_for(self, classifier: Classifier) -> Normalisation | None:
+        """The normalisation that they were trained with; None where they do not say."""
+
+    def notes(self, classifier: Classifier) -> tuple[str, ...]:
+        """Sentences for people: what is taken from where."""
 
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """A checkpoint that a run starts from."""
+    """A checkpoint of ours that a run starts from."""
 
     path: Path
     spec: ModelSpec
     weights: dict[str, NDArray[Any]]
+
+    @property
+    def source(self) -> str:
+        return str(self.path)
+
+    @property
+    def digest(self) -> str:
+        return self.spec.weights_digest
+
+    @property
+    def network(self) -> str:
+        return self.spec.network
+
+    def normalisation_for(self, classifier: Classifier) -> Normalisation:  # noqa: ARG002
+        return self.spec.normalisation
+
+    def notes(self, classifier: Classifier) -> tuple[str, ...]:  # noqa: ARG002
+        return ()
 
     @classmethod
     def read(cls, path: Path) -> InitialWeights:
@@ -68,13 +117,23 @@ class InitialWeights:
             return {}
         return recipe
 
-    def tensors(self, spec: ModelSpec) -> dict[str, NDArray[Any]]:
-        """The weights as the network of ``spec`` takes them: with a dummy beside every class if it has dummies."""
-        if self.spec.num_logits == spec.num_logits:
+    def tensors(self, classifier: Classifier) -> dict[str, NDArray[Any]]:
+        """The weights as ``classifier`` takes them: with a dummy beside every class if it has dummies.
+
+        Raises UsageError where dummies cannot be added, to a head without a bias.
+        """
+        if self.spec.num_logits == classifier.spec.num_logits:
             return self.weights
-        weight, bias = (torch.from_numpy(self.weights[name]) for name in _HEAD)
+        head = head_name(classifier.network)
+        names = (f"{head}.weight", f"{head}.bias")
+        if names[1] not in self.weights:
+            raise UsageError(
+                f"{self.path}: its head '{head}' has no bias, so no dummies can be added to it.",
+                "--ducat off",
+            )
+        weight, bias = (torch.from_numpy(self.weights[name]) for name in names)
         wide = (tensor.numpy() for tensor in widen_head(weight, bias))
-        return {**self.weights, **dict(zip(_HEAD, wide, strict=True))}
+        return {**self.weights, **dict(zip(names, wide, strict=True))}
 
 
 def _short(value: object) -> str:
@@ -82,23 +141,52 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:60] + "..."
 
 
-def initial_spec(config: TrainConfig, dataset: Dataset, initial: InitialWeights | None = None) -> ModelSpec:
-    """No digest yet, and no path of this machine. Weights keep the normalisation that they were trained with."""
+def initial_spec(config: TrainConfig, dataset: Dataset) -> ModelSpec:
+    """No digest yet, and no path of this machine; normalised as start weights or a network of others ask for.
+
+    Raises UsageError where a network of others cannot be built, or does not fit the images.
+    """
     images = dataset.train.images
-    normalisation = initial.spec.normalisation if initial else _normalisation(images)
+    size, channels = (images.shape[1], images.shape[2]), images.shape[3]
+    fold = FOLDS[config.ducat]
+    outputs = len(dataset.class_names) * (1 if fold == "none" else 2)
+    described = None
+    if is_foreign(config.network):
+        described = describe(config.network, channels=channels, image_size=size, outputs=outputs)
     recipe = {**config.model_dump(mode="json"), "dataset": dataset_reference(config.dataset)}
+    normalisation = config.normalisation
+    if normalisation is None:
+        normalisation = described.normalisation if described else _normalisation(images)
     return ModelSpec(
         network=config.network,
+        network_source=described.source if described else None,
         num_classes=len(dataset.class_names),
         labels=dataset.class_names,
-        channels=images.shape[3],
-        image_size=(images.shape[1], images.shape[2]),
+        channels=channels,
+        image_size=size,
         normalisation=normalisation,
-        fold=FOLDS[config.ducat],
+        fold=fold,
         threat_model=config.threat_model,
         training={"recipe": recipe, "data": dataset.title, "data_digest": dataset.digest},
         weights_digest="",
     )
+
+
+def normalised_as(
+    start: StartWeights, classifier: Classifier, config: TrainConfig
+) -> tuple[TrainConfig, Classifier]:
+    """The run with the normalisation of its start weights, where that is another.
+
+    It becomes a part of the configuration, since a resumed run no longer has the weights to ask.
+    """
+    wanted = start.normalisation_for(classifier)
+    spec = classifier.spec
+    if wanted is None or wanted == spec.normalisation:
+        return config, classifier
+    config = config.model_copy(update={"normalisation": wanted})
+    recipe = {**spec.recipe, "normalisation": wanted.model_dump(mode="json")}
+    update = {"normalisation": wanted, "training": {**spec.training, "recipe": recipe}}
+    return config, Classifier(classifier.network, spec.model_copy(update=update))
 
 
 def _normalisation(images: np.ndarray[Any, Any]) -> Normalisation:

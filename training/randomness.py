@@ -10,9 +10,17 @@ from torch import Tensor
 
 def stream(seed: int, *where: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator for one purpose at one place of a run, e.g. ``stream(seed, "attack", epoch, step)``."""
+    return torch.Generator(device=device).manual_seed(_number(seed, *where))
+
+
+def seed_torch(seed: int, *where: int | str) -> None:
+    """Seed torch's own generators for one place of a run: dropout and its kind draw from no other."""
+    torch.manual_seed(_number(seed, *where))
+
+
+def _number(seed: int, *where: int | str) -> int:
     text = "/".join(str(part) for part in (seed, *where))
-    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-    return torch.Generator(device=device).manual_seed(number)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def subset(total: int, count: int, seed: int) -> Tensor:

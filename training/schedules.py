@@ -33,8 +33,8 @@ def rate_factor(schedule: Schedule, done: float, epoch: int, milestones: Sequenc
     return done / _PEAK if done < _PEAK else (1 - done) / (1 - _PEAK)
 
 
-def eps_factor(ramp: int | None, epoch: int, step: int, steps: int) -> float:
-    """What eps and the step size of the inner attack are multiplied by: from 0 to 1 over ``ramp`` epochs."""
+def ramp_factor(ramp: int | None, epoch: int, step: int, steps: int) -> float:
+    """What grows from 0 to 1 over ``ramp`` epochs: eps and step size of the inner attack, or the learning rate."""
     if ramp is None:
         return 1.0
     return min(1.0, (epoch - 1 + (step + 1) / steps) / ramp)

@@ -22,8 +22,9 @@ from training.fused_classifier import FusedClassifier
 from training.objectives import create_objective
 from training.objectives.ducat import PLAIN, Ducat
 from training.objectives.objective import Batch, Objective, in_float
-from training.randomness import stream
-from training.schedules import eps_factor
+from training.optimizer import create_optimizer, set_rate
+from training.randomness import seed_torch, stream
+from training.schedules import ramp_factor
 from training.signals import StopSignal
 from training.weight_perturbation import WeightPerturbation
 
@@ -59,9 +60,7 @@ class TrainingStep:
         self._with_dummies = create_objective(
             config.method, Ducat(config.ducat, config.split_weight, smoothing), settings
         )
-        self.optimizer = torch.optim.SGD(
-            classifier.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-        )
+        self.optimizer = create_optimizer(config, classifier)
         self.perturbation = (
             None if config.awp_gamma is None else WeightPerturbation(classifier, config.awp_gamma)
         )
@@ -78,7 +77,7 @@ class TrainingStep:
     def attack_of(self, epoch: int, step: int, *, one_step: bool) -> InnerAttack:
         """What crafts in a step: in one step of eps if ``one_step``, else by the method's own inner attack."""
         config, objective = self.config, self.objective_of(epoch)
-        factor = eps_factor(config.eps_ramp, epoch, step, self.batches.steps)
+        factor = ramp_factor(config.eps_ramp, epoch, step, self.batches.steps)
         ball = Ball(config.norm, factor * config.eps)
         if one_step:
             return objective.one_step_attack(ball)
@@ -100,14 +99,15 @@ class TrainingStep:
         batch = Batch(images, labels, epoch, step)
         adversarial = self.craft(objective, batch, attack, start)
         weight = self.processes.weight(self.config.batch_size)
+        # For networks with dropout or stochastic depth; ours draw nothing here. Each process drops for itself.
+        seed_torch(self.config.seed, "dropout", epoch, step, self.processes.rank)
 
         def loss() -> Tensor:
             with self._autocast():
                 return weight * objective.loss(self.train_model, batch, adversarial)
 
         value = self._backward(loss)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate(epoch, step, self.batches.steps)
+        set_rate(self.optimizer, self.config.learning_rate(epoch, step, self.batches.steps))
         self.optimizer.step()
         self.processes.average(self.classifier.buffers())
         return self.processes.total(value) / self.processes.size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -13,15 +13,18 @@ from ducat_serve.checkpoint import weights_digest, write_checkpoint
 from ducat_serve.deployed import Classifier, Deployed, build_classifier, load_weights, numpy_weights
 from ducat_serve.errors import DataError, DucatError, InterruptedRun, UsageError, command_line
 from ducat_serve.output import Output
+from ducat_serve.spec import ModelSpec
 from training.attacks.ball import require_size
 from training.average import WeightAverage
 from training.batches import DeviceSplit, TrainingBatches
+from training.collapse import CollapseGuard, collapsed, has_collapsed, sentence
 from training.config import TrainConfig
 from training.data import Dataset
 from training.data.splits import fitting_batch_size
 from training.device import LAYOUT, exact_float32
 from training.distributed.processes import ProcessGroup
-from training.initial import InitialWeights, initial_spec
+from training.initial import StartWeights, initial_spec, normalised_as
+from training.optimizer import parameters_of
 from training.overfitting import (
     catastrophic_warning,
     is_catastrophic,
@@ -54,7 +57,7 @@ class Trainer:
         device: torch.device,
         output: Output,
         *,
-        initial: InitialWeights | None = None,
+        initial: StartWeights | None = None,
         processes: ProcessGroup | None = None,
         stop: StopSignal | None = None,
     ) -> None:
@@ -66,13 +69,14 @@ class Trainer:
             config.seed,
             config.crop_padding,
             config.flip,
+            config.balanced,
         )
         self._require_enough_images()
         pixels = dataset.train.images[0].size
         require_size("--eps", config.eps, config.norm, pixels)
         require_size("--step-size", config.step_size, config.norm, pixels)
-        self.spec = initial_spec(config, dataset, initial)
-        self.classifier = self._build(initial)
+        self.classifier = self._build(initial_spec(config, dataset), initial)
+        self.spec, config = self.classifier.spec, self.config
         # Work is given up halfway by a run of one process alone; several stop together, after a step.
         inner_stop = self.stop if self.processes.size == 1 else StopSignal()
         self.step = TrainingStep(config, self.classifier, self.batches, device, self.processes, inner_stop)
@@ -102,11 +106,14 @@ class Trainer:
                 "a larger --batch-size, or fewer --devices",
             )
 
-    def _build(self, initial: InitialWeights | None) -> Classifier:
+    def _build(self, spec: ModelSpec, start: StartWeights | None) -> Classifier:
         torch.manual_seed(self.config.seed)  # weight initialisation only; all else draws from `stream`
-        classifier = build_classifier(self.spec)
-        if initial is not None:
-            load_weights(classifier, initial.tensors(self.spec), str(initial.path))
+        classifier = build_classifier(spec)
+        if start is not None:
+            self.config, classifier = normalised_as(start, classifier, self.config)
+            load_weights(classifier, start.tensors(classifier), start.source)
+            if notes := start.notes(classifier):
+                self.output.event("start-weights", f"Start weights: {'; '.join(notes)}.", notes=list(notes))
         if self.processes.size > 1 and self.device.type == "cuda":
             convert = torch.nn.SyncBatchNorm.convert_sync_batchnorm
             classifier.network = convert(classifier.network)  # type: ignore[no-untyped-call]
@@ -135,7 +142,7 @@ class Trainer:
             if self.config.initial_weights is not None:
                 raise DataError(
                     f"The run in {self.folder.path} was stopped before its first state was saved.",
-                    "start it again in another folder, with --initial-checkpoint",
+                    "start it again in another folder, with --initial-checkpoint or --pretrained",
                 )
             return  # killed before the first save: the run starts over, and comes out the same
         self.state = load_state(self.folder.state)
@@ -144,7 +151,7 @@ class Trainer:
                 self.state,
                 self.classifier.network.state_dict(),
                 self.average.state_dict() if self.average else None,
-                list(self.classifier.parameters()),
+                parameters_of(self.step.optimizer),
             )
             self.classifier.network.load_state_dict(self.state.weights)
             self.step.optimizer.load_state_dict(self.state.optimizer)
@@ -158,7 +165,8 @@ class Trainer:
 
         Raises:
             InterruptedRun: a signal came; the state is saved.
-            DucatError: the loss became NaN, infinite or a multiple of what it was; the last good state is kept.
+            DucatError: the loss became NaN, infinite or a multiple of what it was, or the run has collapsed
+                (`collapse.py`); the last good state and the best weights are kept.
         """
         exact_float32()
         if self.config.initial_weights is not None and not self.folder.state.exists():
@@ -220,7 +228,7 @@ class Trainer:
         self._require_finite_weights()
         one_step = self._is_one_step(epoch)
         row = self._validate(one_step)
-        rows = [*state.rows, row]
+        rows, had_sign = [*state.rows, row], bool(state.rows and state.rows[-1].warning)
         kept = kept_row(rows, self.config)
         assert kept is not None
         fell_back = one_step and is_catastrophic(rows)
@@ -234,6 +242,10 @@ class Trainer:
             self.folder.write_metrics(state.rows)
             self.tensorboard.add(row)
         self._report(row)
+        if has_collapsed(rows):
+            raise collapsed(row, kept, self.config, self.folder, self.spec.labels)
+        if row.warning and not had_sign:
+            self.output.warn(f"epoch {epoch}: {sentence(row, self.spec.labels)}.")
         if fell_back:
             self.output.warn(catastrophic_warning(row, self.config.attack_steps))
         if self.config.is_adversarial and is_overfitting(rows):
@@ -246,14 +258,17 @@ class Trainer:
         state = self.state
         # The paper chooses its checkpoint by the legacy accuracy, so a faithful `paper` does too.
         legacy = self.config.ducat == "paper" and self.config.is_dummy_phase(state.epoch)
-        return EpochRow.of(
+        result = self.validation(Deployed(self.kept, self.spec.fold), legacy=legacy, one_step=one_step)
+        row = EpochRow.of(
             self.config,
             state.epoch,
-            self.validation(Deployed(self.kept, self.spec.fold), legacy=legacy, one_step=one_step),
+            result,
             loss=sum(state.losses) / len(state.losses),
             images_per_second=self._images_per_second(),
             seconds=state.seconds,
         )
+        guard = CollapseGuard(self.config, self.batches.steps)
+        return replace(row, warning=guard.warning(state.rows, row, result))
 
     def _report(self, row: EpochRow) -> None:
         """The epoch for people and machines, with the time that the others take at the pace of this process."""

@@ -22,6 +22,7 @@ from training.randomness import stream
 from training.signals import StopSignal
 
 VALIDATION_BATCH = 128
+_CLASS_IMAGES = 10  # fewer say nothing of a class
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,21 @@ class ValidationResult:
     dummy_share_adversarial: float | None = None
     legacy_accuracy: float | None = None
     fgsm_accuracy: float | None = None
+    # Clean accuracy of each class and how many images it has in val; a class without images has accuracy 0.
+    class_accuracies: tuple[float, ...] = ()
+    class_sizes: tuple[int, ...] = ()
+
+    @property
+    def balanced_accuracy(self) -> float | None:
+        """The mean of the accuracies of those classes that val has images of; None where there are none."""
+        known = [a for a, size in zip(self.class_accuracies, self.class_sizes, strict=True) if size]
+        return sum(known) / len(known) if known else None
+
+    @property
+    def lost_classes(self) -> list[int]:
+        """Classes with images enough in val to say so, of which not one is classified right."""
+        pairs = zip(self.class_accuracies, self.class_sizes, strict=True)
+        return [index for index, (a, size) in enumerate(pairs) if size >= _CLASS_IMAGES and a == 0]
 
 
 @dataclass(frozen=True)
@@ -61,26 +77,39 @@ class Validation:
         """
         names = _measured(deployed, legacy=legacy, one_step=one_step)
         counts: dict[str, float] = dict.fromkeys(names, 0.0)
+        sizes = torch.bincount(self.val.labels).double().cpu()
+        right_of = torch.zeros_like(sizes)
         with frozen(deployed), torch.no_grad():
             for number, (images, labels) in enumerate(self.val.in_order(VALIDATION_BATCH)):
                 if number % self.processes.size != self.processes.rank:
                     continue
                 self.stop.raise_if_received()
-                for name, value in self._measure(deployed, number, images, labels, names).items():
+                sums, is_right = self._measure(deployed, number, images, labels, names)
+                for name, value in sums.items():
                     counts[name] += value
-        totals = self.processes.total(torch.tensor([counts[name] for name in names], dtype=torch.float64))
-        means = {name: total / len(self.val) for name, total in zip(names, totals.tolist(), strict=True)}
-        return ValidationResult(**means)
+                right_of += torch.bincount(labels[is_right], minlength=len(sizes)).double().cpu()
+        found = torch.cat([torch.tensor([counts[name] for name in names], dtype=torch.float64), right_of])
+        totals = self.processes.total(found)
+        means = {
+            name: total / len(self.val)
+            for name, total in zip(names, totals[: len(names)].tolist(), strict=True)
+        }
+        return ValidationResult(
+            **means,
+            class_accuracies=tuple((totals[len(names) :] / sizes.clamp_min(1)).tolist()),
+            class_sizes=tuple(sizes.long().tolist()),
+        )
 
     def _measure(
         self, deployed: Deployed, number: int, images: Tensor, labels: Tensor, names: list[str]
-    ) -> dict[str, float]:
-        """Sums over one batch."""
+    ) -> tuple[dict[str, float], Tensor]:
+        """Sums over one batch, and which of its clean images are right."""
         # Noise by batch, so that it is the same however many processes share the batches.
         generator = stream(self.config.seed, "validation", number, device=labels.device)
         adversarial = self._attack(deployed, images, labels, generator)
+        is_right = right(deployed(images), labels)
         sums = {
-            "clean_accuracy": right(deployed(images), labels).sum().item(),
+            "clean_accuracy": is_right.sum().item(),
             "pgd_accuracy": right(deployed(adversarial), labels).sum().item(),
         }
         raw = deployed.classifier
@@ -92,7 +121,7 @@ class Validation:
             sums["legacy_accuracy"] = (recover(raw(unaware)) == labels).sum().item()
         if "fgsm_accuracy" in names:
             sums["fgsm_accuracy"] = right(deployed(self._fgsm(deployed, images, labels)), labels).sum().item()
-        return sums
+        return sums, is_right
 
     def _attack(self, model: Deployed, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         attack = PGD(self.config.attack_steps, self.config.step_size)

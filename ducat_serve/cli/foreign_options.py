@@ -10,7 +10,9 @@ import click
 
 from ducat_serve.cli.evaluated_model import ForeignModel
 from ducat_serve.cli.manner_options import Function
+from ducat_serve.cli.network_options import allow_folder
 from ducat_serve.errors import UsageError, command_line
+from ducat_serve.networks.allowed import is_anything_allowed
 
 if TYPE_CHECKING:
     from ducat_serve.library.foreign_sources import Source
@@ -31,6 +33,7 @@ _OPTIONS = (
         "--import-from",
         type=click.Path(path_type=Path, exists=True, file_okay=False),
         metavar="DIR",
+        callback=allow_folder,
         help="Where a package.module:callable is imported from, beside the installed packages.",
     ),
     click.option(
@@ -104,7 +107,11 @@ class ForeignGiven:
             return OnnxSource(
                 model, self.layout, self._scale(model), device, twin=self.twin, import_from=self.import_from
             )
-        self._refuse("a package.module:callable, as MODEL or --twin", {"--import-from": self.import_from})
+        if not is_anything_allowed():
+            self._refuse(
+                "a package.module:callable, as MODEL, --twin or --network",
+                {"--import-from": self.import_from},
+            )
         self._refuse("a .onnx MODEL of others, with --input", {"--scale": self.scale, "--twin": self.twin})
         self._require_ours(model)
         return None

@@ -9,6 +9,7 @@ import click
 
 from ducat_serve.cli.completion import complete_datasets, complete_networks
 from ducat_serve.cli.manner_options import Function
+from ducat_serve.cli.network_options import allow_network
 from ducat_serve.cli.options import PIXEL_SIZE, FiniteRange
 from training.objectives import METHODS
 
@@ -37,7 +38,9 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
     ),
     click.option(
         "--network",
-        help="See `ducat networks`.  [default: the recipe's; resnet18]",
+        callback=allow_network,
+        help="See `ducat networks`; also torchvision:NAME, timm:NAME, or package.module:factory of your own.  "
+        "[default: the recipe's; resnet18]",
         shell_complete=complete_networks,
     ),
     click.option(
@@ -107,6 +110,11 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
     ),
     click.option("--epochs", type=click.IntRange(min=1), help="[default: 130; digits 60]"),
     click.option("--batch-size", type=click.IntRange(min=2), help="[default: 128; digits 64]"),
+    click.option(
+        "--balanced/--no-balanced",
+        default=None,
+        help="Draw every class as often as any other, rare images several times.  [default: no]",
+    ),
     click.option("--lr", type=FiniteRange(min=0, min_open=True), help="Peak learning rate.  [default: 0.1]"),
     click.option(
         "--schedule",
@@ -119,6 +127,21 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
         type=Epochs(),
         help="After these epochs the learning rate of --schedule steps drops to a tenth.  "
         "[default: the recipe's, scaled to --epochs]",
+    ),
+    click.option(
+        "--optimizer",
+        type=click.Choice(["adamw"]),
+        help="AdamW in the place of SGD.  [default: the recipe's; SGD]",
+    ),
+    click.option(
+        "--backbone-lr",
+        type=FiniteRange(0, 1),
+        help="What the rate of all layers but the head is multiplied by; 0 trains the head alone.  [default: 1]",
+    ),
+    click.option(
+        "--warmup",
+        type=click.IntRange(min=1),
+        help="Epochs over which the learning rate grows from 0.  [default: none]",
     ),
     click.option("--momentum", type=FiniteRange(0, 1, max_open=True), help="[default: 0.9]"),
     click.option("--weight-decay", type=FiniteRange(min=0), help="[default: 5e-4]"),
@@ -155,6 +178,11 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
         is_flag=True,
         default=None,
         help="Leave out images of folder:PATH that do not decode, instead of refusing them.",
+    ),
+    click.option(
+        "--pretrained-licence",
+        metavar="TEXT",
+        help="Of the weights of --pretrained, for the card: Apache-2.0.  [default: as their package says; unknown]",
     ),
     click.option("--seed", type=click.IntRange(min=0), help="[default: 0]"),
     click.option(

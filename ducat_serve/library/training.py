@@ -11,10 +11,9 @@ from ducat_serve.predictor import Device
 from ducat_serve.threat_model import parse_size
 from training.config import TrainConfig
 from training.device import choose_device
-from training.initial import InitialWeights
 from training.run.folder import RunFolder
 from training.run.metrics import RunSummary
-from training.run.start import Machine, new_config, opened
+from training.run.start import Machine, new_config, opened, start_weights
 from training.run.start import train as train_opened
 
 
@@ -33,6 +32,7 @@ def train_config(
     *,
     recipe: str | None = None,
     initial_checkpoint: str | Path | None = None,
+    pretrained: str | Path | None = None,
     device: Device = "auto",
     **settings: Any,
 ) -> TrainConfig:
@@ -42,6 +42,8 @@ def train_config(
         dataset: "digits", "cifar10", "cifar100", "tiny-imagenet" or "folder:PATH".
         recipe: whose settings to start from; that of the data set unless given (`ducat recipes`).
         initial_checkpoint: a `model.safetensors` or run folder that `train` will start from as well.
+        pretrained: weights of others that `train` will start from as well: a .safetensors or .pth file, or "" for those
+            that torchvision or timm offers for ``network``.
         device: where it will be trained; the fastest arithmetic there is chosen unless ``precision`` is given.
         settings: fields of `TrainConfig`, which are the options of `ducat train` with underscores. Sizes are in pixels
             of [0, 1] and may be written as fractions: ``eps="8/255"``.
@@ -56,7 +58,13 @@ def train_config(
     """
     sizes = {name: parse_size(value) for name, value in settings.items() if _is_fraction(name, value)}
     given = {"network": None, "precision": None, **settings, **sizes, "dataset": dataset}
-    initial = None if initial_checkpoint is None else InitialWeights.read(Path(initial_checkpoint))
+    initial = start_weights(
+        None if initial_checkpoint is None else Path(initial_checkpoint),
+        None if pretrained is None else str(pretrained),
+        given["network"],
+        settings.get("pretrained_licence"),
+        offline=False,
+    )
     return new_config(given, recipe, initial, choose_device(device, Output(silent=True)))
 
 
@@ -65,6 +73,7 @@ def train(
     *,
     out: str | Path | None = None,
     initial_checkpoint: str | Path | None = None,
+    pretrained: str | Path | None = None,
     data_dir: str | Path | None = None,
     offline: bool = False,
     device: Device = "auto",
@@ -76,6 +85,7 @@ def train(
         config: the settings, from `train_config`.
         out: the run folder; runs/DATASET-NETWORK-DUCAT unless given.
         initial_checkpoint: the checkpoint that ``config`` was made for, whose weights the run starts from.
+        pretrained: the weights of others that ``config`` was made for.
         data_dir: where archives are or are downloaded to; the user's cache folder unless given. offline: no download.
         device: "cuda" fails without a usable GPU; "auto" takes it if there is one.
         output: where to say what happens; None prints on stderr as the command does, `Output(silent=True)` nothing.
@@ -90,7 +100,13 @@ def train(
         (PosixPath('runs/digits/model.safetensors'), 0.71)
     """
     output = output or Output()
-    initial = None if initial_checkpoint is None else InitialWeights.read(Path(initial_checkpoint))
+    initial = start_weights(
+        None if initial_checkpoint is None else Path(initial_checkpoint),
+        None if pretrained is None else str(pretrained),
+        config.network,
+        config.pretrained_licence,
+        offline=offline,
+    )
     folder = RunFolder.default(config) if out is None else RunFolder(Path(out))
     machine = Machine(choose_device(device, output), None if data_dir is None else Path(data_dir), offline)
     with opened(config, folder, machine, output, initial=initial) as trainer:

@@ -1,4 +1,7 @@
-"""Networks by name. Each takes images of any size from 8x8 up, 1 or 3 channels, and returns raw logits."""
+"""Networks by name. Each takes images of any size from 8x8 up, 1 or 3 channels, and returns raw logits.
+
+A name with a colon is a network of others (`foreign.py`): `torchvision:NAME`, `timm:NAME`, `package.module:factory`.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 MIN_IMAGE_SIZE = 8
+LIBRARIES = ("torchvision", "timm")
+FOREIGN_FORMS = ("torchvision:NAME", "timm:NAME", "package.module:factory")
 
 
 @dataclass(frozen=True)
@@ -40,11 +45,27 @@ NETWORKS: dict[str, NetworkInfo] = {
 }
 
 
+def is_foreign(name: str) -> bool:
+    """Whether a name is that of a network of others."""
+    return ":" in name
+
+
+def is_own(name: str) -> bool:
+    """Whether building a network runs code of the user's own."""
+    return is_foreign(name) and name.partition(":")[0] not in LIBRARIES
+
+
+def require_name(name: str) -> None:
+    """Raise UsageError for a name that is neither one of ours nor of the form of the others'."""
+    if not is_foreign(name) and name not in NETWORKS:
+        raise unknown_name("network", name, [*NETWORKS, *FOREIGN_FORMS])
+
+
 def create_network(name: str, *, channels: int, image_size: tuple[int, int], outputs: int) -> nn.Module:
     """Build a network with freshly initialised weights.
 
     Args:
-        name: a key of `NETWORKS`.
+        name: a key of `NETWORKS`, or the name of a network of others.
         channels: 1 or 3.
         image_size: (H, W) in pixels; from 64 up the stem has stride 2.
         outputs: width of the head.
@@ -52,8 +73,7 @@ def create_network(name: str, *, channels: int, image_size: tuple[int, int], out
     Raises:
         UsageError: unknown name, or an image size that the network cannot take.
     """
-    if name not in NETWORKS:
-        raise unknown_name("network", name, NETWORKS)
+    require_name(name)
     height, width = image_size
     if min(image_size) < MIN_IMAGE_SIZE or max(image_size) > MAX_IMAGE_SIZE:
         raise UsageError(
@@ -63,6 +83,10 @@ def create_network(name: str, *, channels: int, image_size: tuple[int, int], out
         )
     if channels not in (1, 3):
         raise UsageError(f"{name} takes 1 or 3 channels, not {channels}.")
+    if is_foreign(name):
+        from ducat_serve.networks.foreign import create
+
+        return create(name, channels=channels, image_size=image_size, outputs=outputs)
     return _builder(name)(channels=channels, stem_stride=2 if min(image_size) >= 64 else 1, outputs=outputs)
 
 

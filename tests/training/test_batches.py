@@ -24,6 +24,16 @@ def test_an_epoch_visits_no_image_twice_and_orders_differ() -> None:
     assert not torch.equal(batches.order(1), batches.order(2))
 
 
+def test_balanced_batches_have_every_class_as_often() -> None:
+    """90 images of one class and 10 of another: half of what is drawn is of each, at every resumption."""
+    images = split(100).images
+    data = DeviceSplit(images, (torch.arange(100) >= 90).long())
+    batches = TrainingBatches(data, batch_size=10, seed=0, crop_padding=0, flip=False, balanced=True)
+    drawn = torch.cat([data.labels[batches.order(epoch)] for epoch in range(1, 11)])
+    assert 0.45 < drawn.double().mean() < 0.55
+    assert torch.equal(batches.order(3), batches.order(3))
+
+
 def test_a_batch_depends_on_its_place_alone() -> None:
     """Asking for step 5 first or last gives the same images: resuming needs no random state."""
     batches = TrainingBatches(split(), batch_size=8, seed=3, crop_padding=2, flip=True)

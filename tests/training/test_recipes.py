@@ -39,6 +39,12 @@ def started_with(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Train
 def test_every_recipe_is_a_configuration_and_says_what_it_is_named_for(name: str) -> None:
     recipe = load_recipe(name)
     config = resolve(recipe.get("dataset", "folder:/x"), {}, name)
+    if "finetune" in name:
+        assert (config.network, config.method, config.ducat) == ("torchvision:resnet50", "trades", "off")
+        assert (config.image_size, config.optimizer, config.warmup, config.eps) == (224, "adamw", 5, 4 / 255)
+        assert config.eps_ramp == (1 if name.endswith("robust") else 10)
+        assert not set(recipe) - set(TrainConfig.model_fields)
+        return
     assert config.eps == (0.2 if name == "digits" else 8 / 255)
     if name.endswith(("hours", "gpu")):
         purse = {"hours": "resnet14", "gpu": "resnet18"}

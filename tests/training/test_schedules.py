@@ -15,7 +15,7 @@ from tests.support.training_runs import around_steps, assert_same_run, resumed, 
 from training.attacks.inner import NFGSM, PGD, CornerFGSM
 from training.average import warm_decay
 from training.config import TrainConfig, resolve
-from training.schedules import Schedule, eps_factor
+from training.schedules import Schedule, ramp_factor
 
 EPOCHS, STEPS = 10, 4
 
@@ -56,9 +56,9 @@ def test_milestones_belong_to_steps() -> None:
 
 
 def test_eps_grows_from_zero_in_equal_parts_and_stays() -> None:
-    factors = [eps_factor(2, epoch, step, STEPS) for epoch in (1, 2, 3, 4) for step in range(STEPS)]
+    factors = [ramp_factor(2, epoch, step, STEPS) for epoch in (1, 2, 3, 4) for step in range(STEPS)]
     assert factors == [n / 8 for n in range(1, 9)] + [1.0] * 8
-    assert {eps_factor(None, epoch, 0, STEPS) for epoch in (1, 9)} == {1.0}
+    assert {ramp_factor(None, epoch, 0, STEPS) for epoch in (1, 9)} == {1.0}
 
 
 def test_the_warm_decay() -> None:

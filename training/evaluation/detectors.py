@@ -15,7 +15,7 @@ from torch import Tensor
 from ducat_serve.pairs import dummy_mass_log_odds, fold_logits
 from ducat_serve.spec import Fold
 from training.attacks.apgd import APGD
-from training.attacks.criteria import Score
+from training.attacks.criteria import Criterion, Score, misclassified, misclassified_unflagged
 from training.attacks.losses import Loss
 from training.attacks.orthogonal_pgd import OrthogonalPGD
 
@@ -28,6 +28,16 @@ class Detector:
     score: Score
     attack: APGD | OrthogonalPGD
     probability: Callable[[float], float]  # from the score to what the report shows
+
+    def criterion(self, fold: Fold, threshold: float) -> Criterion:
+        """What an attack that evades it looks for, so that of what it finds the best also passes laxer thresholds.
+
+        The best of `APGD` is the surest wrong answer, with or without success. The best of `OrthogonalPGD` is the one
+        that a detector notices least among its successes, so that those are all wrong answers.
+        """
+        if isinstance(self.attack, OrthogonalPGD):
+            return misclassified(fold)
+        return misclassified_unflagged(fold, self.score, threshold)
 
 
 def detectors(fold: Fold) -> list[Detector]:

@@ -6,8 +6,6 @@ refused, and what makes one doubtful is said by name before an attack runs.
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 from ducat_serve.checkpoint import weights_digest
 from ducat_serve.deployed import Deployed
 from ducat_serve.errors import UsageError
+from ducat_serve.networks import own
 from ducat_serve.output import Output
 from ducat_serve.report import Artefact, RobustnessReport
 from ducat_serve.spec import Fold
@@ -253,29 +252,7 @@ def import_model(name: str, import_from: Path | None = None) -> nn.Module:
     Raises:
         UsageError: no such module or callable, it fails, or what it returns is no `torch.nn.Module`.
     """
-    module_name, _, attribute = name.partition(":")
-    if import_from is not None:
-        sys.path.insert(0, str(import_from.resolve()))
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"{name}: there is no module {error.name}.",
-            "install it, or name the folder that holds it: --import-from .",
-        ) from error
-    finally:
-        if import_from is not None:
-            sys.path.remove(str(import_from.resolve()))
-    make = getattr(module, attribute, None)
-    if not callable(make):
-        raise UsageError(f"{name}: {module_name} has no callable named {attribute or 'after the colon'}.")
-    try:
-        model = make()
-    except Exception as error:
-        raise UsageError(f"{name} failed: {type(error).__name__}: {error}.") from error
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"{name} returned {type(model).__name__}, not a torch.nn.Module.")
-    return model.eval()
+    return own.call(name, own.import_callable(name, import_from)).eval()
 
 
 def _classes(model: nn.Module, data: DeviceSplit, fold: Fold) -> int:

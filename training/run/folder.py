@@ -52,7 +52,8 @@ class RunFolder:
         """Where a run goes unless the user says otherwise: runs/DATASET-NETWORK[-METHOD]-DUCAT."""
         method = "" if config.method == "pgd-at" else f"-{config.method}"
         dataset = Path(config.dataset.removeprefix("folder:")).name
-        return cls(Path("runs") / f"{dataset}-{config.network}{method}-{config.ducat}")
+        network = config.network.replace(":", "-")  # a colon has a meaning of its own in many paths
+        return cls(Path("runs") / f"{dataset}-{network}{method}-{config.ducat}")
 
     def of_epoch(self, epoch: int) -> Path:
         """What --save-every keeps."""

@@ -31,6 +31,9 @@ class EpochRow:
     dummy_share_adversarial: float | None
     images_per_second: float
     seconds: float
+    val_balanced_accuracy: float | None = None  # the mean over classes of the share that is right, clean
+    val_lost_classes: str = ""  # indices of classes of which no image in val is classified right, with blanks
+    warning: str = ""  # a sign of collapse (`training/collapse.py`)
 
     @classmethod
     def of(
@@ -57,6 +60,8 @@ class EpochRow:
             dummy_share_adversarial=_rounded(result.dummy_share_adversarial),
             images_per_second=round(images_per_second, 1),
             seconds=round(seconds, 2),
+            val_balanced_accuracy=_rounded(result.balanced_accuracy),
+            val_lost_classes=" ".join(map(str, result.lost_classes)),
         )
 
     @classmethod
@@ -83,6 +88,9 @@ class EpochRow:
             dummy_share_adversarial=optional("dummy_share_adversarial"),
             images_per_second=float(cells["images_per_second"]),
             seconds=float(cells["seconds"]),
+            val_balanced_accuracy=optional("val_balanced_accuracy"),
+            val_lost_classes=str(cells.get("val_lost_classes", "")),
+            warning=str(cells.get("warning", "")),
         )
 
     def cells(self) -> dict[str, Any]:
@@ -103,6 +111,7 @@ class EpochRow:
         )
 
 
+COLLAPSED = "collapsed "  # before the warning of the epoch that ended a run
 COLUMNS = tuple(field.name for field in dataclasses.fields(EpochRow))
 
 
@@ -179,7 +188,7 @@ class TensorBoardLog:
 
             self._writer = SummaryWriter(str(self.folder), purge_step=row.epoch)
         for name, value in row.cells().items():
-            if name not in ("epoch", "phase") and value != "":
+            if name not in ("epoch", "phase", "val_lost_classes", "warning") and value != "":
                 self._writer.add_scalar(name, value, row.epoch)
         self._writer.flush()
 

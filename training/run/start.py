@@ -11,14 +11,15 @@ from typing import Any
 import torch
 
 from ducat_serve.errors import UsageError, command_line, unknown_name
-from ducat_serve.networks import NETWORKS
+from ducat_serve.networks import require_name
 from ducat_serve.output import Output
 from training.attacks.ball import require_size
 from training.config import TrainConfig, resolve
 from training.data import DATASETS
 from training.device import fastest_precision
 from training.distributed.processes import ProcessGroup, local_device
-from training.initial import InitialWeights
+from training.initial import InitialWeights, StartWeights
+from training.pretrained import Pretrained, package_weights
 from training.provenance import Provenance, git_revision, installed_versions
 from training.recipes import load_recipe
 from training.run.curves import draw_curves
@@ -29,15 +30,15 @@ from training.trainer import Trainer
 
 
 def new_config(
-    given: Mapping[str, Any], recipe: str | None, initial: InitialWeights | None, device: torch.device
+    given: Mapping[str, Any], recipe: str | None, initial: StartWeights | None, device: torch.device
 ) -> TrainConfig:
     """The configuration of a new run from what the user gave (None = not given).
 
     Raises:
         UsageError: an unknown name, a value out of range, or a combination that makes no sense.
     """
-    if given["network"] is not None and given["network"] not in NETWORKS:
-        raise unknown_name("network", given["network"], NETWORKS)
+    if given["network"] is not None:
+        require_name(given["network"])
     chosen = given["dataset"] or (load_recipe(recipe).get("dataset") if recipe else None)
     if chosen is None:
         raise UsageError(
@@ -51,13 +52,50 @@ def new_config(
     if values["precision"] in (None, "auto"):
         values["precision"] = fastest_precision(device)
     if initial is not None:
-        values["initial_weights"] = initial.spec.weights_digest
-        values["network"] = values["network"] or initial.spec.network
+        values["initial_weights"] = initial.digest
+        values["network"] = values["network"] or initial.network
+    if isinstance(initial, Pretrained):
+        values["pretrained"], values["pretrained_licence"] = initial.source, initial.licence
     config = resolve(dataset, values, recipe)
     if config.norm == "linf":  # the same for images of every size, so nothing need be downloaded to find out
         require_size("--eps", config.eps, config.norm, 1)
         require_size("--step-size", config.step_size, config.norm, 1)
     return config
+
+
+def start_weights(
+    checkpoint: Path | None,
+    pretrained: str | None,
+    network: str | None,
+    licence: str | None,
+    *,
+    offline: bool,
+) -> StartWeights | None:
+    """What a run starts from: a run of ours, weights of others, or None for fresh weights.
+
+    Args:
+        checkpoint: of `--initial-checkpoint`.
+        pretrained: of `--pretrained`: a file, or "" for what the package of ``network`` offers.
+
+    Raises:
+        UsageError: both, or no network to ask for weights. DataError, VerificationError: of a file or a download.
+    """
+    if checkpoint is not None and pretrained is not None:
+        raise UsageError(
+            "--initial-checkpoint and --pretrained both say what the run starts from.",
+            "give --initial-checkpoint to go on with a run of ours, --pretrained to begin another task",
+        )
+    if checkpoint is not None:
+        return InitialWeights.read(checkpoint)
+    if pretrained is None:
+        return None
+    if pretrained:
+        return Pretrained.read(Path(pretrained), licence)
+    if network is None:
+        raise UsageError(
+            "--pretrained without a file needs to know whose weights.", "give --network torchvision:resnet50"
+        )
+    return package_weights(network, offline=offline, licence=licence)
 
 
 def require_unchanged(
@@ -98,7 +136,7 @@ def opened(
     machine: Machine,
     output: Output,
     *,
-    initial: InitialWeights | None = None,
+    initial: StartWeights | None = None,
 ) -> Iterator[Trainer]:
     """A run that is ready to be trained: its processes have met, its data is loaded. Nothing is written yet.
 

@@ -16,6 +16,8 @@ from ducat_serve import atomic
 from ducat_serve.errors import DataError
 from training.run.metrics import EpochRow
 
+_MOMENTA = ("momentum_buffer", "exp_avg", "exp_avg_sq")  # of SGD and of AdamW
+
 
 @dataclass
 class RunState:
@@ -74,9 +76,10 @@ def require_fit(
     if average is not None:
         _require_like(state.average, average, "the average")
     for index, entry in state.optimizer["state"].items():
-        momentum = entry.get("momentum_buffer")
-        if momentum is not None and not _alike(momentum, parameters[index]):
-            raise ValueError(f"the momentum of parameter {index} is not like the parameter")
+        for name in _MOMENTA:
+            momentum = entry.get(name)
+            if momentum is not None and not _alike(momentum, parameters[index]):
+                raise ValueError(f"the momentum of parameter {index} is not like the parameter")
 
 
 def _check_sums(path: Path) -> None:

@@ -10,7 +10,7 @@ import click
 from ducat_serve.bundled import bundled_name
 from ducat_serve.checkpoint import checkpoint_path
 from ducat_serve.cli.options import ModelPath, common
-from ducat_serve.errors import command_line, missing_extra
+from ducat_serve.errors import DucatError, command_line, missing_extra
 from ducat_serve.model_file import read_verified_spec
 from ducat_serve.output import Output
 from ducat_serve.report import MASKING, NOT_MEASURED, SCREENING
@@ -104,12 +104,17 @@ def _read(models: tuple[Path, ...]) -> list[Candidate]:
 
 
 def _parameters(spec: ModelSpec) -> int | None:
-    """None where there is no torch, which knows the network."""
+    """None where there is no torch, or no package that knows the network."""
     try:
         from ducat_serve.deployed import parameter_count
     except ModuleNotFoundError:
         return None
-    return parameter_count(spec)
+    try:
+        return parameter_count(spec)
+    except (
+        DucatError
+    ):  # somebody's own code, or a package that is not here: a count is not worth importing it
+        return None
 
 
 def _names(models: tuple[Path, ...]) -> list[str]:

@@ -12,6 +12,7 @@ from ducat_serve.cli.corruptions_suite import SUITE as CORRUPTIONS
 from ducat_serve.cli.corruptions_suite import refuse_options_of_attacks, show_corruptions
 from ducat_serve.cli.evaluated_model import EvaluatedModel, ForeignModel
 from ducat_serve.cli.foreign_options import ForeignGiven, foreign_options
+from ducat_serve.cli.network_options import own_network_option
 from ducat_serve.cli.options import PIXEL_SIZE, common, data_options, device_option
 from ducat_serve.cli.release_gate import Bar, require
 from ducat_serve.cli.report_table import show_report
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     help="Store the report even where the one that is stored already says more.",
 )
 @foreign_options
+@own_network_option
 @click.option(
     "--save-adversarial",
     type=click.Path(path_type=Path, file_okay=False),

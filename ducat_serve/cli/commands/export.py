@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ducat_serve.cli.network_options import import_from_option, own_network_option
 from ducat_serve.cli.options import ModelPath, common, data_options
 from ducat_serve.errors import command_line
 from ducat_serve.output import Output
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     help="Put the attacked images that `ducat evaluate` kept into the file, for the page. Whoever may ask sees them.",
 )
 @click.option("--dataset", help="Where the real images of the parity check are.  [default: as trained]")
+@own_network_option
+@import_from_option
 @data_options
 @common
 def command(

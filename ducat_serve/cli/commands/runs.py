@@ -41,7 +41,7 @@ def command(folder: Path | None, json: bool) -> None:
             [
                 (
                     run["name"],
-                    run["state"],
+                    f"{run['state']} ({run['warning']})" if run["warning"] else run["state"],
                     f"{run['epoch']}/{run['epochs']}",
                     run["method"],
                     _percent(run["best_val_clean_accuracy"]),
@@ -57,7 +57,7 @@ def command(folder: Path | None, json: bool) -> None:
 def _describe(path: Path) -> dict[str, Any]:
     from ducat_serve.checkpoint import read_spec
     from training.run.folder import RunFolder
-    from training.run.metrics import kept_row
+    from training.run.metrics import COLLAPSED, kept_row
 
     folder = RunFolder(path)
     try:
@@ -67,10 +67,13 @@ def _describe(path: Path) -> dict[str, Any]:
     except DucatError as error:
         return {**_UNKNOWN, "name": path.name, "state": f"damaged: {error.cause}"}
     kept = kept_row(rows, config)
+    warning = rows[-1].warning if rows else ""
+    ended = "collapsed" if warning.startswith(COLLAPSED) else "stopped"
     done = len(rows) == config.epochs
     return {
         "name": path.name,
-        "state": "training" if folder.is_locked() else "finished" if done else "stopped",
+        "state": "training" if folder.is_locked() else "finished" if done and ended == "stopped" else ended,
+        "warning": warning.removeprefix(COLLAPSED),
         "epoch": len(rows),
         "epochs": config.epochs,
         "method": f"{config.method}, {config.ducat}",
@@ -82,6 +85,7 @@ def _describe(path: Path) -> dict[str, Any]:
 
 
 _UNKNOWN: dict[str, Any] = {
+    "warning": "",
     "epoch": 0,
     "epochs": 0,
     "method": "",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ducat_serve.cli.completion import complete_recipes
+from ducat_serve.cli.network_options import import_from_option
 from ducat_serve.cli.options import common, data_options, device_option
 from ducat_serve.cli.threads_option import threads_option
 from ducat_serve.cli.train_options import train_options
@@ -34,10 +35,19 @@ ROBUSTNESS_LOSS = 0.02  # accuracy on val; less is noise
     help="Whose defaults to take; see `ducat recipes`.  [default: the data set's]",
 )
 @train_options
+@import_from_option
 @click.option(
     "--initial-checkpoint",
     type=click.Path(path_type=Path),
     help="Start from the weights of this .safetensors file or run folder; missing dummies are added.",
+)
+@click.option(
+    "--pretrained",
+    is_flag=False,
+    flag_value="",
+    metavar="[FILE]",
+    help="Start from weights of others: those that torchvision or timm offers for --network, or a .safetensors or .pth "
+    "FILE. The head is kept only where it fits.",
 )
 @click.option(
     "--out",
@@ -67,6 +77,7 @@ def command(
     /,
     recipe: str | None,
     initial_checkpoint: Path | None,
+    pretrained: str | None,
     dry_run: bool,
     out: Path | None,
     resume: Path | None,
@@ -102,10 +113,9 @@ def command(
         return launch(devices, invocation.arguments, invocation.environment, Output(json), again)
 
     from training.device import choose_device
-    from training.initial import InitialWeights
     from training.provenance import training_command
     from training.run.folder import RunFolder
-    from training.run.start import Machine, new_config, opened, require_unchanged, train
+    from training.run.start import Machine, new_config, opened, require_unchanged, start_weights, train
 
     output = Output(json)
     torch_device = choose_device(device, output)
@@ -114,10 +124,17 @@ def command(
         folder = RunFolder(resume)
         config, stored_data_dir = folder.read()
         data_dir = data_dir or stored_data_dir
-        start_only = {"--out": out, "--recipe": recipe, "--initial-checkpoint": initial_checkpoint}
+        start_only = {
+            "--out": out,
+            "--recipe": recipe,
+            "--initial-checkpoint": initial_checkpoint,
+            "--pretrained": pretrained is not None,
+        }
         require_unchanged(config, given, start_only, resume)
     else:
-        initial = InitialWeights.read(initial_checkpoint) if initial_checkpoint else None
+        initial = start_weights(
+            initial_checkpoint, pretrained, given["network"], given["pretrained_licence"], offline=offline
+        )
         config = new_config(given, recipe, initial, torch_device)
         folder = RunFolder(out) if out else RunFolder.default(config)
     machine = Machine(torch_device, data_dir, offline)
@@ -136,9 +153,13 @@ def command(
 
 
 def _chosen(ctx: click.Context, given: Mapping[str, Any]) -> dict[str, object]:
-    """The options that decide the weights, in the order of `--help`: ``given``, the recipe, the initial checkpoint."""
-    names = {"recipe", "initial_checkpoint", *given}
+    """The options that decide the weights, in the order of `--help`: ``given``, the recipe, the start weights."""
+    names = {"recipe", "initial_checkpoint", "pretrained", *given}
     asked = {p.name: ctx.params[p.name] for p in ctx.command.params if p.name in names}
+    if (
+        pretrained := asked["pretrained"]
+    ) is not None:  # without a file it is a flag, and a file keeps its name alone
+        asked["pretrained"] = Path(pretrained) if pretrained else True
     single_flags = {
         p.name for p in ctx.command.params if not p.secondary_opts
     }  # there is no --no-skip-broken

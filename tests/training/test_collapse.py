@@ -1,0 +1,166 @@
+"""Collapsed runs are ended with the reason and the settings to change; healthy ones are not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ducat_serve.checkpoint import read_spec
+from ducat_serve.cli.main import run
+from tests.support.training_runs import epoch_row
+from training.collapse import CollapseGuard, collapsed, has_collapsed
+from training.config import TrainConfig, resolve
+from training.run.folder import RunFolder
+from training.run.metrics import COLLAPSED, EpochRow
+from training.validation import ValidationResult
+
+SIZES = (50, 50, 50, 50)  # chance is 25 %, its noise 6 points
+
+
+def config(**settings: Any) -> TrainConfig:
+    return resolve("digits", {"epochs": 30, "ducat": "off", **settings})
+
+
+def judged(
+    settings: TrainConfig,
+    epochs: Sequence[tuple[float, float]],
+    classes: Sequence[Sequence[float]] = (),
+    steps: int = 10,
+    **row: Any,
+) -> list[EpochRow]:
+    """The rows of a run whose epochs reach so much (clean, PGD), up to the one that ends it."""
+    rows: list[EpochRow] = []
+    guard = CollapseGuard(settings, steps)
+    for epoch, (clean, pgd) in enumerate(epochs, 1):
+        by_class = tuple(classes[epoch - 1]) if classes else (clean,) * 4
+        result = ValidationResult(clean, pgd, class_accuracies=by_class, class_sizes=SIZES)
+        lost = " ".join(map(str, result.lost_classes))
+        new = epoch_row(epoch, val_clean_accuracy=clean, val_pgd_accuracy=pgd, **row)
+        new = replace(new, val_lost_classes=lost)
+        rows.append(replace(new, warning=guard.warning(rows, new, result)))
+        if has_collapsed(rows):
+            break
+    return rows
+
+
+GOOD, CHANCE, BRITTLE = (0.6, 0.3), (0.25, 0.2), (0.9, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs", "ends"),
+    [
+        ({}, [GOOD, GOOD, CHANCE, CHANCE, CHANCE, GOOD], 5),  # it falls to chance
+        ({}, [GOOD, CHANCE, CHANCE, GOOD, CHANCE, CHANCE, GOOD], None),  # and comes back
+        ({}, [CHANCE] * 9 + [GOOD], None),  # fresh weights take their time
+        ({}, [CHANCE] * 12, 10),
+        ({"initial_weights": "abc"}, [CHANCE] * 12, 3),  # start weights do not
+        ({}, [BRITTLE] * 5, 3),
+        ({}, [BRITTLE, BRITTLE, GOOD, BRITTLE, BRITTLE, GOOD], None),
+        ({"eps_ramp": 5}, [BRITTLE] * 6 + [GOOD], None),  # two epochs after the ramp
+        ({"eps_ramp": 5}, [BRITTLE] * 9, 8),
+        ({"method": "standard"}, [BRITTLE] * 30, None),  # which promises nothing else
+        (
+            {"ema_decay": 0.999},
+            [CHANCE] * 30,
+            None,
+        ),  # 300 epochs of 10 steps until the average is that of the run
+        ({"ema_decay": 0.75, "initial_weights": "abc"}, [CHANCE] * 9, 5),
+    ],
+)
+def test_what_ends_a_run(
+    settings: dict[str, Any], epochs: list[tuple[float, float]], ends: int | None
+) -> None:
+    rows = judged(config(**settings), epochs)
+    assert (rows[-1].epoch if has_collapsed(rows) else None) == ends
+
+
+def test_few_images_end_no_run_that_is_better_than_chance() -> None:
+    """6 of 10 images of two classes: noise alone could do it, and so could success."""
+    guard = CollapseGuard(config(initial_weights="abc"), 10)
+    result = ValidationResult(0.6, 0.5, class_accuracies=(0.6, 0.6), class_sizes=(5, 5))
+    rows = [epoch_row(epoch, val_clean_accuracy=0.6) for epoch in range(1, 9)]
+    assert guard.warning(rows, epoch_row(9, val_clean_accuracy=0.6), result) == ""
+
+
+def test_epochs_of_one_step_attacks_have_a_guard_of_their_own() -> None:
+    assert not has_collapsed(judged(config(), [BRITTLE] * 9, val_fgsm_accuracy=0.9))
+
+
+def test_a_class_that_was_known_and_is_lost() -> None:
+    known, without = (0.8,) * 4, (0.8, 0.0, 0.8, 0.8)
+    rows = judged(config(), [GOOD] * 12, [known] * 3 + [without] * 9)
+    assert rows[-1].warning == f"{COLLAPSED}lost-class 1"
+    assert rows[-1].epoch == 8
+    assert not has_collapsed(judged(config(), [GOOD] * 12, [without] * 12))  # never learnt is not lost
+    assert not has_collapsed(judged(config(), [GOOD] * 12, [known] * 3 + [without, known] * 4 + [known]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs", "words", "change"),
+    [
+        (
+            {},
+            [GOOD] + [CHANCE] * 3,
+            "that of chance (25.0% clean). model.safetensors keeps epoch 1",
+            "--lr 0.01",
+        ),
+        ({}, [BRITTLE] * 3, "not robust at all (0.0% PGD). No epoch before was any better", "--eps-ramp 6"),
+        ({"backbone_lr": 0.0}, [BRITTLE] * 3, "not robust at all", "--backbone-lr 0.1"),
+        ({"eps_ramp": 4}, [BRITTLE] * 7, "not robust at all", "--eps-ramp 8, or --lr 0.01"),
+    ],
+)
+def test_the_error_says_what_to_change(
+    settings: dict[str, Any], epochs: list[tuple[float, float]], words: str, change: str
+) -> None:
+    chosen = config(**settings)
+    rows = judged(chosen, epochs)
+    error = collapsed(rows[-1], rows[0], chosen, RunFolder(Path("runs/a")), "abcd")
+    assert words in error.cause
+    assert change in str(error.next_step)
+    assert error.exit_code == 1
+
+
+DIGITS = [
+    "--dataset",
+    "digits",
+    "--ducat",
+    "off",
+    "--threads",
+    "1",
+    "--device",
+    "cpu",
+    "--precision",
+    "float32",
+]
+
+
+@pytest.mark.integration
+def test_forced_collapse_of_plain_weights_under_a_hard_attack(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Accurate weights, eps from the first step, and a rate at which nothing is learnt: accurate and not robust."""
+    plain, folder = tmp_path / "plain", tmp_path / "run"
+    flags = ["--network", "resnet-small", "--batch-size", "64"]
+    assert run(["train", *DIGITS, *flags, "--method", "standard", "--epochs", "3", "--out", str(plain)]) == 0
+    hard = ["--eps", "0.5", "--step-size", "0.1", "--attack-steps", "10", "--lr", "1e-9", "--epochs", "8"]
+    start = ["--initial-checkpoint", str(plain)]
+    capsys.readouterr()
+    assert (
+        run(["train", *DIGITS, *flags, *hard, *start, "--batch-size", "512", "--out", str(folder), "--json"])
+        == 1
+    )
+    printed = capsys.readouterr()
+    events = [json.loads(line) for line in printed.err.splitlines() if line.startswith("{")]
+    assert any(e["event"] == "warning" and "not robust at all" in e["text"] for e in events)
+    assert any(e["event"] == "error" and "collapsed by epoch 3" in e["text"] for e in events)
+    assert any(e["event"] == "error" and "--eps-ramp 1" in e["next"] for e in events)
+    assert read_spec(folder / "model.safetensors").network == "resnet-small"
+    assert run(["runs", str(tmp_path), "--json"]) == 0
+    found = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)["runs"]}
+    assert (found["run"]["state"], found["run"]["warning"]) == ("collapsed", "not-robust")
+    assert (found["plain"]["state"], found["plain"]["warning"]) == ("finished", "")

@@ -1,0 +1,95 @@
+"""Networks of others through everything: trained, measured, exported with parity, asked, served."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from ducat_serve.checkpoint import read_spec
+from ducat_serve.cli.main import run
+from ducat_serve.networks import allowed
+from service.application import create_app
+from service.models.registry import Models
+from service.settings import Settings
+from tests.support.http_client import is_ready, until
+from tests.support.image_folders import write_colours
+
+pytestmark = pytest.mark.integration
+
+FEW = ["--epochs", "2", "--ducat-start", "2", "--attack-steps", "1", "--batch-size", "8", "--lr", "0.01"]
+ON = ["--threads", "1", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    write_colours(folder, size=40)
+    return folder
+
+
+@pytest.mark.parametrize("network", ["timm:test_vit", "timm:test_convnext", "torchvision:resnet18"])
+def test_the_whole_way(
+    network: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """BatchNorm, attention with LayerNorm and GELU, and LayerNorm over channels: each with dummies."""
+    folder = tmp_path / "run"
+    data = ["--dataset", f"folder:{photos}", "--image-size", "32"]
+    assert run(["train", *data, "--network", network, *FEW, *ON, "--out", str(folder)]) == 0
+    spec = read_spec(folder / "model.safetensors")
+    assert spec.network_source is not None
+    assert (spec.network, spec.num_logits, spec.network_source.package) == (network, 6, network.split(":")[0])
+    assert run(["evaluate", str(folder), "--attack", "pgd", *ON]) == 0
+    assert run(["export", str(folder), "--precision", "float16"]) == 0
+    capsys.readouterr()
+    assert run(["export", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parity"]["real_images"] > 0
+    card = (folder / "model.md").read_text()
+    assert spec.network_source.rebuild in card
+    photo = photos / "test" / "red" / "0.jpg"
+    assert run(["predict", str(folder / "model.onnx"), str(photo), "--json"]) == 0
+    asked = json.loads(capsys.readouterr().out)
+    with TestClient(create_app(Models(Settings(model=folder / "model.onnx")))) as client:
+        until(lambda: is_ready(client))
+        answer = client.post("/v1/predict", files={"images": ("photo.jpg", photo.read_bytes(), "image/jpeg")})
+    assert answer.status_code == 200
+    served = answer.json()["predictions"][0]
+    assert served["label"] == asked["predictions"][0]["label"]
+
+
+SOURCE = """
+from torch import nn
+
+def make(outputs):
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2), nn.GroupNorm(2, 8), nn.GELU(), nn.Dropout(0.5),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, outputs),
+    )
+"""
+
+
+def test_a_network_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With dropout, interrupted and resumed it is the same run; its code is imported only where it is named."""
+    (tmp_path / "mine.py").write_text(SOURCE)
+    name, here = ["--network", "mine:make"], ["--import-from", str(tmp_path)]
+    flags = ["--dataset", "digits", "--epochs", "1", "--ducat", "off", "--attack-steps", "1", *ON]
+    digests = []
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        monkeypatch.setattr(allowed, "_names", set())
+        assert run(["train", *flags, *name, *here, "--out", str(folder)]) == 0
+        digests.append(read_spec(folder / "model.safetensors").weights_digest)
+    assert digests[0] == digests[1]
+    monkeypatch.setattr(allowed, "_names", set())
+    assert run(["export", str(tmp_path / "one")]) == 3
+    assert run(["evaluate", str(tmp_path / "one"), "--attack", "pgd", *name, *here, *ON]) == 0
+    assert run(["export", str(tmp_path / "one"), *name, *here]) == 0
+    # The ONNX file needs no word of anybody: it holds the network itself.
+    monkeypatch.setattr(allowed, "_names", set())
+    image = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(image, "png")
+    (tmp_path / "image.png").write_bytes(image.getvalue())
+    assert run(["predict", str(tmp_path / "one" / "model.onnx"), str(tmp_path / "image.png")]) == 0

@@ -1,0 +1,60 @@
+"""What updates the weights: AdamW, rates of the backbone and the head, warm-up; and that it is resumed exactly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ducat_serve.errors import UsageError
+from tests.support.training_runs import assert_same_run, resumed, run_until, trainer
+from training.config import TrainConfig, resolve
+from training.optimizer import parameters_of
+
+ADAMW: dict[str, Any] = {"optimizer": "adamw", "lr": 1e-3, "backbone_lr": 0.5, "warmup": 2, "epochs": 2}
+
+
+def test_rates_of_backbone_and_head(tmp_path: Path) -> None:
+    subject = trainer(tmp_path / "run", **ADAMW, ducat="off", ducat_start=None)
+    optimizer = subject.step.optimizer
+    assert isinstance(optimizer, torch.optim.AdamW)
+    below, head = optimizer.param_groups
+    assert [tuple(p.shape) for p in head["params"]] == [(10, 128), (10,)]
+    everything = {id(p) for p in subject.classifier.parameters()}
+    assert {id(p) for p in parameters_of(optimizer)} == everything
+    assert len(below["params"]) + 2 == len(everything)
+
+
+def test_warm_up_and_what_a_configuration_writes() -> None:
+    config = resolve("digits", {"warmup": 2, "epochs": 10, "lr": 0.1, "backbone_lr": 0.0})
+    assert config.learning_rate(1, 0, 10) == pytest.approx(0.1 / 20)
+    assert config.learning_rate(2, 9, 10) == pytest.approx(0.1)
+    written = config.model_dump(mode="json")
+    assert TrainConfig.model_validate(written).backbone_lr == 0.0  # a rate of 0 is no rate that was left out
+    assert "optimizer" not in written  # so that files of other runs stay as they were
+    with pytest.raises(UsageError, match="--warmup says nothing to --schedule one-cycle"):
+        resolve("digits", {"warmup": 2, "schedule": "one-cycle"})
+
+
+@pytest.mark.integration
+def test_a_frozen_backbone_stays_and_the_head_moves(tmp_path: Path) -> None:
+    subject = trainer(
+        tmp_path / "run", **{**ADAMW, "backbone_lr": 0.0, "epochs": 1}, ducat="off", ducat_start=None
+    )
+    before = {name: value.clone() for name, value in subject.classifier.network.named_parameters()}
+    subject.run()
+    moved = {
+        n for n, value in subject.classifier.network.named_parameters() if not torch.equal(value, before[n])
+    }
+    assert moved == {"fc.weight", "fc.bias"}
+
+
+@pytest.mark.integration
+def test_adamw_is_resumed_exactly(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {**ADAMW, "ducat": "off", "ducat_start": None}
+    trainer(tmp_path / "whole", **changes).run()
+    run_until(trainer(tmp_path / "parts", **changes), 7)
+    resumed(tmp_path / "parts", **changes).run()
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")

@@ -1,0 +1,159 @@
+"""Signs that a run has collapsed: what is warned of after an epoch, and what ends the run.
+
+Of 1,440 published runs of robust fine-tuning one in five collapsed without a word (arXiv 2509.23325): at chance, or
+accurate and not robust at all. A sign is written into the row of its epoch. It ends the run once it has lasted for
+``PATIENCE`` epochs, since single epochs at a high learning rate come back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ducat_serve.errors import DucatError, command_line
+from training.config import TrainConfig
+from training.run.folder import RunFolder
+from training.run.metrics import COLLAPSED, EpochRow
+from training.validation import ValidationResult
+
+AT_CHANCE, NOT_ROBUST, LOST_CLASS = "at-chance", "not-robust", "lost-class"
+PATIENCE = {AT_CHANCE: 3, NOT_ROBUST: 3, LOST_CLASS: 5}
+# Epochs at chance of a run that never was above it: fresh weights and a hard attack may take their time.
+PATIENCE_OF_FRESH_WEIGHTS = 10
+
+LEAST_ROBUST = 0.01
+_KNOWN_EPOCHS = 3
+_ENOUGH_IMAGES = 100
+_LAGS = 3  # time constants of the averaged weights, after which they are those of the run
+
+
+@dataclass(frozen=True)
+class CollapseGuard:
+    """Looks at each finished epoch of a run of ``steps`` steps per epoch."""
+
+    config: TrainConfig
+    steps: int
+
+    @property
+    def first_epoch(self) -> int:
+        """The first epoch that is judged: eps has reached its size, and averaged weights have forgotten the first."""
+        config = self.config
+        lag = 0
+        if config.ema_decay is not None and not config.ema_warmup:
+            lag = math.ceil(_LAGS / (1 - config.ema_decay) / self.steps)
+        return 1 + max(config.eps_ramp or 0, lag)
+
+    def warning(self, rows: Sequence[EpochRow], row: EpochRow, result: ValidationResult) -> str:
+        """What to write into ``row``, which follows ``rows``: nothing, a sign, or a sign behind `COLLAPSED`."""
+        # What always naming the most common class is worth, and what is no more than that.
+        images = sum(result.class_sizes)
+        share = max(result.class_sizes) / images
+        noise = 2 * math.sqrt(share * (1 - share) / images)
+        chance = share + (
+            noise if images >= _ENOUGH_IMAGES else 0.0
+        )  # of few images, noise would cover real success
+        was_better = any(earlier.val_clean_accuracy > chance for earlier in rows)
+        judged = row.epoch >= self.first_epoch or row.epoch == self.config.epochs
+        sign = ""
+        if row.val_clean_accuracy <= chance:
+            sign = AT_CHANCE if judged or was_better else ""
+        elif judged:
+            sign = self._sign_above_chance(rows, row, result)
+        if not sign:
+            return ""
+        kind = kind_of(sign)
+        patience = PATIENCE[kind]
+        if kind == AT_CHANCE and not was_better and self.config.initial_weights is None:
+            patience = PATIENCE_OF_FRESH_WEIGHTS
+        return COLLAPSED + sign if 1 + _trailing(rows, kind) >= patience else sign
+
+    def _sign_above_chance(self, rows: Sequence[EpochRow], row: EpochRow, result: ValidationResult) -> str:
+        one_step = row.val_fgsm_accuracy is not None  # such epochs have a guard of their own
+        least = min(LEAST_ROBUST, 1 / len(result.class_sizes))
+        if self.config.is_adversarial and not one_step and row.val_pgd_accuracy < least:
+            return NOT_ROBUST
+        lost = [index for index in result.lost_classes if _was_known(rows, index)]
+        return f"{LOST_CLASS} {' '.join(map(str, lost))}" if lost else ""
+
+
+def _was_known(rows: Sequence[EpochRow], index: int) -> bool:
+    """Whether some images of a class were right in several epochs: a class that was never learnt is not lost."""
+    return sum(str(index) not in row.val_lost_classes.split() for row in rows) >= _KNOWN_EPOCHS
+
+
+def kind_of(warning: str) -> str:
+    """The sign alone, without its classes."""
+    return warning.removeprefix(COLLAPSED).partition(" ")[0]
+
+
+def has_collapsed(rows: Sequence[EpochRow]) -> bool:
+    """Whether the last epoch ended the run."""
+    return bool(rows) and rows[-1].warning.startswith(COLLAPSED)
+
+
+def lost_classes(row: EpochRow) -> list[int]:
+    """Indices of the classes that an epoch had lost."""
+    text = row.warning.removeprefix(COLLAPSED)
+    return [int(word) for word in text.split()[1:]] if kind_of(text) == LOST_CLASS else []
+
+
+def sentence(row: EpochRow, labels: Sequence[str]) -> str:
+    """What the sign in a row says, for people."""
+    kind = kind_of(row.warning)
+    if kind == AT_CHANCE:
+        return f"accuracy on val is that of chance ({row.val_clean_accuracy:.1%} clean)"
+    if kind == NOT_ROBUST:
+        clean, pgd = f"{row.val_clean_accuracy:.1%}", f"{row.val_pgd_accuracy:.1%}"
+        return f"accurate on val ({clean} clean), and not robust at all ({pgd} PGD)"
+    names = ", ".join(f"'{labels[index]}'" for index in lost_classes(row))
+    return f"no image of {names} in val is classified right any more"
+
+
+def collapsed(
+    row: EpochRow, kept: EpochRow, config: TrainConfig, folder: RunFolder, labels: Sequence[str]
+) -> DucatError:
+    """The error that ends a run: why, which epoch is kept, and which settings to change."""
+    kind = kind_of(row.warning)
+    if kind_of(kept.warning) in (AT_CHANCE, NOT_ROBUST):
+        back = "No epoch before was any better."
+    else:
+        back = (
+            f"{folder.model.name} keeps epoch {kept.epoch} ({kept.val_clean_accuracy:.1%} clean, "
+            f"{kept.val_pgd_accuracy:.1%} PGD)."
+        )
+    return DucatError(
+        f"The run has collapsed by epoch {row.epoch}: {sentence(row, labels)}. {back}",
+        f"train again in another folder with {_change(kind, config)}"
+        + (
+            ""
+            if back.startswith("No")
+            else f"; {command_line('ducat', 'evaluate', folder.model)} measures what is kept"
+        ),
+    )
+
+
+def _change(kind: str, config: TrainConfig) -> str:
+    lower = f"--lr {config.lr / 10:g}"
+    if config.backbone_lr == 0:
+        return "--backbone-lr 0.1: the layers below the head are frozen, and what they see is not robust"
+    if kind == LOST_CLASS and not config.balanced:
+        return f"--balanced, if the class is rare, or {lower}"
+    longer = max(1, config.epochs // 5)
+    if config.is_adversarial and config.eps_ramp is None:
+        ramp = f"--eps-ramp {longer}"
+        return f"{ramp}, and if that is not enough {lower}" if kind == NOT_ROBUST else f"{lower}, or {ramp}"
+    if kind == NOT_ROBUST and config.eps_ramp is not None:
+        longer = min(config.epochs, 2 * config.eps_ramp)
+        return f"--eps-ramp {longer}, or {lower}"
+    return lower
+
+
+def _trailing(rows: Sequence[EpochRow], kind: str) -> int:
+    """For how many epochs in a row, up to the last one, the sign has been there."""
+    count = 0
+    for row in reversed(rows):
+        if kind_of(row.warning) != kind:
+            break
+        count += 1
+    return count
