@@ -152,7 +152,8 @@ class TrainConfig(BaseModel):
             )
         if self.warmup is not None and self.schedule == "one-cycle":
             raise Contradiction(
-                "--warmup says nothing to --schedule one-cycle, which begins at 0 by itself", "leave out --warmup"
+                "--warmup says nothing to --schedule one-cycle, which begins at 0 by itself",
+                "leave out --warmup",
             )
         if self.schedule != "steps" and self.lr_milestones:
             raise Contradiction(
