@@ -29,6 +29,8 @@ APGD = "tests/training/attacks/test_apgd.py::"
 LOSSES = "tests/training/attacks/test_losses.py::"
 EVALUATE = "tests/training/evaluation/test_evaluate.py::"
 PARTS = "tests/training/evaluation/test_parts.py::"
+RIVALS = "tests/training/attacks/test_rivals.py::"
+WINDOWS = "tests/training/attacks/test_square_windows.py::"
 STUDIES = "tests/training/evaluation/test_studies.py::"
 OUTPUTS = "tests/training/evaluation/test_outputs.py::"
 PAIRS = "tests/core/test_pairs.py::"
@@ -278,7 +280,7 @@ MUTATIONS = (
     Mutation(
         "sanity checks that always pass",
         "training/evaluation/sanity.py",
-        "passed=counts[stronger[0]] <= counts[weaker[0]] + _SLACK",
+        "passed=counts[stronger[0]] <= counts[after[0]] + _SLACK",
         "passed=True",
         ((STUDIES + "test_masked_gradients_are_called_out"),),
     ),
@@ -341,9 +343,9 @@ MUTATIONS = (
     Mutation(
         "a round of closest-first ends at the first block that holds",
         "training/attacks/closest_first.py",
-        "if held == _HELD:",
-        "if held == 1:",
-        ((CLOSEST + "test_a_round_begins_with_the_closest_and_ends_where_two_blocks_held"),),
+        "and held < _HELD:",
+        "and held < 1:",
+        ((CLOSEST + "test_copies_of_an_example_are_searched_at_once_in_no_more_rows_than_the_batch_has"),),
     ),
     Mutation(
         "closest-first counts what fell before as fallen now",
@@ -355,8 +357,8 @@ MUTATIONS = (
     Mutation(
         "closest-first aims at one target in every copy",
         "training/attacks/closest_first.py",
-        "rank = (first + copy // sides)",
-        "rank = (first + 0 * copy)",
+        "rank = (copy // sides)",
+        "rank = (0 * copy)",
         ((CLOSEST + "test_targets_go_down_the_ranking_of_the_best_image"),),
     ),
     Mutation(
@@ -365,6 +367,48 @@ MUTATIONS = (
         "logits.shape[1] * (copy % sides)",
         "logits.shape[1] * 0",
         ((CLOSEST + "test_targets_go_down_the_ranking_of_the_best_image"),),
+    ),
+    Mutation(
+        "of rival searches the worse half goes on",
+        "training/attacks/rivals.py",
+        "order = loss.argsort(descending=True, stable=True)",
+        "order = loss.argsort(stable=True)",
+        ((RIVALS + "test_of_each_example_the_half_that_is_ahead_goes_on"),),
+    ),
+    Mutation(
+        "rivals go on after one of them succeeded",
+        "training/attacks/rivals.py",
+        "if rivals is None or not bool(success.any()):",
+        "if True:",
+        ((RIVALS + "test_apgd_gives_its_steps_to_the_search_that_is_ahead"),),
+    ),
+    Mutation(
+        "images with a gradient are left out, and not those without",
+        "training/attacks/base.py",
+        "return gradient.flatten(1).any(dim=1)",
+        "return ~gradient.flatten(1).any(dim=1)",
+        ((ATTACKS + "test_where_there_is_no_gradient_apgd_spends_no_steps"),),
+    ),
+    Mutation(
+        "the window that pays for a bump keeps what it held",
+        "training/attacks/square_windows.py",
+        "    emptied.fill(delta, torch.zeros_like(bump))\n",
+        "",
+        ((WINDOWS + "test_the_second_window_is_emptied_and_the_first_holds_what_both_held"),),
+    ),
+    Mutation(
+        "l1 bumps as flat as those of l2",
+        "training/attacks/square_windows.py",
+        '"l1": 4}',
+        '"l1": 2}',
+        ((WINDOWS + "test_a_bump_is_that_of_the_reference"),),
+    ),
+    Mutation(
+        "flagging judged at the strictest threshold only",
+        "training/evaluation/detection.py",
+        "correct_or_flagged=(lowest > threshold)",
+        "correct_or_flagged=(lowest > min(thresholds.values()))",
+        ((STUDIES + "test_a_laxer_threshold_lets_through_at_least_as_many"),),
     ),
     Mutation(
         "a failed sanity check has no consequence",

@@ -23,6 +23,9 @@ from ducat_serve.errors import DataError, DucatError
 Image = str | Path | bytes
 _RETRIED = (429, 503)
 _LOST = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout)
+_RETRIES_OF_A_STRANGER = (
+    3  # where nothing has ever answered, the address is more likely wrong than the server away
+)
 _FIRST_WAIT = 0.5  # seconds; doubled with each retry where the server names no time
 
 
@@ -56,11 +59,13 @@ class _Base:
             model: name, where the server has several. version: of that model, instead of its newest.
             timeout: seconds for one attempt.
             retries: how often a request is sent again after 429, 503 or a lost connection. Not after a timeout: the
-                server may be working on it, and would charge it again.
+                server may be working on it, and would charge it again. At most 3 times before the first answer of all,
+                so that a wrong address is found out in seconds.
             max_wait: seconds; where the server asks for a longer pause (a budget that is spent), it is an error.
             top_k: how many classes each prediction lists; the server's own number unless given.
         """
         self._retries, self._max_wait = retries, max_wait
+        self._has_answered = False
         self.waited = 0.0  # seconds between attempts, so far
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         # No proxy and no credentials from the environment: the URL says where images go.
@@ -76,8 +81,10 @@ class _Base:
         self, attempt: int, response: httpx.Response | None, lost: httpx.TransportError | None
     ) -> float | None:
         """Seconds until the next attempt; None where there is to be none."""
+        self._has_answered = self._has_answered or response is not None
         may_help = isinstance(lost, _LOST) if response is None else response.status_code in _RETRIED
-        if attempt >= self._retries or not may_help:
+        retries = self._retries if self._has_answered else min(self._retries, _RETRIES_OF_A_STRANGER)
+        if attempt >= retries or not may_help:
             return None
         asked = response.headers.get("Retry-After", "") if response is not None else ""
         wait = float(asked) if asked.isdigit() else _FIRST_WAIT * 2**attempt
@@ -121,9 +128,7 @@ class Client(_Base):
                 response, lost = self._http.request(method, path, **content), None
             except httpx.TransportError as error:
                 response, lost = None, error
-            pause = (
-                None if response is not None and response.is_success else self._pause(attempt, response, lost)
-            )
+            pause = self._pause(attempt, response, lost)
             if pause is None:
                 return _checked(response, lost)
             self.waited += pause
@@ -164,9 +169,7 @@ class AsyncClient(_Base):
                 response, lost = await self._http.request(method, path, **content), None
             except httpx.TransportError as error:
                 response, lost = None, error
-            pause = (
-                None if response is not None and response.is_success else self._pause(attempt, response, lost)
-            )
+            pause = self._pause(attempt, response, lost)
             if pause is None:
                 return _checked(response, lost)
             self.waited += pause

@@ -15,6 +15,7 @@ from ducat_serve.bundled import model_path
 from ducat_serve.checkpoint import checkpoint_path, read_checkpoint
 from ducat_serve.errors import UsageError, VerificationError
 from ducat_serve.networks import create_network, is_foreign, is_own
+from ducat_serve.networks.two_towers import TwoTowers
 from ducat_serve.pairs import fold_logits
 from ducat_serve.spec import Fold, ModelSpec
 
@@ -64,6 +65,12 @@ class Deployed(nn.Module):
         return fold_logits(self.classifier(images), self.fold)
 
 
+def towers_of(model: Deployed) -> TwoTowers | None:
+    """Both towers of a two-tower model; None for every other model."""
+    network = model.classifier.network if isinstance(model.classifier, Classifier) else model.classifier
+    return network if isinstance(network, TwoTowers) else None
+
+
 @overload
 def load(path: str | Path, *, folded: Literal[True] = True) -> Deployed: ...
 
@@ -98,7 +105,11 @@ def load(path: str | Path, *, folded: bool = True) -> Deployed | Classifier:
             _require_fit(build_classifier(spec), tensors, str(path))
         classifier = build_classifier(spec)
     except UsageError as error:
-        next_step = error.next_step if is_foreign(spec.network) else "install a newer ducat-serve"
+        next_step = (
+            error.next_step
+            if any(is_foreign(part.network) for part in _parts(spec))
+            else "install a newer ducat-serve"
+        )
         raise VerificationError(f"{path}: {error.cause}", next_step) from error
     load_weights(classifier, tensors, str(path))
     model = Deployed(classifier, spec.fold) if folded else classifier
@@ -107,6 +118,9 @@ def load(path: str | Path, *, folded: bool = True) -> Deployed | Classifier:
 
 def build_classifier(spec: ModelSpec) -> Classifier:
     """The classifier that a spec describes, with fresh weights."""
+    if spec.towers is not None:
+        standard, robust = (Deployed(build_classifier(tower), tower.fold) for tower in spec.towers)
+        return Classifier(TwoTowers(standard, robust), spec)
     network = create_network(
         spec.network, channels=spec.channels, image_size=spec.image_size, outputs=spec.num_logits
     )
@@ -121,7 +135,12 @@ def parameter_count(spec: ModelSpec) -> int:
 
 def _without_memory(spec: ModelSpec) -> AbstractContextManager[object]:
     """Tensors that are made in it have shapes and no memory; those of somebody's own code are made as they are."""
-    return nullcontext() if is_own(spec.network) else torch.device("meta")
+    return nullcontext() if any(is_own(part.network) for part in _parts(spec)) else torch.device("meta")
+
+
+def _parts(spec: ModelSpec) -> tuple[ModelSpec, ...]:
+    """The specs of the networks of a model: its own, or those of its towers."""
+    return spec.towers or (spec,)
 
 
 def load_weights(classifier: Classifier, tensors: Mapping[str, NDArray[Any]], source: str) -> None:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ducat_serve.spec import Fold
+from ducat_serve.spec import Fold, Switch
+from ducat_serve.switch import overruled, switch_logits
 
 NEW_DUMMY_GAP = 4.0  # a new dummy has sigmoid(-4) = 2 % of its pair's mass
 
@@ -32,10 +33,15 @@ def pair_columns(labels: Tensor, num_classes: int, fold: Fold) -> tuple[Tensor, 
 
 
 def fold_logits(logits: Tensor, fold: Fold) -> Tensor:
-    """Fold 2C logits to C: ``max(z_i, z_{i+C})`` or ``log(exp z_i + exp z_{i+C})``; "none" changes nothing."""
+    """Fold 2C logits to C: ``max(z_i, z_{i+C})`` or ``log(exp z_i + exp z_{i+C})``; "none" changes nothing.
+
+    The fold of a two-tower model is in `ducat_serve.switch`.
+    """
     if fold == "none":
         return logits
     original, dummy = split_pairs(logits)
+    if isinstance(fold, Switch):
+        return switch_logits(original, dummy, fold)
     larger = torch.maximum(original, dummy)
     if fold == "max":
         return larger
@@ -52,6 +58,18 @@ def recover(logits: Tensor) -> Tensor:
 def dummy_mass(logits: Tensor) -> Tensor:
     """Total softmax probability on the dummies, [N]."""
     return logits.softmax(dim=-1).chunk(2, dim=-1)[1].sum(dim=-1)
+
+
+def mass_on_dummies(logits: Tensor, fold: Fold) -> Tensor:
+    """How much of an answer came from the dummies, [N] in [0, 1], as it is exported: 0 where there are none.
+
+    Of a two-tower model all of it or nothing: 1 where the robust tower overruled the other one.
+    """
+    if fold == "none":
+        return torch.zeros_like(logits[:, 0])
+    if isinstance(fold, Switch):
+        return overruled(*split_pairs(logits), fold).to(logits.dtype)
+    return dummy_mass(logits)
 
 
 def dummy_mass_log_odds(logits: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from PIL import Image
 
 from ducat_serve.errors import DataError, UsageError
 from ducat_serve.images import FILE_FORMATS, ImageError, decode, fit, to_array, to_rgb
-from ducat_serve.spec import ModelSpec
+from ducat_serve.spec import ModelSpec, Tower
 
 if TYPE_CHECKING:
     from ducat_serve.predictor import Predictions
@@ -48,6 +47,7 @@ class Prediction:
     dummy_mass: float  # in [0, 1]; 0 for a model without dummies
     labels: tuple[str, ...] = field(repr=False)  # of all C classes
     probabilities: NDArray[np.float32] = field(repr=False, compare=False)  # [C], summing to 1
+    answered_by: Tower | None = None  # of a two-tower model, whose answer it is
 
     def top(self, k: int = 5) -> list[Choice]:
         """The ``k`` most probable classes, best first; all of them where there are fewer."""
@@ -55,11 +55,11 @@ class Prediction:
         return [Choice(self.labels[i], int(i), float(self.probabilities[i])) for i in order]
 
 
-def split_up(predictions: Predictions, labels: Sequence[str]) -> list[Prediction]:
+def split_up(predictions: Predictions, spec: ModelSpec) -> list[Prediction]:
     """The predictions of N images as N objects."""
-    names = tuple(labels)
+    names = spec.labels
     return [
-        Prediction(names[label], int(label), float(row[label]), float(mass), names, row)
+        Prediction(names[label], int(label), float(row[label]), float(mass), names, row, spec.tower_of(mass))
         for label, mass, row in zip(
             predictions.label, predictions.dummy_mass, predictions.probabilities, strict=True
         )

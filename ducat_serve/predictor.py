@@ -52,20 +52,24 @@ class Predictions(NamedTuple):
         confidence: NDArray[np.float32] = 1 / np.exp(self.logits - best).sum(axis=1)
         return confidence
 
-    def to_json(self, labels: Sequence[str], top_k: int) -> list[dict[str, Any]]:
-        """One entry per image: label, class_id, confidence, top_k (best first) and dummy_mass."""
+    def to_json(self, spec: ModelSpec, top_k: int) -> list[dict[str, Any]]:
+        """One entry per image: label, class_id, confidence, top_k (best first) and dummy_mass.
+
+        Of a two-tower model also answered_by: "standard" or "robust".
+        """
         probabilities = self.probabilities
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
 
         def choice(row: int, class_id: int) -> dict[str, Any]:
             confidence = float(probabilities[row, class_id])
-            return {"label": labels[class_id], "class_id": int(class_id), "confidence": confidence}
+            return {"label": spec.labels[class_id], "class_id": int(class_id), "confidence": confidence}
 
         return [
             {
                 **choice(row, self.label[row]),
                 "top_k": [choice(row, class_id) for class_id in order[row]],
                 "dummy_mass": float(self.dummy_mass[row]),
+                **({"answered_by": tower} if (tower := spec.tower_of(self.dummy_mass[row])) else {}),
             }
             for row in range(len(self.label))
         ]
@@ -165,11 +169,11 @@ class Predictor:
             'cat'
         """
         if isinstance(images, str | Path | bytes | Image.Image | np.ndarray):
-            return split_up(self(read_image(images, self.spec)[None]), self.spec.labels)[0]
+            return split_up(self(read_image(images, self.spec)[None]), self.spec)[0]
         found: list[Prediction] = []
         for start in range(0, len(images), batch_size):
             batch = [read_image(image, self.spec) for image in images[start : start + batch_size]]
-            found += split_up(self(np.stack(batch)), self.spec.labels)
+            found += split_up(self(np.stack(batch)), self.spec)
         return found
 
     def warm_up(self, batch_sizes: tuple[int, ...] = (1,)) -> None:

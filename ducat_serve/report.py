@@ -118,6 +118,22 @@ class SanityCheck(BaseModel):
     figures: dict[str, float]
 
 
+class Floor(BaseModel):
+    """Of a two-tower model, the share of images that its robust tower carries alone, with its 95 % interval.
+
+    An image counts only if the robust tower's mapped margin stays at or above the threshold under attacks on that tower
+    alone: then the answer is right whatever the standard tower says, so that no gradient through the switch need be
+    trusted. ``found_by_others`` is the share that only attacks on both towers brought below the threshold.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    accuracy: Fraction
+    interval: Interval
+    attacks: tuple[AttackResult, ...]
+    found_by_others: Fraction
+
+
 class ServerAccess(BaseModel):
     """What was asked of a running server, in images, and for how many classes its answers told a confidence.
 
@@ -187,9 +203,10 @@ class RobustnessReport(_WithLaterFields):
     images of 8 bits, as those on an exported file always do. ``curve`` has the worst case at every eps, smallest first,
     where several were asked for; an image that is broken at one of them counts as broken at all larger ones. ``server``
     is there where a running server was measured. ``corruptions`` is what a run of its own measured on the same weights.
+    ``floor`` is that of a two-tower model.
     """
 
-    later_fields = ("clean_interval", "lattice", "curve", "corruptions", "server")
+    later_fields = ("clean_interval", "lattice", "curve", "corruptions", "server", "floor")
 
     report_version: Literal[1, 2, 3] = 3
     weights_digest: str
@@ -216,6 +233,7 @@ class RobustnessReport(_WithLaterFields):
     curve: tuple[CurvePoint, ...] | None = None
     corruptions: CorruptionReport | None = None
     server: ServerAccess | None = None
+    floor: Floor | None = None
     seconds: float = Field(default=0, ge=0)
     versions: dict[str, str]
 

@@ -10,6 +10,7 @@ from ducat_serve.threat_model import format_size
 
 NOT_RECORDED = "not recorded"
 DIGESTS = "detect damage, not forgery: whoever can rewrite a file can write digests that fit. Signatures are planned."
+FLOOR = "floor (the robust tower alone)"
 LEGACY = "legacy 2C: non-adaptive, not a robustness claim"
 
 
@@ -22,13 +23,16 @@ class Accuracy(NamedTuple):
 
 
 def accuracies(report: RobustnessReport) -> list[Accuracy]:
-    """Clean and worst case, and the legacy measure of a model with dummies."""
+    """Clean and worst case; the floor of a two-tower model, and the legacy measure of a model with dummies."""
     low, high = report.worst_case_interval
     worst_case = SCREENING if report.is_screening else "worst case"
     lines = [
         Accuracy("clean", f"{report.clean_accuracy:.1%}"),
         Accuracy(worst_case, f"{report.worst_case_accuracy:.1%}", f"{low:.1%} to {high:.1%}"),
     ]
+    if report.floor is not None:
+        low, high = report.floor.interval
+        lines.append(Accuracy(FLOOR, f"{report.floor.accuracy:.1%}", f"{low:.1%} to {high:.1%}"))
     if report.legacy_2c_accuracy is not None:
         lines.append(Accuracy(LEGACY, f"{report.legacy_2c_accuracy:.1%}"))
     if report.corruptions is not None:
@@ -79,6 +83,7 @@ def report_in_words(spec: ModelSpec) -> dict[str, Any]:
         "sentences": [
             _clean(report),
             _worst_case(report),
+            *floor_in_words(report),
             how_measured(report, spec),
             *other_threat_model(report, spec),
             *corruptions_in_words(report.corruptions),
@@ -113,6 +118,17 @@ def _allowed(norm: str, eps: float) -> str:
     }[norm]
 
 
+def floor_in_words(report: RobustnessReport) -> list[str]:
+    """What the robust tower of a two-tower model carries alone; nothing for another model."""
+    if report.floor is None:
+        return []
+    low, high = report.floor.interval
+    return [
+        f"{_percent(report.floor.accuracy)} ({_percent(low)} to {_percent(high)}) are the floor: on these the robust "
+        "tower alone stayed sure enough to decide, under attacks on that tower, whatever the standard tower says."
+    ]
+
+
 def how_measured(report: RobustnessReport, spec: ModelSpec) -> str:
     """By which attacks, and what they knew."""
     names = ", ".join(attack.name for attack in report.attacks)
@@ -121,7 +137,8 @@ def how_measured(report: RobustnessReport, spec: ModelSpec) -> str:
             f"Measured on the exported file, in {report.precision}, by attacks that see only its scores ({names}). "
             "Attacks that know the weights are stronger, so expect less."
         )
-    knows = " and the dummy classes" if spec.fold != "none" and report.knows_pairs else ""
+    own = "the switch between its towers" if spec.towers is not None else "the dummy classes"
+    knows = f" and {own}" if spec.fold != "none" and report.knows_pairs else ""
     limited = " and could only make images of 8 bits" if report.lattice == "8bit" else ""
     return (
         f"Measured on the deployed function, in {report.precision}, by attacks that know its weights{knows}{limited} "

@@ -27,13 +27,37 @@ from ducat_serve.report import ExportPrecision, RobustnessReport
 from ducat_serve.threat_model import ThreatModel
 
 SCHEMA_VERSION = 1
+Tower = Literal["standard", "robust"]
 METADATA_KEY = "ducat"
 
-Fold = Literal["none", "max", "lse"]
 MAX_IMAGE_SIZE = 512
-_ONLY_SOME = ("network_source",)
+_ONLY_SOME = ("network_source", "towers")
 # Whoever predicts resizes to this: without a bound a small file could ask for gigabytes.
 _ImageSide = Annotated[int, Field(ge=1, le=MAX_IMAGE_SIZE)]
+
+
+class Switch(BaseModel):
+    """The fold of a two-tower model: its standard tower's class, unless the robust tower is sure that it is wrong.
+
+    Args:
+        scale, power, shift: of the map that makes the robust tower's logits more or less sure (`ducat_serve.switch`).
+        threshold: by how much probability the robust tower's best class must lead before it overrules the other tower.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["switch"] = "switch"
+    scale: float = Field(gt=0)
+    power: float = Field(ge=1)  # below 1 the map has no gradient at 0
+    shift: float
+    threshold: float = Field(gt=0, lt=1)
+
+    def __str__(self) -> str:
+        return self.kind
+
+
+# How C logits come from 2C; a network with C logits and no dummies needs none.
+Fold = Literal["none", "max", "lse"] | Switch
 
 
 class Normalisation(BaseModel):
@@ -64,7 +88,8 @@ class ModelSpec(BaseModel):
 
     ``fold`` names the map from 2C logits to C; ``"none"`` means that the network has C logits and no
     dummies. ``precision`` is that of the network's arithmetic; head and fold are float32 in any case.
-    ``weights_digest`` is the SHA-256 over names, shapes, types and bytes of all tensors.
+    ``weights_digest`` is the SHA-256 over names, shapes, types and bytes of all tensors. ``towers`` are what the
+    standard and the robust tower of a two-tower model were as models of their own, each with its own digest.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -83,11 +108,18 @@ class ModelSpec(BaseModel):
     precision: ExportPrecision = "float32"
     robustness: RobustnessReport | None = None
     weights_digest: str
+    towers: tuple[ModelSpec, ModelSpec] | None = None
 
     @property
     def num_logits(self) -> int:
         """Width of the network's head: C without dummies, 2C with them."""
         return self.num_classes if self.fold == "none" else 2 * self.num_classes
+
+    def tower_of(self, dummy_mass: float) -> Tower | None:
+        """Which tower gave the answer that came with this dummy mass; None for a model without towers."""
+        if self.towers is None:
+            return None
+        return "robust" if dummy_mass > 0.5 else "standard"
 
     @property
     def recipe(self) -> dict[str, JsonValue]:
@@ -132,6 +164,17 @@ class ModelSpec(BaseModel):
             raise ValueError("the robustness report was measured on other weights")
         if self.robustness is not None and self.robustness.precision != self.precision:
             raise ValueError("the robustness report was measured in another precision")
+        if isinstance(self.fold, Switch) != (self.towers is not None):
+            raise ValueError("a switch is the fold of two towers, and there is no other for them")
+        for tower in self.towers or ():
+            if tower.towers is not None:
+                raise ValueError("a tower has towers of its own")
+            if (tower.labels, tower.image_size, tower.channels) != (
+                self.labels,
+                self.image_size,
+                self.channels,
+            ):
+                raise ValueError("a tower has other classes or takes other images")
         return self
 
     @model_serializer(mode="wrap")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 
-import torch
 from torch import Tensor, nn
 
-from ducat_serve.deployed import Classifier
+from ducat_serve.deployed import Classifier, Deployed
 from ducat_serve.networks.head import head_name
-from ducat_serve.pairs import dummy_mass, fold_logits
+from ducat_serve.networks.two_towers import TwoTowers
+from ducat_serve.pairs import fold_logits, mass_on_dummies
 from ducat_serve.report import ExportPrecision
 from ducat_serve.spec import Fold
 
@@ -47,7 +47,13 @@ def in_precision(classifier: Classifier, precision: ExportPrecision) -> Classifi
     if precision == "float32":
         return classifier
     changed = copy.deepcopy(classifier)
-    changed.network = _HalfBody(changed.network)
+    if isinstance(towers := changed.network, TwoTowers):
+        for tower in (towers.standard, towers.robust):
+            assert isinstance(tower, Deployed)
+            assert isinstance(tower.classifier, Classifier)
+            tower.classifier = in_precision(tower.classifier, precision)
+    else:
+        changed.network = _HalfBody(changed.network)
     return changed
 
 
@@ -65,5 +71,4 @@ class DeployGraph(nn.Module):
         pixels = images.permute(0, 3, 1, 2).contiguous().float() / 255
         raw = self.classifier(pixels)
         logits = fold_logits(raw, self.fold)
-        mass = torch.zeros_like(logits[:, 0]) if self.fold == "none" else dummy_mass(raw)
-        return logits, logits.argmax(dim=1), mass
+        return logits, logits.argmax(dim=1), mass_on_dummies(raw, self.fold)

@@ -14,12 +14,13 @@ from ducat_serve.report_text import (
     corruptions_in_words,
     doubts,
     dummy_mass_in_words,
+    floor_in_words,
     how_measured,
     other_threat_model,
     server_access,
     versions_in_words,
 )
-from ducat_serve.spec import ModelSpec
+from ducat_serve.spec import ModelSpec, Switch
 from ducat_serve.threat_model import format_size
 from export.markdown import code, text
 
@@ -54,6 +55,7 @@ def model_card(spec: ModelSpec, name: str) -> str:
         *_robustness(spec, name),
         "## Training",
         f"- Method: {text(method)}, {_METHOD.get(str(recipe.get('ducat')), NOT_RECORDED)}\n"
+        f"{_towers(spec)}"
         f"- Data: {text(spec.training.get('data', NOT_RECORDED))}\n"
         f"- Threat model in training: {spec.threat_model}\n"
         f"- {epochs} epochs, batch {batch}, seed {seed}" + _provenance(spec),
@@ -81,6 +83,19 @@ def update_card(spec: ModelSpec, model: Path) -> None:
     card = model.with_suffix(".md")
     if card.is_file():
         atomic.write_text(card, model_card(spec, model.name))
+
+
+def _towers(spec: ModelSpec) -> str:
+    """Of a two-tower model, what its towers are, and when which of them answers."""
+    if spec.towers is None or not isinstance(spec.fold, Switch):
+        return ""
+    standard, robust = spec.towers
+    return (
+        "- Two towers: the recipe here is that of the robust one. "
+        f"The standard tower ({text(standard.network)}, weights {code(standard.weights_digest)}) answers unless the "
+        f"robust tower ({text(robust.network)}, weights {code(robust.weights_digest)}) is sure that it is wrong: "
+        f"by a lead of {spec.fold.threshold:g}. `dummy_mass` is 1 where the robust tower answered, else 0.\n"
+    )
 
 
 def _provenance(spec: ModelSpec) -> str:
@@ -129,6 +144,7 @@ def _robustness(spec: ModelSpec, name: str) -> list[str]:
         f"{report.norm} {format_size(report.eps)} on {report.examples} {report.split} images of "
         f"{text(report.dataset)}, seed {report.seed}:",
         _table(report),
+        *floor_in_words(report),
         *(text(sentence) for sentence in corruptions_in_words(report.corruptions)),
         *(f"**Warning.** {text(doubt)}" for doubt in doubts(report)),
         *([] if dummy_mass is None else [f"Dummy mass is a signal, not a defence. {text(dummy_mass)}"]),

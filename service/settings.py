@@ -10,6 +10,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ducat_serve.bundled import model_path
 from ducat_serve.errors import UsageError, near_name
 from ducat_serve.spec import first_problem
 
@@ -78,15 +79,24 @@ class Settings(BaseModel):
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """Read the settings. Raises UsageError where one is missing, empty or out of range."""
+        """Read the settings; DUCAT_SERVE_MODEL may be the name of a bundled model.
+
+        Raises:
+            UsageError: a setting is missing, empty or out of range.
+            DataError: the model is a name, and nothing here or in the package is called so.
+        """
         names = {name: PREFIX + name.upper() for name in cls.model_fields}
-        values = {name: environment[variable] for name, variable in names.items() if variable in environment}
+        values: dict[str, str | Path] = {
+            name: environment[variable] for name, variable in names.items() if variable in environment
+        }
         for name, value in values.items():
-            if not value.strip():  # such as a secret that was not filled in: it must not mean "no key"
+            if not str(value).strip():  # such as a secret that was not filled in: it must not mean "no key"
                 raise UsageError(
                     f"{names[name]} is set but empty.", f"give it a value, or unset {names[name]}"
                 )
         _refuse_near_misses(environment, set(names.values()))
+        if "model" in values:
+            values["model"] = model_path(values["model"], "onnx")
         try:
             return cls.model_validate(values)
         except ValidationError as error:

@@ -49,6 +49,14 @@ _ONLY_WHERE_SET = (
 TrainPrecision = Literal["float32", "bfloat16"]
 
 
+class Contradiction(ValueError):
+    """Settings that make no sense together; ``instead`` says what to give."""
+
+    def __init__(self, problem: str, instead: str) -> None:
+        super().__init__(problem)
+        self.instead = instead
+
+
 class TrainConfig(BaseModel):
     """Everything that decides what a run writes. Two runs with equal configs on one CPU give equal weights."""
 
@@ -122,48 +130,69 @@ class TrainConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.ducat == "off" and self.ducat_start is not None:
-            raise ValueError("--ducat-start needs --ducat paper or folded")
+            raise Contradiction("--ducat-start needs --ducat paper or folded", "leave out --ducat-start")
         if self.ducat != "off" and not 1 <= (self.ducat_start or 0) <= self.epochs:
-            raise ValueError(f"--ducat-start {self.ducat_start} is outside of epochs 1 to {self.epochs}")
+            raise Contradiction(
+                f"--ducat-start {self.ducat_start} is outside of epochs 1 to {self.epochs}",
+                f"give --ducat-start 1 to {self.epochs}, or more --epochs",
+            )
         if self.inner_attack == "n-fgsm" and self.norm != "linf":
-            raise ValueError(f"--inner-attack n-fgsm is made for --norm linf, not {self.norm}")
+            raise Contradiction(
+                f"--inner-attack n-fgsm is made for --norm linf, not {self.norm}", "leave out --inner-attack"
+            )
         if self.ducat != "folded" and self.split_weight != 1:
-            raise ValueError("--split-weight needs --ducat folded (the paper's loss has weight 1)")
+            raise Contradiction(
+                "--split-weight needs --ducat folded (the paper's loss has weight 1)",
+                "give --ducat folded, or leave out --split-weight",
+            )
         if self.eps_ramp is not None and self.eps_ramp > self.epochs:
-            raise ValueError(
-                f"--eps-ramp {self.eps_ramp} is longer than the {self.epochs} epochs of training: "
-                f"give --eps-ramp 1 to {self.epochs}, or more --epochs"
+            raise Contradiction(
+                f"--eps-ramp {self.eps_ramp} is longer than the {self.epochs} epochs of training",
+                f"give --eps-ramp 1 to {self.epochs}, or more --epochs",
             )
         if self.warmup is not None and self.schedule == "one-cycle":
-            raise ValueError("--warmup says nothing to --schedule one-cycle, which begins at 0 by itself")
+            raise Contradiction(
+                "--warmup says nothing to --schedule one-cycle, which begins at 0 by itself",
+                "leave out --warmup",
+            )
         if self.schedule != "steps" and self.lr_milestones:
-            raise ValueError(f"--lr-milestones needs --schedule steps, not {self.schedule}")
+            raise Contradiction(
+                f"--lr-milestones needs --schedule steps, not {self.schedule}", "leave out --lr-milestones"
+            )
         if self.pretrained_licence is not None and self.pretrained is None:
-            raise ValueError("--pretrained-licence needs --pretrained")
+            raise Contradiction("--pretrained-licence needs --pretrained", "give --pretrained with it")
         if self.ema_warmup and self.ema_decay is None:
-            raise ValueError("--ema-warmup needs --ema-decay")
+            raise Contradiction("--ema-warmup needs --ema-decay", "give --ema-decay 0.999 with it")
         return self
 
     @model_validator(mode="after")
     def _fits_the_method(self) -> Self:
         objective, method = objective_class(self.method), self.method
         if self.beta != BETA and "beta" not in objective.parameters():
-            raise ValueError(f"--beta needs --method {' or '.join(methods_with('beta'))}, not {method}")
+            raise Contradiction(
+                f"--beta needs --method {' or '.join(methods_with('beta'))}, not {method}", "leave out --beta"
+            )
         if self.norm not in objective.norms:
-            raise ValueError(
-                f"--method {method} is made for --norm {' or '.join(objective.norms)}, not {self.norm}"
+            raise Contradiction(
+                f"--method {method} is made for --norm {' or '.join(objective.norms)}, not {self.norm}",
+                f"give --norm {objective.norms[0]}, or another --method",
             )
         if objective.attacks_in_one_step and self.inner_attack != "pgd":
-            raise ValueError(
-                f"--inner-attack {self.inner_attack}: --method {method} has a one-step attack of its own"
+            raise Contradiction(
+                f"--inner-attack {self.inner_attack}: --method {method} has a one-step attack of its own",
+                "leave out --inner-attack",
             )
         if method == "pgd-at" and self.clean_share == 1:
-            raise ValueError("--clean-share 1 leaves pgd-at no adversarial images: that is --method standard")
+            raise Contradiction(
+                "--clean-share 1 leaves pgd-at no adversarial images: that is --method standard",
+                "give --method standard, or a smaller --clean-share",
+            )
         if objective.is_adversarial:
             return self
         if self.ducat != "off":
-            raise ValueError(
-                f"--method {method} has no adversarial images to train dummies on: it needs --ducat off"
+            raise Contradiction(
+                f"--method {method} has no adversarial images to train dummies on: it needs --ducat off",
+                "give --ducat off",
             )
         for option, given in {
             "--clean-share": self.clean_share is not None,
@@ -171,8 +200,9 @@ class TrainConfig(BaseModel):
             "--inner-attack": self.inner_attack != "pgd",
         }.items():
             if given:
-                raise ValueError(
-                    f"{option} says nothing to --method {method}, which trains on clean images alone"
+                raise Contradiction(
+                    f"{option} says nothing to --method {method}, which trains on clean images alone",
+                    f"leave out {option}",
                 )
         return self
 
@@ -263,8 +293,10 @@ def resolve(dataset: str, given: dict[str, Any], recipe: str | None = None) -> T
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
+        cause = error.errors()[0].get("ctx", {}).get("error")
         raise UsageError(
-            f"Invalid training configuration: {first_problem(error)}.", "ducat train --help"
+            f"Invalid training configuration: {first_problem(error)}.",
+            cause.instead if isinstance(cause, Contradiction) else "ducat train --help",
         ) from error
 
 

@@ -20,6 +20,7 @@ from training.batches import DeviceSplit, TrainingBatches
 from training.collapse import CollapseGuard, collapsed, has_collapsed, sentence
 from training.config import TrainConfig
 from training.data import Dataset
+from training.data.splits import fitting_batch_size
 from training.device import LAYOUT, exact_float32
 from training.distributed.processes import ProcessGroup
 from training.initial import StartWeights, initial_spec, normalised_as
@@ -96,7 +97,7 @@ class Trainer:
             count = len(self.dataset.train)
             raise UsageError(
                 f"--batch-size {size} is more than the {count} training images.",
-                f"give --batch-size {2 ** max(1, count.bit_length() - 2)} or fewer, or more images",
+                f"give --batch-size {fitting_batch_size(count)} or fewer, or more images",
             )
         if size < 2 * self.processes.size:
             raise UsageError(

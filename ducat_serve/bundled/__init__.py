@@ -25,7 +25,7 @@ PREFIX = "bundled:"  # `bundled:NAME` is the bundled model where a file is calle
 Kind = Literal["safetensors", "onnx"]
 NAME = "[a-z0-9]+(-[a-z0-9]+)*"  # as a regular expression
 KINDS: tuple[Kind, ...] = ("safetensors", "onnx")
-_REINSTALL = (
+REINSTALL = (
     "pip install --force-reinstall --no-deps ducat-serve; in a clone: git checkout ducat_serve/bundled"
 )
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -59,22 +59,25 @@ class BundledModel(BaseModel):
         """Where the file is, looked at or not."""
         return FOLDER / f"{self.name}.{kind}"
 
-    def file(self, kind: Kind) -> Path:
-        """The file, whole. Raises DataError where it is missing or is not the one that the index names."""
+    def damage(self, kind: Kind) -> str | None:
+        """What is wrong with the file, in a sentence: it is missing, or not the one that the index names."""
         path = self.path(kind)
         try:
             digest = file_sha256(path)
         except OSError as error:
-            raise DataError(
-                f"The bundled model {self.name} cannot be read: {path}: {error.strerror}.", _REINSTALL
-            ) from error
-        if digest != self.sha256[kind]:
-            raise DataError(
-                f"The bundled model {self.name} was damaged or changed: the SHA-256 of {path} is {digest[:12]}..., "
-                f"not {self.sha256[kind][:12]}...",
-                _REINSTALL,
-            )
-        return path
+            return f"The bundled model {self.name} cannot be read: {path}: {error.strerror}."
+        if digest == self.sha256[kind]:
+            return None
+        return (
+            f"The bundled model {self.name} was damaged or changed: the SHA-256 of {path} is {digest[:12]}..., "
+            f"not {self.sha256[kind][:12]}..."
+        )
+
+    def file(self, kind: Kind) -> Path:
+        """The file, whole. Raises DataError where it is missing or is not the one that the index names."""
+        if (damage := self.damage(kind)) is not None:
+            raise DataError(damage, REINSTALL)
+        return self.path(kind)
 
 
 class Index(BaseModel):
@@ -96,9 +99,9 @@ def bundled_models() -> dict[str, BundledModel]:
     try:
         index = Index.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror}.", _REINSTALL) from error
+        raise DataError(f"Cannot read {path}: {error.strerror}.", REINSTALL) from error
     except ValidationError as error:
-        raise DataError(f"{path} is damaged: {first_problem(error)}.", _REINSTALL) from error
+        raise DataError(f"{path} is damaged: {first_problem(error)}.", REINSTALL) from error
     return {model.name: model for model in index.models}
 
 

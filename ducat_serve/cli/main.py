@@ -24,6 +24,7 @@ COMMANDS = {
     "train": "Train a robust classifier and write a run folder.",
     "recipes": "List, show and copy the settings that `ducat train` starts from.",
     "runs": "List training runs: state, epoch, accuracies.",
+    "mix": "Put an accurate and a robust model together, with a switch between them.",
     "evaluate": "Measure clean and robust accuracy of the deployed function.",
     "compare": "Compare the measured robustness of models, with a plot.",
     "export": "Export a checkpoint to ONNX, checked against torch.",

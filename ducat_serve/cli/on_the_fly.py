@@ -35,7 +35,8 @@ def exported(path: Path, output: Output) -> Path:
         output.say(f"Serving {target}, which was exported from {checkpoint}.")
         return target
     output.say(f"{checkpoint} is a checkpoint: exporting it first.")
-    options = ["--json"] if output.notes.as_events else []
+    # Quiet, since what export names as the next step is what is being done.
+    options = ["--quiet", *(["--json"] if output.notes.as_events else [])]
     command = [sys.executable, "-P", "-m", "ducat_serve", "export", str(checkpoint), *options]
     code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
     if code != 0:

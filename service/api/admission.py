@@ -145,7 +145,7 @@ class Admission:
             predictions = await _unless_gone(self._request, waiting)
         else:
             predictions = await waiting
-        models.metrics.predicted(self.loaded.name, predictions)
+        models.metrics.predicted(self.loaded.name, predictions, self.loaded.predictor.spec)
         if self.control.audit is not None:
             self.control.audit.record(self._origin(), self._digests, predictions)
         return predictions

@@ -31,7 +31,7 @@ def v1_routes(control: AdmissionControl) -> list[Route]:
         return JSONResponse(
             {
                 "model": model_summary(admission.loaded),
-                "predictions": predictions.to_json(spec.labels, top_k),
+                "predictions": predictions.to_json(spec, top_k),
             }
         )
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from ducat_serve.predictor import Predictions
+from ducat_serve.spec import ModelSpec
 from service.telemetry.predictions import AnswersCollector
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -61,6 +62,12 @@ class Metrics:
         self._dummy_mass = Histogram(
             "ducat_dummy_mass", "Dummy mass of answers.", ("model",), buckets=_MASS, registry=self._registry
         )
+        self._towers = Counter(
+            "ducat_tower_answers",
+            "Answers of a two-tower model, by the tower that gave them.",
+            ("model", "tower"),
+            registry=self._registry,
+        )
         Gauge("ducat_queue_rows", "Rows waiting or running.", registry=self._registry).set_function(
             queue_rows
         )
@@ -78,6 +85,7 @@ class Metrics:
         self._outcome = functools.cache(lambda route, status: self._requests.labels(route, str(status)))
         self._duration = functools.cache(self._seconds.labels)
         self._mass = functools.cache(self._dummy_mass.labels)
+        self._tower = functools.cache(self._towers.labels)
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """A request is over."""
@@ -108,11 +116,13 @@ class Metrics:
             self._stage("queue").observe(wait)
         self._stage("infer").observe(seconds)
 
-    def predicted(self, name: str, predictions: Predictions) -> None:
-        """Predictions of the model ``name`` go out."""
+    def predicted(self, name: str, predictions: Predictions, spec: ModelSpec) -> None:
+        """Predictions of the model ``name``, which is what ``spec`` says, go out."""
         histogram = self._mass(name)
         for mass in predictions.dummy_mass.tolist():
             histogram.observe(mass)
+            if (tower := spec.tower_of(mass)) is not None:
+                self._tower(name, tower).inc()
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -286,12 +287,14 @@ def test_doctor_prints_markdown_for_a_bug_report(
 @pytest.mark.slow
 @pytest.mark.xdist_group("demo")
 def test_demo_does_the_whole_job(tmp_path: Path) -> None:
+    small = {"DUCAT_EVALUATE_ATTACK": "pgd", "DUCAT_EVALUATE_MAX_EXAMPLES": "60"}
     done = subprocess.run(
         [*DUCAT, "demo", "--epochs", "2", "--out", str(tmp_path / "run"), "--json"],
         capture_output=True,
         text=True,
         check=True,
         cwd=tmp_path,
+        env={**os.environ, **small},
     )
     result = json.loads(done.stdout)
     assert result["http_images"] == 8

@@ -134,6 +134,18 @@ def test_the_plot_is_two_pictures_with_the_same_bytes_every_time(spec: ModelSpec
         plot_comparison([], tmp_path / "none")
 
 
+def test_models_that_were_not_measured_alike_are_drawn_without_a_front(
+    spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fronts: list[object] = []
+    monkeypatch.setattr(Axes, "step", lambda *_, **__: fronts.append("a front"))
+    one, other = candidate(spec, "one", 0.9, 0.3), candidate(spec, "other", 0.8, 0.4, eps=0.3)
+    assert all(path.is_file() for path in plot_comparison([one, other], tmp_path / "x"))
+    assert fronts == []
+    plot_comparison([one], tmp_path / "y")
+    assert fronts == ["a front"]
+
+
 @pytest.fixture(scope="module")
 def measured(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder whose checkpoint carries a report, and its export."""

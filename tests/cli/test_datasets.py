@@ -74,6 +74,36 @@ def test_the_next_command_after_check_resizes_where_sizes_differ(tmp_path: Path,
     )
 
 
+def test_the_next_command_after_check_has_a_batch_that_the_images_fill(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for number in range(30):  # of which 6 become test, and 2 val
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / label / f"{number}.png")
+    assert run(["datasets", "check", str(tmp_path)]) == 0
+    assert capsys.readouterr().err.rstrip().endswith("--batch-size 16")
+    small = ["--network", "resnet-small", "--dry-run", "--dataset", f"folder:{tmp_path}"]
+    assert run(["train", *small, "--batch-size", "45"]) == 2
+    assert "more than the 44 training images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("layout", "sizes"), [({"train": 200}, []), ({"train": 130}, [32]), ({"train": 130, "val": 20}, [])]
+)
+def test_a_batch_is_named_where_what_is_left_to_train_on_does_not_fill_the_usual_one(
+    layout: dict[str, int], sizes: list[int], tmp_path: Path, capsys: Capture
+) -> None:
+    for split, count in {**layout, "test": 4}.items():
+        for label in ("a", "b"):
+            (tmp_path / split / label).mkdir(parents=True)
+            for number in range(count // 2):
+                Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / split / label / f"{number}.png")
+    assert run(["datasets", "check", str(tmp_path)]) == 0
+    named = [int(word) for word in capsys.readouterr().err.split("--batch-size")[1:]]
+    assert named == sizes
+
+
 def test_check_of_no_data_set(tmp_path: Path, capsys: Capture) -> None:
     assert run(["datasets", "check", str(tmp_path / "nowhere")]) == 2
     assert run(["datasets", "check", str(tmp_path)]) == 4

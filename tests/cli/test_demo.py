@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
+import sys
+import threading
+import time
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
 
+from ducat_serve.cli.commands.demo import _ducat, _free_folder
 from ducat_serve.cli.main import run
+from ducat_serve.errors import DucatError, InterruptedRun
+from ducat_serve.output import Output
 
 
 def test_the_demo_looks_for_its_packages_before_it_trains(
@@ -29,9 +37,69 @@ def test_the_demo_looks_for_its_packages_before_it_trains(
 
 
 def test_the_demo_keeps_its_model_in_a_folder_of_its_own(tmp_path: Path) -> None:
-    from ducat_serve.cli.commands.demo import _free_folder
-
     assert _free_folder(tmp_path) == tmp_path / "demo"
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo-2").mkdir()
     assert _free_folder(tmp_path) == tmp_path / "demo-3"
+
+
+# Stands for `python -P -m ducat_serve ...`: counts signals, takes a while to save after the first, and leaves a process
+# behind that holds on to its streams.
+COMMAND = """#!{python}
+import signal, subprocess, sys, time
+came = []
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, _: came.append(number))
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(20)"])
+open("started", "w").close()
+while not came:
+    time.sleep(0.01)
+time.sleep(0.5)
+open("saved", "w").write(str(len(came)))
+sys.exit(128 + came[0])
+"""
+
+
+@pytest.fixture
+def slow_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which it writes `started` and, in the end, `saved`."""
+    script = tmp_path / "python"
+    script.write_text(COMMAND.format(python=sys.executable))
+    script.chmod(0o700)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(script))
+    return tmp_path
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_passed_on_once_and_what_was_done_is_saved(
+    number: signal.Signals, slow_command: Path
+) -> None:
+    def interrupt() -> None:
+        while not (slow_command / "started").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(InterruptedRun, match="interrupted in `ducat train --out 'a b'`") as caught:
+        _ducat(Output(silent=True), "train", "--out", "a b")
+    assert caught.value.exit_code == 128 + number
+    assert (slow_command / "saved").read_text() == "1"
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("code", "error", "exit_code"),
+    [(130, InterruptedRun, 130), (143, InterruptedRun, 143), (4, DucatError, 1)],
+)
+def test_a_command_that_was_interrupted_itself_ends_the_demo_as_if_it_had_been(
+    code: int, error: type[DucatError], exit_code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "python"
+    script.write_text(f"#!/bin/sh\nexit {code}\n")
+    script.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(script))
+    with pytest.raises(error) as caught:
+        _ducat(Output(silent=True), "evaluate", "runs/demo")
+    assert caught.value.exit_code == exit_code

@@ -16,7 +16,9 @@ from ducat_serve import bundled
 from ducat_serve.bundled import bundled_models
 from ducat_serve.checkpoint import read_spec
 from ducat_serve.cli.main import run
+from ducat_serve.errors import DataError
 from ducat_serve.predictor import Predictor
+from service.settings import Settings
 from tests.support.checkpoints import forged, untrained
 from training.data import load_dataset
 
@@ -149,10 +151,9 @@ def test_bad_names_are_errors_with_the_next_command(
     assert f"bundled:{NAME}" in both["next"]
 
 
-@pytest.mark.parametrize("command", MODEL_COMMANDS)
-def test_a_changed_file_is_exit_code_4(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def changed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both files of every bundled model have a byte more than they should."""
     package = tmp_path / "package"
     package.mkdir()
     for file in FOLDER.iterdir():
@@ -161,7 +162,40 @@ def test_a_changed_file_is_exit_code_4(
                 file.read_bytes() + b"x" * (file.suffix in (".onnx", ".safetensors"))
             )
     monkeypatch.setattr(bundled, "FOLDER", package)
+
+
+@pytest.mark.usefixtures("changed_package")
+@pytest.mark.parametrize("command", MODEL_COMMANDS)
+def test_a_changed_file_is_exit_code_4(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     more = ["digit.png"] if command == "predict" else []
     error = failure(capsys, 4, command, NAME, *more)
     assert "SHA-256" in error["message"]
     assert "pip install --force-reinstall" in error["next"]
+
+
+@pytest.mark.usefixtures("changed_package")
+def test_the_list_names_changed_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, *_ = bundled_models().values()
+    (tmp_path / "package" / f"{one.name}.onnx").write_bytes(one.path("onnx").read_bytes()[:-1])
+    (tmp_path / "package" / f"{NAME}.onnx").unlink()
+    listed = {model["name"]: model["changed"] for model in answer(capsys, "models")["models"]}
+    assert listed[one.name] == ["safetensors"]
+    assert listed[NAME] == ["safetensors", "onnx"]
+    assert run(["models"]) == 0
+    shown = capsys.readouterr()
+    assert [line.endswith("changed") for line in shown.out.splitlines()] == [False, *[True] * len(listed)]
+    assert "the SHA-256 of" in shown.err
+    assert "cannot be read" in shown.err
+    assert "Next: pip install --force-reinstall" in shown.err
+
+
+def test_the_service_takes_the_name_of_a_bundled_model(here: Path) -> None:
+    def model(value: str) -> Path:
+        return Settings.from_environment({"DUCAT_SERVE_MODEL": value}).model
+
+    assert model(NAME) == model(f"bundled:{NAME}") == FOLDER / f"{NAME}.onnx"
+    assert model("other/model.onnx") == Path("other/model.onnx")
+    with pytest.raises(DataError, match="no bundled model of that name"):
+        model("digits-smal")
+    (here / NAME).mkdir()
+    assert model(f"./{NAME}") == Path(NAME)

@@ -49,6 +49,7 @@ def test_variables_of_subcommands_and_of_every_option_of_serve_are_known(
         {
             **dict.fromkeys(options, "512"),
             **kubernetes,
+            "DUCAT_SERVE_MODEL": "model.onnx",
             "DUCAT_SERVE_DEVICE": "cpu",
             "DUCAT_SERVE_ACCESS_LOG": "0",
             "DUCAT_SERVE_ATTACK_DEMO": "0",

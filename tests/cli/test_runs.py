@@ -259,8 +259,11 @@ def test_a_dry_run_estimates_and_writes_nothing(
     steps, validation = cost["seconds_per_step"], cost["seconds_of_validation"]
     whole = 20 * (8 * steps["adversarial"] + 2 * steps["dummy"]) + 10 * validation
     assert cost["estimated_seconds"] == pytest.approx(whole, rel=0.1, abs=1)
-    assert run(["train", *flags, "--ducat", "off", "--dry-run", "--json"]) == 0
-    assert set(json.loads(capsys.readouterr().out)["seconds_per_epoch"]) == {"adversarial"}
+    assert "every epoch is one with dummies" not in captured.err
+    assert run(["train", *flags, "--ducat", "paper", "--ducat-start", "1", "--dry-run", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert set(json.loads(captured.out)["seconds_per_epoch"]) == {"dummy"}
+    assert "every epoch is one with dummies" in captured.err
     assert run(["train", *flags, "--ducat", "off", "--eps", "8/255", "--dry-run"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "nothing was written" in shown

@@ -50,7 +50,7 @@ def test_a_checkpoint_is_exported_once(
     assert exported(checkpoint, output) == run_copy / "model.onnx"
     assert exported(run_copy, output) == run_copy, "it has something to serve now"
     [command] = exporter.commands
-    assert command[3:6] == ["ducat_serve", "export", str(checkpoint)]
+    assert command[3:] == ["ducat_serve", "export", str(checkpoint), "--quiet"]
 
 
 def test_an_export_of_another_checkpoint_is_neither_served_nor_replaced(

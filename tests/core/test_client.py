@@ -178,6 +178,21 @@ def test_a_lost_connection_is_tried_again(ask: Ask, pauses: list[float]) -> None
 
 
 @both
+def test_an_address_that_never_answered_is_given_up_soon(ask: Ask, pauses: list[float]) -> None:
+    with pytest.raises(DucatError, match="cannot be reached"):
+        ask(f"http://127.0.0.1:{free_port()}", "model", retries=20)
+    assert pauses == [0.5, 1, 2]
+
+
+@both
+def test_a_server_that_has_answered_is_waited_for(ask: Ask, pauses: list[float]) -> None:
+    with moody((503, {}), *[(0, {})] * 5, (200, {})) as (url, given):
+        assert ask(url, "predict", GOOD, retries=20) == [1]
+    assert given == [503, 0, 0, 0, 0, 0, 200]
+    assert pauses == [0.5 * 2**attempt for attempt in range(6)]
+
+
+@both
 @pytest.mark.parametrize(("status", "expected"), [(429, 3), (400, 1), (500, 1), (504, 1)])
 def test_only_what_may_succeed_is_sent_again_and_not_for_ever(
     ask: Ask, status: int, expected: int, pauses: list[float]

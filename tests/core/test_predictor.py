@@ -70,7 +70,8 @@ def test_an_image_is_judged_alone(onnx_model: Path, threads: int) -> None:
 
 def test_json_answer(predictor: Predictor, images: np.ndarray) -> None:
     answer = predictor(images[:3])
-    entries = answer.to_json([f"class {n}" for n in range(10)], top_k=3)
+    spec = predictor.spec.model_copy(update={"labels": tuple(f"class {n}" for n in range(10))})
+    entries = answer.to_json(spec, top_k=3)
     assert json.loads(json.dumps(entries)) == entries
     for row, entry in enumerate(entries):
         best = entry["top_k"][0]
@@ -84,7 +85,7 @@ def test_json_answer(predictor: Predictor, images: np.ndarray) -> None:
 
 
 def test_more_top_k_than_classes(predictor: Predictor, images: np.ndarray) -> None:
-    assert len(predictor(images[:1]).to_json(predictor.spec.labels, 1000)[0]["top_k"]) == 10
+    assert len(predictor(images[:1]).to_json(predictor.spec, 1000)[0]["top_k"]) == 10
 
 
 @pytest.mark.parametrize(

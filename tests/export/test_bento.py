@@ -190,7 +190,7 @@ def test_it_is_served_from_anywhere_and_answers_as_the_predictor(
         )
         predictor = Predictor(onnx_model, "cpu")
         [prediction] = answer.json()["predictions"]
-        [expected] = predictor(DIGITS[:1]).to_json(predictor.spec.labels, 5)
+        [expected] = predictor(DIGITS[:1]).to_json(predictor.spec, 5)
         assert prediction["confidence"] == pytest.approx(expected["confidence"], abs=1e-5)
         assert [choice["label"] for choice in prediction["top_k"]] == [c["label"] for c in expected["top_k"]]
         assert answer.json()["model"]["weights_digest"] == predictor.spec.weights_digest

@@ -45,7 +45,7 @@ def test_prediction_is_the_models_own(client: TestClient, predictor: Predictor) 
             "robustness": "robustness not measured",
             "resizing": RESIZE_POLICY,
         },
-        "predictions": predictor(DIGITS[:1]).to_json(predictor.spec.labels, 5),
+        "predictions": predictor(DIGITS[:1]).to_json(predictor.spec, 5),
     }
     assert len(predictions(response)[0]["top_k"]) == 5
 
@@ -55,7 +55,7 @@ def test_several_images_are_answered_in_order(client: TestClient, predictor: Pre
     expected = predictor(DIGITS[:20])
     assert [entry["class_id"] for entry in answer] == expected.label.tolist()
     assert len(set(expected.label.tolist())) > 1  # else the order would not show
-    assert answer == expected.to_json(predictor.spec.labels, 5)
+    assert answer == expected.to_json(predictor.spec, 5)
 
 
 def test_concurrent_clients_get_their_own_answers(client: TestClient, predictor: Predictor) -> None:

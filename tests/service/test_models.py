@@ -65,7 +65,7 @@ def test_the_named_model_answers(repository: Path, query: str, path: str, name: 
     expected = predictor(DIGITS[:1])
     with serving_path(repository) as (client, _):
         answer = ask(client, query)
-        assert predictions(answer) == expected.to_json(predictor.spec.labels, 5)
+        assert predictions(answer) == expected.to_json(predictor.spec, 5)
         model = answer.json()["model"]
         assert (model["name"], model["version"]) == (name, version)
         assert model["weights_digest"] == predictor.spec.weights_digest

@@ -47,8 +47,9 @@ class Block:
         return self.code.startswith("ducat serve")
 
     def shortened(self) -> Block:
-        """The same, training for two epochs: what a flag says wins over the environment."""
-        return replace(self, code=re.sub(r"--epochs \d+", "--epochs 2", self.code))
+        """The same, training for two epochs against one step: what a flag says wins over the environment."""
+        code = re.sub(r"--epochs \d+", "--epochs 2", self.code)
+        return replace(self, code=re.sub(r"--attack-steps \d+", "--attack-steps 1", code))
 
 
 def blocks(path: Path) -> list[Block]:

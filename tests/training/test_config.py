@@ -69,41 +69,98 @@ def test_another_method_leaves_a_recipe_s_settings_that_it_does_not_have(recipe:
 
 
 def test_a_ramp_of_the_recipe_that_does_not_fit_says_what_would() -> None:
-    with pytest.raises(UsageError, match="give --eps-ramp 1 to 3, or more --epochs"):
+    with pytest.raises(UsageError, match="longer than the 3 epochs") as caught:
         resolve("cifar10", {"epochs": 3}, "cifar10-hours")
+    assert caught.value.next_step == "give --eps-ramp 1 to 3, or more --epochs"
+
+
+@pytest.mark.parametrize(
+    ("given", "word", "instead"),
+    [
+        ({"ducat": "off", "ducat_start": 3}, "--ducat-start needs", "leave out --ducat-start"),
+        (
+            {"ducat_start": 99, "epochs": 10},
+            "outside of epochs 1 to 10",
+            "give --ducat-start 1 to 10, or more --epochs",
+        ),
+        (
+            {"split_weight": 0.5},
+            "--split-weight needs --ducat folded",
+            "give --ducat folded, or leave out --split-weight",
+        ),
+        ({"beta": 3.0}, "--beta needs --method", "leave out --beta"),
+        (
+            {"method": "guided", "norm": "l1"},
+            "guided is made for --norm linf, not l1",
+            "give --norm linf, or another --method",
+        ),
+        (
+            {"method": "guided", "norm": "l2"},
+            "guided is made for --norm linf, not l2",
+            "give --norm linf, or another --method",
+        ),
+        ({"norm": "l2", "inner_attack": "n-fgsm"}, "n-fgsm is made for", "leave out --inner-attack"),
+        (
+            {"method": "guided", "inner_attack": "n-fgsm"},
+            "has a one-step attack of its own",
+            "leave out --inner-attack",
+        ),
+        ({"method": "standard", "ducat": "paper"}, "needs --ducat off", "give --ducat off"),
+        ({"method": "standard", "ducat": "folded"}, "needs --ducat off", "give --ducat off"),
+        ({"method": "standard", "ducat_start": 3}, "--ducat-start needs", "leave out --ducat-start"),
+        (
+            {"method": "standard", "clean_share": 0.5},
+            "--clean-share says nothing to --method standard",
+            "leave out --clean-share",
+        ),
+        (
+            {"method": "standard", "eps_ramp": 2},
+            "--eps-ramp says nothing to --method standard",
+            "leave out --eps-ramp",
+        ),
+        (
+            {"method": "standard", "inner_attack": "n-fgsm"},
+            "--inner-attack says nothing to --method standard",
+            "leave out --inner-attack",
+        ),
+        (
+            {"clean_share": 1.0},
+            "that is --method standard",
+            "give --method standard, or a smaller --clean-share",
+        ),
+        (
+            {"eps_ramp": 61},
+            "--eps-ramp 61 is longer than the 60 epochs",
+            "give --eps-ramp 1 to 60, or more --epochs",
+        ),
+        ({"ema_warmup": True}, "--ema-warmup needs --ema-decay", "give --ema-decay 0.999 with it"),
+        (
+            {"schedule": "cosine", "lr_milestones": (3,)},
+            "--lr-milestones needs --schedule steps",
+            "leave out --lr-milestones",
+        ),
+    ],
+)
+def test_a_contradiction_is_a_usage_error_that_says_what_to_give(
+    given: dict[str, object], word: str, instead: str
+) -> None:
+    with pytest.raises(UsageError, match=word) as caught:
+        resolve("digits", given)
+    assert caught.value.next_step == instead
 
 
 @pytest.mark.parametrize(
     ("given", "word"),
     [
-        ({"ducat": "off", "ducat_start": 3}, "--ducat-start needs"),
-        ({"ducat_start": 99, "epochs": 10}, "outside of epochs 1 to 10"),
-        ({"split_weight": 0.5}, "--split-weight needs --ducat folded"),
         ({"eps": 0.0}, "eps"),
         ({"epochs": 0}, "epochs"),
         ({"lr": float("nan")}, "lr"),
-        ({"method": "guided", "norm": "l1"}, "guided is made for --norm linf, not l1"),
-        ({"method": "guided", "norm": "l2"}, "guided is made for --norm linf, not l2"),
-        ({"method": "guided", "inner_attack": "n-fgsm"}, "has a one-step attack of its own"),
         ({"method": "guided", "beta": -1.0}, "beta"),
         ({"method": "pairing", "beta": float("inf")}, "beta"),
-        ({"method": "standard", "ducat": "paper"}, "needs --ducat off"),
-        ({"method": "standard", "ducat": "folded"}, "needs --ducat off"),
-        ({"method": "standard", "ducat_start": 3}, "--ducat-start needs"),
-        ({"method": "standard", "clean_share": 0.5}, "--clean-share says nothing to --method standard"),
-        ({"method": "standard", "eps_ramp": 2}, "--eps-ramp says nothing to --method standard"),
-        (
-            {"method": "standard", "inner_attack": "n-fgsm"},
-            "--inner-attack says nothing to --method standard",
-        ),
-        ({"clean_share": 1.0}, "that is --method standard"),
         ({"clean_share": 1.5}, "clean_share"),
         ({"label_smoothing": 1.0}, "label_smoothing"),
         ({"awp_gamma": 0.0}, "awp_gamma"),
-        ({"eps_ramp": 61}, "--eps-ramp 61 is longer than the 60 epochs"),
         ({"ema_decay": 1.0}, "ema_decay"),
-        ({"ema_warmup": True}, "--ema-warmup needs --ema-decay"),
-        ({"schedule": "cosine", "lr_milestones": (3,)}, "--lr-milestones needs --schedule steps"),
         ({"schedule": "linear"}, "schedule"),
     ],
 )

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from ducat_serve.deployed import Deployed
 from training.attacks.ball import Ball
-from training.attacks.base import Attack, Best, Evaluated, value_and_grad
+from training.attacks.base import Attack, Best, Evaluated, nonzero, value_and_grad
 from training.attacks.criteria import Criterion
 from training.attacks.frozen import frozen
 from training.attacks.losses import LossOfFold
+from training.attacks.rivals import beaten, better_half, halvings
 
 _MOMENTUM = 0.75  # alpha: the weight of the new step against the last move
 _PROGRESS = 0.75  # rho: the share of steps that must have increased the loss to keep the step size
-_FIRST_SPARSITY = 0.2  # share of pixels that the first sparse steps move
 _SPARSER = 1.5  # by what sparsity and step size shrink
 _SMALLEST_STEP = 0.1  # of eps
 _OUTSIDE = 0.3  # share of the steps that each of two larger l1 balls gets
@@ -48,6 +48,7 @@ class APGD(Attack):
         targets: Tensor | None = None,
         start: Tensor | None = None,
         keep_going: bool = False,
+        rivals: Tensor | None = None,
     ) -> Tensor:
         """Attack a batch; beside what every attack is given:
 
@@ -55,6 +56,8 @@ class APGD(Attack):
             targets: int64 [N], for a targeted loss.
             start: where to begin, in the ball; a random point of it unless given (l1: what larger balls lead to).
             keep_going: use every step, for the highest loss among successes.
+            rivals: int64 [N]; rows of one number search for the same thing. All of them stop where one succeeds, and
+                the worse half of them stops early; see `rivals.better_half`.
 
         Returns the best images found: successes where there are any, else those of the highest loss.
         """
@@ -72,10 +75,11 @@ class APGD(Attack):
             best.offer(everything, start, evaluated)
             kind = SparseIterates if ball.norm == "l1" else Iterates
             iterates = kind.begin(everything, images, start, evaluated, gradient, ball)
+            iterates.keep(nonzero(gradient))  # without a gradient it would stay where it is
             last_checkpoint = 0
             for step in range(1, steps + 1):
                 if not keep_going:
-                    iterates.keep(~best.success[iterates.index])
+                    iterates.keep(~beaten(best.success, rivals)[iterates.index])
                 index = iterates.index
                 if len(index) == 0:
                     break
@@ -88,6 +92,8 @@ class APGD(Attack):
                 if step in iterates.checkpoints(steps):
                     iterates.checkpoint(step - last_checkpoint)
                     last_checkpoint = step
+                if rivals is not None and step in halvings(steps):
+                    iterates.keep(better_half(rivals[iterates.index], iterates.best_loss))
             return best.images
 
     def _from_outside(
@@ -104,7 +110,12 @@ class APGD(Attack):
         start = images
         for factor in (3, 2):
             larger = replace(ball, eps=factor * ball.eps)
-            start = larger.random_start(images, generator) if factor == 3 else larger.project(images, start)
+            if factor == 3:  # sparse after the projection, as the reference begins
+                noise = torch.randn(
+                    images.shape, generator=generator, device=images.device, dtype=images.dtype
+                )
+                start = images + noise
+            start = larger.project(images, start)
             start = shorter(
                 model,
                 images,
@@ -150,8 +161,8 @@ class Iterates:
     increases: Tensor  # steps since the last checkpoint that increased the loss
     halved: Tensor  # bool: whether the step size was halved at the last checkpoint
     loss_at_checkpoint: Tensor  # best_loss at the last checkpoint
-    sparsity: Tensor  # [M], share of pixels that a sparse step moves
-    pixels_moved: Tensor  # [M], by the best perturbation at the last checkpoint
+    sparsity: Tensor  # [M], share of pixels that a sparse step moves; dense ones know nothing of it
+    pixels_moved: Tensor  # [M], by the best perturbation at the last checkpoint; for sparse steps
     longest_step: Tensor  # [M], what step_size began with
     first_step: ClassVar[float] = 2.0  # of eps
 
@@ -178,8 +189,8 @@ class Iterates:
             ),  # the first checkpoint has no earlier one to be stuck since
             loss_at_checkpoint=loss.clone(),
             longest_step=torch.full_like(loss, cls.first_step * ball.eps),
-            sparsity=torch.full_like(loss, _FIRST_SPARSITY),
-            pixels_moved=torch.full_like(loss, float(start[0].numel())),
+            sparsity=torch.zeros_like(loss),
+            pixels_moved=torch.zeros_like(loss),
         )
 
     @staticmethod
@@ -189,6 +200,8 @@ class Iterates:
 
     def keep(self, rows: Tensor) -> None:
         """Drop all examples but ``rows`` (a mask)."""
+        if bool(rows.all()):
+            return
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name)[rows])
 
@@ -230,6 +243,16 @@ class SparseIterates(Iterates):
 
     first_step: ClassVar[float] = 1.0
 
+    @classmethod
+    def begin(
+        cls, index: Tensor, origin: Tensor, start: Tensor, evaluated: Evaluated, gradient: Tensor, ball: Ball
+    ) -> Iterates:
+        """All examples at ``start``; the first steps are sparser than that."""
+        iterates = super().begin(index, origin, start, evaluated, gradient, ball)
+        iterates.pixels_moved = _moved(start, origin)
+        iterates.sparsity = iterates.pixels_moved / origin[0].numel() / _SPARSER
+        return iterates
+
     @staticmethod
     def checkpoints(steps: int) -> list[int]:
         every = max(1, int(0.04 * steps))
@@ -242,7 +265,7 @@ class SparseIterates(Iterates):
     def checkpoint(self, steps: int) -> None:  # noqa: ARG002
         """Fewer pixels in the best perturbation: go back to it with long, sparser steps. Else shorten the steps."""
         pixels = self.origin[0].numel()
-        moved = ((self.best - self.origin).abs() > 1e-8).flatten(1).sum(dim=1).to(self.sparsity.dtype)
+        moved = _moved(self.best, self.origin)
         sparser = moved < 0.95 * self.pixels_moved
         self.sparsity = moved / pixels / _SPARSER
         self.step_size = torch.where(sparser, self.longest_step, self.step_size / _SPARSER)
@@ -250,3 +273,8 @@ class SparseIterates(Iterates):
         self.pixels_moved = moved
         self.current[sparser] = self.best[sparser]
         self.gradient[sparser] = self.best_gradient[sparser]
+
+
+def _moved(images: Tensor, origin: Tensor) -> Tensor:
+    """How many values of each image differ, [N]."""
+    return ((images - origin).abs() > 1e-8).flatten(1).sum(dim=1).to(images.dtype)

@@ -123,6 +123,11 @@ def finite_gradient(gradient: Tensor) -> Tensor:
     return gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).contiguous()
 
 
+def nonzero(gradient: Tensor) -> Tensor:
+    """Which images have a gradient that leads anywhere, bool [N]; a step along 0 moves nothing, in any norm."""
+    return gradient.flatten(1).any(dim=1)
+
+
 class Best:
     """The best image found for each example: successes before failures, then the higher loss."""
 

@@ -5,6 +5,8 @@ late falls from the closest third. So a round goes through the survivors in the 
 and ends where a share of them held in a row. Where images go on falling it goes on, to the last of them: the cost
 follows from the model. To discard the hardest images is an idea of the Adaptive Auto Attack (Liu et al., CVPR 2022,
 arXiv 2203.05154); here none is discarded for good, because every round begins anew with all survivors.
+
+The searches of one round for one image (towards its wrong classes, or from several starts) are rivals: see `rivals`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ducat_serve.deployed import Deployed
-from ducat_serve.spec import Fold
+from ducat_serve.spec import Fold, Switch
 from training.attacks.apgd import APGD
 from training.attacks.ball import Ball
 from training.attacks.base import Attack, Best, TargetModel, value
@@ -30,6 +32,7 @@ from training.attacks.losses import (
     LossOfFold,
     dlr,
     lse_cross_entropy,
+    mapped_margin,
     margin,
     pair_margin,
     targeted_dlr,
@@ -39,7 +42,7 @@ from training.attacks.square import Square
 
 _BLOCK = 1 / 8  # share of the survivors that are attacked at once
 _HELD = 2  # blocks without a success, one after the other, that end a round
-_FEWEST = 8  # images in a block
+_FEWEST = 3  # images in a block
 
 # Examples, int64 [M], and which copy of its example each row is, int64 [M], to images [M, channels, H, W].
 Search = Callable[[Tensor, Tensor], Tensor]
@@ -49,9 +52,9 @@ Search = Callable[[Tensor, Tensor], Tensor]
 class ClosestFirst(Attack):
     """Rounds of APGD on margins, at targets and from diversified starts, then random squares from the best image.
 
-    Every image is attacked on the margin and at its best wrong class; the other rounds begin with the closest images
-    and end early. With dummies each target is tried as t and as its dummy t + C, and rounds on `losses.pair_margin`
-    push both logits of the label's pair down.
+    Every image is attacked on the margin; the other rounds begin with the closest images and end early. With dummies
+    each target is tried as t and as its dummy t + C, and rounds on `losses.pair_margin` push both logits of the label's
+    pair down.
 
     Args:
         untargeted, targeted: the losses, DLR unless there are too few classes.
@@ -94,9 +97,8 @@ class ClosestFirst(Attack):
             with torch.no_grad():
                 classes = model(images[:1]).shape[1]
             sides = 1 if model.fold == "none" else 2  # of each target: its class, and its dummy
-            survivors.attack(survivors.at_target(self.targeted, 0, sides), sides, everyone=True)
-            others = min(self.targets, classes - 1) - 1
-            survivors.attack(survivors.at_target(self.targeted, 1, sides), others * sides)
+            targets = min(self.targets, classes - 1) * sides
+            survivors.attack(survivors.at_target(self.targeted, sides), targets)
             for loss in _other_losses(model.fold, self.untargeted):
                 survivors.attack(survivors.at_loss(loss))
             fallen = 1
@@ -115,6 +117,8 @@ def _other_losses(fold: Fold, untargeted: LossOfFold) -> list[LossOfFold]:
     """What is maximised beside the margin."""
     if fold == "none":
         return [untargeted]
+    if isinstance(fold, Switch):
+        return [untargeted, _PAIR, mapped_margin]
     return [untargeted, lse_cross_entropy, *(partial(pair_margin, temperature=t) for t in (0, 1, 4))]
 
 
@@ -136,26 +140,24 @@ class _Survivors:
     def attack(self, search: Search, copies: int = 1, *, everyone: bool = False) -> int:
         """One round over the survivors, the closest first; returns how many fell.
 
-        It ends where `_HELD` blocks in a row held, unless ``everyone`` is attacked. Each example is searched from in
-        ``copies`` ways, as many at once as make no more rows than the batch has: small batches are slow.
+        It ends where `_HELD` blocks in a row held, unless ``everyone`` is attacked. As many blocks are attacked at once
+        as are attacked in any case, and each example in ``copies`` ways, in no more rows than the batch has: small
+        batches are slow.
         """
         index = (~self.best.success).nonzero().squeeze(1)
         index = index[self.best.loss[index].argsort(descending=True, stable=True)]
-        size = len(index) if everyone else max(_FEWEST, math.ceil(_BLOCK * len(index)))
-        fallen = held = 0
-        for start in range(0, len(index), max(size, 1)):
-            if held == _HELD:
-                break
-            block = index[start : start + size]
-            at_once = max(1, len(self.images) // len(block))
-            for first in range(0, copies, at_once):
-                left = block[~self.best.success[block]]
-                numbers = torch.arange(first, min(first + at_once, copies), device=block.device)
-                found = search(left.repeat(len(numbers)), numbers.repeat_interleave(len(left)))
-                for images in found.tensor_split(len(numbers)):
-                    self.offer(left, images)
-            fell = int(self.best.success[block].sum())
-            fallen, held = fallen + fell, 0 if fell else held + 1
+        size = max(_FEWEST, len(index) if everyone else math.ceil(_BLOCK * len(index)))
+        start = fallen = held = 0
+        while start < len(index) and held < _HELD:
+            blocks = index[start : start + (_HELD - held) * size]
+            for part in torch.split(blocks, max(1, len(self.images) // copies)):
+                copy = torch.arange(copies, device=part.device).repeat_interleave(len(part))
+                for images in search(part.repeat(copies), copy).tensor_split(copies):
+                    self.offer(part, images)
+            for block in torch.split(blocks, size):
+                fell = int(self.best.success[block].sum())
+                fallen, held = fallen + fell, 0 if fell else held + 1
+            start += len(blocks)
         return fallen
 
     def offer(self, index: Tensor, found: Tensor) -> None:
@@ -174,14 +176,14 @@ class _Survivors:
 
         return search
 
-    def at_target(self, loss: LossOfFold, first: int, sides: int) -> Search:
-        """APGD at the wrong classes from number ``first`` on at the best image so far; 2 ``sides``: at dummies too."""
+    def at_target(self, loss: LossOfFold, sides: int) -> Search:
+        """APGD at the wrong classes in the order of the best image so far; 2 ``sides``: at their dummies too."""
 
         def search(index: Tensor, copy: Tensor) -> Tensor:
             with torch.no_grad():
                 logits = self.model(self.best.images[index])
             wrong = logits.scatter(1, self.labels[index].unsqueeze(1), -torch.inf)
-            rank = (first + copy // sides).unsqueeze(1)
+            rank = (copy // sides).unsqueeze(1)
             target = wrong.argsort(dim=1, descending=True).gather(1, rank).squeeze(1)
             return self._apgd(loss, index, target + logits.shape[1] * (copy % sides), None)
 
@@ -213,4 +215,5 @@ class _Survivors:
             generator=self.generator,
             targets=targets,
             start=start,
+            rivals=index,
         )

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ducat_serve.pairs import fold_logits
-from ducat_serve.spec import Fold
+from ducat_serve.spec import Fold, Switch
+from ducat_serve.switch import certainty
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 Score = Callable[[Tensor], Tensor]  # raw logits [N, 2C] to [N]; an image is flagged where it is high
@@ -27,6 +28,18 @@ def misclassified(fold: Fold) -> Criterion:
 
     def success(raw: Tensor, labels: Tensor) -> Tensor:
         return ~right(fold_logits(raw, fold), labels)
+
+    return success
+
+
+def unsure(switch: Switch) -> Criterion:
+    """On the C logits of a robust tower alone: it would not carry the label against every standard tower.
+
+    The criterion of the floor. It is met wherever `misclassified` is on both towers (`ducat_serve.switch.certainty`).
+    """
+
+    def success(raw: Tensor, labels: Tensor) -> Tensor:
+        return ~(certainty(raw, labels, switch) >= switch.threshold)  # NaN carries nothing
 
     return success
 

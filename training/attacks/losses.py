@@ -14,17 +14,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ducat_serve.pairs import fold_logits, pair_weighted_logit, without_pair
-from ducat_serve.spec import Fold
+from ducat_serve.spec import Fold, Switch
+from ducat_serve.switch import standardised
+from training.attacks import tower_losses
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 LossOfFold = Callable[[Fold], Loss]
+
+
+def climbable_logits(raw: Tensor, fold: Fold) -> Tensor:
+    """The folded logits [N, C]; of a two-tower model a soft copy of them that has a gradient everywhere."""
+    return tower_losses.soft_logits(raw, fold) if isinstance(fold, Switch) else fold_logits(raw, fold)
 
 
 def cross_entropy(fold: Fold) -> Loss:
     """Cross entropy of the folded logits; for the lse-fold this is ``-log P_y``."""
 
     def loss(raw: Tensor, labels: Tensor, _targets: Tensor) -> Tensor:
-        return F.cross_entropy(fold_logits(raw, fold), labels, reduction="none")
+        return F.cross_entropy(climbable_logits(raw, fold), labels, reduction="none")
 
     return loss
 
@@ -41,7 +48,7 @@ def dlr(fold: Fold) -> Loss:
     """
 
     def loss(raw: Tensor, labels: Tensor, _targets: Tensor) -> Tensor:
-        logits = fold_logits(raw, fold)
+        logits = climbable_logits(raw, fold)
         ordered = logits.sort(dim=1, descending=True).values
         own = _pick(logits, labels)
         other = torch.where(own == ordered[:, 0], ordered[:, 1], ordered[:, 0])
@@ -51,10 +58,13 @@ def dlr(fold: Fold) -> Loss:
 
 
 def margin(fold: Fold) -> Loss:
-    """Best other folded logit minus the own one; positive exactly where the decision is wrong."""
+    """Best other folded logit minus the own one; positive exactly where the decision is wrong.
+
+    Of a two-tower model it is that of the soft copy, whose sign only follows the decision.
+    """
 
     def loss(raw: Tensor, labels: Tensor, _targets: Tensor) -> Tensor:
-        logits = fold_logits(raw, fold)
+        logits = climbable_logits(raw, fold)
         others = logits.scatter(1, labels.unsqueeze(1), -torch.inf)
         return others.amax(dim=1) - _pick(logits, labels)
 
@@ -66,10 +76,13 @@ def pair_margin(fold: Fold, temperature: float) -> Loss:
 
     In the spirit of DAWA (arXiv 2603.29182), whose exact loss is not public to us: it pushes both logits of
     the pair down, so mass cannot hide on the dummy. T = 0 weighs both alike, a large T the larger one.
-    A model without dummies has only ``z_y``, and this is the plain margin.
+    A model without dummies has only ``z_y``, and this is the plain margin. Of a two-tower model it is the margin of the
+    robust tower, without which nothing is won.
     """
 
     def loss(raw: Tensor, labels: Tensor, _targets: Tensor) -> Tensor:
+        if isinstance(fold, Switch):
+            return tower_losses.robust_margin(raw, labels)
         if fold == "none":
             return margin("none")(raw, labels, _targets)
         others = without_pair(raw, labels).amax(dim=1)
@@ -78,8 +91,31 @@ def pair_margin(fold: Fold, temperature: float) -> Loss:
     return loss
 
 
+def standardised_margin(fold: Fold) -> Loss:
+    """The margin of standardised logits, which no attack can raise by making all logits small."""
+    if isinstance(fold, Switch):
+        return lambda raw, labels, _targets: tower_losses.robust_margin(raw, labels)
+    return lambda raw, labels, targets: margin("none")(standardised(fold_logits(raw, fold)), labels, targets)
+
+
+def mapped_margin(fold: Fold) -> Loss:
+    """Of a two-tower model, the margin that its switch looks at; of others the margin."""
+    if not isinstance(fold, Switch):
+        return margin(fold)
+
+    def loss(raw: Tensor, labels: Tensor, _targets: Tensor) -> Tensor:
+        return tower_losses.mapped_margin(raw, labels, fold)
+
+    return loss
+
+
 def targeted_margin(fold: Fold) -> Loss:
-    """One raw logit, of a class t or its dummy t + C, minus the own folded one: for fewer than 4 classes."""
+    """One raw logit, of a class t or its dummy t + C, minus the own folded one: for fewer than 4 classes.
+
+    Of a two-tower model both towers' margins together, or for t + C the robust tower's (`tower_losses`).
+    """
+    if isinstance(fold, Switch):
+        return tower_losses.towards_target
 
     def loss(raw: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
         return _pick(raw, targets) - _pick(fold_logits(raw, fold), labels)
@@ -88,10 +124,15 @@ def targeted_margin(fold: Fold) -> Loss:
 
 
 def targeted_dlr(fold: Fold) -> Loss:
-    """Targeted DLR (Croce and Hein 2020, equation 6) towards one raw logit: a class t or its dummy t + C."""
+    """Targeted DLR (Croce and Hein 2020, equation 6) towards one raw logit: a class t or its dummy t + C.
+
+    Of a two-tower model it is `targeted_margin`.
+    """
+    if isinstance(fold, Switch):
+        return tower_losses.towards_target
 
     def loss(raw: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-        logits = fold_logits(raw, fold)
+        logits = climbable_logits(raw, fold)
         ordered = logits.sort(dim=1, descending=True).values
         scale = ordered[:, 0] - (ordered[:, 2] + ordered[:, min(3, logits.shape[1] - 1)]) / 2
         return (_pick(raw, targets) - _pick(logits, labels)) / (scale + 1e-12)

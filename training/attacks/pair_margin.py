@@ -47,5 +47,5 @@ class PairMargin(Attack):
         return search(model, images, labels, ball, criterion, generator=generator)
 
     def applies(self, target: TargetModel) -> bool:
-        """Without dummies the temperature makes no difference, so that one of these attacks is enough."""
-        return target.fold != "none" or self.temperature == 1
+        """Without pairs in one network the temperature makes no difference: one of these attacks is enough."""
+        return target.fold in ("max", "lse") or self.temperature == 1

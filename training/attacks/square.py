@@ -1,8 +1,7 @@
 """Square attack (Andriushchenko et al. 2020, arXiv 1912.00049): random squares, scores only, no gradient.
 
 It needs nothing but logits, so it also runs on an exported model, and it does not care about gradient masking.
-linf is as published. For l2 and l1 we keep the random square but project onto the ball instead of moving mass
-between two windows, which is simpler and somewhat weaker.
+linf is here; what differs in l2 and l1, where a square must be paid for, is in `square_windows`.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from training.attacks.base import Attack, Best, value
 from training.attacks.criteria import Criterion
 from training.attacks.frozen import frozen
 from training.attacks.losses import margin
+from training.attacks.square_windows import move_budget, tiled_start
 
 _FIRST_SHARE = 0.8  # of the pixels that the first square covers (AutoAttack's setting)
 _HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # of the queries, at which the share halves
@@ -48,8 +48,8 @@ class Square(Attack):
         """Attack a batch; beside what every attack is given:
 
         Args:
-            start: where to begin, in the ball; there the squares are small from the first. Random stripes unless
-                given.
+            start: where to begin, in the ball; there the squares are small from the first. Random stripes (l2, l1:
+                bumps) unless given.
 
         Returns the best images found: successes where there are any, else those of the highest margin loss.
         """
@@ -66,6 +66,8 @@ class Square(Attack):
                 if query > 0:
                     side = _side(images, late + (1 - late) * query / self.queries)
                     candidates = _propose(best.images[index], origin, ball, side, generator)
+                elif start is None and ball.norm != "linf":
+                    candidates = tiled_start(origin, ball, generator)
                 elif start is None:
                     stripes = _signs((len(index), images.shape[1], 1, images.shape[3]), generator, images)
                     candidates = ball.project(origin, origin + ball.eps * stripes)
@@ -77,6 +79,8 @@ class Square(Attack):
 
 
 def _propose(current: Tensor, origin: Tensor, ball: Ball, side: int, generator: torch.Generator) -> Tensor:
+    if ball.norm != "linf":
+        return move_budget(current, origin, ball, side, generator)
     count, channels, height, width = current.shape
     rows = torch.arange(height, device=current.device).view(1, 1, -1, 1)
     columns = torch.arange(width, device=current.device).view(1, 1, 1, -1)
@@ -85,12 +89,8 @@ def _propose(current: Tensor, origin: Tensor, ball: Ball, side: int, generator: 
     left = _below(width - wide + 1, count, generator, current)
     inside = (rows >= top) & (rows < top + tall) & (columns >= left) & (columns < left + wide)
     bump = ball.eps * _signs((count, channels, 1, 1), generator, current)
-    if ball.norm == "linf":  # the square is set to one corner of the ball
-        return torch.where(inside, ball.project(origin, origin + bump), current)
-    # Elsewhere the whole budget goes into the square, and the projection shares it out.
-    pixels = tall * wide * channels
-    bump = bump / (pixels**0.5 if ball.norm == "l2" else pixels)
-    return ball.project(origin, torch.where(inside, current + bump, current))
+    # The square is set to one corner of the ball.
+    return torch.where(inside, ball.project(origin, origin + bump), current)
 
 
 def _side(images: Tensor, progress: float) -> int:

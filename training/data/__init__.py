@@ -16,11 +16,8 @@ from training.data.digits import read_digits
 from training.data.download import Archive, download
 from training.data.layouts import count_classes, require_text
 from training.data.selection import Selection
-from training.data.splits import hold_out
+from training.data.splits import hold_out, val_count
 from training.data.trees import Tree
-
-VAL_SHARE = 0.1
-MAX_VAL_IMAGES = 1000
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,7 @@ def load_dataset(
         )
     title, decoded = _find(name, data_dir or default_data_dir(), offline, image_size, selection, output)
     if decoded.val is None:
-        count = min(MAX_VAL_IMAGES, round(VAL_SHARE * len(decoded.train)))
+        count = val_count(len(decoded.train))
         if selection.val_fraction is not None:
             count = round(selection.val_fraction * len(decoded.train))
         train, val = hold_out(decoded.train, count, seed)

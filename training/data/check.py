@@ -21,6 +21,7 @@ from ducat_serve.images import FILE_FORMATS, ImageError, decode
 from ducat_serve.output import Output
 from training.data.layouts import Listing, Unused, list_files, unused
 from training.data.selection import Selection
+from training.data.splits import held_out_of, val_count
 from training.data.trees import Tree
 
 MAX_BITS = 4  # of 64 that may differ; other sizes and compressions of one photo differ by a few
@@ -51,6 +52,15 @@ class DataCheck:
     unused: Unused
     broken: dict[str, str]  # why, by path
     duplicates: tuple[Duplicate, ...]
+
+    @property
+    def to_train(self) -> int:
+        """Images that are left to train on when some of train are held out to choose models on."""
+        counts = [splits["train"] for splits in self.classes.values()]
+        if "val" in self.splits:
+            return sum(counts)
+        share = val_count(sum(counts)) / sum(counts)
+        return sum(count - held_out_of(count, share) for count in counts)
 
     @property
     def imbalance(self) -> float:

@@ -7,6 +7,24 @@ import numpy as np
 from ducat_serve.errors import DataError
 from training.data.cache import Split
 
+VAL_SHARE = 0.1
+MAX_VAL_IMAGES = 1000
+
+
+def val_count(images: int) -> int:
+    """How many of the training images are held out as val where nobody says otherwise."""
+    return min(MAX_VAL_IMAGES, round(VAL_SHARE * images))
+
+
+def held_out_of(members: int, share: float) -> int:
+    """How many images of a class with ``members`` are held out: at least one, and not all."""
+    return min(max(1, round(share * members)), members - 1)
+
+
+def fitting_batch_size(images: int) -> int:
+    """A batch size with which an epoch of so many images has at least two updates, where there are four images."""
+    return 1 << max(1, images.bit_length() - 2)
+
 
 def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
     """Split off about ``count`` images, the same share of every class, chosen by ``seed``.
@@ -22,8 +40,7 @@ def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
             raise DataError(
                 f"Class {label} has {len(members)} training image; val needs one held out of it too."
             )
-        take = min(max(1, round(share * len(members))), len(members) - 1)
-        chosen[generator.choice(members, take, replace=False)] = True
+        chosen[generator.choice(members, held_out_of(len(members), share), replace=False)] = True
     return Split(split.images[~chosen], split.labels[~chosen]), Split(
         split.images[chosen], split.labels[chosen]
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ducat_serve.report import DummyMass, Rejection
 from training.attacks.base import Attack
-from training.attacks.criteria import misclassified, misclassified_unflagged
+from training.attacks.criteria import misclassified
 from training.attacks.diversified_search import Diversified
 from training.batches import DeviceSplit
 from training.evaluation.detectors import Detector
@@ -69,24 +69,20 @@ def _auroc(clean: Tensor, adversarial: Tensor) -> float | None:
 
 
 def rejection(runner: Runner, examples: Examples, val: DeviceSplit) -> tuple[Rejection, ...]:
-    """Correct-or-flagged shares, for every detector and every share of flagged val images."""
+    """Correct-or-flagged shares, for every detector and every share of flagged val images.
+
+    One attack serves all shares: it goes on until an image is wrong and unflagged at the strictest threshold, and the
+    lowest score at which it was wrong decides at the others.
+    """
     index = runner.sample("rejection", torch.ones_like(examples.clean), MAX_EXAMPLES)
     raw = runner.raw_logits(val)
     results: list[Rejection] = []
     for detector in examples.detectors:
         clean_val = detector.score(raw)
-        # The strictest threshold first: what passes it unflagged passes the others as well.
-        open_ = index
+        thresholds = {share: _threshold(clean_val, share) for share in FLAGGED}
+        lowest = _lowest_wrong_score(runner, examples, detector, min(thresholds.values()), index)
         for share in sorted(FLAGGED, reverse=True):
-            threshold = _threshold(clean_val, share)
-            open_ = open_[~_already_passed(examples, detector, threshold)[open_]]
-            for restart in range(_RESTARTS):
-                open_ = _attack(runner, detector, detector.attack, threshold, open_, f"{share:.0%} {restart}")
-            for restart in range(_DIVERSIFIED_RESTARTS):
-                search = Diversified(detector.attack)
-                open_ = _attack(
-                    runner, detector, search, threshold, open_, f"{share:.0%} diversified {restart}"
-                )
+            threshold = thresholds[share]
             flagged = examples.clean_scores[detector.name][index] > threshold
             results.append(
                 Rejection(
@@ -96,28 +92,34 @@ def rejection(runner: Runner, examples: Examples, val: DeviceSplit) -> tuple[Rej
                     examples=len(index),
                     flagged_clean=flagged.double().mean().item(),
                     correct_or_flagged_clean=(examples.clean[index] | flagged).double().mean().item(),
-                    correct_or_flagged=len(open_) / len(index),
+                    correct_or_flagged=(lowest > threshold).double().mean().item(),
                 )
             )
     return tuple(results)
+
+
+def _lowest_wrong_score(
+    runner: Runner, examples: Examples, detector: Detector, strictest: float, index: Tensor
+) -> Tensor:
+    """The lowest score of a wrong answer to each of the examples ``index``: clean, or to what attacks found."""
+    wrong = misclassified(runner.model.fold)
+    criterion = detector.criterion(runner.model.fold, strictest)
+    never = torch.full_like(examples.clean_scores[detector.name], torch.inf)
+    as_it_is = torch.where(examples.clean, never, examples.clean_scores[detector.name])
+    lowest = torch.fmin(as_it_is, examples.fooling_scores[detector.name])[index]
+    starts: list[tuple[str, Attack]] = [
+        *((f"{number}", detector.attack) for number in range(_RESTARTS)),
+        *((f"diversified {number}", Diversified(detector.attack)) for number in range(_DIVERSIFIED_RESTARTS)),
+    ]
+    for tag, attack in starts:
+        rows = (lowest > strictest).nonzero().squeeze(1)
+        found = runner.attack(f"unflagged by {detector.name} {tag}", attack, index[rows], criterion)
+        score = torch.where(wrong(found, runner.data.labels[index[rows]]), detector.score(found), torch.inf)
+        lowest[rows] = torch.fmin(lowest[rows], score)
+    return lowest
 
 
 def _threshold(scores: Tensor, share: float) -> float:
     """The value that at most ``share`` of the clean images lie above."""
     ordered = scores.sort().values
     return ordered[len(ordered) - 1 - int(share * len(ordered))].item()
-
-
-def _already_passed(examples: Examples, detector: Detector, threshold: float) -> Tensor:
-    """Wrong and unflagged as they are, or by an image that another attack found."""
-    as_it_is = ~examples.clean & (examples.clean_scores[detector.name] <= threshold)
-    return as_it_is | (examples.fooling_scores[detector.name] <= threshold)
-
-
-def _attack(
-    runner: Runner, detector: Detector, attack: Attack, threshold: float, index: Tensor, tag: str
-) -> Tensor:
-    """Attack the examples ``index``; returns those that are still correct or flagged."""
-    criterion = misclassified_unflagged(runner.model.fold, detector.score, threshold)
-    raw = runner.attack(f"unflagged by {detector.name} {tag}", attack, index, criterion)
-    return index[~criterion(raw, runner.data.labels[index])]

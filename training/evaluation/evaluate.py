@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from scipy.stats import binomtest
 from torch import Tensor
 
 from ducat_serve import __version__
@@ -27,11 +26,13 @@ from training.batches import DeviceSplit, to_pixels
 from training.distributed.processes import ProcessGroup
 from training.evaluation.detection import dummy_mass, rejection
 from training.evaluation.examples import Examples
+from training.evaluation.floor import floor
 from training.evaluation.kept import ExampleKeeper
 from training.evaluation.legacy import legacy_2c_accuracy
 from training.evaluation.runner import Batches, Runner, counted
 from training.evaluation.sanity import check_sanity
 from training.evaluation.state import EvaluationState
+from training.evaluation.wilson import wilson
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,10 @@ def measure(
                 f"Gradient masking suspected: not so that {', '.join(failed)}. Going on to slow attacks."
             )
             run((*plan.attacks, *plan.on_doubt))
-        with_dummies = model.fold != "none"
+        lowest = floor(runner, examples)
+        if lowest is not None:
+            sanity = (*sanity, lowest[1])
+        with_dummies = model.fold in ("max", "lse")
         is_legacy = with_dummies and len(plan.legacy_attacks) > 0
         legacy = legacy_2c_accuracy(runner, plan.legacy_attacks) if is_legacy else None
         mass = dummy_mass(runner, examples, adaptive=plan.val is not None)
@@ -195,6 +199,7 @@ def measure(
         dummy_mass=mass,
         rejection=rejections,
         sanity=sanity,
+        floor=None if lowest is None else lowest[0],
         per_class=_per_class(subject.labels, data.labels, examples.clean, examples.right),
         attacks=tuple(results),
         seconds=round(earlier + time.monotonic() - started, 2),
@@ -214,12 +219,6 @@ def _restored(state: EvaluationState, examples: Examples, processes: ProcessGrou
     for name, tensor in examples.state().items():
         tensor.copy_(known[name])
     return processes.shared(results)
-
-
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a proportion. Raises ValueError without trials."""
-    interval = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def require_measurable(subject: Subject, threat_model: ThreatModel) -> None:

@@ -56,7 +56,7 @@ class Examples:
             detectors=known,
             clean=clean,
             right=clean.clone(),
-            clean_margin=-margin(fold)(raw, labels, labels),
+            clean_margin=-margin("none")(logits, labels, labels),
             clean_prediction=decided,
             prediction=decided.clone(),
             broken_by=torch.full_like(labels, UNBROKEN),

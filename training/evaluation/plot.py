@@ -42,7 +42,7 @@ def plot_comparison(candidates: Sequence[Candidate], stem: Path) -> list[Path]:
         axes.margins(0.15)
         _front(axes, measured)
         axes.legend(loc="best", frameon=False)
-        return [_save(figure, stem, "png"), _save(figure, stem, "svg")]
+        return [save_figure(figure, stem, "png"), save_figure(figure, stem, "svg")]
 
 
 def _point(axes, candidate: Candidate, colour: str) -> None:  # type: ignore[no-untyped-def]
@@ -77,6 +77,8 @@ def _front(axes, measured: Sequence[Candidate]) -> None:  # type: ignore[no-unty
         for c in pareto_front(measured)
         if c.report is not None
     )
+    if not points:  # models that were not measured alike have no front
+        return
     left, bottom = axes.get_xlim()[0], axes.get_ylim()[0]
     axes.step(
         [left, *(100 * x for x, _ in points), 100 * points[-1][0]],
@@ -92,7 +94,8 @@ def _front(axes, measured: Sequence[Candidate]) -> None:  # type: ignore[no-unty
     )
 
 
-def _save(figure: Figure, stem: Path, kind: str) -> Path:
+def save_figure(figure: Figure, stem: Path, kind: str) -> Path:
+    """Write ``stem`` with the suffix of ``kind``, atomically; the same figure gives the same bytes."""
     target = stem.with_name(f"{stem.name}.{kind}")
     buffer = io.BytesIO()
     # Without dates and versions, so that the same reports give the same file.
@@ -125,4 +128,4 @@ def plot_curve(report: RobustnessReport, stem: Path) -> list[Path]:
         axes.set_ylim(0, 100)
         axes.set_title(f"{report.dataset}, {report.examples} {report.split} images", loc="left")
         axes.grid(alpha=0.3)
-        return [_save(figure, stem, "png"), _save(figure, stem, "svg")]
+        return [save_figure(figure, stem, "png"), save_figure(figure, stem, "svg")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from ducat_serve import __version__
 from ducat_serve.checkpoint import checkpoint_path, read_spec
-from ducat_serve.deployed import Deployed, load
+from ducat_serve.deployed import Deployed, load, towers_of
 from ducat_serve.errors import DucatError, UsageError, VerificationError, command_line
 from ducat_serve.output import Output
 from ducat_serve.predictor import Device, Predictor
@@ -204,7 +205,7 @@ class _Loaded:
 def _load_checkpoint(request: Request, device: torch.device, output: Output) -> _Loaded:
     model = load(request.path)
     spec = model.spec
-    surrogate = _pre_dummy(request.path, spec, device, output)
+    surrogate = _standard_tower(model, device) or _pre_dummy(request.path, spec, device, output)
     target = TargetModel(spec.fold, spec.num_classes, surrogate)
     if request.attacks:
         attacks = [attack_named(name, target) for name in request.attacks]
@@ -216,10 +217,19 @@ def _load_checkpoint(request: Request, device: torch.device, output: Output) -> 
     return _Loaded(spec, model, tuple(attacks), doubt, surrogate, thorough)
 
 
+def _standard_tower(model: Deployed, device: torch.device) -> Deployed | None:
+    """Of a two-tower model the tower that gives way first: images made on it alone are tried on both."""
+    towers = towers_of(model)
+    if towers is None:
+        return None
+    assert isinstance(towers.standard, Deployed)
+    return copy.deepcopy(towers.standard).to(device).to(memory_format=LAYOUT)
+
+
 def _pre_dummy(path: Path, spec: ModelSpec, device: torch.device, output: Output) -> Deployed | None:
     """The model's own weights from before the dummy phase, if they are beside it."""
     file = RunFolder(path.parent).pre_dummy
-    if spec.fold == "none" or not file.is_file() or file == path:
+    if spec.fold not in ("max", "lse") or not file.is_file() or file == path:
         return None
     try:
         before = load(file)

@@ -117,8 +117,18 @@ def _show(path: Path, found: DataCheck, output: Output) -> None:
     for warning in found.warnings:
         output.warn(f"{warning}.")
     if not found.broken:
-        resize = ("--image-size", "64") if len(found.sizes) > 1 else ()
-        output.next(command_line("ducat", "train", "--dataset", f"folder:{path}", *resize))
+        output.next(command_line("ducat", "train", "--dataset", f"folder:{path}", *_options_to_train(found)))
+
+
+def _options_to_train(found: DataCheck) -> list[str]:
+    """What a training on these images would be refused without."""
+    from training.data.splits import fitting_batch_size
+    from training.recipes import load_recipe
+
+    options = ["--image-size", "64"] if len(found.sizes) > 1 else []
+    if found.to_train < load_recipe("folder")["batch_size"]:
+        options += ["--batch-size", str(fitting_batch_size(found.to_train))]
+    return options
 
 
 def _first(parts: list[str]) -> str:

@@ -10,22 +10,27 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from json import loads
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ducat_serve.bundled import bundled_models
 from ducat_serve.cli.options import common
-from ducat_serve.errors import EXTRAS, DucatError, command_line, missing_extra
+from ducat_serve.errors import EXTRAS, DucatError, InterruptedRun, command_line, missing_extra
 from ducat_serve.output import Output
+
+if TYPE_CHECKING:
+    from training.signals import StopSignal
 
 IMAGES = 8
 _NEEDED = ("torch", "sklearn", "filelock", "onnx", "onnxscript", "onnxruntime", "bentoml", "httpx")
 READY_SECONDS = 60
+_POLL_SECONDS = 0.1
 # An easier threat model and a cheaper attack than the recipe's: two minutes instead of ten on a laptop.
 QUICK = ("--eps", "0.1", "--attack-steps", "5")
 
@@ -104,19 +109,49 @@ def _free_folder(parent: Path) -> Path:
 
 
 def _ducat(output: Output, *arguments: str) -> dict[str, Any]:
+    from training.signals import StopSignal
+
     output.say(f"\n$ {command_line('ducat', *arguments)}")
-    process = subprocess.run(
-        [sys.executable, "-P", "-m", "ducat_serve", *arguments, "--json", *_quietly(output)],
-        stdout=subprocess.PIPE,
-        check=False,
-        env={**os.environ, "DUCAT_EVENTS": "text"},
-    )
-    if process.returncode != 0:
-        raise DucatError(
-            f"`ducat {' '.join(arguments)}` ended with exit code {process.returncode}.", "ducat doctor"
+    # A file, since a pipe that a process left behind has inherited would be waited for.
+    with tempfile.TemporaryFile() as printed, StopSignal() as stop:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "ducat_serve", *arguments, "--json", *_quietly(output)],
+            stdout=printed,
+            env={**os.environ, "DUCAT_EVENTS": "text"},
+            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
         )
-    document: dict[str, Any] = loads(process.stdout)
-    return document
+        try:
+            _wait(process, stop)
+        finally:  # after a second Ctrl-C, which waits for nothing
+            process.kill()
+            process.wait()
+        printed.seek(0)
+        document = printed.read()
+    _require_success(command_line("ducat", *arguments), process.returncode, stop)
+    result: dict[str, Any] = loads(document)
+    return result
+
+
+def _wait(process: subprocess.Popen[bytes], stop: StopSignal) -> None:
+    """Until it has ended; the first signal that came is its own, so that it saves what it has."""
+    passed_on = False
+    while process.poll() is None:
+        if stop.received is not None and not passed_on:
+            process.send_signal(stop.received)
+            passed_on = True
+        time.sleep(_POLL_SECONDS)
+
+
+def _require_success(command: str, code: int, stop: StopSignal) -> None:
+    """Raise InterruptedRun where a signal came, to us or to the command alone; DucatError where that failed.
+
+    An interrupted command has said how to go on.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if stop.received == number or code in (-number, 128 + number):
+            raise InterruptedRun(number, f"The demo was interrupted in `{command}`.")
+    if code != 0:
+        raise DucatError(f"`{command}` ended with exit code {code}.", "ducat doctor")
 
 
 def _quietly(output: Output) -> list[str]:

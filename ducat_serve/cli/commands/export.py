@@ -15,6 +15,7 @@ from ducat_serve.report import NOT_MEASURED
 
 if TYPE_CHECKING:
     from ducat_serve.report import ExportPrecision
+    from export.parity import ParityReport
 
 
 @click.command("export")
@@ -86,7 +87,7 @@ def command(
     output.text(f"{card}: the model card" + (f" ({NOT_MEASURED})." if spec.robustness is None else "."))
     output.text(
         f"Parity with torch on {parity.images} images ({parity.real_images} real): "
-        f"logits within {parity.max_logit_difference:.1e}, labels equal."
+        f"logits within {parity.max_logit_difference:.1e}, labels equal{_undecided(parity)}."
     )
     output.next(command_line("ducat", "serve", target))
     output.result(
@@ -99,8 +100,14 @@ def command(
                 "images": parity.images,
                 "real_images": parity.real_images,
                 "labels_compared": parity.labels_compared,
+                "undecided": parity.undecided,
                 "max_logit_difference": parity.max_logit_difference,
                 "max_mass_difference": parity.max_mass_difference,
             },
         }
     )
+
+
+def _undecided(parity: ParityReport) -> str:
+    """Said of two-tower models too, whose switch is one more decision that rounding may turn."""
+    return f" except on {parity.undecided} too close to a decision to compare" if parity.undecided else ""

@@ -12,6 +12,7 @@ from ducat_serve.model_file import read_verified_spec
 from ducat_serve.output import Output
 from ducat_serve.report import NOT_MEASURED
 from ducat_serve.report_text import DIGESTS, NOT_RECORDED, versions_in_words
+from ducat_serve.spec import ModelSpec, Switch
 
 
 @click.command("inspect")
@@ -43,6 +44,7 @@ def command(model: Path, json: bool) -> None:
         ),
         ("images", f"{spec.image_size[0]}x{spec.image_size[1]}, {spec.channels} channels"),
         ("fold", spec.fold),
+        *_towers(spec),
         ("precision", spec.precision),
         ("threat model", spec.threat_model),
         ("trained on", spec.training.get("data", NOT_RECORDED)),
@@ -62,3 +64,17 @@ def command(model: Path, json: bool) -> None:
     output.result(
         {"file": str(path), "sha256": file_sha256(path), "spec": document, "digests": DIGESTS, **extra}
     )
+
+
+def _towers(spec: ModelSpec) -> list[tuple[str, str]]:
+    if spec.towers is None or not isinstance(spec.fold, Switch):
+        return []
+    rows = [
+        (f"{name} tower", f"{tower.network}, weights {tower.weights_digest}")
+        for name, tower in zip(("standard", "robust"), spec.towers, strict=True)
+    ]
+    s, p, c = spec.fold.scale, spec.fold.power, spec.fold.shift
+    return [
+        *rows,
+        ("switch", f"overrules at a lead of {spec.fold.threshold:g}; scale {s:g}, power {p:g}, shift {c:g}"),
+    ]

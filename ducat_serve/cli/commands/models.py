@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from ducat_serve.cli.options import common
+from ducat_serve.errors import command_line
 from ducat_serve.output import Output
 
 
@@ -14,7 +15,8 @@ def command(json: bool) -> None:
     """List the trained models that come with the package. Their names stand for MODEL in every command.
 
     Accuracies are measured on test images by the standard suite (`ducat evaluate --suite standard`), with 95 %
-    intervals. Network, origin and digests are in `ducat models --json` and `ducat inspect NAME`.
+    intervals. A model whose files were changed is named, and no command takes it. Network, origin and digests are in
+    `ducat models --json` and `ducat inspect NAME`.
 
     \b
     Example:
@@ -22,13 +24,14 @@ def command(json: bool) -> None:
       ducat predict digits-small photo.png
       ducat serve digits-small
     """
-    from ducat_serve.bundled import KINDS, bundled_models
+    from ducat_serve.bundled import KINDS, REINSTALL, bundled_models
 
     output = Output(json)
     models = tuple(bundled_models().values())
+    damaged = {model.name: [kind for kind in KINDS if model.damage(kind)] for model in models}
     output.table(
         "",
-        ("name", "data set", "weights", "clean, %", "worst case, %", "against"),
+        ("name", "data set", "weights", "clean, %", "worst case, %", "against", ""),
         (
             (
                 model.name,
@@ -37,16 +40,27 @@ def command(json: bool) -> None:
                 _percent(model.clean_accuracy, model.clean_interval),
                 _percent(model.worst_case_accuracy, model.worst_case_interval),
                 model.threat_model,
+                "changed" if damaged[model.name] else "",
             )
             for model in models
         ),
     )
-    if models:
-        output.next(f"ducat serve {models[0].name}")
+    for model in models:
+        for kind in damaged[model.name]:
+            output.warn(str(model.damage(kind)))
+    whole = [model.name for model in models if not damaged[model.name]]
+    if len(whole) < len(models):
+        output.next(REINSTALL)
+    elif whole:
+        output.next(command_line("ducat", "serve", whole[0]))
     output.result(
         {
             "models": [
-                {**model.model_dump(mode="json"), "files": {kind: str(model.path(kind)) for kind in KINDS}}
+                {
+                    **model.model_dump(mode="json"),
+                    "files": {kind: str(model.path(kind)) for kind in KINDS},
+                    "changed": damaged[model.name],
+                }
                 for model in models
             ]
         }

@@ -76,11 +76,11 @@ def command(model: Path, images: tuple[str, ...], top_k: int, csv: bool, device:
         if not readable:
             continue
         answer = infer(np.stack(pixels))
-        predictions = list(zip(readable, split_up(answer, spec.labels), strict=True))
+        predictions = list(zip(readable, split_up(answer, spec), strict=True))
         if table is not None:
             table.write(predictions)
         elif output.as_json:
-            rows = zip(readable, answer.to_json(spec.labels, top_k), strict=True)
+            rows = zip(readable, answer.to_json(spec, top_k), strict=True)
             entries += [{"image": name, **entry} for name, entry in rows]
         else:
             found += predictions

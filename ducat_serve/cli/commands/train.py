@@ -140,6 +140,8 @@ def command(
     machine = Machine(torch_device, data_dir, offline)
     with opened(config, folder, machine, output, initial=initial) as trainer:
         if dry_run:
+            for doubt in config.doubts():
+                trainer.output.warn(doubt)
             if resume is not None:
                 trainer.take_up()
             _show_estimate(trainer, trainer.output)
@@ -215,7 +217,7 @@ def _show(summary: RunSummary, trainer: Trainer, output: Output) -> None:
         [
             ("clean", f"{summary.best_val_clean_accuracy:.1%}"),
             ("PGD", f"{summary.best_val_pgd_accuracy:.1%}"),
-            ("PGD before the dummy phase", "" if before is None else f"{before:.1%}"),
+            *([] if before is None else [("PGD before the dummy phase", f"{before:.1%}")]),
             ("model", folder.model),
             ("curves", folder.curves),
         ],

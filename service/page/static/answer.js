@@ -21,6 +21,7 @@ export function showAnswer(best, milliseconds, level) {
   $("dummy-meter").value = best.dummy_mass;
   $("dummy-meter").setAttribute("aria-valuetext", percent(best.dummy_mass));
   $("dummy-value").textContent = percent(best.dummy_mass);
+  $("tower-name").textContent = best.answered_by === "robust" ? "the robust tower" : "the standard tower";
   $("latency").textContent =
     `Answered in ${milliseconds.toFixed(0)}\u00a0ms, from sending the image to having the answer here.`;
   $("waiting").hidden = true;

@@ -34,7 +34,9 @@ export async function attackLive() {
         const { spec } = page.model;
         showTrio(fromPixels(step.original, spec), fromPixels(step.attacked, spec));
         trioAnswer(step.before, step);
-        $("trio-caption").textContent = `Found by a search of ${step.queries} questions, which saw answers only.`;
+        const search = `a search of ${step.queries} questions, which saw answers only`;
+        $("trio-caption").textContent =
+          step.stopped === "fooled" ? `Found by ${search}.` : `Not fooled: the furthest that ${search}, came.`;
         for (const other of $("example-list").children) other.setAttribute("aria-pressed", "false");
       }
     }

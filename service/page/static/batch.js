@@ -44,6 +44,11 @@ async function classify(file, signal) {
   }
 }
 
+function massOf(row) {
+  if (row.answered_by) return row.answered_by === "robust" ? "robust tower" : "standard tower";
+  return page.model?.spec.fold === "none" ? "none" : percent(row.dummy_mass);
+}
+
 function rowOf(row, show) {
   const button = element("button", { type: "button", className: "plain" }, row.name);
   button.addEventListener("click", show);
@@ -56,7 +61,7 @@ function rowOf(row, show) {
   made.append(
     element("td", {}, row.label, " ", sure),
     element("td", {}, percent(row.confidence)),
-    element("td", {}, page.model?.spec.fold === "none" ? "none" : percent(row.dummy_mass)),
+    element("td", {}, massOf(row)),
   );
   return made;
 }

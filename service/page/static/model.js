@@ -48,7 +48,9 @@ function showModel(found) {
   $("model").textContent =
     `${found.name} · ${spec.network} · ${spec.num_classes} classes · ${width} × ${height} pixels`;
   $("preview").classList.toggle("few-pixels", Math.max(height, width) < 160);
-  $("dummy").hidden = spec.fold === "none";
+  const towers = spec.towers != null;
+  $("dummy").hidden = spec.fold === "none" || towers;
+  $("tower").hidden = !towers;
   $("no-dummy").hidden = spec.fold !== "none";
   $("dummy-usual").textContent = found.robustness_in_words.dummy_mass ?? "";
   $("class-list").replaceChildren(...spec.labels.map((label) => element("li", {}, label)));

@@ -58,6 +58,9 @@ def test_a_search_is_watched_and_stays_within_its_bound(look: Callable[..., Page
     expect(page.locator("#attack-count")).to_have_text(
         re.compile(r"^\d+ questions asked; now \S+ with .* The answer (changed|stayed)"), timeout=2000 * WAIT
     )
+    stayed = "stayed" in page.locator("#attack-count").inner_text()
+    caption = "Not fooled: the furthest that a search of" if stayed else "Found by a search of"
+    expect(page.locator("#trio-caption")).to_contain_text(caption)
     before, _, after = page.evaluate(DRAWN)
     changes = [abs(one - other) for one, other in zip(before, after, strict=True)]
     assert 0 < max(changes) <= 25, "0.1 of 255"

@@ -29,7 +29,7 @@ def test_an_upload_shows_the_models_own_answer(
     expect(page.get_by_text("resnet-small · 10 classes · 8 × 8 pixels")).to_be_visible()
     page.get_by_label("Choose images").set_input_files(PNG)
     predictor = Predictor(measured)
-    expected = predictor(DIGITS[:1]).to_json(predictor.spec.labels, 5)[0]
+    expected = predictor(DIGITS[:1]).to_json(predictor.spec, 5)[0]
     expect_answer(page, expected["label"])
     bars = page.get_by_role("list").filter(has=page.locator("meter")).get_by_role("listitem")
     expect(bars).to_have_count(5)

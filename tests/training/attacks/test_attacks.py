@@ -10,11 +10,14 @@ from torch import nn
 
 from ducat_serve.deployed import Deployed
 from ducat_serve.threat_model import Norm
+from training.attacks.apgd import APGD
 from training.attacks.ball import Ball, distance
 from training.attacks.criteria import misclassified
 from training.attacks.frozen import frozen
 from training.attacks.inner import ascend_loss
+from training.attacks.losses import margin
 from training.attacks.pgd import PGD
+from training.evaluation.runner import counted
 from training.randomness import stream
 
 NORMS: list[Norm] = ["linf", "l2", "l1"]
@@ -269,3 +272,22 @@ def test_the_same_seed_gives_the_same_attack() -> None:
 
     assert torch.equal(attack(0), attack(0))
     assert not torch.equal(attack(0), attack(1))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_where_there_is_no_gradient_apgd_spends_no_steps(norm: Norm) -> None:
+    """A bright image is seen as white: a gradient of 0, which one evaluation shows."""
+
+    class Rounded(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            level = images.mean(dim=(1, 2, 3))
+            seen = torch.where(level > 0.5, level.round(), level)
+            return torch.stack([0.1 + seen, 1 - seen], dim=1)
+
+    images = torch.cat([torch.full((5, 1, 4, 4), 0.9), torch.full((2, 1, 4, 4), 0.4)])
+    model, labels = plain(Rounded()), torch.tensor([0] * 5 + [1] * 2)
+    with counted(model.classifier) as cost:
+        found = APGD(margin, 20)(model, images, labels, Ball(norm, 0.02), WRONG, generator=stream(0, "t"))
+    searches = 3 if norm == "l1" else 1  # it begins in larger balls there
+    assert found.isfinite().all()
+    assert cost.gradient_steps == 5 * searches + 2 * (20 + searches)

@@ -79,8 +79,8 @@ def test_the_order_follows_the_best_image_so_far() -> None:
     assert torch.cat(seen).tolist() == [0, 2, 1]
 
 
-def test_far_images_cost_two_runs_and_a_quarter_of_the_others() -> None:
-    """400 images that no attack reaches: the margin and the best target for all, the rest for 100 of them."""
+def test_far_images_cost_one_run_and_a_quarter_of_the_others() -> None:
+    """400 images that no attack reaches: the margin for all, the rest for 100 of them."""
     generator = stream(0, "images")
     images = torch.rand(400, 1, 2, 2, generator=generator) * 0.1
     model = Deployed(Brightness(), "none").eval()
@@ -94,31 +94,36 @@ def test_far_images_cost_two_runs_and_a_quarter_of_the_others() -> None:
             misclassified("none"),
             generator=generator,
         )
-    runs = 2 * 400 + (1 + 3) * 100  # margin, one wrong class; DLR, three restarts
+    whole = 1 + 10  # gradients: at the start, and after every step
+    alone = 400 + (1 + 1) * 100  # margin; one wrong class, DLR
+    rivals = (
+        3 * (1 + 1) + 2 * 2 + 1 * 7
+    )  # of three restarts two go on after the first step, one after the third
     diversifying = 3 * 100 * 2
-    assert cost.gradient_steps == 11 * runs + diversifying
-    # The width; clean, the margin's result, its ranking, the target's result; four results, and squares with theirs.
-    assert cost.forward_passes == 400 * 4 + 100 * (4 + 20 + 1) + 1
+    assert cost.gradient_steps == whole * alone + rivals * 100 + diversifying
+    # The width; clean and the margin's result; a ranking; results of a class, DLR, three restarts; squares with theirs.
+    assert cost.forward_passes == 1 + 400 * 2 + 100 * (1 + 1 + 1 + 3 + 20 + 1)
 
 
-def test_copies_of_an_example_are_searched_at_once_but_never_more_rows_than_a_batch_has() -> None:
+def test_copies_of_an_example_are_searched_at_once_in_no_more_rows_than_the_batch_has() -> None:
     batch = survivors(torch.linspace(0.49, 0, 80))
-    rows: list[tuple[int, list[int]]] = []
+    rows: list[tuple[int, list[int], list[int]]] = []
 
     def search(index: Tensor, copy: Tensor) -> Tensor:
-        rows.append((len(index), sorted(set(copy.tolist()))))
+        rows.append((len(index), sorted(set(index.tolist())), sorted(set(copy.tolist()))))
         found = batch.images[index].clone()
         found[(index == 3) & (copy == 1)] = 0.9
         return found
 
     assert batch.attack(search, copies=11) == 1
-    # Blocks of 10, so 8 copies at once; example 3 fell to copy 1 and is spared the others; then two blocks hold.
-    eight, three = list(range(8)), [8, 9, 10]
-    assert rows == [(80, eight), (27, three), *[(80, eight), (30, three)] * 2]
+    # Blocks of 10, two at first, in parts of 7. Example 3 is in the first and the second held, so one more must hold.
+    copies = list(range(11))
+    parts = [range(7), range(7, 14), range(14, 20), range(20, 27), range(27, 30)]
+    assert rows == [(11 * len(part), list(part), copies) for part in parts]
 
 
 def test_targets_go_down_the_ranking_of_the_best_image() -> None:
-    """Five classes whose logits do not depend on the image, with dummies: ranks 1 to 3, each as class and dummy."""
+    """Five classes whose logits do not depend on the image, with dummies: each rank as class and dummy."""
     logits = torch.tensor([5.0, 1.0, 4.0, 2.0, 3.0, 0.0, -1.0, -1.0, -1.0, -1.0])
     seen: list[Tensor] = []
 
@@ -135,12 +140,21 @@ def test_targets_go_down_the_ranking_of_the_best_image() -> None:
 
     batch = _Survivors(
         Deployed(Constant(), "max").eval(),
-        torch.rand(6, 1, 2, 2, generator=stream(0, "images")),
-        torch.zeros(6, dtype=torch.long),
+        torch.rand(8, 1, 2, 2, generator=stream(0, "images")),
+        torch.zeros(8, dtype=torch.long),
         Ball("linf", 0.1),
         misclassified("max"),
         stream(0, "t"),
         steps=1,
     )
-    batch.attack(batch.at_target(spy, 1, 2), 6, everyone=True)
-    assert torch.cat(seen)[::12].tolist() == [4, 9, 3, 8, 1, 6]  # after 2, the best wrong class
+    batch.attack(batch.at_target(spy, 2), 8, everyone=True)
+    assert seen[0].tolist() == [
+        2,
+        7,
+        4,
+        9,
+        3,
+        8,
+        1,
+        6,
+    ]  # eight ways for one example, as many rows as the batch has

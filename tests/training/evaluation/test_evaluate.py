@@ -28,7 +28,8 @@ from training.attacks.pgd import PGD
 from training.batches import DeviceSplit
 from training.data import load_dataset
 from training.data.cache import Split
-from training.evaluation.evaluate import Plan, Subject, evaluate, wilson
+from training.evaluation.evaluate import Plan, Subject, evaluate
+from training.evaluation.wilson import wilson
 
 THREAT = ThreatModel(norm="linf", eps=0.1)
 

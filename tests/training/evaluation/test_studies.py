@@ -94,10 +94,11 @@ def test_one_image_of_slack_is_one_image() -> None:
     """1 - 49 / 50 is more than 1 / 50 in floating point."""
     from training.evaluation.sanity import _compare
 
-    weak = torch.zeros(50, dtype=torch.bool)
-    for extra, passed in ((0, True), (1, True), (2, False)):
-        strong = torch.arange(50) < extra
-        assert _compare("n", "e", ("strong", strong), ("weak", weak)).passed is passed
+    for broken, passed in ((0, True), (1, True), (2, False)):
+        left = torch.arange(50)
+        check = _compare("n", "e", ("strong", left), ("then weak", left[broken:]), 50)
+        assert check.passed is passed
+        assert check.figures == {"strong": 1, "then weak": (50 - broken) / 50}
 
 
 def test_transfer_that_beats_white_box_is_called_out() -> None:
@@ -108,7 +109,7 @@ def test_transfer_that_beats_white_box_is_called_out() -> None:
     report = measure(model, data, PGD(), surrogate=surrogate)
     check = next(c for c in report.sanity if c.name == "transfer is weaker than white-box")
     assert not check.passed
-    assert check.figures["transfer"] == 0
+    assert check.figures == {"apgd": 1, "then transfer": 0}
 
 
 # --- dummy mass and rejection ---------------------------------------------------------------------------------
@@ -192,6 +193,31 @@ def test_flagging_keeps_what_an_attack_cannot_hide() -> None:
     assert report.worst_case_accuracy == 0
     by = {(r.score, r.flagged_val): r for r in report.rejection}
     assert by["dummy_mass", 0.10].correct_or_flagged == 1.0
+
+
+def test_a_laxer_threshold_lets_through_at_least_as_many() -> None:
+    """Brighter images are answered wrongly, and the more surely the brighter: the ball decides how surely."""
+
+    class Surer(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            level = images.mean(dim=(1, 2, 3))
+            return torch.stack([20 * (0.55 - level), 20 * (level - 0.55)], dim=1)
+
+    grey = torch.full((30, 3, 2, 2), 128, dtype=torch.uint8)
+    data = DeviceSplit(grey, torch.zeros(30, dtype=torch.long))
+    # Margins of clean val images: 1.9 for 93 of them, 0.35 for 7. In the ball a wrong answer reaches 0.48.
+    levels = torch.tensor([128] * 93 + [138] * 7, dtype=torch.uint8)
+    val = DeviceSplit(levels.view(-1, 1, 1, 1).expand(-1, 3, 2, 2).contiguous(), torch.zeros(100).long())
+    model = Deployed(Surer(), "none").eval()
+    report = evaluate(
+        Subject(model, data, ("dark", "bright"), "digest", "test", "test"),
+        Plan(ThreatModel(norm="linf", eps=0.06), (PGD(),), sanity=False, val=val),
+        Output(),
+    )
+    by = {r.flagged_val: r for r in report.rejection}
+    shares = [by[share].correct_or_flagged for share in (0.01, 0.05, 0.10)]
+    assert shares == sorted(shares)
+    assert shares == [0, 0, 1]
 
 
 def test_flagging_is_also_attacked_from_diversified_starts() -> None:

@@ -1,0 +1,61 @@
+"""The fold of a two-tower model: recovery by a switch. All of its mathematics is here and nowhere else.
+
+The original logits ``o`` come from an accurate network, the standard tower, and the dummy logits ``d`` from a robust
+one. After MixedNUTS (Bai et al. 2024, arXiv 2402.02263), with the robust tower's logits mapped by
+
+    u = GELU(LayerNorm(d) + shift),   M(d) = scale * |u|^power * sign(u),   q = softmax(M(d))
+
+the answer is the standard tower's class ``k = argmax o`` where ``max q - q_k < threshold``, else ``argmax q``. The
+C logits are ``log((1 - a) onehot(k) + a q)`` with ``a = 1 / (1 + threshold)``: their argmax is that answer, since
+``(1 - a) / a = threshold``.
+
+Shapes: ``original`` and ``dummy`` are float [N, C], ``labels`` int64 [N] with values in [0, C).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ducat_serve.spec import Switch
+
+
+def standardised(logits: Tensor) -> Tensor:
+    """Logits [N, C] with mean 0 and variance 1 in each row (LayerNorm without weights)."""
+    return F.layer_norm(logits, logits.shape[-1:])
+
+
+def mapped_log_posterior(dummy: Tensor, switch: Switch) -> Tensor:
+    """``log q``, [N, C]: what the robust tower's logits say after the map."""
+    u = F.gelu(standardised(dummy) + switch.shift)
+    return (switch.scale * u.abs().pow(switch.power) * u.sign()).log_softmax(dim=-1)
+
+
+def switch_logits(original: Tensor, dummy: Tensor, switch: Switch) -> Tensor:
+    """``log((1 - a) onehot(argmax o) + a q)``, [N, C]: log probabilities whose argmax is the answer."""
+    a = 1 / (1 + switch.threshold)
+    robust = mapped_log_posterior(dummy, switch) + math.log(a)
+    classes = torch.arange(original.shape[-1], device=original.device)
+    chosen = classes == original.argmax(dim=-1, keepdim=True)
+    # In the log where the standard tower says nothing: a mapped probability may be too small for a float.
+    return torch.where(chosen, (robust.exp() + (1 - a)).log(), robust)
+
+
+def overruled(original: Tensor, dummy: Tensor, switch: Switch) -> Tensor:
+    """Whether the robust tower's class is the answer instead of the standard tower's, bool [N]."""
+    return switch_logits(original, dummy, switch).argmax(dim=-1) != original.argmax(dim=-1)
+
+
+def certainty(dummy: Tensor, labels: Tensor, switch: Switch) -> Tensor:
+    """The mapped margin of the label, ``q_y - max_{j != y} q_j``, [N].
+
+    Where it is at least the threshold the answer is the label, whatever the standard tower says: if that says y, y
+    leads; if it says k, then ``max q - q_k >= q_y - max_{j != y} q_j >= threshold``, and the robust tower's y wins.
+    """
+    q = mapped_log_posterior(dummy, switch).exp()
+    index = labels.unsqueeze(-1)
+    others = q.scatter(-1, index, -torch.inf).amax(dim=-1)
+    return q.gather(-1, index).squeeze(-1) - others

@@ -1,0 +1,62 @@
+"""Serving two towers: every answer says whose it is, and the metrics count them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ducat_serve.deployed import load
+from ducat_serve.predictor import Predictor
+from ducat_serve.spec import Switch
+from export.onnx_writer import export_onnx
+from tests.support.application import ADMIN, bearer, metrics, serving_path
+from tests.support.http_client import encode, predictions, send
+from tests.support.towers import tower_checkpoint
+from training.data import load_dataset
+from training.mixture.build import Fitted, write_mixture
+from training.mixture.dial import Setting
+
+pytestmark = pytest.mark.integration
+
+SWITCH = Switch(scale=3, power=1, shift=0, threshold=0.3)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled robust model behind a standard tower that knows nothing and is overruled often."""
+    folder = tmp_path_factory.mktemp("towers")
+    standard = load(tower_checkpoint(folder / "standard.safetensors"))
+    fitted = Fitted(Setting(SWITCH, 0.5, 0.5), "--give-up 2", 100, 0.9, 0.5, 0.1, None)
+    write_mixture(standard, load("digits-small"), fitted, folder / "model.safetensors")
+    export_onnx(folder / "model.safetensors", folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+def test_answers_say_whose_they_are_and_are_counted(model: Path) -> None:
+    images = load_dataset("digits").test.images[:40]
+    answer = Predictor(model, "cpu", 1)(images)
+    expected = ["robust" if mass > 0.5 else "standard" for mass in answer.dummy_mass]
+    assert set(expected) == {"robust", "standard"}
+    with serving_path(model) as (client, _):
+        found = [predictions(send(client, encode(image)))[0] for image in images]
+        assert [one["answered_by"] for one in found] == expected
+        assert [one["class_id"] for one in found] == answer.label.tolist()
+        counted = metrics(client, **bearer(ADMIN))
+        described = client.get("/v1/model").json()["spec"]
+        openapi = client.get("/openapi.json").json()
+    for tower in ("robust", "standard"):
+        [count] = [v for key, v in counted.items() if key[0] == "ducat_tower_answers_total" and tower in key]
+        assert count == expected.count(tower)
+    assert described["fold"]["threshold"] == 0.3
+    assert len(described["towers"]) == 2
+    schema = openapi["components"]["schemas"]["Prediction"]["properties"]["answered_by"]
+    assert schema["enum"] == ["standard", "robust"]
+
+
+def test_models_without_towers_say_nothing_of_them(onnx_model: Path) -> None:
+    with serving_path(onnx_model) as (client, _):
+        [found] = predictions(send(client, encode(np.zeros((8, 8, 3), np.uint8))))
+        assert "answered_by" not in found
+        assert not [key for key in metrics(client, **bearer(ADMIN)) if key[0] == "ducat_tower_answers_total"]

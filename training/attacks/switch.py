@@ -1,0 +1,79 @@
+"""An attack on the switch itself: the robust tower unsure between the label and the standard tower's favourite."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from ducat_serve.deployed import Deployed
+from ducat_serve.errors import UsageError
+from ducat_serve.pairs import split_pairs
+from ducat_serve.spec import Switch
+from training.attacks.apgd import APGD
+from training.attacks.ball import Ball
+from training.attacks.base import Attack, TargetModel
+from training.attacks.criteria import Criterion
+from training.attacks.frozen import frozen
+from training.attacks.losses import targeted_margin
+
+
+@dataclass(frozen=True)
+class SwitchAttack(Attack):
+    """APGD at the wrong classes that the standard tower likes best, on both towers' margins together.
+
+    A standard tower gives way at once. So the class that it is led to is the one that costs the attacker least, and the
+    whole budget goes into the robust tower, which need not say that class: it is enough that the switch does not act.
+
+    Args:
+        targets: how many classes, by the standard tower's logits at the clean image.
+        steps: of APGD at each.
+    """
+
+    name: ClassVar[str] = "switch"
+    knows_pairs: ClassVar[bool] = True
+    steps: int = 50
+    targets: int = 3
+
+    def __call__(
+        self,
+        model: Deployed,
+        images: Tensor,
+        labels: Tensor,
+        ball: Ball,
+        criterion: Criterion,
+        *,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Returns a success for every example that has one, else what the last target led to."""
+        with frozen(model), torch.no_grad():
+            favourites, _ = split_pairs(model.classifier(images))
+        wrong = favourites.scatter(1, labels.unsqueeze(1), -torch.inf).argsort(dim=1, descending=True)
+        search = APGD(targeted_margin, self.steps)
+        best = images.clone()
+        open_ = torch.arange(len(images), device=images.device)
+        for rank in range(min(self.targets, favourites.shape[1] - 1)):
+            if len(open_) == 0:
+                break
+            best[open_] = found = search(
+                model,
+                images[open_],
+                labels[open_],
+                ball,
+                criterion,
+                generator=generator,
+                targets=wrong[open_, rank],
+            )
+            with frozen(model), torch.no_grad():
+                open_ = open_[~criterion(model.classifier(found), labels[open_])]
+        return best
+
+    def applies(self, target: TargetModel) -> bool:
+        return isinstance(target.fold, Switch)
+
+    def fitted(self, target: TargetModel) -> Self:
+        if not self.applies(target):
+            raise UsageError(f"{self.name} attacks a two-tower model, and this is none.", "choose apgd-ce")
+        return self

@@ -1,0 +1,81 @@
+"""The floor of a two-tower model: what its robust tower carries alone, whatever the other tower says."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from torch import Tensor
+
+from ducat_serve.deployed import Deployed, towers_of
+from ducat_serve.report import AttackResult, Floor, SanityCheck
+from ducat_serve.spec import Switch
+from training.attacks.base import TargetModel
+from training.attacks.criteria import unsure
+from training.evaluation.examples import Examples
+from training.evaluation.runner import Runner, counted
+from training.evaluation.stages import attack_named
+from training.evaluation.wilson import wilson
+
+_ATTACKS = ("apgd-ce", "closest-first")
+_SLACK = 0.01  # of the images: a few may fall either way
+
+
+def floor(runner: Runner, examples: Examples) -> tuple[Floor, SanityCheck] | None:
+    """The floor, and whether it lies where it must; None for a model without towers.
+
+    Call it after all attacks on both towers. What they broke has shown that the robust tower does not carry it either,
+    so the floor is at most the worst case. Attacks on the robust tower alone have the easier task: where they leave
+    more than the attacks on both, one of them is too weak.
+    """
+    fold, towers = runner.model.fold, towers_of(runner.model)
+    if not isinstance(fold, Switch) or towers is None:
+        return None
+    alone = replace(runner, model=Deployed(towers.robust, "none").eval())
+    criterion = unsure(fold)
+    carried = ~criterion(alone.clean_logits, runner.data.labels)
+    results = []
+    for name in _ATTACKS:
+        attack = attack_named(name, TargetModel("none", alone.clean_logits.shape[1]))
+        index = carried.nonzero().squeeze(1)
+        started = time.monotonic()
+        with counted(alone.model.classifier) as cost:
+            raw = alone.attack(f"floor {name}", attack, index, criterion)
+        cost = cost.of_all(runner.batches.processes)
+        carried[index] = ~criterion(raw, runner.data.labels[index])
+        left, seconds = int(carried.sum()), time.monotonic() - started
+        runner.output.say(
+            f"floor: {name:<14} attacked {len(index):>5}, floor now {left / len(carried):.1%}  ({seconds:.0f} s)"
+        )
+        results.append(
+            AttackResult(
+                name=name,
+                settings=attack.settings(),
+                knows_pairs=attack.knows_pairs,
+                examples=len(index),
+                accuracy=left / len(index) if len(index) else 0.0,
+                worst_case_accuracy=left / len(carried),
+                gradient_steps=cost.gradient_steps,
+                forward_passes=cost.forward_passes,
+                seconds=round(seconds, 2),
+            )
+        )
+    return _result(carried, examples.right, tuple(results))
+
+
+def _result(carried: Tensor, right: Tensor, attacks: tuple[AttackResult, ...]) -> tuple[Floor, SanityCheck]:
+    total, alone = len(carried), int(carried.sum())
+    proven = int((carried & right).sum())
+    check = SanityCheck(
+        name="the floor lies below the worst case",
+        expectation="attacks on the robust tower alone leave no more images than attacks on both towers",
+        passed=alone <= int(right.sum()) + max(1, _SLACK * total),
+        figures={"robust tower alone": alone / total, "both towers": int(right.sum()) / total},
+    )
+    found = Floor(
+        accuracy=proven / total,
+        interval=wilson(proven, total),
+        attacks=attacks,
+        found_by_others=(alone - proven) / total,
+    )
+    return found, check

@@ -1,0 +1,1 @@
+"""Fitting the switch of a two-tower model on val images."""

@@ -1,0 +1,91 @@
+"""What two towers say of val images, clean and attacked: all that a switch is fitted on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ducat_serve.deployed import Deployed
+from ducat_serve.output import Output
+from ducat_serve.threat_model import ThreatModel
+from training.attacks.apgd import APGD
+from training.attacks.ball import Ball
+from training.attacks.frozen import frozen
+from training.attacks.losses import cross_entropy, margin, standardised_margin
+from training.batches import DeviceSplit
+from training.evaluation.runner import Batches, Runner
+
+_STEPS = 100
+# As hard as the quick suite attacks, and each to the end: a threshold is to be found at any margin.
+_SEARCHES = {
+    "apgd-ce": APGD(cross_entropy, _STEPS),
+    "apgd-margin": APGD(margin, _STEPS),
+    "apgd-standardised-margin": APGD(standardised_margin, _STEPS),
+}
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Logits of both towers on N val images.
+
+    Args:
+        labels: int64 [N].
+        standard, robust: of the clean images, float32 [N, C].
+        attacked: of the robust tower, [A, N, C]: first of the clean images, then of what A - 1 attacks on that tower
+            alone made of them.
+    """
+
+    labels: Tensor
+    standard: Tensor
+    robust: Tensor
+    attacked: Tensor
+
+    @property
+    def robust_clean(self) -> float:
+        """Clean accuracy of the robust tower alone."""
+        return (self.robust.argmax(dim=1) == self.labels).double().mean().item()
+
+    @property
+    def standard_clean(self) -> float:
+        """Clean accuracy of the standard tower alone."""
+        return (self.standard.argmax(dim=1) == self.labels).double().mean().item()
+
+    @property
+    def robust_worst_case(self) -> float:
+        """Share of the images that the robust tower alone gets right under all of the attacks."""
+        right = (self.attacked.argmax(dim=2) == self.labels).all(dim=0)
+        return right.double().mean().item()
+
+
+def answers_of(
+    standard: Deployed,
+    robust: Deployed,
+    images: DeviceSplit,
+    threat_model: ThreatModel,
+    *,
+    seed: int,
+    batch_size: int,
+    output: Output,
+) -> Answers:
+    """Ask both towers, and attack the robust one in the ball of ``threat_model``; float32 images in eval mode."""
+    ball = Ball(threat_model.norm, threat_model.eps)
+    batches = Batches(batch_size, output)
+    # What the other half of the model sees of a tower are its deployed logits, be its own fold what it may.
+    towers = [Deployed(tower, "none").eval() for tower in (standard, robust)]
+    with frozen(towers[0]), frozen(towers[1]):
+        runners = [Runner(tower, images, ball, seed, batches, output) for tower in towers]
+        clean = [runner.clean_logits for runner in runners]
+        index = torch.arange(len(images), device=images.labels.device)
+        attacked = [
+            runners[1].attack(f"fit {name}", search, index, _never) for name, search in _SEARCHES.items()
+        ]
+    return Answers(
+        images.labels.cpu(), clean[0].cpu(), clean[1].cpu(), torch.stack([clean[1], *attacked]).cpu()
+    )
+
+
+def _never(_raw: Tensor, labels: Tensor) -> Tensor:
+    """No success stops a search: margins are wanted as low as they get."""
+    return torch.zeros_like(labels, dtype=torch.bool)
