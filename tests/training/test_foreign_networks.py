@@ -16,7 +16,7 @@ from ducat_serve.networks import allowed
 from service.application import create_app
 from service.models.registry import Models
 from service.settings import Settings
-from tests.support.http_client import is_ready, until
+from tests.support.http_client import is_ready, predictions, send, until
 from tests.support.image_folders import write_colours
 
 pytestmark = pytest.mark.integration
@@ -55,10 +55,8 @@ def test_the_whole_way(
     asked = json.loads(capsys.readouterr().out)
     with TestClient(create_app(Models(Settings(model=folder / "model.onnx")))) as client:
         until(lambda: is_ready(client))
-        answer = client.post("/v1/predict", files={"images": ("photo.jpg", photo.read_bytes(), "image/jpeg")})
-    assert answer.status_code == 200
-    served = answer.json()["predictions"][0]
-    assert served["label"] == asked["predictions"][0]["label"]
+        served = predictions(send(client, photo.read_bytes(), filename="photo.jpg", kind="image/jpeg"))
+    assert served[0]["label"] == asked["predictions"][0]["label"]
 
 
 SOURCE = """

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ducat_serve.bundled import bundled_name
 from ducat_serve.cli.image_arguments import ImageArgument, image_arguments
+from ducat_serve.cli.network_options import import_from_option, own_network_option
 from ducat_serve.cli.options import ModelPath, common, device_option
 from ducat_serve.cli.prediction_output import CsvOutput, Named, print_predictions
 from ducat_serve.errors import DataError, DucatError, UsageError, missing_extra
@@ -38,6 +39,8 @@ Infer = Callable[[NDArray[np.uint8]], Predictions]
     help="Classes shown per image.",
 )
 @click.option("--csv", is_flag=True, help="Print CSV, a row per image as soon as it is predicted.")
+@own_network_option
+@import_from_option
 @device_option
 @common
 def command(model: Path, images: tuple[str, ...], top_k: int, csv: bool, device: Device, json: bool) -> int:
