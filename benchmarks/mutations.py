@@ -36,6 +36,10 @@ OUTPUTS = "tests/training/evaluation/test_outputs.py::"
 PAIRS = "tests/core/test_pairs.py::"
 EXPORT = "tests/export/test_export.py::"
 CORRUPTIONS = "tests/training/data/test_corruptions.py::"
+SWITCH = "tests/core/test_switch.py::"
+TOWER_LOSSES = "tests/training/attacks/test_tower_losses.py::"
+FLOOR = "tests/training/evaluation/test_floor.py::"
+DIAL = "tests/training/mixture/test_dial.py::"
 COMPARE = "tests/cli/test_compare.py::"
 
 
@@ -307,7 +311,7 @@ MUTATIONS = (
     ),
     Mutation(
         "intervals that are not Wilson's",
-        "training/evaluation/evaluate.py",
+        "training/evaluation/wilson.py",
         'method="wilson"',
         'method="exact"',
         ((EVALUATE + "test_wilson_interval_against_published_values"),),
@@ -416,6 +420,62 @@ MUTATIONS = (
         "if failed and plan.on_doubt:",
         "if failed and not plan.on_doubt:",
         ((STUDIES + "test_slow_attacks_follow_where_a_sanity_check_fails"),),
+    ),
+    Mutation(
+        "a switch that ignores its threshold",
+        "ducat_serve/switch.py",
+        "    a = 1 / (1 + switch.threshold)\n    robust = ",
+        "    a = 0.5\n    robust = ",
+        ((SWITCH + "test_against_the_literal_rule"),),
+    ),
+    Mutation(
+        "the floor by raw margins instead of mapped ones",
+        "ducat_serve/switch.py",
+        "    q = mapped_log_posterior(dummy, switch).exp()\n    index",
+        "    q = dummy.softmax(dim=-1)\n    index",
+        ((SWITCH + "test_a_certain_robust_tower_wins_against_every_standard_tower"),),
+    ),
+    Mutation(
+        "attacks climb the fold itself, whose gradient ends at the switch",
+        "training/attacks/losses.py",
+        "return tower_losses.soft_logits(raw, fold) if isinstance(fold, Switch) else fold_logits(raw, fold)",
+        "return fold_logits(raw, fold)",
+        ((TOWER_LOSSES + "test_both_towers_get_a_gradient_where_both_are_sure"),),
+    ),
+    Mutation(
+        "the standard tower is pulled on after it has given way",
+        "training/attacks/tower_losses.py",
+        ".clamp(max=_FLIPPED)",
+        "",
+        ((TOWER_LOSSES + "test_a_target_is_won_by_the_standard_tower_flipping_and_no_more"),),
+    ),
+    Mutation(
+        "the floor is what attacks on the robust tower alone leave, whatever others found",
+        "training/evaluation/floor.py",
+        "proven = int((carried & right).sum())",
+        "proven = int(carried.sum())",
+        ((FLOOR + "test_what_breaks_both_towers_counts_against_the_floor"),),
+    ),
+    Mutation(
+        "a switch that is fitted on test images",
+        "ducat_serve/library/mixing.py",
+        "choose_images(data.val, ",
+        "choose_images(data.test, ",
+        (("tests/cli/test_mix.py::test_it_is_fitted_on_val_and_on_nothing_else"),),
+    ),
+    Mutation(
+        "a setting whose clean accuracy is the standard tower's",
+        "training/mixture/dial.py",
+        "right = torch.where(lead < threshold, by_standard, by_robust)",
+        "right = by_standard",
+        ((DIAL + "test_figures_are_those_of_the_fold"),),
+    ),
+    Mutation(
+        "the floor of a setting on clean images only",
+        "training/mixture/dial.py",
+        "for d in answers.attacked]).amin(dim=0)",
+        "for d in answers.attacked[:1]]).amin(dim=0)",
+        ((DIAL + "test_figures_are_those_of_the_fold"),),
     ),
 )
 

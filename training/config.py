@@ -57,6 +57,11 @@ class Contradiction(ValueError):
         self.instead = instead
 
 
+# Of an average: from here on, without a warm-up, 1 % of the fresh statistics are left after 4,600 updates. They are 1,
+# and those of a trained layer can be a hundredth of that.
+LONG_MEMORY = 0.999
+
+
 class TrainConfig(BaseModel):
     """Everything that decides what a run writes. Two runs with equal configs on one CPU give equal weights."""
 
@@ -245,6 +250,11 @@ class TrainConfig(BaseModel):
             doubts.append(
                 f"the first epoch already has the learning rate {lowest:g} instead of {self.lr:g}, since a milestone "
                 "of --lr-milestones is 0."
+            )
+        if self.ema_decay is not None and self.ema_decay >= LONG_MEMORY and not self.ema_warmup:
+            doubts.append(
+                f"--ema-decay {self.ema_decay:g} without --ema-warmup: for many epochs the average that is validated "
+                "and kept is mostly the fresh weights, and fresh statistics of BatchNorm."
             )
         return doubts
 

@@ -119,7 +119,7 @@ def mix(
         robust_clean=answers.robust_clean,
         robust_worst_case=answers.robust_worst_case,
         standard_clean=answers.standard_clean,
-        command=shlex.join(["ducat", "mix", *map(_name, fitting.paths), *asked.split()]),
+        command=shlex.join(["ducat", "mix", *map(_name, fitting.paths), *asked.split(), *_given(towers)]),
     )
     spec = write_mixture(fitting.standard, fitting.robust, fitted, target)
     return Mixed(target, spec, setting, answers)
@@ -267,6 +267,12 @@ def _require_writable(target: Path) -> None:
     """Before minutes of attacks, not after; folders that are not there yet are made when the file is written."""
     folder = next(parent for parent in target.absolute().parents if parent.is_dir())
     require_writable(folder / target.name)
+
+
+def _given(towers: Towers) -> list[str]:
+    """The other options that decide which switch is found."""
+    limit = [] if towers.max_examples is None else ["--max-examples", str(towers.max_examples)]
+    return limit + (["--seed", str(towers.seed)] if towers.seed else [])
 
 
 def _name(path: Path) -> str:

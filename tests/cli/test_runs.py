@@ -295,6 +295,9 @@ def test_a_dry_run_of_a_resumption_estimates_what_is_left(
         ({"epochs": 1, "ducat": "off"}, ["learning rate 0.01 instead of 0.1"]),
         ({"epochs": 1, "ducat": "off", "schedule": "cosine"}, []),
         ({"epochs": 10}, []),
+        ({"epochs": 10, "ema_decay": 0.9995}, ["without --ema-warmup"]),
+        ({"epochs": 10, "ema_decay": 0.9995, "ema_warmup": True}, []),
+        ({"epochs": 10, "ema_decay": 0.99}, []),
     ],
 )
 def test_a_run_too_short_for_its_phases_says_so(given: dict[str, object], words: list[str]) -> None:

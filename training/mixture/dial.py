@@ -19,11 +19,14 @@ from ducat_serve.switch import certainty, mapped_log_posterior
 from training.mixture.answers import Answers
 
 # The largest value that the map can have, which is what a scale means whatever power and number of classes.
-_LARGEST = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+_LARGEST = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 _POWERS = (1.0, 2.0, 3.0, 4.0, 6.0)
 _SHIFTS = (-2.0, -1.5, -1.0, -0.5, 0.0)
 _THRESHOLDS = 64  # of each map, at evenly spaced floors
 _DECIMALS = 6
+# A map can be made sharper instead. Thresholds near 0 leave all probabilities alike, so that confidence says nothing
+# and rounding decides; near 1 no robust tower is ever sure.
+_SMALLEST, _LARGEST_THRESHOLD = 0.05, 0.95
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,11 @@ def _settings(answers: Answers, largest: float, power: float, shift: float) -> l
 
 def _thresholds(margins: Tensor) -> list[float]:
     """Between margins that were seen, so that rounding moves no image over one of them."""
-    seen = torch.tensor(sorted({float(m) for m in margins if 0 < m < 1}), dtype=torch.float64)
+    seen = torch.tensor(sorted({float(m) for m in margins}), dtype=torch.float64)
     if len(seen) < 2:
         return []
     middles = (seen[1:] + seen[:-1]) / 2
+    middles = middles[(middles >= _SMALLEST) & (middles <= _LARGEST_THRESHOLD)]
     places = torch.linspace(0, len(middles) - 1, min(_THRESHOLDS, len(middles))).round().long()
     rounded = {round(value, _DECIMALS) for value in middles[places].tolist()}
-    return sorted(value for value in rounded if 0 < value < 1)
+    return sorted(rounded)

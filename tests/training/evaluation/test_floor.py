@@ -21,6 +21,7 @@ from training.attacks.criteria import misclassified, unsure
 from training.attacks.switch import SwitchAttack
 from training.batches import DeviceSplit
 from training.evaluation.evaluate import Plan, Subject, evaluate
+from training.evaluation.floor import _result
 from training.evaluation.stages import attack_named, suite
 from training.randomness import stream
 
@@ -65,6 +66,16 @@ def test_the_floor_against_a_closed_form(report: RobustnessReport) -> None:
         carried += not criterion(raw, label.expand(len(moves))).any().item()
     assert report.floor is not None
     assert report.floor.accuracy == pytest.approx(carried / 120, abs=1.5 / 120)
+
+
+def test_what_breaks_both_towers_counts_against_the_floor() -> None:
+    """Three of four images held alone; one of these and the fourth fell to attacks on both."""
+    carried, right = torch.tensor([True, True, True, False]), torch.tensor([True, True, False, True])
+    floor, check = _result(carried, right, ())
+    assert floor.accuracy == 0.5
+    assert floor.found_by_others == 0.25
+    assert check.passed
+    assert not _result(torch.ones(200, dtype=torch.bool), torch.arange(200) >= 4, ())[1].passed
 
 
 def test_a_switch_that_never_overrules_leaves_the_fragile_tower() -> None:
