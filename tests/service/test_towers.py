@@ -7,31 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ducat_serve.deployed import load
 from ducat_serve.predictor import Predictor
-from ducat_serve.spec import Switch
-from export.onnx_writer import export_onnx
 from tests.support.application import ADMIN, bearer, metrics, serving_path
 from tests.support.http_client import encode, predictions, send
-from tests.support.towers import tower_checkpoint
+from tests.support.towers import exported_towers
 from training.data import load_dataset
-from training.mixture.build import Fitted, write_mixture
-from training.mixture.dial import Setting
 
 pytestmark = pytest.mark.integration
-
-SWITCH = Switch(scale=3, power=1, shift=0, threshold=0.3)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled robust model behind a standard tower that knows nothing and is overruled often."""
-    folder = tmp_path_factory.mktemp("towers")
-    standard = load(tower_checkpoint(folder / "standard.safetensors"))
-    fitted = Fitted(Setting(SWITCH, 0.5, 0.5), "--give-up 2", 100, 0.9, 0.5, 0.1, None)
-    write_mixture(standard, load("digits-small"), fitted, folder / "model.safetensors")
-    export_onnx(folder / "model.safetensors", folder / "model.onnx")
-    return folder / "model.onnx"
+    return exported_towers(tmp_path_factory.mktemp("towers"))
 
 
 def test_answers_say_whose_they_are_and_are_counted(model: Path) -> None:

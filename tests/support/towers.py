@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from ducat_serve.checkpoint import weights_digest, write_checkpoint
-from ducat_serve.deployed import Deployed, build_classifier, numpy_weights
+from ducat_serve.deployed import Deployed, build_classifier, load, numpy_weights
 from ducat_serve.networks.two_towers import TwoTowers
 from ducat_serve.spec import ModelSpec, Normalisation, Switch
 from ducat_serve.threat_model import ThreatModel
+from export.onnx_writer import export_onnx
+from training.mixture.build import Fitted, write_mixture
+from training.mixture.dial import Setting
 
 SWITCH = Switch(scale=4, power=1, shift=0, threshold=0.2)
 
@@ -42,6 +45,16 @@ def rows_of(labels: Tensor, contrast: Tensor, classes: int = 4) -> Tensor:
     images = torch.full((len(labels), 1, classes, 4), 0.5)
     images[torch.arange(len(labels)), :, labels] += contrast.view(-1, 1, 1)
     return images
+
+
+def exported_towers(folder: Path) -> Path:
+    """An exported model: the bundled robust one for digits behind a tower that knows nothing and is overruled often."""
+    standard = load(tower_checkpoint(folder / "standard.safetensors"))
+    switch = Switch(scale=3, power=1, shift=0, threshold=0.3)
+    fitted = Fitted(Setting(switch, 0.5, 0.5), "--give-up 2", 100, 0.9, 0.5, 0.1, None)
+    write_mixture(standard, load("digits-small"), fitted, folder / "model.safetensors")
+    export_onnx(folder / "model.safetensors", folder / "model.onnx")
+    return folder / "model.onnx"
 
 
 def tower_checkpoint(path: Path, *, seed: int = 0, **changes: object) -> Path:
