@@ -85,8 +85,9 @@ def _filled(node: Any, values: Json) -> Any:
 
 
 def _schemas_of_the_model_spec() -> Json:
+    # As it is read, not as it is written: what writes it leaves fields out, and pydantic then describes any object.
     _, described = models_json_schema(
-        [(ModelSpec, "serialization")], ref_template="#/components/schemas/{model}"
+        [(ModelSpec, "validation")], ref_template="#/components/schemas/{model}"
     )
     schemas: Json = described["$defs"]
     return schemas

@@ -12,7 +12,7 @@ from ducat_serve.spec import ModelSpec
 
 # Attacks that need dummies or a surrogate. Suites leave them out for models without, so that two models of one suite
 # may differ in them. Spelt out, because they are loaded with torch; a test asks the attacks.
-OF_SOME_MODELS = frozenset({"pair-margin-0", "pair-margin-4", "apgd-lse", "transfer"})
+OF_SOME_MODELS = frozenset({"pair-margin-0", "pair-margin-4", "apgd-lse", "switch", "transfer"})
 # What `standard` goes on to where a sanity check fails; for the same reasons.
 ON_DOUBT = frozenset({"apgd-dlr", "pair-margin-1", "targeted", "square-warm", "square"})
 

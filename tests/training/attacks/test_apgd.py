@@ -13,6 +13,7 @@ from ducat_serve.deployed import Deployed
 from ducat_serve.errors import UsageError
 from ducat_serve.spec import Fold
 from ducat_serve.threat_model import Norm
+from tests.support.towers import SWITCH
 from training.attacks import losses
 from training.attacks.apgd import APGD, dense_checkpoints
 from training.attacks.autoattack import AutoAttack
@@ -196,6 +197,11 @@ def test_the_safe_sink_fools_the_raw_attack_and_not_ours() -> None:
     assert fooled_by_raw < 1
 
 
+def fold_for(name: str) -> Fold:
+    """One that an attack can run on: `switch` is for two towers."""
+    return SWITCH if name == "switch" else "max"
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("name", [*ATTACKS, "evading dummy_mass", "evading confidence"])
 def test_every_attack_stays_inside_and_leaves_the_model_alone(norm: Norm, name: str) -> None:
@@ -203,7 +209,8 @@ def test_every_attack_stays_inside_and_leaves_the_model_alone(norm: Norm, name: 
     batch_norm = nn.BatchNorm2d(4)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), batch_norm, nn.Flatten(), nn.Linear(36, 10))
     network.train()
-    model = Deployed(network, "max")
+    fold = fold_for(name)
+    model = Deployed(network, fold)
     assert batch_norm.running_mean is not None
     statistics = batch_norm.running_mean.clone()
     images, labels = torch.rand(5, 3, 5, 5), torch.arange(5)
@@ -211,7 +218,7 @@ def test_every_attack_stays_inside_and_leaves_the_model_alone(norm: Norm, name: 
     if name.startswith("evading"):
         detector = next(each for each in detectors("max") if name == f"evading {each.name}")
         found = detector.attack(
-            model, images, labels, Ball(norm, eps), misclassified("max"), generator=stream(0, "t")
+            model, images, labels, Ball(norm, eps), misclassified(fold), generator=stream(0, "t")
         )
     else:
         found = run(name, model, images, labels, Ball(norm, eps), 5, surrogate=model)
@@ -228,13 +235,14 @@ def test_every_attack_stays_inside_and_leaves_the_model_alone(norm: Norm, name: 
 def test_an_attack_is_what_it_says_of_itself(name: str) -> None:
     """An exported file is attacked by what needs no gradient; a report shows every hyperparameter."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
-    model = Deployed(network, "max")
+    fold = fold_for(name)
+    model = Deployed(network, fold)
     surrogate = Deployed(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), "none")
-    attack = attack_named(name, TargetModel("max", 5, surrogate))
+    attack = attack_named(name, TargetModel(fold, 5, surrogate))
     images = torch.rand(2, 3, 2, 2, generator=stream(0, "images"))
     labels = model(images).argmax(dim=1).detach()
     with counted(network) as cost:
-        attack(model, images, labels, Ball("linf", 1e-6), misclassified("max"), generator=stream(0, "t"))
+        attack(model, images, labels, Ball("linf", 1e-6), misclassified(fold), generator=stream(0, "t"))
     assert (cost.gradient_steps > 0) == attack.needs_gradient
     expected = {f.name for f in fields(attack)} - {"surrogate", "step_size"}  # no step size was given
     assert set(attack.settings()) == expected
