@@ -57,15 +57,15 @@ MUTATIONS = (
     Mutation(
         "cross entropy of raw 2C logits instead of the fold",
         "training/attacks/losses.py",
-        "return F.cross_entropy(fold_logits(raw, fold), labels",
+        "return F.cross_entropy(climbable_logits(raw, fold), labels",
         "return F.cross_entropy(raw, labels",
         ((APGD + "test_the_safe_sink_fools_the_raw_attack_and_not_ours"),),
     ),
     Mutation(
         "success judged on logits before the fold",
         "training/attacks/criteria.py",
-        "return ~right(fold_logits(raw, fold), labels)\n\n    return success\n\n\ndef misclassified_un",
-        "return ~right(raw, labels)\n\n    return success\n\n\ndef misclassified_un",
+        "return ~right(fold_logits(raw, fold), labels)\n\n    return success\n\n\ndef unsure",
+        "return ~right(raw, labels)\n\n    return success\n\n\ndef unsure",
         ((APGD + "test_the_safe_sink_fools_the_raw_attack_and_not_ours"),),
     ),
     Mutation(
@@ -242,8 +242,8 @@ MUTATIONS = (
     Mutation(
         "the exported graph folds by max in any case",
         "export/graph.py",
-        "logits = fold_logits(raw, self.fold)\n        mass",
-        'logits = fold_logits(raw, "none" if self.fold == "none" else "max")\n        mass',
+        "logits = fold_logits(raw, self.fold)\n        return",
+        'logits = fold_logits(raw, "none" if self.fold == "none" else "max")\n        return',
         ((EXPORT + "test_every_fold_and_channel_count"),),
     ),
     Mutation(
