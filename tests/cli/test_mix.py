@@ -173,6 +173,8 @@ def test_the_curve_is_drawn_before_one_chooses(
     assert (tmp_path / "dial.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "dial.svg").read_text().startswith("<?xml")
     assert not list(tmp_path.glob("*.safetensors"))
+    assert run(["mix", str(standard), ROBUST, "--curve", str(tmp_path / "other"), "--give-up", "2"]) == 2
+    assert "chooses none" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import click
 
 from ducat_serve.cli.options import FiniteRange, ModelPath, common, data_options, device_option
 from ducat_serve.cli.threads_option import threads_option
-from ducat_serve.errors import command_line
+from ducat_serve.errors import UsageError, command_line
 from ducat_serve.output import Output
 from ducat_serve.threads import choose_threads
 
@@ -90,6 +90,11 @@ def command(
     choose_threads(threads)
     from ducat_serve.library.mixing import Towers, draw_curve, mix
 
+    if curve is not None and (give_up is not None or clean is not None):
+        raise UsageError(
+            "--curve draws every setting, and chooses none.",
+            "leave out --give-up and --clean, then choose with them",
+        )
     output = Output(json)
     towers = Towers(
         standard,
