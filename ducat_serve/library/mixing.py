@@ -24,10 +24,11 @@ from training.device import LAYOUT, choose_device, exact_float32
 from training.evaluation.evaluate import Plan, Subject, evaluate
 from training.evaluation.prepare import choose_images
 from training.evaluation.stages import suite
-from training.mixture.answers import Answers, answers_of
+from training.mixture.answers import Answers, answers_of, question
 from training.mixture.build import Fitted, require_towers, write_mixture
 from training.mixture.curve import Attacked, Curve
 from training.mixture.dial import Setting, dial, giving_up, reaching
+from training.mixture.kept import FILE_NAME, KeptAnswers
 from training.run.dataset import load_training_data
 
 GIVE_UP = 2.0  # points of worst case, unless something else is asked for
@@ -80,6 +81,8 @@ def mix(
 ) -> Mixed:
     """Write a two-tower model, as `ducat mix` does. No weight is trained; a switch is fitted on val images.
 
+    What the towers answered is kept beside ``out`` in answers.safetensors, so that another setting takes no attack.
+
     Args:
         out: the checkpoint to write, which must not be there yet.
         give_up: points of the robust tower's worst case, in [0, 100], that its floor on val may lie below; 2 unless
@@ -101,7 +104,7 @@ def mix(
     if target.exists():
         raise UsageError(f"{target} exists already; nothing was written.", "choose another --out")
     _require_writable(target)
-    fitting = _Fitting.of(towers, output)
+    fitting = _Fitting.of(towers, target.with_name(FILE_NAME), output)
     answers, front = fitting.answers, dial(fitting.answers)
     if clean is not None:
         setting, asked = reaching(front, clean), f"--clean {clean:g}"
@@ -134,7 +137,7 @@ def draw_curve(towers: Towers, stem: Path, *, output: Output | None = None) -> t
     """
     output = output or Output()
     _require_writable(stem)
-    fitting = _Fitting.of(towers, output)
+    fitting = _Fitting.of(towers, stem.with_name(FILE_NAME), output)
     front = dial(fitting.answers)
     places = torch.linspace(0, len(front) - 1, min(_ATTACKED_SETTINGS, len(front))).round().long().tolist()
     attacked = [fitting.attacked(front[place], output) for place in places]
@@ -162,7 +165,8 @@ class _Fitting:
     towers: Towers
 
     @classmethod
-    def of(cls, towers: Towers, output: Output) -> _Fitting:
+    def of(cls, towers: Towers, kept: Path, output: Output) -> _Fitting:
+        """Ask the towers, or go on with what is in the file ``kept``."""
         paths = [
             checkpoint_path(model_path(path, "safetensors")) for path in (towers.standard, towers.robust)
         ]
@@ -190,6 +194,7 @@ class _Fitting:
         standard, robust = (model.to(device).to(memory_format=LAYOUT) for model in (standard, robust))
         images = DeviceSplit.of(chosen, device)
         output.say(f"Fitting on {len(images)} val images of {data.title}, {robust.spec.threat_model}.")
+        asked = question(standard, robust, images, robust.spec.threat_model, towers.seed)
         answers = answers_of(
             standard,
             robust,
@@ -197,6 +202,7 @@ class _Fitting:
             robust.spec.threat_model,
             seed=towers.seed,
             batch_size=towers.batch_size,
+            kept=KeptAnswers(kept, asked),
             output=output,
         )
         _require_robust(answers, towers.force, output)

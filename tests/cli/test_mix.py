@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from training.attacks.apgd import APGD
 from training.attacks.losses import margin
 from training.attacks.pgd import PGD
 from training.data import load_dataset
+from training.mixture import answers
 
 QUIET = Output(silent=True)
 ROBUST = "digits-small"
@@ -167,14 +169,87 @@ def test_the_curve_is_drawn_before_one_chooses(
     document = json.loads(capsys.readouterr().out)
     written = json.loads((tmp_path / "dial.json").read_text())
     assert written["dial"] == document["dial"]
-    assert len(written["attacked"]) == 2
+    assert len(written["attacked"]) == min(2, len(written["dial"])) > 0
     for point in written["attacked"]:
         assert point["floor"] <= point["worst_case"] <= point["clean"]
     assert (tmp_path / "dial.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "dial.svg").read_text().startswith("<?xml")
-    assert not list(tmp_path.glob("*.safetensors"))
+    assert [file.name for file in tmp_path.glob("*.safetensors")] == ["answers.safetensors"]
     assert run(["mix", str(standard), ROBUST, "--curve", str(tmp_path / "other"), "--give-up", "2"]) == 2
     assert "chooses none" in capsys.readouterr().err
+
+
+class _Counting(APGD):
+    """Counts the batches that it attacks."""
+
+    batches = 0
+
+    def __call__(self, *arguments: Any, **named: Any) -> torch.Tensor:
+        type(self).batches += 1
+        return super().__call__(*arguments, **named)
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch) -> type[_Counting]:
+    """Two searches that count how often they are asked."""
+    searches = {"first": _Counting(margin, 2), "second": _Counting(margin, 3)}
+    monkeypatch.setattr("training.mixture.answers._SEARCHES", searches)
+    _Counting.batches = 0
+    return _Counting
+
+
+def test_another_setting_takes_no_attack(standard: Path, tmp_path: Path, counting: type[_Counting]) -> None:
+    towers = Towers(standard, ROBUST, max_examples=120)
+    first = mix(towers, tmp_path / "first.safetensors", give_up=5, output=QUIET)
+    assert counting.batches == 2
+    again = mix(towers, tmp_path / "again.safetensors", give_up=30, output=QUIET)
+    assert counting.batches == 2
+    for name in ("labels", "standard", "robust", "attacked"):
+        assert torch.equal(getattr(first.answers, name), getattr(again.answers, name))
+    assert again.setting.clean > first.setting.clean or again.setting.floor <= first.setting.floor
+
+
+@pytest.mark.parametrize("changed", ["seed", "images", "robust tower", "damaged"])
+def test_answers_to_another_question_are_asked_again(
+    standard: Path,
+    tmp_path: Path,
+    counting: type[_Counting],
+    changed: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    towers = Towers(standard, ROBUST, max_examples=120)
+    mix(towers, tmp_path / "first.safetensors", output=QUIET)
+    if changed == "damaged":
+        (tmp_path / "answers.safetensors").write_bytes(b"of something else")
+    others = {
+        "seed": replace(towers, seed=1),  # which chooses other images, too
+        "images": replace(towers, max_examples=121),
+        "robust tower": replace(towers, robust=standard, force=True),
+        "damaged": towers,
+    }
+    mix(others[changed], tmp_path / "second.safetensors", give_up=100)
+    assert counting.batches == 4
+    said = capsys.readouterr().err
+    assert "the towers are asked again" in said
+    assert changed in said
+
+
+def test_an_interrupted_fit_keeps_the_attacks_that_are_through(
+    standard: Path, tmp_path: Path, counting: type[_Counting], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    towers, searches = Towers(standard, ROBUST, max_examples=120), dict(answers._SEARCHES)
+
+    class Interrupted(_Counting):
+        def __call__(self, *_arguments: Any, **_named: Any) -> torch.Tensor:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(answers._SEARCHES, "second", Interrupted(margin, 3))
+    with pytest.raises(KeyboardInterrupt):
+        mix(towers, tmp_path / "model.safetensors", output=QUIET)
+    assert counting.batches == 1
+    monkeypatch.setitem(answers._SEARCHES, "second", searches["second"])
+    mix(towers, tmp_path / "model.safetensors", output=QUIET)
+    assert counting.batches == 2
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 
 from ducat_serve.deployed import Deployed
@@ -16,6 +18,7 @@ from training.attacks.frozen import frozen
 from training.attacks.losses import cross_entropy, margin, standardised_margin
 from training.batches import DeviceSplit
 from training.evaluation.runner import Batches, Runner
+from training.mixture.kept import KeptAnswers
 
 _STEPS = 100
 # As hard as the quick suite attacks, and each to the end: a threshold is to be found at any margin.
@@ -59,6 +62,22 @@ class Answers:
         return right.double().mean().item()
 
 
+def question(
+    standard: Deployed, robust: Deployed, images: DeviceSplit, threat_model: ThreatModel, seed: int
+) -> dict[str, JsonValue]:
+    """Everything that decides the answers, for `KeptAnswers`."""
+    pixels = hashlib.sha256(images.images.cpu().numpy().tobytes())
+    pixels.update(images.labels.cpu().numpy().tobytes())
+    return {
+        "standard tower": [standard.spec.weights_digest, str(standard.spec.fold)],
+        "robust tower": [robust.spec.weights_digest, str(robust.spec.fold)],
+        "images": pixels.hexdigest(),
+        "threat model": str(threat_model),
+        "attacks": {name: search.steps for name, search in _SEARCHES.items()},
+        "seed": seed,
+    }
+
+
 def answers_of(
     standard: Deployed,
     robust: Deployed,
@@ -67,23 +86,30 @@ def answers_of(
     *,
     seed: int,
     batch_size: int,
+    kept: KeptAnswers,
     output: Output,
 ) -> Answers:
-    """Ask both towers, and attack the robust one in the ball of ``threat_model``; float32 images in eval mode."""
+    """Ask both towers, and attack the robust one in the ball of ``threat_model``; float32 images in eval mode.
+
+    Every answer is kept as soon as it is known, so that neither an interruption nor another setting repeats an attack.
+    """
+    known = kept.read(output)
     ball = Ball(threat_model.norm, threat_model.eps)
     batches = Batches(batch_size, output)
     # What the other half of the model sees of a tower are its deployed logits, be its own fold what it may.
     towers = [Deployed(tower, "none").eval() for tower in (standard, robust)]
     with frozen(towers[0]), frozen(towers[1]):
         runners = [Runner(tower, images, ball, seed, batches, output) for tower in towers]
-        clean = [runner.clean_logits for runner in runners]
+        if not known:
+            known = {"standard": runners[0].clean_logits.cpu(), "robust": runners[1].clean_logits.cpu()}
         index = torch.arange(len(images), device=images.labels.device)
-        attacked = [
-            runners[1].attack(f"fit {name}", search, index, _never) for name, search in _SEARCHES.items()
-        ]
-    return Answers(
-        images.labels.cpu(), clean[0].cpu(), clean[1].cpu(), torch.stack([clean[1], *attacked]).cpu()
-    )
+        for name, search in _SEARCHES.items():
+            if name in known:
+                continue
+            known[name] = runners[1].attack(f"fit {name}", search, index, _never).cpu()
+            kept.write(known)
+    attacked = torch.stack([known["robust"], *(known[name] for name in _SEARCHES)])
+    return Answers(images.labels.cpu(), known["standard"], known["robust"], attacked)
 
 
 def _never(_raw: Tensor, labels: Tensor) -> Tensor:

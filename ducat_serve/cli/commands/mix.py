@@ -77,13 +77,14 @@ def command(
     """Keep the accuracy of STANDARD and add the robustness of ROBUST: one checkpoint with both, and a switch.
 
     It answers STANDARD's class unless ROBUST is sure that it is wrong. Nothing is trained: how sure is sure is fitted
-    on val images, clean and attacked. The result is a model like every other one; `ducat evaluate` measures it with
-    attacks that know the switch, and its floor with attacks on ROBUST alone.
+    on val images, clean and attacked. What both answered is kept in answers.safetensors beside what is written, so
+    that the next setting takes no attack. The result is a model like every other one; `ducat evaluate` measures it
+    with attacks that know the switch, and its floor with attacks on ROBUST alone.
 
     \b
     Example:
       ducat train --dataset cifar10 --network resnet14 --method standard --out runs/accurate
-      ducat mix runs/accurate cifar10-small --curve dial
+      ducat mix runs/accurate cifar10-small --curve runs/mixed/dial
       ducat mix runs/accurate cifar10-small --give-up 2 --out runs/mixed/model.safetensors
       ducat evaluate runs/mixed --suite standard
     """
