@@ -203,6 +203,27 @@ def test_compare_on_the_command_line(
     assert "gradient masking suspected" in captured.err
 
 
+def test_a_floor_has_a_column_where_a_model_has_one(
+    run_folder: Path, measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, tensors = read_checkpoint(run_folder / "model.safetensors")
+    floor = {"accuracy": 0.123, "interval": (0.1, 0.2), "attacks": (), "found_by_others": 0}
+    claims = report(found, 0.62, 0.17, floor=floor)
+    write_checkpoint(tmp_path / "two.safetensors", tensors, found.model_copy(update={"robustness": claims}))
+    plot = ["--out", str(tmp_path / "plot")]
+    assert run(["compare", str(measured), *plot]) == 0
+    assert "floor" not in capsys.readouterr().out
+    assert run(["compare", str(measured), str(tmp_path / "two.safetensors"), *plot]) == 0
+    table = capsys.readouterr().out
+    assert "floor" in table
+    assert "12.3%" in table
+    floors = [
+        d["floor_accuracy"]
+        for d in to_json([candidate(found, "one", 0.9, 0.3), candidate(found, "two", 0.9, 0.3, floor=floor)])
+    ]
+    assert floors == [None, 0.123]
+
+
 def test_compare_of_what_was_not_measured_or_is_not_there(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -99,6 +99,7 @@ def to_json(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
             "threat_model": {"norm": c.report.norm, "eps": c.report.eps} if c.report else None,
             "worst_case_accuracy": c.report.worst_case_accuracy if c.report else None,
             "worst_case_interval": list(c.report.worst_case_interval) if c.report else None,
+            "floor_accuracy": c.report.floor.accuracy if c.report and c.report.floor else None,
             "corruption_accuracy": _corruptions(c, "accuracy"),
             "corruption_source": _corruptions(c, "source"),
             "corruptions_generated_by": _corruptions(c, "generated_by"),

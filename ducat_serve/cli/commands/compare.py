@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,7 @@ from ducat_serve.cli.options import ModelPath, common
 from ducat_serve.errors import DucatError, command_line, missing_extra
 from ducat_serve.model_file import read_verified_spec
 from ducat_serve.output import Output
-from ducat_serve.report import MASKING, NOT_MEASURED, SCREENING
+from ducat_serve.report import MASKING, NOT_MEASURED, SCREENING, RobustnessReport
 from ducat_serve.report_text import LEGACY
 
 if TYPE_CHECKING:
@@ -46,12 +48,11 @@ def command(models: tuple[Path, ...], out: Path, json: bool) -> None:
     output = Output(json)
     candidates = _read(models)
     front = pareto_front(candidates)
-    with_corruptions = any(c.report is not None and c.report.corruptions is not None for c in candidates)
-    corruptions = ("corruptions",) if with_corruptions else ()
+    optional = [column for column in _OPTIONAL if any(column.of(c.report) for c in candidates)]
     output.table(
         "Measured on the deployed function",
-        ("model", "clean", "worst case, 95 %", *corruptions, "legacy*", "weights", "file", ""),
-        [_row(candidate, candidate in front, with_corruptions) for candidate in candidates],
+        ("model", "clean", "worst case, 95 %", *(c.title for c in optional), "weights", "file", ""),
+        [_row(candidate, candidate in front, optional) for candidate in candidates],
     )
     for candidate in candidates:
         if candidate.report is None:
@@ -123,15 +124,32 @@ def _names(models: tuple[Path, ...]) -> list[str]:
     return [str(path) if short.count(name) > 1 else name for path, name in zip(models, short, strict=True)]
 
 
-def _row(candidate: Candidate, is_best: bool, with_corruptions: bool) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class _Column:
+    """A figure that some reports lack; the column is there where one of the models has it."""
+
+    title: str
+    figure: Callable[[RobustnessReport], float | None]
+
+    def of(self, report: RobustnessReport | None) -> str:
+        figure = None if report is None else self.figure(report)
+        return "" if figure is None else f"{figure:.1%}"
+
+
+_OPTIONAL = (
+    _Column("floor", lambda report: report.floor.accuracy if report.floor else None),
+    _Column("corruptions", lambda report: report.corruptions.accuracy if report.corruptions else None),
+    _Column("legacy*", lambda report: report.legacy_2c_accuracy),
+)
+
+
+def _row(candidate: Candidate, is_best: bool, optional: list[_Column]) -> tuple[str, ...]:
     report = candidate.report
     parameters = "?" if candidate.parameters is None else f"{candidate.parameters / 1e6:.2f} M"
     size = (parameters, f"{candidate.bytes / 1e6:.1f} MB")
     if report is None:
-        return (candidate.name, "?", "?", *(("?",) if with_corruptions else ()), "", *size, "")
+        return (candidate.name, "?", "?", *("" for _ in optional), *size, "")
     low, high = report.worst_case_interval
-    legacy = "" if report.legacy_2c_accuracy is None else f"{report.legacy_2c_accuracy:.1%}"
-    corruptions = "?" if report.corruptions is None else f"{report.corruptions.accuracy:.1%}"
     remarks = ["Pareto"] if is_best else []
     remarks += ["screening"] if report.is_screening else []
     remarks += ["masked?"] if report.failed_checks else []
@@ -139,8 +157,7 @@ def _row(candidate: Candidate, is_best: bool, with_corruptions: bool) -> tuple[s
         candidate.name,
         f"{report.clean_accuracy:.1%}",
         f"{report.worst_case_accuracy:.1%} ({100 * low:.1f}-{100 * high:.1f})",
-        *((corruptions,) if with_corruptions else ()),
-        legacy,
+        *(column.of(report) for column in optional),
         *size,
         ", ".join(remarks),
     )
