@@ -59,6 +59,7 @@ class Curve:
             axes.plot(
                 [100 * s.clean for s in self.front],
                 [100 * s.floor for s in self.front],
+                marker=".",  # only these settings exist
                 color="#1b6ca8",
                 label="floor (robust tower alone, all val images)",
             )
