@@ -34,6 +34,18 @@ def test_every_command_has_help_with_an_example_and_json(
     assert "--config" in text
 
 
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_help_breaks_no_word_at_a_hyphen(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An option's name that goes over two lines is found by nobody who searches for it."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert [line for line in text.splitlines() if line.endswith("-")] == []
+    assert "\N{NON-BREAKING HYPHEN}" not in text
+
+
 @pytest.mark.integration
 def test_help_imports_neither_torch_nor_anything_heavy() -> None:
     code = (
