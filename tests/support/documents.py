@@ -75,10 +75,8 @@ def _skeleton(line: str) -> str:
     return _PADDING.sub(" ", _NUMBER.sub("#", line)).strip()
 
 
-def run_block(block: Block, folder: Path, **variables: str) -> str:
+def run_block(block: Block, folder: Path) -> str:
     """Run a block in a folder and return what it prints, results and messages together.
-
-    ``variables`` are added to its environment.
 
     Raises:
         AssertionError: it failed, or it does not print what the document says.
@@ -89,7 +87,7 @@ def run_block(block: Block, folder: Path, **variables: str) -> str:
     done = subprocess.run(
         command,
         cwd=folder,
-        env={**os.environ, **SMALL, **variables},
+        env={**os.environ, **SMALL},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
