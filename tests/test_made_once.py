@@ -10,7 +10,7 @@ import pytest
 from tests.support.made_once import made_once
 
 
-class Worker(pytest.TempPathFactory):
+class Worker:
     """Temporary folders as a worker of pytest-xdist has them: in a folder of its own, beside those of the others."""
 
     def __init__(self, folder: Path) -> None:
@@ -20,7 +20,7 @@ class Worker(pytest.TempPathFactory):
     def getbasetemp(self) -> Path:
         return self._folder
 
-    def mktemp(self, basename: str, numbered: bool = True) -> Path:
+    def mktemp(self, basename: str) -> Path:
         (self._folder / basename).mkdir()
         return self._folder / basename
 

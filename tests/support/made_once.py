@@ -6,12 +6,20 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
-import pytest
 from filelock import FileLock
 
 
-def made_once(name: str, temporary: pytest.TempPathFactory, make: Callable[[Path], None]) -> Path:
+class Temporary(Protocol):
+    """What is needed of pytest's `tmp_path_factory`: the process's own folder, and new ones in it."""
+
+    def getbasetemp(self) -> Path: ...
+
+    def mktemp(self, basename: str) -> Path: ...
+
+
+def made_once(name: str, temporary: Temporary, make: Callable[[Path], None]) -> Path:
     """A folder with what ``make`` writes into it, for this process alone: what it changes there no other sees.
 
     ``make`` gets a folder that is there and empty. Who comes second waits until the first is through; where ``make``
