@@ -51,6 +51,9 @@ def test_a_line_that_is_not_printed_is_found() -> None:
     assert missing_line("clean 99.2%\nbest case 81.6%", printed) == "best case 81.6%"
     assert missing_line("Stored in runs/demo.\nclean 99.2%", printed) == "clean 99.2%"
     assert missing_line("linf 0.1, bfloat16 on cpu.", "linf 0.1, float32 on cpu.") is None
+    assert (
+        missing_line("labels equal.", "labels equal except on 1 too close to a decision to compare.") is None
+    )
     assert missing_line("fold none, bfloat16.", "fold none, float32.") == "fold none, bfloat16."
 
 
