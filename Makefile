@@ -21,8 +21,9 @@ demo: $(READY)
 unit: $(READY)
 	$(BIN)/python -m pytest -n 2 -m unit
 
+# A file's tests stay in one process, which makes what they share once; tests/conftest.py says in which order.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

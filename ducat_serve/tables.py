@@ -27,7 +27,7 @@ def plain_lines(columns: Row, rows: Sequence[Row]) -> list[str]:
 def boxed(columns: Row, rows: Sequence[Row], width: int) -> Table | None:
     """A box of at most ``width`` characters; None where words would have to be broken to fit.
 
-    Only the column that gains most by it is wrapped, between its words.
+    What is too long is wrapped between its words, the widest columns first.
     """
     lines = [columns, *rows]
     natural = [max(cell_len(line[index]) for line in lines) for index in range(len(columns))]
@@ -35,15 +35,16 @@ def boxed(columns: Row, rows: Sequence[Row], width: int) -> Table | None:
         max((cell_len(word) for line in lines for word in line[index].split()), default=0)
         for index in range(len(columns))
     ]
-    wrapped = max(range(len(columns)), key=lambda index: natural[index] - least[index])
-    others = sum(natural) - natural[wrapped] + _FRAME * len(columns) + 1
-    if others + least[wrapped] > width:
+    room = width - _FRAME * len(columns) - 1
+    if sum(least) > room:
         return None
     sizes = [*natural]
-    sizes[wrapped] = min(natural[wrapped], width - others)
+    while sum(sizes) > room:
+        widest = max((i for i in range(len(sizes)) if sizes[i] > least[i]), key=sizes.__getitem__)
+        sizes[widest] -= 1
     table = Table(show_header=any(columns))
-    for index, (name, size) in enumerate(zip(columns, sizes, strict=True)):
-        table.add_column(name, width=size, no_wrap=index != wrapped)
+    for name, size in zip(columns, sizes, strict=True):
+        table.add_column(name, width=size)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     return table

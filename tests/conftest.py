@@ -1,4 +1,4 @@
-"""Fixtures that many tests share: a small trained run and its export, made once per test process."""
+"""Fixtures that many tests share: a small trained run and its export, made once for all test processes."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from service.application import create_app
 from service.models.registry import Models
 from service.settings import Settings
 from tests.support.http_client import is_ready, until
+from tests.support.made_once import made_once
+from tests.support.order import put_long_files_first
 from tests.support.unit_tests import mark_unit_tests, nothing_starts_or_trains
 
 PROJECT = Path(__file__).parent.parent
@@ -29,6 +31,8 @@ SHARED_DATA = PROJECT.parent / "shared" / "data"
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     mark_unit_tests(items)
+    if "PYTEST_XDIST_WORKER" in os.environ:  # a process alone is through at the same time in any order
+        put_long_files_first(items)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -63,10 +67,12 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A paper-DUCAT run on digits, long enough to be better than chance: 10 classes, fold max."""
-    folder = tmp_path_factory.mktemp("runs") / "paper"
-    arguments = ["train", "--dataset", "digits", "--epochs", "4", "--attack-steps", "2", "--eps", "0.1"]
-    assert run([*arguments, "--precision", "float32", "--out", str(folder)]) == 0
-    return folder
+
+    def make(folder: Path) -> None:
+        arguments = ["train", "--dataset", "digits", "--epochs", "4", "--attack-steps", "2", "--eps", "0.1"]
+        assert run([*arguments, "--precision", "float32", "--out", str(folder / "paper")]) == 0
+
+    return made_once("runs", tmp_path_factory, make) / "paper"
 
 
 @pytest.fixture(scope="session")
@@ -78,19 +84,23 @@ def checkpoint(run_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def onnx_model(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The export of `run_folder`."""
-    target = tmp_path_factory.mktemp("export") / "model.onnx"
-    assert run(["export", str(run_folder), "--onnx", "--out", str(target)]) == 0
-    return target
+
+    def make(folder: Path) -> None:
+        assert run(["export", str(run_folder), "--onnx", "--out", str(folder / "model.onnx")]) == 0
+
+    return made_once("export", tmp_path_factory, make) / "model.onnx"
 
 
 @pytest.fixture(scope="session")
 def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The export of another model of the same classes: one epoch, without dummies."""
-    folder = tmp_path_factory.mktemp("other") / "run"
-    flags = ["--epochs", "1", "--attack-steps", "1", "--precision", "float32", "--ducat", "off"]
-    assert run(["train", "--dataset", "digits", *flags, "--out", str(folder)]) == 0
-    assert run(["export", str(folder), "--onnx"]) == 0
-    return folder / "model.onnx"
+
+    def make(folder: Path) -> None:
+        flags = ["--epochs", "1", "--attack-steps", "1", "--precision", "float32", "--ducat", "off"]
+        assert run(["train", "--dataset", "digits", *flags, "--out", str(folder / "run")]) == 0
+        assert run(["export", str(folder / "run"), "--onnx"]) == 0
+
+    return made_once("other", tmp_path_factory, make) / "run" / "model.onnx"
 
 
 @pytest.fixture(scope="module")

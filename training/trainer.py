@@ -12,6 +12,7 @@ from torch import Tensor
 from ducat_serve.checkpoint import weights_digest, write_checkpoint
 from ducat_serve.deployed import Classifier, Deployed, build_classifier, load_weights, numpy_weights
 from ducat_serve.errors import DataError, DucatError, InterruptedRun, UsageError, command_line
+from ducat_serve.networks.allowed import options_for
 from ducat_serve.output import Output
 from ducat_serve.spec import ModelSpec
 from training.attacks.ball import require_size
@@ -183,7 +184,7 @@ class Trainer:
                 raise
             raise DucatError(
                 f"Another process of this run is gone; the last saved state is kept in {self.folder.path}.",
-                command_line("ducat", "train", "--resume", self.folder.path),
+                self._command_to_resume(),
             ) from error
         finally:
             self.tensorboard.close()
@@ -318,8 +319,11 @@ class Trainer:
         return InterruptedRun(
             signal_number,
             f"Interrupted; saved at {place}.",
-            command_line("ducat", "train", "--resume", self.folder.path),
+            self._command_to_resume(),
         )
+
+    def _command_to_resume(self) -> str:
+        return command_line("ducat", "train", "--resume", self.folder.path, *options_for(self.config.network))
 
     def _diverged(self, loss: str) -> DucatError:
         kept = "The last good state is kept in" if self.folder.state.exists() else "No state was saved yet in"

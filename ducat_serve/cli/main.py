@@ -15,6 +15,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ducat_serve import __version__
+from ducat_serve.cli.help_formatter import HelpFormatter
 from ducat_serve.cli.manner_options import manner_options
 from ducat_serve.errors import EXTRAS, DucatError, missing_extra
 from ducat_serve.threads import prepare_threads
@@ -41,6 +42,8 @@ COMMANDS = {
 
 
 _WITHOUT_TORCH = ("serve", "bento")
+
+click.Context.formatter_class = HelpFormatter  # of every command, wherever it is defined
 
 
 @dataclass(frozen=True)

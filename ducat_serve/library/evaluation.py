@@ -15,6 +15,7 @@ from ducat_serve.attacked_examples import FILE_NAME, AttackedExamples
 from ducat_serve.bundled import bundled_name, model_path
 from ducat_serve.checkpoint import checkpoint_path, read_checkpoint, read_spec, write_checkpoint
 from ducat_serve.errors import InterruptedRun, UsageError, command_line, missing_extra
+from ducat_serve.networks.allowed import options_for
 from ducat_serve.output import Output
 from ducat_serve.predictor import Device
 from ducat_serve.report import RobustnessReport
@@ -230,7 +231,7 @@ def _store_in_checkpoint(path: Path, spec: ModelSpec) -> _Store:
         _, tensors = read_checkpoint(path)
         write_checkpoint(path, tensors, spec.model_copy(update={"robustness": report}))
         output.say(f"Stored in {path}.")
-        output.next(command_line("ducat", "export", path))
+        output.next(command_line("ducat", "export", path, *options_for(spec.network)))
 
     return store
 

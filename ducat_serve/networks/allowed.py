@@ -25,6 +25,13 @@ def import_from(folder: Path) -> None:
     _folders[:] = [folder.resolve()]
 
 
+def options_for(network: str) -> list[str]:
+    """What the next command on a checkpoint of ``network`` has to be given again; nothing unless it was named here."""
+    if network not in _names:
+        return []
+    return ["--network", network, *(word for folder in _folders for word in ("--import-from", str(folder)))]
+
+
 def is_anything_allowed() -> bool:
     """Whether somebody named a module of their own."""
     return bool(_names)

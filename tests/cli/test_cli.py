@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -32,6 +31,18 @@ def test_every_command_has_help_with_an_example_and_json(
     assert f"ducat {name}" in text
     assert "--json" in text
     assert "--config" in text
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_help_breaks_no_word_at_a_hyphen(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An option's name that goes over two lines is found by nobody who searches for it."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert [line for line in text.splitlines() if line.endswith("-")] == []
+    assert "\N{NON-BREAKING HYPHEN}" not in text
 
 
 @pytest.mark.integration
@@ -282,30 +293,6 @@ def test_doctor_prints_markdown_for_a_bug_report(
     assert lines[:2] == ["| | check | found |", "|---|---|---|"]
     assert f"| ok | ducat-serve | {__version__} |" in lines
     assert lines[-1].startswith("| FAIL | data cache | /proc~ is not writable")
-
-
-@pytest.mark.slow
-@pytest.mark.xdist_group("demo")
-def test_demo_does_the_whole_job(tmp_path: Path) -> None:
-    small = {"DUCAT_EVALUATE_ATTACK": "pgd", "DUCAT_EVALUATE_MAX_EXAMPLES": "60"}
-    done = subprocess.run(
-        [*DUCAT, "demo", "--epochs", "2", "--out", str(tmp_path / "run"), "--json"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=tmp_path,
-        env={**os.environ, **small},
-    )
-    result = json.loads(done.stdout)
-    assert result["http_images"] == 8
-    assert 0 <= result["worst_case_accuracy"] <= result["clean_accuracy"] <= 1
-    assert "The server has stopped." in done.stderr
-    assert '{"event": "epoch"' not in done.stderr, "people read along with what the demo runs"
-    assert {"model.safetensors", "model.onnx", "metrics.csv"} <= {
-        p.name for p in (tmp_path / "run").iterdir()
-    }
-    assert [p.name for p in sorted((tmp_path / "run" / "samples").iterdir())][9] == "digit-9.png"
-    assert "--samples" in done.stderr.splitlines()[-1]
 
 
 def test_debug_keeps_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:

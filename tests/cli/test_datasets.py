@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from ducat_serve.cli.main import run
+from tests.support.image_folders import write_colours
 from training.data import DATASETS
 from training.data.download import Archive
 
@@ -69,9 +71,8 @@ def test_the_next_command_after_check_resizes_where_sizes_differ(tmp_path: Path,
     assert "--image-size" not in capsys.readouterr().err
     Image.new("RGB", (9, 9)).save(folder / "train" / "a" / "1.png")
     assert run(["datasets", "check", str(folder)]) == 0
-    assert f"ducat train --dataset folder:{folder} --image-size 64" in capsys.readouterr().err.replace(
-        "\n", ""
-    )
+    command = f"ducat train --dataset folder:{folder} --recipe folder-hours --image-size 64"
+    assert command in capsys.readouterr().err.replace("\n", "")
 
 
 def test_the_next_command_after_check_has_a_batch_that_the_images_fill(
@@ -82,7 +83,7 @@ def test_the_next_command_after_check_has_a_batch_that_the_images_fill(
         for number in range(30):  # of which 6 become test, and 2 val
             Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / label / f"{number}.png")
     assert run(["datasets", "check", str(tmp_path)]) == 0
-    assert capsys.readouterr().err.rstrip().endswith("--batch-size 16")
+    assert capsys.readouterr().err.rstrip().endswith("--batch-size 16 --dry-run")
     small = ["--network", "resnet-small", "--dry-run", "--dataset", f"folder:{tmp_path}"]
     assert run(["train", *small, "--batch-size", "45"]) == 2
     assert "more than the 44 training images" in capsys.readouterr().err
@@ -100,8 +101,21 @@ def test_a_batch_is_named_where_what_is_left_to_train_on_does_not_fill_the_usual
             for number in range(count // 2):
                 Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / split / label / f"{number}.png")
     assert run(["datasets", "check", str(tmp_path)]) == 0
-    named = [int(word) for word in capsys.readouterr().err.split("--batch-size")[1:]]
+    named = [int(rest.split()[0]) for rest in capsys.readouterr().err.split("--batch-size")[1:]]
     assert named == sizes
+
+
+@pytest.mark.integration
+def test_the_next_command_after_check_runs_as_it_is(tmp_path: Path, capsys: Capture) -> None:
+    """It names the recipe for a machine like this one, and says what a training would cost before it costs it."""
+    folder = tmp_path / "my photos"
+    write_colours(folder, train=5, size=40)
+    assert run(["datasets", "check", str(folder)]) == 0
+    command = capsys.readouterr().err.partition("Next:")[2]
+    assert run(["--quiet", *shlex.split(command)[1:]]) == 0
+    printed = capsys.readouterr().out
+    assert "resnet14, guided, ducat off: nothing was written" in printed
+    assert "30 of 30 epochs" in printed
 
 
 def test_check_of_no_data_set(tmp_path: Path, capsys: Capture) -> None:

@@ -1,10 +1,12 @@
-"""What `ducat demo` looks at first and what it leaves; tests/cli/test_cli.py runs it."""
+"""`make demo`: what it looks at first, what it does, and what it leaves when it is interrupted."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -17,6 +19,8 @@ from ducat_serve.cli.commands.demo import _ducat, _free_folder
 from ducat_serve.cli.main import run
 from ducat_serve.errors import DucatError, InterruptedRun
 from ducat_serve.output import Output
+from tests.conftest import PROJECT
+from tests.support.documents import SMALL, blocks
 
 
 def test_the_demo_looks_for_its_packages_before_it_trains(
@@ -41,6 +45,31 @@ def test_the_demo_keeps_its_model_in_a_folder_of_its_own(tmp_path: Path) -> None
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo-2").mkdir()
     assert _free_folder(tmp_path) == tmp_path / "demo-3"
+
+
+@pytest.mark.slow
+def test_make_demo_does_the_whole_job(tmp_path: Path) -> None:
+    """README's first block. Asked for JSON, so that what it found can be looked at."""
+    [block] = [block for block in blocks(PROJECT / "README.md") if block.code == "make demo"]
+    folder = tmp_path / "run"
+    done = subprocess.run(
+        ["bash", "-e", "-c", block.code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=PROJECT,
+        env={**os.environ, **SMALL, "DUCAT_DEMO_OUT": str(folder), "DUCAT_DEMO_JSON": "1"},
+    )
+    said_by_make, document = done.stdout.split("\n", 1)
+    assert said_by_make.endswith("ducat demo")
+    result = json.loads(document)
+    assert result["http_images"] == 8
+    assert 0 <= result["worst_case_accuracy"] <= result["clean_accuracy"] <= 1
+    assert "The server has stopped." in done.stderr
+    assert '{"event": "epoch"' not in done.stderr, "people read along with what the demo runs"
+    assert {"model.safetensors", "model.onnx", "metrics.csv"} <= {path.name for path in folder.iterdir()}
+    assert [path.name for path in sorted((folder / "samples").iterdir())][9] == "digit-9.png"
+    assert "--samples" in done.stderr.splitlines()[-1]
 
 
 # Stands for `python -P -m ducat_serve ...`: counts signals, takes a while to save after the first, and leaves a process

@@ -183,7 +183,7 @@ def test_the_list_names_changed_files(tmp_path: Path, capsys: pytest.CaptureFixt
     assert listed[NAME] == ["safetensors", "onnx"]
     assert run(["models"]) == 0
     shown = capsys.readouterr()
-    assert [line.endswith("changed") for line in shown.out.splitlines()] == [False, *[True] * len(listed)]
+    assert [" (changed) " in line for line in shown.out.splitlines()] == [False, *[True] * len(listed)]
     assert "the SHA-256 of" in shown.err
     assert "cannot be read" in shown.err
     assert "Next: pip install --force-reinstall" in shown.err

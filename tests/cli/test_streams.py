@@ -110,6 +110,18 @@ def test_a_table_that_would_need_more_than_the_terminal_has_no_box(monkeypatch: 
     assert screen.getvalue().split() == ["SHA-256", DIGEST]
 
 
+@pytest.mark.parametrize("listing", ["networks", "datasets", "recipes", "models"])
+def test_listings_are_boxes_on_a_terminal_of_a_hundred_columns(
+    listing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many of their columns have to be wrapped for it."""
+    screen = on_terminal(monkeypatch, 100)
+    assert run(["--quiet", listing]) == 0
+    lines = screen.getvalue().splitlines()
+    assert {line[0] for line in lines} <= set("┏┃┡│└")
+    assert max(map(len, lines)) <= 100
+
+
 def test_an_epoch_is_a_line_of_a_hundred_characters() -> None:
     measured = dict.fromkeys(("val_legacy_accuracy", "val_fgsm_accuracy", "val_clean_accuracy"), 0.999)
     row = epoch_row(130, images_per_second=12_345.6, loss=2.3456, dummy_share_clean=0.5, **measured)

@@ -1,4 +1,4 @@
-"""The distributions of a release, built once for all tests that look at them (in the xdist group `release`)."""
+"""The distributions of a release, built once for all tests that look at them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clean_installation import Distributions, build, install
+from tests.support.clean_installation import Distributions, build, built, install
+from tests.support.made_once import made_once
 
 
 @pytest.fixture(scope="session")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
-    return build(tmp_path_factory.mktemp("release"))
+    return built(made_once("release", tmp_path_factory, build))
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import pytest
 from PIL import Image
 
 from ducat_serve.bundled import KINDS, bundled_models
@@ -16,9 +15,6 @@ from tests.support.clean_installation import Distributions
 from training.data import load_dataset
 
 NAME = "digits-small"
-
-
-pytestmark = pytest.mark.xdist_group("release")  # one process builds the wheel, once
 
 
 def ducat(python: Path, place: Path, *arguments: str) -> Any:

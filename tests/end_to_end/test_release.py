@@ -14,7 +14,7 @@ import pytest
 from ducat_serve import __version__
 from tests.support.clean_installation import NOT_OURS, PROJECT, Distributions
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("release")]
+pytestmark = pytest.mark.slow
 
 # Of these there is only what the packaging tools write themselves.
 WRITTEN_BY_SETUPTOOLS = {"PKG-INFO", "setup.cfg"}

@@ -22,7 +22,6 @@ from tests.conftest import PROJECT
 from tests.support.http_client import DIGITS, GOOD
 from tests.support.server_process import WAIT, free_port, started
 
-pytestmark = pytest.mark.xdist_group("bento")  # one process builds it, once
 BIN = Path(sys.executable).parent
 SECRETS = {
     "DUCAT_SERVE_API_KEYS": "alice:" + "s3cret-key-" * 3,

@@ -11,6 +11,7 @@ import importlib.metadata
 import shutil
 import subprocess
 import sys
+import tempfile
 import venv
 from collections.abc import Iterable
 from pathlib import Path
@@ -44,9 +45,19 @@ class Distributions(NamedTuple):
     wheel: Path
 
 
-def build(folder: Path) -> Distributions:
+def build(folder: Path) -> None:
     """Build both in ``folder``, by the setuptools that are installed, from a working tree with `NOT_OURS` in it."""
-    source, target = folder / "source", folder / "dist"
+    with tempfile.TemporaryDirectory() as place:
+        _build(Path(place) / "source", folder)
+
+
+def built(folder: Path) -> Distributions:
+    """What `build` left in ``folder``."""
+    [sdist], [wheel] = folder.glob("*.tar.gz"), folder.glob("*.whl")
+    return Distributions(sdist, wheel)
+
+
+def _build(source: Path, target: Path) -> None:
     shutil.copytree(PROJECT, source, ignore=_HEAVY)
     for name in NOT_OURS:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
@@ -54,8 +65,6 @@ def build(folder: Path) -> Distributions:
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(target), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    [sdist], [wheel] = target.glob("*.tar.gz"), target.glob("*.whl")
-    return Distributions(sdist, wheel)
 
 
 def install(wheel: Path, extras: Iterable[str], folder: Path) -> Path:

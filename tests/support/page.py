@@ -96,3 +96,13 @@ CONTRASTS = """() => {
     }
     return found;
 }"""
+
+
+# Over how many lines the words of an element's text go.
+LINES_OF = """(element, words) => {
+  const text = element.firstChild, range = document.createRange();
+  const start = text.data.replace(/\\s/g, " ").indexOf(words);
+  range.setStart(text, start);
+  range.setEnd(text, start + words.length);
+  return new Set([...range.getClientRects()].map((box) => box.top)).size;
+}"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,12 @@ def test_the_whole_way(
     assert served[0]["label"] == asked["predictions"][0]["label"]
 
 
+def next_command(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The arguments of the command that was named last as the next one."""
+    line = capsys.readouterr().err.rpartition("Next: ducat")[2].splitlines()[0]
+    return shlex.split(line.partition(", or")[0])
+
+
 SOURCE = """
 from torch import nn
 
@@ -70,21 +77,28 @@ def make(outputs):
 """
 
 
-def test_a_network_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With dropout, interrupted and resumed it is the same run; its code is imported only where it is named."""
+def test_a_network_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With dropout, interrupted and resumed it is the same run; its code is imported only where it is named.
+
+    Each command names it in the one that it says comes next.
+    """
     (tmp_path / "mine.py").write_text(SOURCE)
     name, here = ["--network", "mine:make"], ["--import-from", str(tmp_path)]
     flags = ["--dataset", "digits", "--epochs", "1", "--ducat", "off", "--attack-steps", "1", *ON]
     digests = []
-    for folder in (tmp_path / "one", tmp_path / "two"):
+    for folder in (tmp_path / "two", tmp_path / "one"):
         monkeypatch.setattr(allowed, "_names", set())
         assert run(["train", *flags, *name, *here, "--out", str(folder)]) == 0
         digests.append(read_spec(folder / "model.safetensors").weights_digest)
     assert digests[0] == digests[1]
     monkeypatch.setattr(allowed, "_names", set())
     assert run(["export", str(tmp_path / "one")]) == 3
-    assert run(["evaluate", str(tmp_path / "one"), "--attack", "pgd", *name, *here, *ON]) == 0
-    assert run(["export", str(tmp_path / "one"), *name, *here]) == 0
+    assert run([*next_command(capsys), "--attack", "pgd", *ON]) == 0
+    assert run(next_command(capsys)) == 0
+    assert run(["train", *flags, *name, *here, "--out", str(tmp_path / "one")]) == 2
+    assert next_command(capsys) == ["train", "--resume", str(tmp_path / "one"), *name, *here]
     # The ONNX file needs no word of anybody: it holds the network itself.
     monkeypatch.setattr(allowed, "_names", set())
     image = io.BytesIO()

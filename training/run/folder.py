@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from ducat_serve import atomic
 from ducat_serve.errors import DataError, DucatError, UsageError, command_line
+from ducat_serve.networks.allowed import options_for
 from ducat_serve.spec import first_problem
 from training.run.metrics import COLUMNS, EpochRow
 from training.run.presence import CAN_LOOK, is_marked, marked
@@ -150,10 +151,8 @@ class RunFolder:
     ) -> None:
         """Start a new run here. Raises UsageError where there is one already."""
         if self.config.exists():
-            raise UsageError(
-                f"{self.path} already holds a run.",
-                f"{command_line('ducat', 'train', '--resume', self.path)}, or choose another --out",
-            )
+            resume = command_line("ducat", "train", "--resume", self.path, *options_for(config.network))
+            raise UsageError(f"{self.path} already holds a run.", f"{resume}, or choose another --out")
         # The data folder is where this machine keeps its data, not a part of what decides the weights.
         document = {
             "config": config.model_dump(mode="json"),

@@ -12,6 +12,7 @@ import torch
 
 from ducat_serve.errors import UsageError, command_line, unknown_name
 from ducat_serve.networks import require_name
+from ducat_serve.networks.allowed import options_for
 from ducat_serve.output import Output
 from training.attacks.ball import require_size
 from training.config import TrainConfig, resolve
@@ -113,7 +114,7 @@ def require_unchanged(
     if changes:
         raise UsageError(
             f"--resume goes on with the run as it was: {'; '.join(changes)}.",
-            command_line("ducat", "train", "--resume", folder),
+            command_line("ducat", "train", "--resume", folder, *options_for(config.network)),
         )
 
 

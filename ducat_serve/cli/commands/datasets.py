@@ -117,16 +117,23 @@ def _show(path: Path, found: DataCheck, output: Output) -> None:
     for warning in found.warnings:
         output.warn(f"{warning}.")
     if not found.broken:
-        output.next(command_line("ducat", "train", "--dataset", f"folder:{path}", *_options_to_train(found)))
+        output.say("The next command says how long a training takes here; without --dry-run it trains.")
+        options = _options_to_train(found)
+        output.next(command_line("ducat", "train", "--dataset", f"folder:{path}", *options, "--dry-run"))
 
 
 def _options_to_train(found: DataCheck) -> list[str]:
-    """What a training on these images would be refused without."""
+    """The recipe that we recommend on this machine, and what a training on these images would be refused without."""
     from training.data.splits import fitting_batch_size
-    from training.recipes import load_recipe
+    from training.device import choose_device
+    from training.recipes import load_recipe, recommended_recipe
 
-    options = ["--image-size", "64"] if len(found.sizes) > 1 else []
-    if found.to_train < load_recipe("folder")["batch_size"]:
+    on_gpu = choose_device("auto", Output(silent=True)).type == "cuda"
+    recipe = recommended_recipe("folder", on_gpu=on_gpu) or "folder"
+    options = ["--recipe", recipe]
+    if len(found.sizes) > 1:
+        options += ["--image-size", "64"]
+    if found.to_train < load_recipe(recipe)["batch_size"]:
         options += ["--batch-size", str(fitting_batch_size(found.to_train))]
     return options
 

@@ -31,16 +31,15 @@ def command(json: bool) -> None:
     damaged = {model.name: [kind for kind in KINDS if model.damage(kind)] for model in models}
     output.table(
         "",
-        ("name", "data set", "weights", "clean, %", "worst case, %", "against", ""),
+        ("name", "data set", "weights", "clean, %", "worst case, %", "against"),
         (
             (
-                model.name,
+                f"{model.name} (changed)" if damaged[model.name] else model.name,
                 model.dataset,
                 f"{model.parameters / 1e6:.2f} M",
                 _percent(model.clean_accuracy, model.clean_interval),
                 _percent(model.worst_case_accuracy, model.worst_case_interval),
                 model.threat_model,
-                "changed" if damaged[model.name] else "",
             )
             for model in models
         ),

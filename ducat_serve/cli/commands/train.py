@@ -199,6 +199,7 @@ def _shown(name: str, value: object) -> str:
 
 
 def _show(summary: RunSummary, trainer: Trainer, output: Output) -> None:
+    from ducat_serve.networks.allowed import options_for
     from training.recipes import recommended_recipe
 
     folder, dataset = trainer.folder, trainer.config.dataset
@@ -222,7 +223,7 @@ def _show(summary: RunSummary, trainer: Trainer, output: Output) -> None:
             ("curves", folder.curves),
         ],
     )
-    output.next(command_line("ducat", "evaluate", folder.path))
+    output.next(command_line("ducat", "evaluate", folder.path, *options_for(trainer.config.network)))
     recommended = recommended_recipe(dataset, on_gpu=trainer.device.type == "cuda")
     # The method of those recipes is made for linf alone.
     if dummies_cost and recommended is not None and trainer.config.norm == "linf":

@@ -45,8 +45,9 @@ function showModel(found) {
   showProblem("");
   $("key").removeAttribute("aria-invalid");
   const [height, width] = spec.image_size;
-  $("model").textContent =
-    `${found.name} · ${spec.network} · ${spec.num_classes} classes · ${width} × ${height} pixels`;
+  // No-break spaces: on a phone lines end at the dots, not inside of "8 × 8 pixels".
+  const size = `${width}\u00a0×\u00a0${height}\u00a0pixels`;
+  $("model").textContent = `${found.name} · ${spec.network} · ${spec.num_classes}\u00a0classes · ${size}`;
   $("preview").classList.toggle("few-pixels", Math.max(height, width) < 160);
   const towers = spec.towers != null;
   $("dummy").hidden = spec.fold === "none" || towers;

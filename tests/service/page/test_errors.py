@@ -20,7 +20,7 @@ from tests.support.page import (
 )
 from tests.support.server_process import Server
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("page")]
+pytestmark = pytest.mark.slow
 
 
 def test_an_error_is_announced_and_the_page_goes_on(

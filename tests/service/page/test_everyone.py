@@ -13,6 +13,7 @@ from playwright.sync_api import Page, expect
 from tests.support.http_client import DIGITS
 from tests.support.page import (
     CONTRASTS,
+    LINES_OF,
     OUTLINE,
     PNG,
     TOO_WIDE,
@@ -22,7 +23,7 @@ from tests.support.page import (
 )
 from tests.support.server_process import Server
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("page")]
+pytestmark = pytest.mark.slow
 
 
 def test_by_keyboard_alone(look: Callable[..., Page], server: Server, measured: Path) -> None:
@@ -84,6 +85,16 @@ def test_a_small_phone(look: Callable[..., Page], server: Server, scheme: Any) -
     assert page.locator("main").evaluate(TOO_WIDE) == []
     is_dark = page.locator("body").evaluate("e => getComputedStyle(e).backgroundColor").startswith("rgb(15,")
     assert is_dark == (scheme == "dark")
+
+
+def test_the_heading_breaks_its_lines_between_what_it_says(look: Callable[..., Page], server: Server) -> None:
+    page = look(server, viewport={"width": 320, "height": 640}, is_mobile=True)
+    heading = page.locator("#model")
+    expect(heading).to_contain_text("8 × 8 pixels")
+    for width in range(320, 480, 10):
+        page.set_viewport_size({"width": width, "height": 640})
+        for words in ("10 classes", "8 × 8 pixels"):
+            assert heading.evaluate(LINES_OF, words) == 1, f"{words} at {width} pixels"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

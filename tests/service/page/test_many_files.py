@@ -13,7 +13,7 @@ from tests.support.http_client import DIGITS, encode
 from tests.support.page import PNG, expect_answer, label_of
 from tests.support.server_process import Server
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("page")]
+pytestmark = pytest.mark.slow
 
 
 def file(name: str, data: bytes) -> FilePayload:

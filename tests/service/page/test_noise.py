@@ -19,7 +19,7 @@ from tests.support.page import (
 )
 from tests.support.server_process import Server
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("page")]
+pytestmark = pytest.mark.slow
 
 
 def test_the_slider_asks_again_with_the_same_noise_scaled(look: Callable[..., Page], server: Server) -> None:

@@ -7,7 +7,7 @@ from playwright.sync_api import Browser
 
 from tests.support.server_process import Server
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("page")]
+pytestmark = pytest.mark.slow
 
 
 def test_the_policy_holds_in_the_browser(browser: Browser, server: Server) -> None:

@@ -46,7 +46,6 @@ def test_what_the_document_says_stays_text() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("page")
 def test_it_fits_a_phone_and_links_work(look: Callable[..., Page], server: Server) -> None:
     page = look(server, viewport={"width": 360, "height": 640}, is_mobile=True)
     page.get_by_role("link", name="its reference").click()

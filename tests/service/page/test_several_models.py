@@ -19,7 +19,7 @@ from tests.support.page import (
     label_of,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("page")]
+pytestmark = pytest.mark.slow
 
 
 def test_one_of_several_models_is_chosen(

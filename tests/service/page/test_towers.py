@@ -13,7 +13,7 @@ from tests.support.browser import serving
 from tests.support.http_client import DIGITS, encode
 from tests.support.towers import exported_towers
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("page")]
+pytestmark = pytest.mark.slow
 
 
 def test_the_page_says_whose_answer_it_is(look: Callable[..., Page], tmp_path: Path) -> None:

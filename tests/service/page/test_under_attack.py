@@ -13,7 +13,7 @@ from ducat_serve.predictor import Predictor
 from tests.support.page import PNG
 from tests.support.server_process import WAIT, Server
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("page")]
+pytestmark = pytest.mark.slow
 # What is drawn: the first and the third picture, and ten times their difference.
 DRAWN = """() => ["before", "change", "after"].map((name) => {
     const canvas = document.getElementById("trio-" + name);

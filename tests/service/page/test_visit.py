@@ -16,7 +16,7 @@ from tests.support.http_client import DIGITS, encode
 from tests.support.page import KEY, OTHER_PNG, PNG, expect_answer, label_of
 from tests.support.server_process import WAIT, Server
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("page")]
+pytestmark = pytest.mark.slow
 
 
 def test_what_was_asked_can_be_shown_again(look: Callable[..., Page], server: Server, measured: Path) -> None:

@@ -19,7 +19,7 @@ from tests.support.page import (
 )
 from tests.support.server_process import Server
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("page")]
+pytestmark = pytest.mark.slow
 
 
 def test_an_upload_shows_the_models_own_answer(

@@ -1,0 +1,27 @@
+"""How `--help` breaks its lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import click
+
+_UNBROKEN = "‑"  # U+2011: as wide as a hyphen, and no line ends there
+
+
+class HelpFormatter(click.HelpFormatter):
+    """click's own, which would break `--lr-milestones` at its hyphens: whoever searches for it would not find it."""
+
+    def write_text(self, text: str) -> None:
+        super().write_text(_unbroken(text))
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+        unbroken = [(first, _unbroken(second)) for first, second in rows]
+        super().write_dl(unbroken, col_max, col_spacing)
+
+    def getvalue(self) -> str:
+        return super().getvalue().replace(_UNBROKEN, "-")
+
+
+def _unbroken(text: str) -> str:
+    return text.replace("-", _UNBROKEN)
