@@ -1,8 +1,8 @@
 """Adversarially robust image classifiers that can be deployed (DUCAT, arXiv 2410.12671).
 
-`train`, `mix`, `evaluate` and `export` do what the commands do; `train_config` makes the settings of a run, `resume`
-goes on with one. `load` gives the deployed function as a torch module; `Predictor` runs an exported model without
-torch; `Client` and `AsyncClient` ask a server. Nothing is imported before it is used.
+`train`, `import_model`, `mix`, `evaluate` and `export` do what the commands do; `train_config` makes the settings of a
+run, `resume` goes on with one. `load` gives the deployed function as a torch module; `Predictor` runs an exported model
+without torch; `Client` and `AsyncClient` ask a server. Nothing is imported before it is used.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ducat_serve.deployed import load
     from ducat_serve.library.evaluation import evaluate
     from ducat_serve.library.exporting import export
+    from ducat_serve.library.importing import import_model
     from ducat_serve.library.mixing import mix
     from ducat_serve.library.training import resume, train, train_config
     from ducat_serve.output import Output
@@ -32,6 +33,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "export",
+    "import_model",
     "load",
     "mix",
     "resume",
@@ -48,13 +50,14 @@ _MODULES = {
     "Predictor": "predictor",
     "evaluate": "library.evaluation",
     "export": "library.exporting",
+    "import_model": "library.importing",
     "load": "deployed",
     "mix": "library.mixing",
     "resume": "library.training",
     "train": "library.training",
     "train_config": "library.training",
 }
-_WITH_TORCH = ("evaluate", "export", "load", "mix", "resume", "train", "train_config")
+_WITH_TORCH = ("evaluate", "export", "import_model", "load", "mix", "resume", "train", "train_config")
 
 
 def __getattr__(name: str) -> Any:

@@ -29,6 +29,7 @@ from ducat_serve.threat_model import ThreatModel
 SCHEMA_VERSION = 1
 Tower = Literal["standard", "robust"]
 METADATA_KEY = "ducat"
+IMPORTED = "imported"  # in the place of the method, of a model that others have trained
 
 MAX_IMAGE_SIZE = 512
 _ONLY_SOME = ("network_source", "towers")
@@ -126,6 +127,11 @@ class ModelSpec(BaseModel):
         """The settings it was trained with, empty where it does not record them: any of them can be missing."""
         recipe = self.training.get("recipe")
         return recipe if isinstance(recipe, dict) else {}
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether others have trained it, so that how, and on what, is not known."""
+        return self.recipe.get("method") == IMPORTED
 
     @property
     def command(self) -> str | None:

@@ -42,10 +42,6 @@ _DIGEST: dict[Artefact, str] = {
 
 def model_card(spec: ModelSpec, name: str) -> str:
     """The card of the model file ``name``. No dates and no paths: the same spec gives the same text."""
-    recipe = spec.recipe
-    # Recipes are older than the methods; what they do not name was plain PGD adversarial training.
-    method = recipe.get("method", "pgd-at") if recipe else NOT_RECORDED
-    epochs, batch, seed = (text(recipe.get(key, NOT_RECORDED)) for key in ("epochs", "batch_size", "seed"))
     height, width = spec.image_size
     sections = [
         _title(spec),
@@ -54,11 +50,7 @@ def model_card(spec: ModelSpec, name: str) -> str:
         "## Robustness",
         *_robustness(spec, name),
         "## Training",
-        f"- Method: {text(method)}, {_METHOD.get(str(recipe.get('ducat')), NOT_RECORDED)}\n"
-        f"{_towers(spec)}"
-        f"- Data: {text(spec.training.get('data', NOT_RECORDED))}\n"
-        f"- Threat model in training: {spec.threat_model}\n"
-        f"- {epochs} epochs, batch {batch}, seed {seed}" + _provenance(spec),
+        (_imported(spec) if spec.is_imported else _training(spec)) + _provenance(spec),
         "## Use",
         f"- Input `images`: uint8 [batch, {height}, {width}, {spec.channels}]. {RESIZE_POLICY}\n"
         f"- Outputs: `logits` float32 [batch, {spec.num_classes}], `label` int64 [batch], "
@@ -71,6 +63,28 @@ def model_card(spec: ModelSpec, name: str) -> str:
         f"Weights: SHA-256 {code(spec.weights_digest)}. Digests {DIGESTS}",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _training(spec: ModelSpec) -> str:
+    recipe = spec.recipe
+    # Recipes are older than the methods; what they do not name was plain PGD adversarial training.
+    method = recipe.get("method", "pgd-at") if recipe else NOT_RECORDED
+    epochs, batch, seed = (text(recipe.get(key, NOT_RECORDED)) for key in ("epochs", "batch_size", "seed"))
+    return (
+        f"- Method: {text(method)}, {_METHOD.get(str(recipe.get('ducat')), NOT_RECORDED)}\n"
+        f"{_towers(spec)}"
+        f"- Data: {text(spec.training.get('data', NOT_RECORDED))}\n"
+        f"- Threat model in training: {spec.threat_model}\n"
+        f"- {epochs} epochs, batch {batch}, seed {seed}"
+    )
+
+
+def _imported(spec: ModelSpec) -> str:
+    return (
+        "- Trained by others, and imported: how, and on which images, is not known.\n"
+        f"- Its classes are those of: {text(spec.training.get('data', NOT_RECORDED))}\n"
+        f"- Threat model that it is meant for: {spec.threat_model}"
+    )
 
 
 def _title(spec: ModelSpec) -> str:
@@ -103,7 +117,7 @@ def _provenance(spec: ModelSpec) -> str:
     lines = {
         "Command": spec.command,
         "Network": _source(spec),
-        "Start weights": _start_weights(spec),
+        "Weights" if spec.is_imported else "Start weights": _start_weights(spec),
         "Git revision of ducat-serve": spec.git_revision,
         "Versions": versions_in_words(spec),
         "Digest of the data": spec.data_digest,

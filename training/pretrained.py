@@ -99,6 +99,10 @@ class Pretrained:
         )
         return (*found, *self._matched(classifier).notes)
 
+    def brings_head(self, classifier: Classifier) -> bool:
+        """Whether the head is theirs too, and no fresh one. Raises as `tensors`."""
+        return self._matched(classifier).brings_head
+
     def normalisation_for(self, classifier: Classifier) -> Normalisation | None:
         """What the file itself holds, else what it came with; None where neither says anything."""
         return self._matched(classifier).normalisation or self.declared

@@ -24,11 +24,15 @@ _NAMED = 4  # names in a message
 
 @dataclass(frozen=True)
 class Matched:
-    """Tensors as the network names them, its head apart; what to say of them; the file's own normalisation."""
+    """Tensors as the network names them; what to say of them; the file's own normalisation.
+
+    ``brings_head``: the head is the file's too, and no fresh one.
+    """
 
     tensors: dict[str, Tensor]
     notes: tuple[str, ...]
     normalisation: Normalisation | None
+    brings_head: bool
 
 
 def match(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], head: str, source: str) -> Matched:
@@ -53,12 +57,14 @@ def match(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], head: str
     normalisation, notes, superfluous = _rest(found, used, prefix, twins, expected)
     if missing or misfits or superfluous:
         raise _other_architecture(source, missing, misfits, superfluous, taken, body)
-    own_head, note = _head({name: found.get(prefix + name) for name in heads}, heads)
+    their_head, note = _head({name: found.get(prefix + name) for name in heads}, heads)
     if prefix:
         notes.insert(0, f"'{prefix}' before each name was taken off")
-    tensors = {name: tensor.to(expected[name].dtype) for name, tensor in (taken | own_head).items()}
+    tensors = {
+        name: tensor.to(expected[name].dtype) for name, tensor in (taken | (their_head or heads)).items()
+    }
     # What torch itself fills in: files of old versions have no counters.
-    return Matched({**expected, **tensors}, (*notes, note), normalisation)
+    return Matched({**expected, **tensors}, (*notes, note), normalisation, their_head is not None)
 
 
 def _prefixes(
@@ -121,12 +127,12 @@ def _rest(
 
 def _head(
     found: Mapping[str, Tensor | None], expected: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], str]:
-    """The file's head where it fits, with dummies where the network has them; else the fresh one."""
+) -> tuple[dict[str, Tensor] | None, str]:
+    """The file's head where it fits, with dummies where the network has them; else None. And what to say of it."""
     have = {name: tensor for name, tensor in found.items() if tensor is not None}
     outputs = next(iter(expected.values())).shape[0]
     if len(have) < len(expected):
-        return dict(expected), f"they have no head: a fresh one of {outputs} outputs is trained"
+        return None, f"they have no head: a fresh one of {outputs} outputs is trained"
     if all(have[name].shape == expected[name].shape for name in expected):
         return have, (
             f"their head of {outputs} outputs is kept: right only for the same classes in the same order"
@@ -141,7 +147,7 @@ def _head(
             f"their head of {width} classes is kept, with a dummy for each: right only for the same classes in the "
             "same order"
         )
-    return dict(expected), f"their head has {width} outputs, not {outputs}: a fresh one is trained"
+    return None, f"their head has {width} outputs, not {outputs}: a fresh one is trained"
 
 
 def _other_architecture(

@@ -25,6 +25,7 @@ COMMANDS = {
     "train": "Train a robust classifier and write a run folder.",
     "recipes": "List, show and copy the settings that `ducat train` starts from.",
     "runs": "List training runs: state, epoch, accuracies.",
+    "import": "Make a checkpoint of a network that others have trained.",
     "mix": "Put an accurate and a robust model together, with a switch between them.",
     "evaluate": "Measure clean and robust accuracy of the deployed function.",
     "compare": "Compare the measured robustness of models, with a plot.",

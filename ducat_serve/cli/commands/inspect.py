@@ -12,7 +12,7 @@ from ducat_serve.model_file import read_verified_spec
 from ducat_serve.output import Output
 from ducat_serve.report import NOT_MEASURED
 from ducat_serve.report_text import DIGESTS, NOT_RECORDED, versions_in_words
-from ducat_serve.spec import ModelSpec, Switch
+from ducat_serve.spec import IMPORTED, ModelSpec, Switch
 
 
 @click.command("inspect")
@@ -31,9 +31,6 @@ def command(model: Path, json: bool) -> None:
     spec, source = read_verified_spec(path)
     extra = {} if source is None else {"source checkpoint": source}
     robustness = NOT_MEASURED if spec.robustness is None else spec.robustness.summary()
-    recipe = {key: spec.recipe.get(key, NOT_RECORDED) for key in ("ducat", "epochs", "seed")}
-    # Recipes are older than the methods; what they do not name was plain PGD adversarial training.
-    method = spec.recipe.get("method", "pgd-at") if spec.recipe else NOT_RECORDED
     rows = [
         ("file", f"{path} ({path.stat().st_size:,} bytes)"),
         ("SHA-256", file_sha256(path)),
@@ -47,9 +44,7 @@ def command(model: Path, json: bool) -> None:
         *_towers(spec),
         ("precision", spec.precision),
         ("threat model", spec.threat_model),
-        ("trained on", spec.training.get("data", NOT_RECORDED)),
-        ("method", f"{method}, ducat {recipe['ducat']}"),
-        ("recipe", f"{recipe['epochs']} epochs, seed {recipe['seed']}" if spec.recipe else NOT_RECORDED),
+        *_training(spec),
         ("trained by", spec.command or NOT_RECORDED),
         ("git revision", spec.git_revision or NOT_RECORDED),
         ("trained with", versions_in_words(spec) or NOT_RECORDED),
@@ -64,6 +59,21 @@ def command(model: Path, json: bool) -> None:
     output.result(
         {"file": str(path), "sha256": file_sha256(path), "spec": document, "digests": DIGESTS, **extra}
     )
+
+
+def _training(spec: ModelSpec) -> list[tuple[str, str]]:
+    recipe, data = spec.recipe, str(spec.training.get("data", NOT_RECORDED))
+    if spec.is_imported:
+        weights = recipe.get("pretrained", "those that its factory brings")
+        return [("classes of", data), ("method", f"{IMPORTED}: trained by others"), ("weights", str(weights))]
+    # Recipes are older than the methods; what they do not name was plain PGD adversarial training.
+    method = recipe.get("method", "pgd-at") if recipe else NOT_RECORDED
+    ducat, epochs, seed = (recipe.get(key, NOT_RECORDED) for key in ("ducat", "epochs", "seed"))
+    return [
+        ("trained on", data),
+        ("method", f"{method}, ducat {ducat}"),
+        ("recipe", f"{epochs} epochs, seed {seed}" if recipe else NOT_RECORDED),
+    ]
 
 
 def _towers(spec: ModelSpec) -> list[tuple[str, str]]:
