@@ -11,12 +11,12 @@ checks, and the slow attacks where one of those fails. A pass is one image throu
 step of a gradient attack is one of each. Passes do not depend on how busy the machine is. Seconds are those of the CPU,
 which depend on it less than those of a clock.
 
-The zoo of digits: nine networks trained here (runs/zoo; a minute or two each) or made of one of them. Two of them mask
-their gradients on purpose: `saturated` multiplies its logits by 1,000, so that float32 has no cross entropy left, and
-`quantised` rounds its images to 5 levels, so that gradients are 0 everywhere. A model in
-results/attacks-ZOO.json is not run again; that file and the .md are written anew after each. `--ours` measures our
-suite again, beside what AutoAttack left and asked: that stays the same, but its seconds are left out, since they were
-measured at another time.
+The zoo of digits: nine networks trained here (runs/zoo; a minute or two each) or made of one of them, and the bundled
+one, which needs no training. Two of the nine mask their gradients on purpose: `saturated` multiplies its logits by
+1,000, so that float32 has no cross entropy left, and `quantised` rounds its images to 5 levels, so that gradients are 0
+everywhere. A model in results/attacks-ZOO.json is not run again; that file and the .md are written anew after each.
+`--ours` measures our suite again, beside what AutoAttack left and asked: that stays the same, but its seconds are left
+out, since they were measured at another time.
 
 `--raw` also runs AutoAttack on raw 2C logits, with the paper's recovery applied to what it found: the measure that does
 not know the pairs.
@@ -38,7 +38,7 @@ import torch
 from torch import Tensor, nn
 
 from ducat_serve import atomic
-from ducat_serve.checkpoint import checkpoint_path
+from ducat_serve.bundled import model_path
 from ducat_serve.cli.main import run as ducat
 from ducat_serve.deployed import Deployed, load
 from ducat_serve.output import Output
@@ -105,6 +105,7 @@ ZOOS: dict[str, tuple[Entry, ...]] = {
         Entry("under-trained", ("--ducat", "off", "--epochs", "2")),
         Entry("saturated", of="plain", wrap=Saturated),
         Entry("quantised", of="plain", wrap=Quantised),
+        Entry("digits-small"),
     ),
     "cifar10": (Entry("cifar10-small"),),
 }
@@ -218,7 +219,7 @@ def measure(entry: Entry, path: Path, arguments: argparse.Namespace) -> list[Row
 def _weights(entry: Entry, arguments: argparse.Namespace) -> Path:
     """Where the model's weights are; it is trained where it is missing."""
     if not entry.options and entry.of is None:
-        return checkpoint_path(Path(entry.name))  # a bundled model
+        return model_path(entry.name, "safetensors")  # a bundled model
     folder = Path(arguments.runs, entry.of or entry.name)
     if not (folder / "model.safetensors").is_file():
         options = next(e.options for e in ZOOS[arguments.zoo] if e.name == (entry.of or entry.name))

@@ -72,10 +72,14 @@ def attack_and_update(made: Trainer) -> tuple[Work, Work]:
             with step._autocast():
                 return objective.loss(step.train_model, batch, images)
 
-        step._backward(loss)
+        step._backward([loss])
         step.optimizer.step()
 
-    return partial(step.craft, objective, batch, attack, images), update
+    def craft() -> None:
+        step.fused.refresh()
+        step.craft(objective, batch, attack, images)
+
+    return craft, update
 
 
 def medians(works: dict[str, Work]) -> dict[str, float]:

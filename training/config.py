@@ -44,6 +44,8 @@ _ONLY_WHERE_SET = (
     "backbone_lr",
     "warmup",
     "balanced",
+    "accumulate",
+    "checkpoint_activations",
 )
 
 TrainPrecision = Literal["float32", "bfloat16"]
@@ -99,6 +101,10 @@ class TrainConfig(BaseModel):
     normalisation: Normalisation | None = None
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=2)
+    # In how many portions a batch is worked through, and whether activations are computed again in the backward pass:
+    # both for memory, and neither changes an update (BatchNorm apart, which sees a portion at a time).
+    accumulate: int | None = Field(default=None, ge=2)
+    checkpoint_activations: bool = False
     balanced: bool = False  # every class is drawn as often as any other
     lr: float = Field(gt=0, allow_inf_nan=False)
     optimizer: Literal["adamw"] | None = None  # None: SGD with momentum
@@ -159,6 +165,19 @@ class TrainConfig(BaseModel):
             raise Contradiction(
                 "--warmup says nothing to --schedule one-cycle, which begins at 0 by itself",
                 "leave out --warmup",
+            )
+        if self.accumulate is not None and 2 * self.accumulate > self.batch_size:
+            raise Contradiction(
+                f"--accumulate {self.accumulate} leaves fewer than 2 images of a --batch-size of {self.batch_size} "
+                "to each portion",
+                f"give --accumulate 2 to {self.batch_size // 2}, or a larger --batch-size"
+                if self.batch_size >= 4
+                else "leave out --accumulate",
+            )
+        if self.checkpoint_activations and self.compile:
+            raise Contradiction(
+                "--checkpoint-activations says nothing to --compile, which chooses by itself what it keeps",
+                "leave out one of them",
             )
         if self.schedule != "steps" and self.lr_milestones:
             raise Contradiction(
@@ -223,6 +242,11 @@ class TrainConfig(BaseModel):
     def selection(self) -> Selection:
         """Which images of the data set are used, and as what."""
         return Selection(self.val_fraction, self.test_fraction, self.skip_broken)
+
+    @property
+    def portions(self) -> int:
+        """In how many parts a batch is worked through."""
+        return self.accumulate or 1
 
     @property
     def threat_model(self) -> ThreatModel:

@@ -11,7 +11,7 @@ import torch
 from ducat_serve.deployed import Deployed
 from training.batches import DeviceSplit
 from training.trainer import Trainer
-from training.validation import VALIDATION_BATCH, Validation
+from training.validation import Validation
 
 _WARM_UP = 1
 _TIMED = 2
@@ -59,7 +59,7 @@ def _seconds_per_step(trainer: Trainer, epoch: int) -> float:
 
 def _seconds_of_validation(trainer: Trainer) -> float:
     val = trainer.validation.val
-    count = min(VALIDATION_BATCH, len(val))
+    count = min(trainer.validation.batch_size, len(val))
     validation = Validation(DeviceSplit(val.images[:count], val.labels[:count]), trainer.config)
     started = time.monotonic()
     validation(Deployed(trainer.kept, trainer.spec.fold), legacy=False)

@@ -17,10 +17,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 
 class FusedClassifier:
-    """``model`` computes what ``original`` does in eval mode, as of the last `refresh`, without weight gradients."""
+    """``model`` computes what ``original`` does in eval mode, as of the last `refresh`, without weight gradients.
 
-    def __init__(self, original: nn.Module) -> None:
-        traced = _traced(original)
+    With ``fold`` False it is an unfolded copy, whose blocks remain modules of their own.
+    """
+
+    def __init__(self, original: nn.Module, *, fold: bool = True) -> None:
+        traced = _traced(original) if fold else copy.deepcopy(original)
         self._pairs = _fold(traced, original) if isinstance(traced, fx.GraphModule) else []
         traced.eval().requires_grad_(False)
         # All but the folded convolutions share their tensors with the original, and so change with it.

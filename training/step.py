@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ducat_serve.deployed import Classifier
 from ducat_serve.errors import DucatError
+from training.activation_checkpoints import checkpoint_blocks
 from training.attacks.ball import Ball
 from training.attacks.inner import InnerAttack
 from training.batches import TrainingBatches
@@ -26,7 +27,7 @@ from training.optimizer import create_optimizer, set_rate
 from training.randomness import seed_torch, stream
 from training.schedules import ramp_factor
 from training.signals import StopSignal
-from training.weight_perturbation import WeightPerturbation
+from training.weight_perturbation import WeightPerturbation, backward
 
 _BACKEND = "inductor"
 
@@ -50,7 +51,10 @@ class TrainingStep:
         self.config, self.batches, self.device = config, batches, device
         self.processes, self.stop = processes, stop
         self.classifier = classifier
-        self.fused = FusedClassifier(classifier)
+        if config.checkpoint_activations:
+            checkpoint_blocks(classifier.network, config.network)
+        # In a graph that BatchNorm is folded out of, blocks are no modules any more that could be computed again.
+        self.fused = FusedClassifier(classifier, fold=not config.checkpoint_activations)
         compiled = _compile if config.compile else _as_it_is
         self.attack_model = compiled(self.fused.model, device)
         self.train_model = processes.wrap(compiled(classifier, device), device)
@@ -95,35 +99,41 @@ class TrainingStep:
         generator = stream(self.config.seed, "attack", epoch, step, device=self.device)
         # Drawn for the whole batch, so that the number of processes changes no noise.
         start = attack.start(images, generator)
-        images, start, labels = (self._part(t, objective.views) for t in (images, start, labels))
-        batch = Batch(images, labels, epoch, step)
-        adversarial = self.craft(objective, batch, attack, start)
-        weight = self.processes.weight(self.config.batch_size)
+        losses = []
+        # All portions are crafted before the first is learnt from, which would move statistics of BatchNorm.
+        self.fused.refresh()
+        for portion in self.processes.portions(self.config.batch_size, self.config.portions):
+            of_it = [_part(t, portion, objective.views) for t in (images, labels, start)]
+            batch = Batch(of_it[0], of_it[1], epoch, step)
+            adversarial = self.craft(objective, batch, attack, of_it[2])
+            weight = self.processes.weight(portion, self.config.batch_size)
+            losses.append(self._loss_of(objective, batch, adversarial, weight))
         # For networks with dropout or stochastic depth; ours draw nothing here. Each process drops for itself.
         seed_torch(self.config.seed, "dropout", epoch, step, self.processes.rank)
-
-        def loss() -> Tensor:
-            with self._autocast():
-                return weight * objective.loss(self.train_model, batch, adversarial)
-
-        value = self._backward(loss)
+        value = self._backward(losses)
         set_rate(self.optimizer, self.config.learning_rate(epoch, step, self.batches.steps))
         self.optimizer.step()
         self.processes.average(self.classifier.buffers())
         return self.processes.total(value) / self.processes.size
 
-    def _backward(self, loss: Callable[[], Tensor]) -> Tensor:
-        """Leave the gradient of a loss in the weights; returns its value."""
+    def _loss_of(
+        self, objective: Objective, batch: Batch, adversarial: Tensor, weight: float
+    ) -> Callable[[], Tensor]:
+        def loss() -> Tensor:
+            with self._autocast():
+                return weight * objective.loss(self.train_model, batch, adversarial)
+
+        return loss
+
+    def _backward(self, losses: list[Callable[[], Tensor]]) -> Tensor:
+        """Leave the gradient of a sum of losses in the weights, one graph at a time; returns its value."""
         if self.perturbation is not None:
-            return self.perturbation.backward(loss)
-        value = loss()
+            return self.perturbation.backward(losses)
         self.optimizer.zero_grad(set_to_none=True)
-        value.backward()  # type: ignore[no-untyped-call]
-        return value.detach()
+        return backward(losses)
 
     def craft(self, objective: Objective, batch: Batch, attack: InnerAttack, start: Tensor) -> Tensor:
-        """The inner attack on a batch from ``start``, through the classifier as it is now. Raises Stopped."""
-        self.fused.refresh()
+        """The inner attack on a batch from ``start``, through `fused` as it was refreshed last. Raises Stopped."""
         with self._autocast():
             reference = objective.reference(self.attack_model, batch)
 
@@ -133,16 +143,16 @@ class TrainingStep:
 
             return attack.ascend(loss, batch.images, start)
 
-    def _part(self, tensor: Tensor, views: int) -> Tensor:
-        """This process's images of a batch, of every view."""
-        if self.processes.size == 1:
-            return tensor
-        mine = self.processes.part(self.config.batch_size)
-        return torch.cat([view[mine] for view in tensor.chunk(views)])
-
     def _autocast(self) -> torch.autocast:
         """Perturbations and weights stay float32; only the network's arithmetic is bfloat16."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+
+
+def _part(tensor: Tensor, part: slice, views: int) -> Tensor:
+    """Those images of a batch, of every view; the batch itself where they are all."""
+    if part == slice(0, len(tensor) // views):
+        return tensor
+    return torch.cat([view[part] for view in tensor.chunk(views)])
 
 
 def _as_it_is(module: nn.Module, _device: torch.device) -> nn.Module:

@@ -100,9 +100,10 @@ class Trainer:
                 f"--batch-size {size} is more than the {count} training images.",
                 f"give --batch-size {fitting_batch_size(count)} or fewer, or more images",
             )
-        if size < 2 * self.processes.size:
+        if size < 2 * self.processes.size * self.config.portions:
+            portions = f", in {self.config.portions} portions" if self.config.accumulate else ""
             raise UsageError(
-                f"--batch-size {size} is shared by {self.processes.size} processes: "
+                f"--batch-size {size} is shared by {self.processes.size} processes{portions}: "
                 "BatchNorm needs 2 images in each.",
                 "a larger --batch-size, or fewer --devices",
             )

@@ -21,7 +21,7 @@ from training.distributed.processes import ProcessGroup
 from training.randomness import stream
 from training.signals import StopSignal
 
-VALIDATION_BATCH = 128
+_BATCH = 128
 _CLASS_IMAGES = 10  # fewer say nothing of a class
 
 
@@ -68,6 +68,13 @@ class Validation:
     processes: ProcessGroup = field(default_factory=ProcessGroup)
     stop: StopSignal = field(default_factory=StopSignal)
 
+    @property
+    def batch_size(self) -> int:
+        """Images at a time: 128, or fewer where a portion of a training step, clean and adversarial, holds fewer."""
+        if self.config.accumulate is None:
+            return _BATCH
+        return min(_BATCH, 2 * self.config.batch_size // self.config.accumulate)
+
     def __call__(self, deployed: Deployed, *, legacy: bool, one_step: bool = False) -> ValidationResult:
         """Clean and PGD accuracy of the deployed function, and where the pair's mass sits, over all processes.
 
@@ -80,7 +87,7 @@ class Validation:
         sizes = torch.bincount(self.val.labels).double().cpu()
         right_of = torch.zeros_like(sizes)
         with frozen(deployed), torch.no_grad():
-            for number, (images, labels) in enumerate(self.val.in_order(VALIDATION_BATCH)):
+            for number, (images, labels) in enumerate(self.val.in_order(self.batch_size)):
                 if number % self.processes.size != self.processes.rank:
                     continue
                 self.stop.raise_if_received()

@@ -7,7 +7,7 @@ Tensors of one dimension (biases, BatchNorm) stay, as in the authors' code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -16,29 +16,39 @@ from torch import Tensor, nn
 _TINY = 1e-20
 
 
+def backward(losses: Sequence[Callable[[], Tensor]]) -> Tensor:
+    """Add the gradient of a sum of losses to ``.grad``, holding one graph at a time; returns the sum."""
+    total: Tensor | None = None
+    for loss in losses:
+        value = loss()
+        value.backward()  # type: ignore[no-untyped-call]
+        total = value.detach() if total is None else total + value.detach()
+    assert total is not None
+    return total
+
+
 class WeightPerturbation:
     """Perturbs the weights of ``module`` by ``gamma`` of the norm of each tensor."""
 
     def __init__(self, module: nn.Module, gamma: float) -> None:
         self.module, self.gamma = module, gamma
 
-    def backward(self, loss: Callable[[], Tensor]) -> Tensor:
+    def backward(self, losses: Sequence[Callable[[], Tensor]]) -> Tensor:
         """Leave the gradient at the perturbed weights in ``.grad``; returns the loss at the weights as they are.
 
         Args:
-            loss: computes the objective's loss, a scalar. It is called twice, and must read the weights anew each time:
-                autocast keeps copies of them in bfloat16 until its context ends.
+            losses: whose sum is the objective's loss. Each computes a scalar, is called twice, and must read the
+                weights anew each time: autocast keeps copies of them in bfloat16 until its context ends.
 
         The weights come back bit for bit. BatchNorm statistics move once, in the second pass, as by a plain update.
         """
         self.module.zero_grad(set_to_none=True)
         with self._buffers_kept():
-            value = loss()
-            value.backward()  # type: ignore[no-untyped-call]
+            value = backward(losses)
         with self._perturbed():
             self.module.zero_grad(set_to_none=True)
-            loss().backward()  # type: ignore[no-untyped-call]
-        return value.detach()
+            backward(losses)
+        return value
 
     @contextmanager
     @torch.no_grad()

@@ -111,6 +111,18 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
     click.option("--epochs", type=click.IntRange(min=1), help="[default: 130; digits 60]"),
     click.option("--batch-size", type=click.IntRange(min=2), help="[default: 128; digits 64]"),
     click.option(
+        "--accumulate",
+        type=click.IntRange(min=2),
+        help="Work through each batch in so many portions, and update once: less memory, the same update unless "
+        "BatchNorm sees the portions.  [default: 1]",
+    ),
+    click.option(
+        "--checkpoint-activations/--no-checkpoint-activations",
+        default=None,
+        help="Keep only what goes into each block of the network, and compute the rest again in the backward pass: "
+        "less memory, more time, the same weights.  [default: no]",
+    ),
+    click.option(
         "--balanced/--no-balanced",
         default=None,
         help="Draw every class as often as any other, rare images several times.  [default: no]",

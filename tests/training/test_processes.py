@@ -56,7 +56,7 @@ def test_parts_are_all_and_their_weighted_means_are_the_mean(count: int, size: i
     values = torch.randn(count, dtype=torch.float64)
     groups = [ProcessGroup(rank, size) for rank in range(size)]
     assert torch.equal(torch.cat([values[g.part(count)] for g in groups]), values)
-    means = [g.weight(count) * values[g.part(count)].mean() for g in groups]
+    means = [g.weight(g.part(count), count) * values[g.part(count)].mean() for g in groups]
     assert torch.stack(means).sum().item() / size == pytest.approx(values.mean().item(), abs=1e-12)
 
 

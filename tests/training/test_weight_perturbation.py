@@ -59,7 +59,7 @@ def test_the_gradient_is_that_at_the_perturbed_weights() -> None:
     x, y = data()
     expected = literal(model)
     before = F.cross_entropy(copy.deepcopy(model)(x), y).item()
-    value = WeightPerturbation(model, GAMMA).backward(lambda: F.cross_entropy(model(x), y))
+    value = WeightPerturbation(model, GAMMA).backward([lambda: F.cross_entropy(model(x), y)])
     assert value.item() == pytest.approx(before, rel=1e-12)
     assert not value.requires_grad
     for name, gradient in gradients(model).items():
@@ -69,7 +69,7 @@ def test_the_gradient_is_that_at_the_perturbed_weights() -> None:
 def test_weights_come_back_exactly_and_batchnorm_moves_once() -> None:
     model, once = Tiny(), Tiny()
     x, y = data()
-    WeightPerturbation(model, GAMMA).backward(lambda: F.cross_entropy(model(x), y))
+    WeightPerturbation(model, GAMMA).backward([lambda: F.cross_entropy(model(x), y)])
     once(x)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, once.get_parameter(name)), name
@@ -89,7 +89,7 @@ def test_an_interrupted_pass_leaves_the_weights_as_they_were() -> None:
         return F.cross_entropy(model(x), y)
 
     with pytest.raises(KeyboardInterrupt):
-        WeightPerturbation(model, GAMMA).backward(loss)
+        WeightPerturbation(model, GAMMA).backward([loss])
     assert all(
         torch.equal(value, before[name]) for name, value in model.state_dict().items() if "norm" not in name
     )

@@ -7,6 +7,7 @@ on CPUs, and of the whole batch on GPUs).
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -61,10 +62,16 @@ class ProcessGroup:
         """This process's part of ``count`` things; parts differ by one at most."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
-    def weight(self, count: int) -> float:
-        """What a mean over this process's part is multiplied by, so that the mean over processes is that of all."""
+    def portions(self, count: int, number: int) -> list[slice]:
+        """This process's part in ``number`` portions, which differ by one at most."""
         part = self.part(count)
-        share: float = (part.stop - part.start) * self.size / count
+        mine = part.stop - part.start
+        ends = [part.start + mine * place // number for place in range(number + 1)]
+        return [slice(*both) for both in itertools.pairwise(ends)]
+
+    def weight(self, portion: slice, count: int) -> float:
+        """What a mean over a portion is multiplied by, so that their sum, averaged over processes, is that of all."""
+        share: float = (portion.stop - portion.start) * self.size / count
         return share
 
     def wrap(self, module: nn.Module, device: torch.device) -> nn.Module:
