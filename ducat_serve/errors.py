@@ -79,6 +79,7 @@ EXTRAS = {
     "filelock": "train",
     "httpx": "client",
     "matplotlib": "train",
+    "model_signing": "sign",
     "onnx": "export",
     "onnxruntime": "cpu",
     "onnxscript": "export",

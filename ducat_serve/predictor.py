@@ -20,6 +20,7 @@ from ducat_serve.onnx_graph import check_graph
 from ducat_serve.prediction import ImageLike, Prediction, read_image, split_up
 from ducat_serve.reference import REFERENCE_KEY, Reference
 from ducat_serve.sealed import read_sealed
+from ducat_serve.signature import require_signature
 from ducat_serve.spec import METADATA_KEY, ModelSpec
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -84,11 +85,12 @@ class Predictor:
             and says which in ``provider`` and ``fallback_reason``.
         threads: CPU threads for one prediction; None lets ONNX Runtime take every core.
         optimised: False runs the graph as it was written, slowly: a reference for the one that runs fast.
+        public_key: a PEM file; only what its owner signed (`ducat sign`) is loaded. None asks for no signature.
 
     Raises:
         DataError: no such file, or a bundled model that was changed. UsageError: the name of a bundled model and of a
-            file or folder here. VerificationError: not written by ducat, changed since, or with a graph that no
-            model of ours has.
+            file or folder here. VerificationError: not written by ducat, changed since, with a graph that no
+            model of ours has, or not signed by the owner of the key.
         DucatError: the device was asked for and cannot be used, or ONNX Runtime is not installed.
     """
 
@@ -106,9 +108,12 @@ class Predictor:
         threads: int | None = None,
         *,
         optimised: bool = True,
+        public_key: Path | None = None,
     ) -> None:
         path = model_path(path, "onnx")
         model = read_sealed(path)
+        if public_key is not None:  # before anything but hashlib has seen a byte of the file
+            require_signature(model, path, public_key)
         graph_sha256 = check_graph(model, str(path))
         self._session, self.fallback_reason = create_session(model, device, threads, optimised)
         self.provider = self._session.get_providers()[0]

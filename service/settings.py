@@ -26,6 +26,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: Path
+    require_signature: Path | None = None  # a public key (PEM); only what its owner signed is loaded
     name: str | None = None  # of the only model; None: of its file
     host: str | None = None  # the address that the server is bound to; None where it is not known
     allowed_hosts: str | None = None  # names for a request's Host header, separated by commas; "*" for any

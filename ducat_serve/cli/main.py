@@ -31,6 +31,8 @@ COMMANDS = {
     "compare": "Compare the measured robustness of models, with a plot.",
     "export": "Export a checkpoint to ONNX, checked against torch.",
     "predict": "Predict image files with a .onnx or .safetensors model.",
+    "sign": "Sign a model file with a private key.",
+    "verify": "Check the signature of a model file with a public key.",
     "serve": "Serve a .onnx model over HTTP.",
     "bento": "Pack a .onnx model and the service into a Bento.",
     "inspect": "Show what a model file says about itself.",

@@ -15,11 +15,15 @@ from ducat_serve.predictor import Predictor
 CHECKPOINT, EXPORTED = "model.safetensors", "model.onnx"
 
 
-def exported(path: Path, output: Output) -> Path:
+def exported(path: Path, output: Output, public_key: Path | None = None) -> Path:
     """The file or folder to serve for what a person named: a checkpoint's export, and anything else as it is.
 
+    Args:
+        public_key: of who signed an export that is there already; None asks for no signature.
+
     Raises:
-        VerificationError: there is a model.onnx beside the checkpoint that came from another one; it is not replaced.
+        VerificationError: there is a model.onnx beside the checkpoint that came from another one, which is not
+            replaced, or that is not signed.
         DucatError: the export failed; why was printed.
     """
     checkpoint = _checkpoint(path)
@@ -27,7 +31,8 @@ def exported(path: Path, output: Output) -> Path:
         return path
     target = checkpoint.with_suffix(".onnx")
     if target.exists():
-        if Predictor(target, device="cpu", threads=1).source_sha256 != file_sha256(checkpoint):
+        found = Predictor(target, device="cpu", threads=1, public_key=public_key)
+        if found.source_sha256 != file_sha256(checkpoint):
             raise VerificationError(
                 f"{target} was exported from another checkpoint than {checkpoint}.",
                 f"ducat serve {shlex.quote(str(target))}, or ducat export {shlex.quote(str(checkpoint))} first",

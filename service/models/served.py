@@ -61,11 +61,13 @@ class Verified:
 def load(path: Path, settings: Settings) -> Verified:
     """Read a model file, verify what it computes here, and warm it up.
 
-    Raises DataError, VerificationError or DucatError as `Predictor` does, and VerificationError where its predictions
-    are not numbers, contradict each other, or are not those of the plain graph on the CPU.
+    Raises DataError, VerificationError or DucatError as `Predictor` does, also where a signature is required and none
+    fits; and VerificationError where its predictions are not numbers, contradict each other, or are not those of the
+    plain graph on the CPU.
     """
-    predictor = Predictor(path, settings.device, settings.threads)
-    _verify(predictor, Predictor(path, "cpu", threads=1, optimised=False))
+    key = settings.require_signature
+    predictor = Predictor(path, settings.device, settings.threads, public_key=key)
+    _verify(predictor, Predictor(path, "cpu", threads=1, optimised=False, public_key=key))
     predictor.warm_up((1, settings.max_batch))
     started = time.perf_counter()
     predictor.warm_up((settings.max_batch,))

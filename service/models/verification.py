@@ -42,6 +42,8 @@ async def verify_apart(file: Path, settings: Settings) -> None:
         f"{PREFIX}DEVICE": settings.device,
         f"{PREFIX}MAX_BATCH": str(settings.max_batch),
     }
+    if settings.require_signature is not None:
+        environment[f"{PREFIX}REQUIRE_SIGNATURE"] = str(settings.require_signature)
     process = await asyncio.create_subprocess_exec(
         *_COMMAND,
         env=environment,

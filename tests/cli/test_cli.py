@@ -56,7 +56,9 @@ def test_help_imports_neither_torch_nor_anything_heavy() -> None:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("name", ["predict", "inspect", "serve", "bento", "networks", "models"])
+@pytest.mark.parametrize(
+    "name", ["predict", "inspect", "serve", "bento", "networks", "models", "sign", "verify"]
+)
 def test_commands_of_the_serving_side_import_no_torch(name: str) -> None:
     code = (
         f"import sys; sys.modules['torch'] = None; from ducat_serve.cli.main import run;"

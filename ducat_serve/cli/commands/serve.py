@@ -25,6 +25,13 @@ from ducat_serve.output import Output
     help="Of the model, in addresses, metrics and logs; for one model.  [default: its file's, so mostly 'model']",
 )
 @click.option(
+    "--require-signature",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="PUBKEY",
+    help="A public key (PEM): only models that its owner signed are loaded, now and later (`ducat sign`).  "
+    "[default: none asked for]",
+)
+@click.option(
     "--allowed-hosts",
     help="Names, separated by commas, for which a request may ask (its Host header), as behind a proxy; '*' for any.  "
     "[default: any; without keys on a loopback address that address's names]",
@@ -120,6 +127,7 @@ def command(
     host: str,
     port: int,
     name: str | None,
+    require_signature: Path | None,
     allowed_hosts: str | None,
     threads: int | None,
     max_batch: int,
@@ -152,10 +160,11 @@ def command(
       curl -F image=@photo.jpg http://127.0.0.1:3000/v1/predict
     """
     output = Output(json)
-    path = exported(model, output).resolve()
+    path = exported(model, output, require_signature).resolve()
     settings = {
         "model": path,
         "name": name,
+        "require_signature": require_signature.resolve() if require_signature else None,
         "host": host,
         "allowed_hosts": allowed_hosts,
         "device": device,
@@ -202,6 +211,7 @@ def _check(path: Path, device: str, variables: dict[str, str], output: Output) -
     import importlib.util
 
     from ducat_serve.predictor import Predictor
+    from ducat_serve.signature import read_public_key
 
     if importlib.util.find_spec("bentoml") is None:
         raise missing_extra("bentoml", "serve")
@@ -217,6 +227,8 @@ def _check(path: Path, device: str, variables: dict[str, str], output: Output) -
     settings = Settings.from_environment({**os.environ, **variables})
     Keys(settings.keys_file, settings.api_keys, settings.admin_key)
     names_to_check(settings)
+    if settings.require_signature is not None:
+        read_public_key(settings.require_signature)
     if settings.cors_origins is not None:
         read_origins(settings.cors_origins)
     if settings.audit_log is not None:
@@ -230,5 +242,5 @@ def _check(path: Path, device: str, variables: dict[str, str], output: Output) -
     found = Repository(path, settings.name).find()
     for versions in found.values():
         for file in versions.values():
-            Predictor(file, device=device, threads=1)  # type: ignore[arg-type]
+            Predictor(file, device=device, threads=1, public_key=settings.require_signature)  # type: ignore[arg-type]
     return list(found)
