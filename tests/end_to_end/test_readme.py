@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PROJECT
-from tests.support.documents import blocks, missing_line, run_block, running_server
+from tests.support.documents import Block, blocks, ducat_commands, missing_line, run_block, running_server
 from tests.support.image_folders import write_colours
 
 URL = "http://127.0.0.1:3000"
@@ -43,6 +43,24 @@ def test_every_block_runs(place: Path) -> None:
     (answer,) = [json.loads(text) for code, text in printed.items() if code.startswith("curl")]
     assert len(answer["predictions"][0]["top_k"]) == 5
     assert "under pgd at" in answer["model"]["robustness"]
+
+
+def test_only_commands_of_ducat_alone_need_no_shell() -> None:
+    def needs_shell(code: str) -> bool:
+        return not ducat_commands(Block("bash", code, None))
+
+    assert ducat_commands(Block("bash", "ducat runs 'a b' \\\n    --json\nducat doctor", None)) == [
+        ["runs", "a b", "--json"],
+        ["doctor"],
+    ]
+    for code in (
+        "ducat networks | grep res",
+        "ducat predict m *.png",
+        "ducat runs\nls",
+        "ducat runs > a",
+        "ls",
+    ):
+        assert needs_shell(code), code
 
 
 def test_a_line_that_is_not_printed_is_found() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -13,8 +15,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pytest
+
+from ducat_serve.cli.main import run
+
 # A block of code, and the block of output that follows it at once.
 _BLOCK = re.compile(r"```(bash|python)\n(.*?)```\n(?:\n```(?:text|json)\n(.*?)```\n)?", re.DOTALL)
+_SHELL = re.compile(r"[|&;<>$`*?#]")
 _NUMBER = re.compile(r"(?:\d+[hms])+|\d[\d.,]*")  # 4m56s is one, so that it may be 14s
 _ARITHMETIC = re.compile(r"\b(bfloat16|float32) on (cpu|cuda)\b")  # what the machine is fastest in
 _NEAR_TIES = re.compile(
@@ -84,9 +91,42 @@ def _skeleton(line: str) -> str:
 def run_block(block: Block, folder: Path) -> str:
     """Run a block in a folder and return what it prints, results and messages together.
 
+    Commands of `ducat` alone are run in this process, which has imported torch already; a shell runs everything else.
+
     Raises:
         AssertionError: it failed, or it does not print what the document says.
     """
+    commands = ducat_commands(block)
+    code, printed = _run_here(commands, folder) if commands else _run_process(block, folder)
+    assert code == 0, f"{block.code}\n{printed}"
+    if block.output is not None:
+        line = missing_line(block.output, printed)
+        assert line is None, f"{block.code}\nprints no line like\n{line}\nbut\n{printed}"
+    return printed
+
+
+def ducat_commands(block: Block) -> list[list[str]]:
+    """The arguments of each command; empty where a block has anything else, or what only a shell understands."""
+    lines = block.code.replace("\\\n", " ").splitlines()
+    plain = all(line.startswith("ducat ") and not _SHELL.search(line) for line in lines)
+    return [shlex.split(line)[1:] for line in lines] if plain else []
+
+
+def _run_here(commands: list[list[str]], folder: Path) -> tuple[int, str]:
+    printed = io.StringIO()
+    with (
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in SMALL.items():
+            patch.setenv(name, value)
+        code = next(filter(None, map(run, commands)), 0)
+    return code, printed.getvalue()
+
+
+def _run_process(block: Block, folder: Path) -> tuple[int, str]:
     command = [sys.executable, "-c", block.code]
     if block.language == "bash":
         command = ["bash", "-eo", "pipefail", "-c", block.code]
@@ -99,11 +139,7 @@ def run_block(block: Block, folder: Path) -> str:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, f"{block.code}\n{done.stdout}"
-    if block.output is not None:
-        line = missing_line(block.output, done.stdout)
-        assert line is None, f"{block.code}\nprints no line like\n{line}\nbut\n{done.stdout}"
-    return done.stdout
+    return done.returncode, done.stdout
 
 
 @contextlib.contextmanager

@@ -74,13 +74,17 @@ class DataCheck:
         found = []
         if self.broken:
             name = min(self.broken)
-            found.append(f"{len(self.broken):,} images do not decode, first {name} ({self.broken[name]})")
+            what = "1 image does" if len(self.broken) == 1 else f"{len(self.broken):,} images do"
+            found.append(f"{what} not decode, first {name} ({self.broken[name]})")
         if self.duplicates:
             pair = self.duplicates[0]
-            found.append(
-                f"{len(self.duplicates):,} pairs of images in two splits show the same, first {pair.one} and "
-                f"{pair.other}: accuracies would be too high"
+            count = len(self.duplicates)
+            what = (
+                "1 pair of images in two splits shows"
+                if count == 1
+                else f"{count:,} pairs of images in two splits show"
             )
+            found.append(f"{what} the same, first {pair.one} and {pair.other}: accuracies would be too high")
         if self.imbalance >= IMBALANCE:
             found.append(f"the largest class has {self.imbalance:.0f} times the images of the smallest")
         if len(self.sizes) > 1:

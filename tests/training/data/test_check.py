@@ -81,6 +81,8 @@ def test_broken_images_are_named_and_the_others_counted(tmp_path: Path) -> None:
     assert list(found.broken) == ["test/b/1.png", "train/a/0.png"]
     assert "2 images do not decode, first test/b/1.png" in found.warnings[0]
     assert sum(found.sizes.values()) == 16
+    (tmp_path / "test/b/1.png").unlink()
+    assert "1 image does not decode, first train/a/0.png" in check(tmp_path).warnings[0]
 
 
 def test_imbalance(tmp_path: Path) -> None:
