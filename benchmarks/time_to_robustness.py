@@ -32,13 +32,14 @@ from torch import nn
 from ducat_serve import atomic
 from ducat_serve.deployed import Deployed
 from ducat_serve.output import Output
-from training.batches import DeviceSplit, TrainingBatches
+from training.batches import TrainingBatches
 from training.config import TrainConfig
 from training.data import load_dataset
 from training.device import exact_float32
 from training.provenance import Provenance, git_revision
 from training.run.folder import RunFolder
 from training.run.start import new_config
+from training.streamed import StreamedSplit
 from training.trainer import Trainer
 from training.validation import Validation
 
@@ -131,7 +132,7 @@ def summary(ours: Progress, textbook: Progress, clean: float, pgd: float) -> dic
 class Measure:
     """Clean and PGD-20 accuracy of a deployed function on val images."""
 
-    def __init__(self, val: DeviceSplit, config: TrainConfig) -> None:
+    def __init__(self, val: StreamedSplit, config: TrainConfig) -> None:
         harder = {"attack_steps": MEASURING_STEPS, "step_size": config.eps / 4}
         self._validation = Validation(val, config.model_copy(update=harder))
 
@@ -237,7 +238,7 @@ def main() -> None:
     data = load_dataset(
         config.dataset, data_dir=given.data_dir, offline=True, seed=config.seed, output=output
     )
-    measure = Measure(DeviceSplit.of(data.val, device), config)
+    measure = Measure(StreamedSplit(data.val, device), config)
     folder = RunFolder(given.runs / "time-to-robustness")
     trainer = Trainer(config, data, folder, device, output)
     # Before anything is taken up, so that both begin with the same weights.

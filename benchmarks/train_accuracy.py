@@ -14,15 +14,17 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ducat_serve.deployed import Deployed
 from ducat_serve.output import Output
-from training.batches import DeviceSplit
 from training.config import TrainConfig, resolve
 from training.data import load_dataset
+from training.data.cache import Split
 from training.device import fastest_precision
 from training.run.folder import RunFolder
+from training.streamed import StreamedSplit
 from training.trainer import Trainer
 from training.validation import Validation
 
@@ -31,9 +33,11 @@ from textbook import Textbook
 
 
 def accuracies(model: Deployed, trainer: Trainer, config: TrainConfig) -> tuple[float, float]:
-    val = trainer.validation.val
-    test = DeviceSplit.of(trainer.dataset.test, trainer.device)
-    unseen = DeviceSplit(torch.cat([val.images, test.images]), torch.cat([val.labels, test.labels]))
+    both = (trainer.dataset.val, trainer.dataset.test)
+    images, labels = (
+        np.concatenate(parts) for parts in zip(*((s.images, s.labels) for s in both), strict=True)
+    )
+    unseen = StreamedSplit(Split(images, labels), trainer.device)
     result = Validation(unseen, config)(model, legacy=False)
     return 100 * result.clean_accuracy, 100 * result.pgd_accuracy
 

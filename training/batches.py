@@ -1,4 +1,4 @@
-"""The whole uint8 data set on the device, shuffled and augmented in batches."""
+"""Images on the device: a whole data set that is measured on, or shuffled and augmented batches to train on."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ducat_serve.errors import UsageError
 from training.data.cache import Split
 from training.randomness import stream
+from training.streamed import StreamedSplit
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class DeviceSplit:
 class TrainingBatches:
     """Shuffled, augmented batches. Every batch depends only on (seed, epoch, step), never on the last one."""
 
-    split: DeviceSplit
+    split: StreamedSplit
     batch_size: int
     seed: int
     crop_padding: int
@@ -69,26 +70,28 @@ class TrainingBatches:
         return len(self.split) // self.batch_size
 
     def order(self, epoch: int) -> Tensor:
-        """The order of images in an epoch, [N]; ``balanced`` draws every class as often, rare images several times."""
+        """The order of images in an epoch, [N], on the CPU; ``balanced`` draws every class as often, rare ones more."""
         generator = stream(self.seed, "order", epoch)
         if self.balanced:
             labels = self.split.labels.cpu()
             weights = 1.0 / torch.bincount(labels).double()[labels]
-            drawn = torch.multinomial(weights, len(labels), replacement=True, generator=generator)
-            return drawn.to(self.split.labels.device)
-        return torch.randperm(len(self.split), generator=generator).to(self.split.labels.device)
+            return torch.multinomial(weights, len(labels), replacement=True, generator=generator)
+        return torch.randperm(len(self.split), generator=generator)
 
     def batch(self, order: Tensor, epoch: int, step: int, views: int = 1) -> tuple[Tensor, Tensor]:
         """Float images [views * B, channels, H, W] in [0, 1] and labels of one step.
 
         Each view is augmented on its own: all first views come first, then all second ones.
         """
-        index = order[step * self.batch_size : (step + 1) * self.batch_size]
-        device = self.split.images.device
-        generator = stream(self.seed, "augment", epoch, step, device=device)
-        images, labels = self.split.images[index], self.split.labels[index]
+        index = self._index(order, step)
+        then = self._index(order, step + 1) if step + 1 < self.steps else None
+        generator = stream(self.seed, "augment", epoch, step, device=self.split.device)
+        images, labels = self.split.at(index, then), self.split.labels[index]
         augmented = [augment(images, self.crop_padding, self.flip, generator) for _ in range(views)]
         return to_pixels(torch.cat(augmented)), labels.repeat(views)
+
+    def _index(self, order: Tensor, step: int) -> Tensor:
+        return order[step * self.batch_size : (step + 1) * self.batch_size]
 
 
 def to_pixels(images: Tensor) -> Tensor:

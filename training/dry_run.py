@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from ducat_serve.deployed import Deployed
-from training.batches import DeviceSplit
 from training.trainer import Trainer
 from training.validation import Validation
 
@@ -60,7 +59,7 @@ def _seconds_per_step(trainer: Trainer, epoch: int) -> float:
 def _seconds_of_validation(trainer: Trainer) -> float:
     val = trainer.validation.val
     count = min(trainer.validation.batch_size, len(val))
-    validation = Validation(DeviceSplit(val.images[:count], val.labels[:count]), trainer.config)
+    validation = Validation(val.first(count), trainer.config)
     started = time.monotonic()
     validation(Deployed(trainer.kept, trainer.spec.fold), legacy=False)
     return (time.monotonic() - started) * len(val) / count

@@ -20,7 +20,10 @@ from ducat_serve.pairs import widen_head
 from ducat_serve.spec import ModelSpec, Normalisation
 from training.config import TrainConfig
 from training.data import Dataset, dataset_reference
+from training.data.cache import Split
 from training.objectives.ducat import FOLDS
+
+_CHUNK = 256  # images that are counted at a time
 
 
 class StartWeights(Protocol):
@@ -87,7 +90,7 @@ class InitialWeights:
 
     def require_fit(self, config: TrainConfig, dataset: Dataset) -> None:
         """Raise UsageError where the run's network, classes, images or seed are others, or it would lose dummies."""
-        channels, size = dataset.train.images.shape[3], dataset.train.images.shape[1:3]
+        channels, size = dataset.train.shape[3], dataset.train.shape[1:3]
         pairs = {
             "network": (self.spec.network, config.network),
             "classes": (self.spec.labels, dataset.class_names),
@@ -146,8 +149,8 @@ def initial_spec(config: TrainConfig, dataset: Dataset) -> ModelSpec:
 
     Raises UsageError where a network of others cannot be built, or does not fit the images.
     """
-    images = dataset.train.images
-    size, channels = (images.shape[1], images.shape[2]), images.shape[3]
+    _, height, width, channels = dataset.train.shape
+    size = (height, width)
     fold = FOLDS[config.ducat]
     outputs = len(dataset.class_names) * (1 if fold == "none" else 2)
     described = None
@@ -156,7 +159,7 @@ def initial_spec(config: TrainConfig, dataset: Dataset) -> ModelSpec:
     recipe = {**config.model_dump(mode="json"), "dataset": dataset_reference(config.dataset)}
     normalisation = config.normalisation
     if normalisation is None:
-        normalisation = described.normalisation if described else _normalisation(images)
+        normalisation = described.normalisation if described else _normalisation(dataset.train)
     return ModelSpec(
         network=config.network,
         network_source=described.source if described else None,
@@ -189,12 +192,16 @@ def normalised_as(
     return config, Classifier(classifier.network, spec.model_copy(update=update))
 
 
-def _normalisation(images: np.ndarray[Any, Any]) -> Normalisation:
+def _normalisation(split: Split) -> Normalisation:
     """Mean and standard deviation per channel of pixels in [0, 1], to 4 decimals; exact over all images."""
+    all_counts = np.zeros((split.shape[3], 256), np.int64)
+    for start in range(0, len(split), _CHUNK):  # they may be more than memory holds
+        chunk = split.at(slice(start, start + _CHUNK))
+        for channel, counts in enumerate(all_counts):
+            counts += np.bincount(chunk[..., channel].reshape(-1), minlength=256)
     means, stds = [], []
-    for channel in range(images.shape[3]):
-        counts = np.bincount(images[..., channel].reshape(-1), minlength=256)
-        values = np.arange(256) / 255
+    values = np.arange(256) / 255
+    for counts in all_counts:
         mean = float((counts * values).sum() / counts.sum())
         variance = float((counts * (values - mean) ** 2).sum() / counts.sum())
         means.append(round(mean, 4))

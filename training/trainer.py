@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from ducat_serve.output import Output
 from ducat_serve.spec import ModelSpec
 from training.attacks.ball import require_size
 from training.average import WeightAverage
-from training.batches import DeviceSplit, TrainingBatches
+from training.batches import TrainingBatches
 from training.collapse import CollapseGuard, collapsed, has_collapsed, sentence
 from training.config import TrainConfig
 from training.data import Dataset
@@ -39,6 +40,7 @@ from training.run.metrics import EpochRow, RunSummary, TensorBoardLog, kept_row
 from training.run.state import RunState, load_state, require_fit, save_state
 from training.signals import Stopped, StopSignal
 from training.step import TrainingStep
+from training.streamed import StreamedSplit
 from training.validation import Validation
 
 # Long epochs are saved on the way as well; a state costs a second or two at most.
@@ -65,7 +67,7 @@ class Trainer:
         self.config, self.dataset, self.folder, self.device = config, dataset, folder, device
         self.output, self.processes, self.stop = output, processes or ProcessGroup(), stop or StopSignal()
         self.batches = TrainingBatches(
-            DeviceSplit.of(dataset.train, device),
+            StreamedSplit(dataset.train, device),
             config.batch_size,
             config.seed,
             config.crop_padding,
@@ -73,7 +75,7 @@ class Trainer:
             config.balanced,
         )
         self._require_enough_images()
-        pixels = dataset.train.images[0].size
+        pixels = math.prod(dataset.train.shape[1:])
         require_size("--eps", config.eps, config.norm, pixels)
         require_size("--step-size", config.step_size, config.norm, pixels)
         self.classifier = self._build(initial_spec(config, dataset), initial)
@@ -81,7 +83,7 @@ class Trainer:
         # Work is given up halfway by a run of one process alone; several stop together, after a step.
         inner_stop = self.stop if self.processes.size == 1 else StopSignal()
         self.step = TrainingStep(config, self.classifier, self.batches, device, self.processes, inner_stop)
-        val = DeviceSplit.of(dataset.val, device)
+        val = StreamedSplit(dataset.val, device)
         self.validation = Validation(val, config, self.processes, inner_stop)
         self.average: WeightAverage | None = None
         if config.ema_decay:

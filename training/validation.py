@@ -15,11 +15,11 @@ from training.attacks.criteria import misclassified, right
 from training.attacks.frozen import frozen
 from training.attacks.inner import ascend_loss
 from training.attacks.pgd import PGD
-from training.batches import DeviceSplit
 from training.config import TrainConfig
 from training.distributed.processes import ProcessGroup
 from training.randomness import stream
 from training.signals import StopSignal
+from training.streamed import StreamedSplit
 
 _BATCH = 128
 _CLASS_IMAGES = 10  # fewer say nothing of a class
@@ -63,7 +63,7 @@ class Validation:
     A signal received by ``stop`` gives it up before the next batch (`Stopped`).
     """
 
-    val: DeviceSplit
+    val: StreamedSplit
     config: TrainConfig
     processes: ProcessGroup = field(default_factory=ProcessGroup)
     stop: StopSignal = field(default_factory=StopSignal)

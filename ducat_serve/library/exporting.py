@@ -112,4 +112,4 @@ def _real_images(
             "Name them with --data-dir or --dataset."
         )
         return None
-    return data.val.images[:REFERENCE_IMAGES]
+    return data.val.at(slice(REFERENCE_IMAGES))

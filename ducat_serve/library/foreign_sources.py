@@ -88,7 +88,7 @@ class OpenedServer(Opened):
 
 def image_shape(data: Dataset) -> ImageShape:
     """Channels, height and width."""
-    _, height, width, channels = data.test.images.shape
+    _, height, width, channels = data.test.shape
     return channels, height, width
 
 

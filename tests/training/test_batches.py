@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from training.batches import DeviceSplit, TrainingBatches, augment, to_pixels
+from training.batches import TrainingBatches, augment, to_pixels
 from training.data.cache import Split
 from training.randomness import stream
+from training.streamed import StreamedSplit
+
+CPU = torch.device("cpu")
 
 
-def split(count: int = 50) -> DeviceSplit:
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (count, 6, 7, 3), dtype=np.uint8)
-    return DeviceSplit.of(Split(images, np.arange(count)), torch.device("cpu"))
+def random_images(count: int = 50) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (count, 6, 7, 3), dtype=np.uint8)
+
+
+def split(count: int = 50) -> StreamedSplit:
+    return StreamedSplit(Split(random_images(count), np.arange(count)), CPU)
+
+
+def all_of(data: StreamedSplit) -> Tensor:
+    return data.at(torch.arange(len(data)))
 
 
 def test_an_epoch_visits_no_image_twice_and_orders_differ() -> None:
@@ -26,8 +37,7 @@ def test_an_epoch_visits_no_image_twice_and_orders_differ() -> None:
 
 def test_balanced_batches_have_every_class_as_often() -> None:
     """90 images of one class and 10 of another: half of what is drawn is of each, at every resumption."""
-    images = split(100).images
-    data = DeviceSplit(images, (torch.arange(100) >= 90).long())
+    data = StreamedSplit(Split(random_images(100), (np.arange(100) >= 90).astype(np.int64)), CPU)
     batches = TrainingBatches(data, batch_size=10, seed=0, crop_padding=0, flip=False, balanced=True)
     drawn = torch.cat([data.labels[batches.order(epoch)] for epoch in range(1, 11)])
     assert 0.45 < drawn.double().mean() < 0.55
@@ -47,12 +57,12 @@ def test_images_and_labels_stay_together() -> None:
     data = split()
     batches = TrainingBatches(data, batch_size=8, seed=0, crop_padding=0, flip=False)
     images, labels = batches.batch(batches.order(1), 1, 2)
-    assert torch.equal(images, to_pixels(data.images[labels]))
+    assert torch.equal(images, to_pixels(all_of(data)[labels]))
     assert images.max() <= 1
 
 
 def test_crop_gives_shifted_windows_of_the_padded_image_each_its_own() -> None:
-    images = split(64).images
+    images = all_of(split(64))
     cropped = augment(images, 2, False, stream(0, "t"))
     padded = torch.nn.functional.pad(images, [2] * 4)
     offsets = set()
@@ -69,7 +79,7 @@ def test_crop_gives_shifted_windows_of_the_padded_image_each_its_own() -> None:
 
 
 def test_flip_is_drawn_for_each_image() -> None:
-    images = split(200).images
+    images = all_of(split(200))
     flipped = augment(images, 0, True, stream(0, "t"))
     same = (flipped == images).flatten(1).all(dim=1)
     mirrored = (flipped == images.flip(-1)).flatten(1).all(dim=1)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -347,10 +348,13 @@ def test_without_adversarial_images_nothing_is_crafted() -> None:
 
 
 def test_two_views_are_augmented_apart_and_lie_one_after_the_other() -> None:
-    from training.batches import DeviceSplit, TrainingBatches
+    from training.batches import TrainingBatches
+    from training.data.cache import Split
+    from training.streamed import StreamedSplit
 
-    images = torch.randint(256, (12, 3, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    batches = TrainingBatches(DeviceSplit(images, torch.arange(12)), 6, 0, crop_padding=2, flip=True)
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+    data = StreamedSplit(Split(images, np.arange(12)), torch.device("cpu"))
+    batches = TrainingBatches(data, 6, 0, crop_padding=2, flip=True)
     one, labels = batches.batch(batches.order(1), 1, 0)
     two, doubled = batches.batch(batches.order(1), 1, 0, views=2)
     assert two.shape[0] == 12

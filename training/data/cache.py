@@ -31,10 +31,39 @@ _REMEDY = "free some space, or point DUCAT_CACHE at another folder"
 
 @dataclass(frozen=True)
 class Split:
-    """Images uint8 [N, H, W, channels] (memory-mapped where they come from the cache) and labels int64 [N]."""
+    """Images uint8 [N, H, W, channels] and labels int64 [N].
 
-    images: NDArray[np.uint8]
+    Args:
+        stored: the images, memory-mapped where they come from the cache.
+        rows: which of the stored images these are, int64 [N]; None for all. They are read when they are asked for.
+    """
+
+    stored: NDArray[np.uint8]
     labels: NDArray[np.int64]
+    rows: NDArray[np.int64] | None = None
+
+    @property
+    def images(self) -> NDArray[np.uint8]:
+        """All images. Some rows of a memory map are copied into memory: `at` copies no more than is asked for."""
+        return self.stored if self.rows is None else np.asarray(self.stored[self.rows])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of `images`: (N, H, W, channels)."""
+        return (len(self), *self.stored.shape[1:])
+
+    def at(self, places: slice) -> NDArray[np.uint8]:
+        """The images at those places."""
+        return self.stored[places] if self.rows is None else np.asarray(self.stored[self.rows[places]])
+
+    def row(self, place: int) -> int:
+        """Where an image is among those that are stored."""
+        return place if self.rows is None else int(self.rows[place])
+
+    def first(self, count: int) -> Split:
+        """The first images alone; nothing is read."""
+        rows = np.arange(len(self)) if self.rows is None else self.rows
+        return Split(self.stored, self.labels[:count], rows[:count])
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ducat_serve.errors import DataError
 from training.data.cache import Split
@@ -27,7 +28,7 @@ def fitting_batch_size(images: int) -> int:
 
 
 def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
-    """Split off about ``count`` images, the same share of every class, chosen by ``seed``.
+    """Split off about ``count`` images, the same share of every class, chosen by ``seed``. Images on disk stay there.
 
     Returns (rest, held out), both in the original order. Raises DataError where a class has too few images.
     """
@@ -41,6 +42,11 @@ def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
                 f"Class {label} has {len(members)} training image; val needs one held out of it too."
             )
         chosen[generator.choice(members, held_out_of(len(members), share), replace=False)] = True
-    return Split(split.images[~chosen], split.labels[~chosen]), Split(
-        split.images[chosen], split.labels[chosen]
-    )
+    return _picked(split, ~chosen), _picked(split, chosen)
+
+
+def _picked(split: Split, chosen: NDArray[np.bool_]) -> Split:
+    if isinstance(split.stored, np.memmap):
+        rows = np.arange(len(split)) if split.rows is None else split.rows
+        return Split(split.stored, split.labels[chosen], rows[chosen])
+    return Split(split.images[chosen], split.labels[chosen])
