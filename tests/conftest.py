@@ -21,6 +21,7 @@ from service.application import create_app
 from service.models.registry import Models
 from service.settings import Settings
 from tests.support.http_client import is_ready, until
+from tests.support.int8 import digits_with_dummies
 from tests.support.unit_tests import mark_unit_tests, nothing_starts_or_trains
 
 PROJECT = Path(__file__).parent.parent
@@ -91,6 +92,17 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert run(["train", "--dataset", "digits", *flags, "--out", str(folder)]) == 0
     assert run(["export", str(folder), "--onnx"]) == 0
     return folder / "model.onnx"
+
+
+@pytest.fixture(scope="session")
+def int8_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A measured checkpoint of fold max that was not trained here, with its exports in float32 and int8."""
+    folder = tmp_path_factory.mktemp("int8")
+    checkpoint = str(digits_with_dummies(folder / "model.safetensors"))
+    assert run(["evaluate", checkpoint, "--attack", "pgd", "--max-examples", "30"]) == 0
+    assert run(["export", checkpoint]) == 0
+    assert run(["export", checkpoint, "--precision", "int8"]) == 0
+    return folder
 
 
 @pytest.fixture(scope="module")

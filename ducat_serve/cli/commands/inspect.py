@@ -46,6 +46,7 @@ def command(model: Path, json: bool) -> None:
         ("fold", spec.fold),
         *_towers(spec),
         ("precision", spec.precision),
+        *_quantisation(spec),
         ("threat model", spec.threat_model),
         ("trained on", spec.training.get("data", NOT_RECORDED)),
         ("method", f"{method}, ducat {recipe['ducat']}"),
@@ -64,6 +65,21 @@ def command(model: Path, json: bool) -> None:
     output.result(
         {"file": str(path), "sha256": file_sha256(path), "spec": document, "digests": DIGESTS, **extra}
     )
+
+
+def _quantisation(spec: ModelSpec) -> list[tuple[str, str]]:
+    record = spec.quantisation
+    if record is None:
+        return []
+    before = record.float32_robustness
+    return [
+        ("weights", "7 bits, for every CPU" if record.reduced_range else "8 bits, for CPUs with VNNI"),
+        (
+            "calibrated on",
+            f"{record.calibration_images} train images, {record.attacked_images} of them attacked",
+        ),
+        ("float32 measured", NOT_MEASURED if before is None else before.summary()),
+    ]
 
 
 def _towers(spec: ModelSpec) -> list[tuple[str, str]]:
