@@ -18,7 +18,7 @@ _SEARCHED_FURTHER = ({"closest-first"}, {"targeted", "square-warm"}, {"autoattac
 _KNEW_PAIRS = {"apgd-lse", "pair-margin-0", "pair-margin-1", "pair-margin-4", "targeted", "square-warm"}
 
 Artefact = Literal["checkpoint", "onnx", "server"]
-ExportPrecision = Literal["float32", "float16"]
+ExportPrecision = Literal["float32", "float16", "int8"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Interval = tuple[Fraction, Fraction]
 
@@ -203,10 +203,11 @@ class RobustnessReport(_WithLaterFields):
     images of 8 bits, as those on an exported file always do. ``curve`` has the worst case at every eps, smallest first,
     where several were asked for; an image that is broken at one of them counts as broken at all larger ones. ``server``
     is there where a running server was measured. ``corruptions`` is what a run of its own measured on the same weights.
-    ``floor`` is that of a two-tower model.
+    ``floor`` is that of a two-tower model. ``gradients`` is "copy" where an exported file was attacked with the
+    gradients of a differentiable copy of its graph, and not by its scores alone.
     """
 
-    later_fields = ("clean_interval", "lattice", "curve", "corruptions", "server", "floor")
+    later_fields = ("clean_interval", "lattice", "curve", "corruptions", "server", "floor", "gradients")
 
     report_version: Literal[1, 2, 3] = 3
     weights_digest: str
@@ -234,6 +235,7 @@ class RobustnessReport(_WithLaterFields):
     corruptions: CorruptionReport | None = None
     server: ServerAccess | None = None
     floor: Floor | None = None
+    gradients: Literal["copy"] | None = None
     seconds: float = Field(default=0, ge=0)
     versions: dict[str, str]
 
@@ -244,12 +246,17 @@ class RobustnessReport(_WithLaterFields):
 
     @property
     def is_screening(self) -> bool:
-        """Whether the attacks on a checkpoint were few: longer ones, as in the standard suite, usually break more.
+        """Whether the attacks with gradients were few: longer ones, as in the standard suite, usually break more.
 
-        An exported file is attacked by its scores alone in every suite, which its report says in any case.
+        A file that is attacked by its scores alone is so in every suite, which its report says in any case.
         """
         names = {attack.name for attack in self.attacks}
-        return self.artefact == "checkpoint" and not any(needed <= names for needed in _SEARCHED_FURTHER)
+        return not self.scores_only and not any(needed <= names for needed in _SEARCHED_FURTHER)
+
+    @property
+    def scores_only(self) -> bool:
+        """Whether the attacks saw only the scores that were answered, and no gradient."""
+        return self.artefact != "checkpoint" and self.gradients is None
 
     @property
     def knows_pairs(self) -> bool:
@@ -262,7 +269,8 @@ class RobustnessReport(_WithLaterFields):
     def summary(self) -> str:
         """One line for people."""
         attacks = ", ".join(attack.name for attack in self.attacks)
-        attacks += " (scores only)" if self.artefact != "checkpoint" else ""
+        attacks += " (scores only)" if self.scores_only else ""
+        attacks += " (gradients of a copy)" if self.gradients == "copy" else ""
         attacks += " (8-bit images only)" if self.lattice == "8bit" else ""
         doubt = f"; {SCREENING}" if self.is_screening else ""
         doubt += f"; {MASKING}" if self.failed_checks else ""

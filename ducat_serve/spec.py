@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from ducat_serve.errors import VerificationError
+from ducat_serve.quantisation import Quantisation
 from ducat_serve.report import ExportPrecision, RobustnessReport
 from ducat_serve.threat_model import ThreatModel
 
@@ -32,7 +33,7 @@ METADATA_KEY = "ducat"
 IMPORTED = "imported"  # in the place of the method, of a model that others have trained
 
 MAX_IMAGE_SIZE = 512
-_ONLY_SOME = ("network_source", "towers")
+_ONLY_SOME = ("network_source", "towers", "quantisation")
 # Whoever predicts resizes to this: without a bound a small file could ask for gigabytes.
 _ImageSide = Annotated[int, Field(ge=1, le=MAX_IMAGE_SIZE)]
 
@@ -91,6 +92,7 @@ class ModelSpec(BaseModel):
     dummies. ``precision`` is that of the network's arithmetic; head and fold are float32 in any case.
     ``weights_digest`` is the SHA-256 over names, shapes, types and bytes of all tensors. ``towers`` are what the
     standard and the robust tower of a two-tower model were as models of their own, each with its own digest.
+    ``quantisation`` is how an int8 file was made.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -107,6 +109,7 @@ class ModelSpec(BaseModel):
     threat_model: ThreatModel
     training: dict[str, JsonValue]
     precision: ExportPrecision = "float32"
+    quantisation: Quantisation | None = None
     robustness: RobustnessReport | None = None
     weights_digest: str
     towers: tuple[ModelSpec, ModelSpec] | None = None
@@ -170,6 +173,14 @@ class ModelSpec(BaseModel):
             raise ValueError("the robustness report was measured on other weights")
         if self.robustness is not None and self.robustness.precision != self.precision:
             raise ValueError("the robustness report was measured in another precision")
+        if (self.quantisation is not None) != (self.precision == "int8"):
+            raise ValueError("what is in int8 says how it was quantised, and nothing else does")
+        before = None if self.quantisation is None else self.quantisation.float32_robustness
+        if before is not None and (before.weights_digest, before.precision) != (
+            self.weights_digest,
+            "float32",
+        ):
+            raise ValueError("the report of the float32 model belongs to another one")
         if isinstance(self.fold, Switch) != (self.towers is not None):
             raise ValueError("a switch is the fold of two towers, and there is no other for them")
         for tower in self.towers or ():

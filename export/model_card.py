@@ -57,7 +57,7 @@ def model_card(spec: ModelSpec, name: str) -> str:
         "`dummy_mass` float32 [batch]. Confidence is the softmax of `logits`.\n"
         "- The threat model covers the pixels that the network sees: what resizing or decoding of a manipulated "
         "file does is outside of it.\n"
-        "- Outside of the ball above, and on other data, nothing is promised.",
+        "- Outside of the ball above, and on other data, nothing is promised." + _quantisation(spec),
         "## Labels",
         "\n".join(f"{index}. {code(label)}" for index, label in enumerate(spec.labels)),
         f"Weights: SHA-256 {code(spec.weights_digest)}. Digests {DIGESTS}",
@@ -145,12 +145,7 @@ def _start_weights(spec: ModelSpec) -> str | None:
 def _robustness(spec: ModelSpec, name: str) -> list[str]:
     report = spec.robustness
     if report is None:
-        how = (
-            "Measure its checkpoint with `ducat evaluate`, and export again."
-            if spec.precision == "float32"
-            else f"{code(f'ducat evaluate {name}')} measures it, by its scores."
-        )
-        return [f"**{NOT_MEASURED.capitalize()}.** {how}"]
+        return [f"**{NOT_MEASURED.capitalize()}.** {_how_to_measure(spec, name)}", *_beside_float32(spec)]
     dummy_mass = dummy_mass_in_words(report)
     return [
         text(how_measured(report, spec)),
@@ -158,11 +153,62 @@ def _robustness(spec: ModelSpec, name: str) -> list[str]:
         f"{report.norm} {format_size(report.eps)} on {report.examples} {report.split} images of "
         f"{text(report.dataset)}, seed {report.seed}:",
         _table(report),
+        *_beside_float32(spec),
         *floor_in_words(report),
         *(text(sentence) for sentence in corruptions_in_words(report.corruptions)),
         *(f"**Warning.** {text(doubt)}" for doubt in doubts(report)),
         *([] if dummy_mass is None else [f"Dummy mass is a signal, not a defence. {text(dummy_mass)}"]),
     ]
+
+
+def _how_to_measure(spec: ModelSpec, name: str) -> str:
+    command = code(f"ducat evaluate {name}")
+    return {
+        "float32": "Measure its checkpoint with `ducat evaluate`, and export again.",
+        "float16": f"{command} measures it, by its scores.",
+        "int8": f"{command} measures it, by its scores and through a differentiable copy of its graph.",
+    }[spec.precision]
+
+
+def _beside_float32(spec: ModelSpec) -> list[str]:
+    """Of an int8 file, what was measured of it and of the checkpoint that it was made from."""
+    if spec.quantisation is None:
+        return []
+    before = spec.quantisation.float32_robustness
+    if before is None:
+        return ["The float32 model that it was made from had not been measured."]
+    rows = ["| | clean | worst case | measured by |", "|---|---|---|---|"]
+    for precision, report in (("float32, the checkpoint", before), ("int8, this file", spec.robustness)):
+        if report is None:
+            rows.append(f"| {precision} | {NOT_MEASURED} | {NOT_MEASURED} | |")
+            continue
+        attacks = text(", ".join(attack.name for attack in report.attacks))
+        rows.append(
+            f"| {precision} | {report.clean_accuracy:.1%} | {report.worst_case_accuracy:.1%} "
+            f"| {attacks}; {report.norm} {format_size(report.eps)}, {report.examples} {report.split} images, "
+            f"seed {report.seed} |"
+        )
+    return [
+        "Both precisions side by side. They are two functions: what was measured of one says nothing of the other.",
+        "\n".join(rows),
+    ]
+
+
+def _quantisation(spec: ModelSpec) -> str:
+    """How an int8 file was made; nothing for others."""
+    record = spec.quantisation
+    if record is None:
+        return ""
+    weights = (
+        "weights of 7 bits, which are right on CPUs without an int8 dot product (VNNI) too"
+        if record.reduced_range
+        else "weights of 8 bits, for CPUs with an int8 dot product (VNNI): on others sums overflow"
+    )
+    return (
+        f"\n- int8: activations of 8 bits, {weights}; head, fold and preprocessing in float32. Calibrated on "
+        f"{record.calibration_images} train images, {record.attacked_images} of them attacked, seed {record.seed}, "
+        f"SHA-256 of their pixels {code(record.calibration_digest)}"
+    )
 
 
 def report_card(name: str, report: RobustnessReport) -> str:

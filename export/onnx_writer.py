@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -17,14 +18,19 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from ducat_serve import atomic
 from ducat_serve.attacked_examples import EXAMPLES_KEY, AttackedExamples
 from ducat_serve.checkpoint import checkpoint_path, file_sha256
+from ducat_serve.cpu import has_int8_dot_product
 from ducat_serve.deployed import load
 from ducat_serve.predictor import GRAPH_KEY, SOURCE_KEY, Predictor
+from ducat_serve.quantisation import Quantisation
 from ducat_serve.reference import REFERENCE_KEY, Reference
-from ducat_serve.report import ExportPrecision, RobustnessReport
+from ducat_serve.report import RobustnessReport
 from ducat_serve.sealed import SEAL_KEY, read_sealed, seal
 from ducat_serve.spec import METADATA_KEY, ModelSpec
+from export.agreement import Agreement, check_agreement
+from export.calibration import Calibration
 from export.graph import DeployGraph, in_precision
 from export.parity import ParityReport, check_parity
+from export.quantise import quantise
 
 OPSET = 18
 IR_VERSION = 10
@@ -36,7 +42,7 @@ def export_onnx(
     checkpoint: Path,
     target: Path,
     real: NDArray[np.uint8] | None = None,
-    precision: ExportPrecision = "float32",
+    precision: Literal["float32", "float16"] = "float32",
     reference: NDArray[np.uint8] | None = None,
     examples: AttackedExamples | None = None,
 ) -> tuple[ModelSpec, ParityReport]:
@@ -65,18 +71,69 @@ def export_onnx(
     if precision != spec.precision:
         spec = spec.model_copy(update={"precision": precision, "robustness": None})
     graph = DeployGraph(in_precision(raw, precision), spec.fold).eval()
-    model = _serialise(graph, spec, file_sha256(checkpoint))
+    model = _described(_exported(graph, spec), spec, file_sha256(checkpoint))
     with atomic.replacing(target) as temporary:
         temporary.write_bytes(seal(model))
         parity = check_parity(temporary, raw, real)
-        entries = {}
-        if reference is not None and len(reference):
-            entries[REFERENCE_KEY] = answers_to(temporary, reference).model_dump_json()
-        if examples is not None:
-            entries[EXAMPLES_KEY] = examples.model_dump_json()
-        if entries:
-            temporary.write_bytes(seal(_with_metadata(model, entries)))
+        _add_answers(temporary, model, reference, examples)
     return spec, parity
+
+
+def export_int8(
+    checkpoint: Path,
+    target: Path,
+    real: NDArray[np.uint8],
+    calibration: Calibration,
+    examples: AttackedExamples | None = None,
+    *,
+    reduced_range: bool | None = None,
+) -> tuple[ModelSpec, Agreement]:
+    """Export a checkpoint in int8, see how far it agrees with torch, and only then put it at ``target``.
+
+    Args:
+        real: images of the model's data set for the gate and the reference, uint8 [N, H, W, channels].
+        calibration: what fixes the ranges of the activations.
+        reduced_range: weights of 7 bits; where this CPU has no int8 dot product, unless given.
+
+    The other arguments, and what is raised, are those of `export_onnx`; its robustness report is only kept to compare
+    with. Raises DucatError where the network has nothing to quantise, VerificationError as `check_agreement` does.
+    """
+    checkpoint = checkpoint_path(checkpoint)
+    raw = load(checkpoint, folded=False)
+    if reduced_range is None:
+        reduced_range = not has_int8_dot_product()
+    float32 = _exported(DeployGraph(raw, raw.spec.fold).eval(), raw.spec)
+    quantised = quantise(float32, calibration.images, reduced_range=reduced_range)
+    record = Quantisation(
+        calibration_images=len(calibration.images),
+        attacked_images=calibration.attacked,
+        calibration_digest=calibration.digest,
+        seed=calibration.seed,
+        reduced_range=reduced_range,
+        pixels=quantised.pixels,
+        raw_logits=quantised.raw_logits,
+        float32_robustness=raw.spec.robustness,
+    )
+    spec = raw.spec.model_copy(update={"precision": "int8", "quantisation": record, "robustness": None})
+    model = _described(quantised.model, spec, file_sha256(checkpoint))
+    with atomic.replacing(target) as temporary:
+        temporary.write_bytes(seal(model))
+        agreement = check_agreement(temporary, raw, real)
+        _add_answers(temporary, model, real, examples)
+    return spec, agreement
+
+
+def _add_answers(
+    file: Path, model: bytes, reference: NDArray[np.uint8] | None, examples: AttackedExamples | None
+) -> None:
+    """Write the file that holds ``model`` again with what it answers to images, and with attacked ones."""
+    entries = {}
+    if reference is not None and len(reference):
+        entries[REFERENCE_KEY] = answers_to(file, reference).model_dump_json()
+    if examples is not None:
+        entries[EXAMPLES_KEY] = examples.model_dump_json()
+    if entries:
+        file.write_bytes(seal(_with_metadata(model, entries)))
 
 
 def answers_to(model: Path, images: NDArray[np.uint8]) -> Reference:
@@ -120,7 +177,8 @@ def store_report(target: Path, report: RobustnessReport) -> ModelSpec:
     return spec
 
 
-def _serialise(graph: DeployGraph, spec: ModelSpec, source_sha256: str) -> bytes:
+def _exported(graph: DeployGraph, spec: ModelSpec) -> onnx.ModelProto:
+    """The graph of a model of that spec, in the precision of its weights."""
     height, width = spec.image_size
     # Batch 2: the exporter would bake in a batch of 0 or 1 as a constant.
     example = torch.zeros(2, height, width, spec.channels, dtype=torch.uint8)
@@ -140,7 +198,13 @@ def _serialise(graph: DeployGraph, spec: ModelSpec, source_sha256: str) -> bytes
     assert program is not None
     # The exporter writes source paths of this machine into every node.
     ClearMetadataAndDocStringPass()(program.model)
-    model = program.model_proto
+    exported: onnx.ModelProto = program.model_proto
+    return exported
+
+
+def _described(model: onnx.ModelProto, spec: ModelSpec, source_sha256: str) -> bytes:
+    """The serialised model, with nothing in it but its graph and what we say of it."""
+    del model.metadata_props[:]
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version, model.doc_string = "ducat-serve", "", ""
     model.graph.name = "ducat"

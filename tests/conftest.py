@@ -21,6 +21,7 @@ from service.application import create_app
 from service.models.registry import Models
 from service.settings import Settings
 from tests.support.http_client import is_ready, until
+from tests.support.int8 import digits_with_dummies
 from tests.support.made_once import made_once
 from tests.support.order import put_long_files_first
 from tests.support.unit_tests import mark_unit_tests, nothing_starts_or_trains
@@ -101,6 +102,19 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert run(["export", str(folder / "run"), "--onnx"]) == 0
 
     return made_once("other", tmp_path_factory, make) / "run" / "model.onnx"
+
+
+@pytest.fixture(scope="session")
+def int8_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A measured checkpoint of fold max that was not trained here, with its exports in float32 and int8."""
+
+    def make(folder: Path) -> None:
+        checkpoint = str(digits_with_dummies(folder / "model.safetensors"))
+        assert run(["evaluate", checkpoint, "--attack", "pgd", "--max-examples", "30"]) == 0
+        assert run(["export", checkpoint]) == 0
+        assert run(["export", checkpoint, "--precision", "int8"]) == 0
+
+    return made_once("int8", tmp_path_factory, make)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +13,17 @@ from ducat_serve.atomic import write_text
 from ducat_serve.attacked_examples import FILE_NAME, MOST_BYTES, AttackedExamples
 from ducat_serve.bundled import bundled_name, model_path
 from ducat_serve.checkpoint import checkpoint_path, read_spec
-from ducat_serve.errors import DataError, DucatError, command_line
+from ducat_serve.errors import DataError, DucatError, UsageError, command_line, missing_extra
 from ducat_serve.output import Output
 from ducat_serve.report import ExportPrecision
 from ducat_serve.spec import ModelSpec
+from export.agreement import Agreement
 from export.model_card import model_card
-from export.onnx_writer import export_onnx
+from export.onnx_writer import export_int8, export_onnx
 from export.parity import ParityReport
+
+if TYPE_CHECKING:
+    from training.data import Dataset
 
 REAL_IMAGES = 64  # for the parity check
 REFERENCE_IMAGES = 1000  # for what the model answered at export
@@ -26,12 +31,15 @@ REFERENCE_IMAGES = 1000  # for what the model answered at export
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the ONNX file, its model card, what the model is, and how it was compared with torch."""
+    """What was written: the ONNX file, its model card, what the model is, and how it was compared with torch.
+
+    An int8 file is another function than its checkpoint: of it, ``parity`` says how far the two agree.
+    """
 
     model: Path
     card: Path
     spec: ModelSpec
-    parity: ParityReport
+    parity: ParityReport | Agreement
 
 
 def export(
@@ -48,15 +56,17 @@ def export(
 
     Args:
         model: a `model.safetensors`, its run folder, or as text the name of a bundled model.
-        out: the file to write; `model.onnx` or `model-float16.onnx` beside the checkpoint unless given, and in the
-            current folder for a bundled model.
-        precision: of the network up to its head. float16 drops the robustness report: measure it again.
+        out: the file to write; `model.onnx`, or `model-float16.onnx` and its like, beside the checkpoint unless given,
+            and in the current folder for a bundled model.
+        precision: of the network up to its head. Other ones than float32 drop the robustness report: measure it again.
+            int8 needs train images of the data set, of which half are attacked, to calibrate on.
         examples: put the attacked images that an evaluation kept into the file; whoever may ask the server sees them.
         dataset, data_dir: where the real images of the comparison with torch are; as trained unless given.
         output: where to warn; None prints on stderr, `Output(silent=True)` nothing.
 
     Raises:
-        VerificationError: ONNX Runtime and torch disagree; no file is left. DataError: as `load`.
+        VerificationError: ONNX Runtime and torch disagree; no file is left. DataError: as `load`, and for int8 where
+            the data set is not on this machine.
 
     Examples:
         >>> exported = export("runs/digits")
@@ -66,13 +76,52 @@ def export(
     checkpoint = checkpoint_path(model_path(model, "safetensors"))
     target = _default_target(checkpoint, precision) if out is None else Path(out)
     folder = None if data_dir is None else Path(data_dir)
-    real = _real_images(checkpoint, dataset, folder, output or Output())
-    parity_images = None if real is None else real[:REAL_IMAGES]
+    output = output or Output()
     kept = _kept_examples(checkpoint) if examples else None
-    spec, parity = export_onnx(checkpoint, target, parity_images, precision, reference=real, examples=kept)
+    parity: ParityReport | Agreement
+    if precision == "int8":
+        spec, parity = _export_int8(checkpoint, target, dataset, folder, kept, output)
+    else:
+        real = _real_images(checkpoint, dataset, folder, output)
+        parity_images = None if real is None else real[:REAL_IMAGES]
+        spec, parity = export_onnx(
+            checkpoint, target, parity_images, precision, reference=real, examples=kept
+        )
     card = target.with_suffix(".md")
     write_text(card, model_card(spec, target.name))
     return Exported(target, card, spec, parity)
+
+
+def _export_int8(
+    checkpoint: Path,
+    target: Path,
+    dataset: str | None,
+    data_dir: Path | None,
+    examples: AttackedExamples | None,
+    output: Output,
+) -> tuple[ModelSpec, Agreement]:
+    """Raises DataError where the data set is not on this machine: without its images nothing can be calibrated."""
+    try:
+        from ducat_serve.deployed import load
+        from ducat_serve.library.calibrating import calibration_images
+    except ImportError as error:
+        raise missing_extra(error.name or "torchvision", "train") from error
+
+    spec = read_spec(checkpoint)
+    try:
+        data = _training_data(checkpoint, spec, dataset, data_dir, output)
+    except DataError as error:
+        raise DataError(
+            f"int8 is calibrated on train images of the model's data set. {error.cause}",
+            "name them with --data-dir or --dataset, or export with --precision float32",
+        ) from error
+    if data.class_names != spec.labels:
+        raise UsageError(
+            f"{data.title} has other classes than the model, so int8 cannot be calibrated on it.",
+            "name the data set that it was trained on with --dataset",
+        )
+    calibration = calibration_images(load(checkpoint), data.train, output)
+    return export_int8(checkpoint, target, data.val.at(slice(REFERENCE_IMAGES)), calibration, examples)
 
 
 def _default_target(checkpoint: Path, precision: ExportPrecision) -> Path:
@@ -98,13 +147,8 @@ def _real_images(
     checkpoint: Path, dataset: str | None, data_dir: Path | None, output: Output
 ) -> NDArray[np.uint8] | None:
     """Some val images of the data set that the model was trained on, if they are on this machine."""
-    spec: ModelSpec = read_spec(checkpoint)
     try:
-        from training.run.dataset import load_training_data
-
-        data = load_training_data(
-            checkpoint, spec, dataset=dataset, data_dir=data_dir, offline=True, output=output
-        )
+        data = _training_data(checkpoint, read_spec(checkpoint), dataset, data_dir, output)
     except (ImportError, DucatError) as error:
         reason = getattr(error, "cause", str(error))
         output.warn(
@@ -113,3 +157,14 @@ def _real_images(
         )
         return None
     return data.val.at(slice(REFERENCE_IMAGES))
+
+
+def _training_data(
+    checkpoint: Path, spec: ModelSpec, dataset: str | None, data_dir: Path | None, output: Output
+) -> Dataset:
+    """The data set of a checkpoint; export never downloads one."""
+    from training.run.dataset import load_training_data
+
+    return load_training_data(
+        checkpoint, spec, dataset=dataset, data_dir=data_dir, offline=True, output=output
+    )

@@ -15,6 +15,7 @@ from ducat_serve import Output, evaluate, export, load, resume, train, train_con
 from ducat_serve.checkpoint import read_spec
 from ducat_serve.cli.main import run
 from ducat_serve.errors import DataError, UsageError
+from export.parity import ParityReport
 from training.config import TrainConfig
 
 SHORT: dict[str, Any] = {"epochs": 1, "attack_steps": 1, "precision": "float32", "ducat": "off"}
@@ -92,6 +93,7 @@ def test_it_trains_evaluates_and_exports_as_the_commands_do(tmp_path: Path) -> N
     exported = export(trained.path, output=SILENT)
     assert exported.model == trained.path / "model.onnx"
     assert "Image classifier" in exported.card.read_text()
+    assert isinstance(exported.parity, ParityReport)
     assert exported.parity.real_images > 0
     assert ducat_serve.Predictor(exported.model).spec.weights_digest == digest
     assert load(trained.path).spec.robustness == report

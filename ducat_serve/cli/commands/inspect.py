@@ -43,6 +43,7 @@ def command(model: Path, json: bool) -> None:
         ("fold", spec.fold),
         *_towers(spec),
         ("precision", spec.precision),
+        *_quantisation(spec),
         ("threat model", spec.threat_model),
         *_training(spec),
         ("trained by", spec.command or NOT_RECORDED),
@@ -73,6 +74,21 @@ def _training(spec: ModelSpec) -> list[tuple[str, str]]:
         ("trained on", data),
         ("method", f"{method}, ducat {ducat}"),
         ("recipe", f"{epochs} epochs, seed {seed}" if recipe else NOT_RECORDED),
+    ]
+
+
+def _quantisation(spec: ModelSpec) -> list[tuple[str, str]]:
+    record = spec.quantisation
+    if record is None:
+        return []
+    before = record.float32_robustness
+    return [
+        ("weights", "7 bits, for every CPU" if record.reduced_range else "8 bits, for CPUs with VNNI"),
+        (
+            "calibrated on",
+            f"{record.calibration_images} train images, {record.attacked_images} of them attacked",
+        ),
+        ("float32 measured", NOT_MEASURED if before is None else before.summary()),
     ]
 
 
