@@ -76,6 +76,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
 # Which extra brings a package that a command may find missing.
 EXTRAS = {
     "bentoml": "serve",
+    "cyclonedx": "sbom",
     "filelock": "train",
     "httpx": "client",
     "matplotlib": "train",

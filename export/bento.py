@@ -19,9 +19,12 @@ from typing import Any, Literal
 
 from ducat_serve.atomic import cannot_write
 from ducat_serve.errors import DucatError
+from ducat_serve.signature import signature_path
 from ducat_serve.spec import ModelSpec
 from export.model_card import model_card
 from export.requirements import pinned_requirements
+from export.sbom import FILE as SBOM
+from export.sbom import sbom
 
 PACKAGES = ("ducat_serve", "service")  # all that serving imports; named, since stages never import each other
 MODEL = "model.onnx"
@@ -74,24 +77,38 @@ class BuiltBento:
 
 
 def build_bento(
-    model: Path, spec: ModelSpec, name: str, device: Literal["cpu", "cuda"], out: Path | None
+    model: Path,
+    spec: ModelSpec,
+    name: str,
+    device: Literal["cpu", "cuda"],
+    out: Path | None,
+    *,
+    with_sbom: bool = False,
 ) -> BuiltBento:
     """Build `NAME:VERSION`, whose version is the start of the digest of the weights.
 
     Args:
-        model: an exported file that was verified, with its ``spec``.
+        model: an exported file that was verified, with its ``spec``. A signature beside it goes in, and then the Bento
+            requires what checks it.
         device: which ONNX Runtime the Bento requires.
         out: folder to make; None for BentoML's store.
+        with_sbom: whether a software bill of materials goes in, as `src/sbom.cdx.json`.
 
     Raises:
-        DucatError: the folder or the tag is taken by something else, or BentoML fails.
+        DucatError: the folder or the tag is taken by something else, the bill cannot be made, or BentoML fails.
     """
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DucatError(f"{out} exists already.", "remove it, or choose another --out")
-    requirements, unpinned = pinned_requirements(("serve", "gpu" if device == "cuda" else "cpu"))
+    signature = signature_path(model)
+    extras = ("serve", "gpu" if device == "cuda" else "cpu", *(("sign",) if signature.is_file() else ()))
+    requirements, unpinned = pinned_requirements(extras)
     with tempfile.TemporaryDirectory(prefix="ducat-bento-") as folder:
         context = Path(folder) / "context"
         _fill(context, model)
+        if signature.is_file():
+            shutil.copyfile(signature, signature_path(context / MODEL))
+        if with_sbom:
+            (context / SBOM).write_text(sbom(context / MODEL, spec, name, extras))
         order: dict[str, Any] = {
             "service": f"{ENTRY}:DucatService",
             "name": name,

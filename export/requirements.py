@@ -20,15 +20,28 @@ def pinned_requirements(extras: Sequence[str]) -> tuple[list[str], tuple[str, ..
     Second, those that are not installed here: they stay as pyproject.toml has them. That is how it is with the ONNX
     Runtime of another device than this machine's.
 
+    Raises DucatError as `installed_requirements` does.
+    """
+    versions, missing = installed_requirements(extras)
+    pins = [f"{name}=={version}" for name, version in versions.items() if name not in _ADDED_BY_BENTOML]
+    unpinned = tuple(sorted(missing.values()))
+    return sorted([*pins, *unpinned]), unpinned
+
+
+def installed_requirements(extras: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Everything that `ducat-serve[EXTRAS]` needs, by its normalised name: the versions of what is installed here, and
+    the requirements of what is not.
+
     Raises:
-        DucatError: ducat-serve itself is not installed, so that nobody knows what it needs.
+        DucatError: ducat-serve itself is not installed, so that nobody knows what it needs; or a package that is
+            installed does not say its version.
     """
     try:
         waiting = _needed(PROJECT, extras)
     except PackageNotFoundError as error:
         raise DucatError(f"{PROJECT} is not installed, only on the path.", "pip install .") from error
-    pins: dict[str, str] = {}
-    unpinned: dict[str, str] = {}
+    versions: dict[str, str] = {}
+    missing: dict[str, str] = {}
     seen: set[tuple[str, frozenset[str]]] = set()
     while waiting:
         requirement = waiting.pop()
@@ -37,16 +50,19 @@ def pinned_requirements(extras: Sequence[str]) -> tuple[list[str], tuple[str, ..
             continue
         seen.add((name, frozenset(requirement.extras)))
         try:
-            version = distribution(name).version
+            version = distribution(name).metadata.get("Version")
             waiting += _needed(name, sorted(requirement.extras))
         except PackageNotFoundError:
             requirement.marker = None
-            unpinned[name] = str(requirement)
-        else:
-            pins[name] = f"{name}=={version}"
-    for name in _ADDED_BY_BENTOML:
-        pins.pop(name, None)
-    return sorted([*pins.values(), *unpinned.values()]), tuple(sorted(unpinned.values()))
+            missing[name] = str(requirement)
+            continue
+        if not version:
+            raise DucatError(
+                f"The package '{name}' is installed, but does not say its version.",
+                f"pip install --force-reinstall {name}",
+            )
+        versions[name] = version
+    return versions, missing
 
 
 def _needed(name: str, extras: Sequence[str]) -> list[Requirement]:

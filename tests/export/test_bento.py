@@ -18,8 +18,10 @@ import pytest
 
 from ducat_serve.cli.main import run
 from ducat_serve.predictor import Predictor
+from ducat_serve.signature import require_signature, sign
 from tests.conftest import PROJECT
 from tests.support.http_client import DIGITS, GOOD
+from tests.support.keys import key_pair
 from tests.support.server_process import WAIT, free_port, started
 
 BIN = Path(sys.executable).parent
@@ -82,6 +84,22 @@ def test_everything_that_serves_is_in_it_and_nothing_else(built: Path, onnx_mode
         found = {path.relative_to(source) for path in (source / package).rglob("*") if path.is_file()}
         assert found == wanted
     assert "File: `model.onnx`." in (built / "README.md").read_text(), "the model card"
+
+
+def test_a_signed_model_with_a_bill_of_materials(onnx_model: Path, store: Path, tmp_path: Path) -> None:
+    """The signature goes in and fits what is served, and the Bento requires what checks it."""
+    keys, model = key_pair(tmp_path / "keys"), Path(shutil.copy(onnx_model, tmp_path / "digits.onnx"))
+    sign(model, keys.private)
+    answer = bento(model, store, "--sbom", "--name", "signed")
+    assert (answer["code"], answer["unpinned"]) == (0, [])
+    source = Path(answer["path"]) / "src"
+    packed = source / "model.onnx"
+    require_signature(packed.read_bytes(), packed, keys.public)
+    bill = json.loads((source / "sbom.cdx.json").read_text())
+    billed = {f"{one['name']}=={one['version']}" for one in bill["components"]}
+    pins = (Path(answer["path"]) / "env/python/requirements.txt").read_text().split()
+    assert f"model-signing=={version('model-signing')}" in pins
+    assert set(pins) <= billed
 
 
 def test_no_key_no_setting_and_no_path_of_this_machine_is_in_it(built: Path, tmp_path: Path) -> None:

@@ -30,11 +30,19 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
     show_default=True,
     help="Which ONNX Runtime it requires. One for cuda also runs where there is no GPU.",
 )
+@click.option(
+    "--sbom",
+    is_flag=True,
+    help="Put a software bill of materials (CycloneDX) in, as src/sbom.cdx.json.",
+)
 @common
-def command(model: Path, out: Path | None, name: str, device: Literal["cpu", "cuda"], json: bool) -> None:
+def command(
+    model: Path, out: Path | None, name: str, device: Literal["cpu", "cuda"], sbom: bool, json: bool
+) -> None:
     """Pack MODEL (a model.onnx or a bundled model) with the serving code and pinned requirements into a Bento.
 
-    No key and no setting of this machine goes in: the server reads DUCAT_SERVE_... where it runs.
+    A signature beside MODEL (`ducat sign`) goes in too. No key and no setting of this machine goes in: the server reads
+    DUCAT_SERVE_... where it runs.
 
     \b
     Example:
@@ -57,7 +65,7 @@ def command(model: Path, out: Path | None, name: str, device: Literal["cpu", "cu
     path = model / "model.onnx" if model.is_dir() else model
     spec = Predictor(path, device="cpu", threads=1).spec  # whole, ours, and it loads
     # BentoML 1.4 finds a Bento in a folder by its absolute path only.
-    bento = build_bento(path, spec, name, device, out.resolve() if out else None)
+    bento = build_bento(path, spec, name, device, out.resolve() if out else None, with_sbom=sbom)
     for requirement in bento.unpinned:
         output.warn(f"{requirement} is not installed here, so the Bento does not pin its version.")
     output.text(f"{bento.tag}: {bento.path}" + ("" if bento.is_new else " (it was there already)"))
