@@ -21,7 +21,8 @@ from ducat_serve.predictor import Device
 from ducat_serve.report import RobustnessReport
 from ducat_serve.spec import ModelSpec
 from ducat_serve.threat_model import Norm, parse_size
-from training.distributed.processes import ProcessGroup, is_first_process, joined
+from training.distributed.environment import is_first_process
+from training.distributed.processes import ProcessGroup, joined
 from training.evaluation.comparison import losses
 from training.evaluation.curve import measure_curve
 from training.evaluation.evaluate import measure as run_evaluation

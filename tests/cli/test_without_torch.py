@@ -54,3 +54,17 @@ def test_load_without_torch_says_what_is_missing() -> None:
         "This needs the package 'torch', which is not installed.",
         "Next: pip install '.[train]' in a clone of ducat-serve",
     ]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("command", ["train --dataset digits", "evaluate digits-small"])
+def test_who_starts_several_processes_imports_no_torch(command: str) -> None:
+    """It only waits for them, and torch would take seconds and memory of its own."""
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from training.distributed import launch\n"
+        "launch.launch = lambda count, *_: 40 + count\n"
+        f"from ducat_serve.cli.main import run; sys.exit(run({command!r}.split() + ['--devices', '2']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 42, done.stderr

@@ -20,6 +20,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ducat_serve.errors import DucatError
+from training.distributed.environment import launched
 
 T = TypeVar("T")
 
@@ -152,16 +153,6 @@ def joined(device: torch.device) -> Iterator[ProcessGroup]:
         yield processes
     finally:
         processes.leave()
-
-
-def launched() -> bool:
-    """Whether torchrun or `--devices` started this process."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
-def is_first_process() -> bool:
-    """Whether this process writes files and prints: it is on its own, or the first of several."""
-    return not launched() or os.environ["RANK"] == "0"
 
 
 def local_device(device: torch.device) -> torch.device:

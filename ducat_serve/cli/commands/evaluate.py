@@ -169,8 +169,7 @@ def command(
     """
     choose_threads(threads)
 
-    from ducat_serve.library.corruptions import measure_foreign_on_corruptions, measure_on_corruptions
-    from training.distributed.processes import is_first_process, launched
+    from training.distributed.environment import is_first_process, launched
 
     several = (devices or 1) > 1 or launched()
     if several and model is None:
@@ -182,6 +181,7 @@ def command(
         again = "the same command with --resume, of a model of ours; a model of others starts again"
         return launch(devices or 1, invocation.arguments, invocation.environment, Output(json), again)
 
+    from ducat_serve.library.corruptions import measure_foreign_on_corruptions, measure_on_corruptions
     from ducat_serve.library.evaluation import measure
     from ducat_serve.library.foreign import ForeignRequest, measure_foreign, write_report
     from training.evaluation.outputs import Outputs

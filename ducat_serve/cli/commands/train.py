@@ -103,7 +103,7 @@ def command(
     """
     choose_threads(threads)
 
-    from training.distributed.processes import launched
+    from training.distributed.environment import launched
 
     if devices is not None and devices > 1 and not launched():
         from training.distributed.launch import launch
