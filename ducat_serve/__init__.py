@@ -1,8 +1,9 @@
 """Adversarially robust image classifiers that can be deployed (DUCAT, arXiv 2410.12671).
 
 `train`, `mix`, `evaluate` and `export` do what the commands do; `train_config` makes the settings of a run, `resume`
-goes on with one. `load` gives the deployed function as a torch module; `Predictor` runs an exported model without
-torch; `Client` and `AsyncClient` ask a server. Nothing is imported before it is used.
+goes on with one. `evaluate_model` measures a network of others. `load` gives the deployed function as a torch module;
+`Predictor` runs an exported model without torch; `Client` and `AsyncClient` ask a server. Nothing is imported before it
+is used.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from ducat_serve.deployed import load
     from ducat_serve.library.evaluation import evaluate
     from ducat_serve.library.exporting import export
+    from ducat_serve.library.foreign import evaluate_model
     from ducat_serve.library.mixing import mix
     from ducat_serve.library.training import resume, train, train_config
     from ducat_serve.output import Output
@@ -31,6 +33,7 @@ __all__ = [
     "Predictor",
     "__version__",
     "evaluate",
+    "evaluate_model",
     "export",
     "load",
     "mix",
@@ -47,6 +50,7 @@ _MODULES = {
     "Prediction": "prediction",
     "Predictor": "predictor",
     "evaluate": "library.evaluation",
+    "evaluate_model": "library.foreign",
     "export": "library.exporting",
     "load": "deployed",
     "mix": "library.mixing",
@@ -54,7 +58,7 @@ _MODULES = {
     "train": "library.training",
     "train_config": "library.training",
 }
-_WITH_TORCH = ("evaluate", "export", "load", "mix", "resume", "train", "train_config")
+_WITH_TORCH = ("evaluate", "evaluate_model", "export", "load", "mix", "resume", "train", "train_config")
 
 
 def __getattr__(name: str) -> Any:
