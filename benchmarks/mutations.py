@@ -304,8 +304,8 @@ MUTATIONS = (
     ),
     Mutation(
         "resumed attacks run again",
-        "training/evaluation/evaluate.py",
-        "in attacks[len(results) :]",
+        "training/evaluation/worst_case.py",
+        "in attacks[len(self.results) :]",
         "in attacks",
         ((PARTS + "test_a_resumed_evaluation_repeats_no_attack_and_gives_the_same_report"),),
     ),
@@ -417,8 +417,8 @@ MUTATIONS = (
     Mutation(
         "a failed sanity check has no consequence",
         "training/evaluation/evaluate.py",
-        "if failed and plan.on_doubt:",
-        "if failed and not plan.on_doubt:",
+        "if plan.on_doubt and (",
+        "if not plan.on_doubt and (",
         ((STUDIES + "test_slow_attacks_follow_where_a_sanity_check_fails"),),
     ),
     Mutation(

@@ -1,8 +1,9 @@
 """Adversarially robust image classifiers that can be deployed (DUCAT, arXiv 2410.12671).
 
 `train`, `import_model`, `mix`, `evaluate` and `export` do what the commands do; `train_config` makes the settings of a
-run, `resume` goes on with one. `load` gives the deployed function as a torch module; `Predictor` runs an exported model
-without torch; `Client` and `AsyncClient` ask a server. Nothing is imported before it is used.
+run, `resume` goes on with one. `evaluate_model` measures a network of others. `load` gives the deployed function as a
+torch module; `Predictor` runs an exported model without torch; `Client` and `AsyncClient` ask a server. Nothing is
+imported before it is used.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from ducat_serve.deployed import load
     from ducat_serve.library.evaluation import evaluate
     from ducat_serve.library.exporting import export
+    from ducat_serve.library.foreign import evaluate_model
     from ducat_serve.library.importing import import_model
     from ducat_serve.library.mixing import mix
     from ducat_serve.library.training import resume, train, train_config
@@ -32,6 +34,7 @@ __all__ = [
     "Predictor",
     "__version__",
     "evaluate",
+    "evaluate_model",
     "export",
     "import_model",
     "load",
@@ -49,6 +52,7 @@ _MODULES = {
     "Prediction": "prediction",
     "Predictor": "predictor",
     "evaluate": "library.evaluation",
+    "evaluate_model": "library.foreign",
     "export": "library.exporting",
     "import_model": "library.importing",
     "load": "deployed",
@@ -57,7 +61,17 @@ _MODULES = {
     "train": "library.training",
     "train_config": "library.training",
 }
-_WITH_TORCH = ("evaluate", "export", "import_model", "load", "mix", "resume", "train", "train_config")
+_WITH_TORCH = (
+    "evaluate",
+    "evaluate_model",
+    "export",
+    "import_model",
+    "load",
+    "mix",
+    "resume",
+    "train",
+    "train_config",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -27,6 +27,7 @@ from training.device import choose_device, exact_float32
 from training.distributed.processes import ProcessGroup, joined, local_device
 from training.evaluation.curve import measure_curve
 from training.evaluation.evaluate import measure
+from training.evaluation.foreign import evaluate_model as evaluate_model
 from training.evaluation.foreign import prepare_model
 from training.evaluation.outputs import Outputs
 from training.evaluation.prepare import choose_images

@@ -18,6 +18,7 @@ from training.attacks.base import Attack, TargetModel
 from training.attacks.criteria import Criterion
 from training.attacks.frozen import frozen
 from training.attacks.losses import targeted_margin
+from training.attacks.targeted_apgd import one_by_one
 
 
 @dataclass(frozen=True)
@@ -47,28 +48,13 @@ class SwitchAttack(Attack):
         *,
         generator: torch.Generator,
     ) -> Tensor:
-        """Returns a success for every example that has one, else what the last target led to."""
+        """Returns what `one_by_one` does."""
         with frozen(model), torch.no_grad():
             favourites, _ = split_pairs(model.classifier(images))
         wrong = favourites.scatter(1, labels.unsqueeze(1), -torch.inf).argsort(dim=1, descending=True)
+        targets = [wrong[:, rank] for rank in range(min(self.targets, favourites.shape[1] - 1))]
         search = APGD(targeted_margin, self.steps)
-        best = images.clone()
-        open_ = torch.arange(len(images), device=images.device)
-        for rank in range(min(self.targets, favourites.shape[1] - 1)):
-            if len(open_) == 0:
-                break
-            best[open_] = found = search(
-                model,
-                images[open_],
-                labels[open_],
-                ball,
-                criterion,
-                generator=generator,
-                targets=wrong[open_, rank],
-            )
-            with frozen(model), torch.no_grad():
-                open_ = open_[~criterion(model.classifier(found), labels[open_])]
-        return best
+        return one_by_one(search, targets, model, images, labels, ball, criterion, generator=generator)
 
     def applies(self, target: TargetModel) -> bool:
         return isinstance(target.fold, Switch)

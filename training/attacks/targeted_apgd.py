@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -47,30 +48,47 @@ class TargetedAPGD(Attack):
         *,
         generator: torch.Generator,
     ) -> Tensor:
-        """Returns a success for every example that has one, else what the last target led to.
-
-        An example that succeeds is not attacked again.
-        """
+        """Returns what `one_by_one` does."""
         with frozen(model), torch.no_grad():
             logits = model(images)
         classes = logits.shape[1]
         ranked = logits.scatter(1, labels.unsqueeze(1), -torch.inf).argsort(dim=1, descending=True)
+        targets = [
+            columns
+            for rank in range(min(self.targets, classes - 1))
+            for columns in pair_columns(ranked[:, rank], classes, model.fold)
+        ]
         search = APGD(self.loss, self.steps)
-        best = images.clone()
-        open_ = torch.arange(len(images), device=images.device)
-        for rank in range(min(self.targets, classes - 1)):
-            for columns in pair_columns(ranked[:, rank], classes, model.fold):
-                if len(open_) == 0:
-                    return best
-                best[open_] = found = search(
-                    model,
-                    images[open_],
-                    labels[open_],
-                    ball,
-                    criterion,
-                    generator=generator,
-                    targets=columns[open_],
-                )
-                with frozen(model), torch.no_grad():
-                    open_ = open_[~criterion(model.classifier(found), labels[open_])]
-        return best
+        return one_by_one(search, targets, model, images, labels, ball, criterion, generator=generator)
+
+
+def one_by_one(
+    search: APGD,
+    targets: Sequence[Tensor],
+    model: Deployed,
+    images: Tensor,
+    labels: Tensor,
+    ball: Ball,
+    criterion: Criterion,
+    *,
+    generator: torch.Generator,
+) -> Tensor:
+    """Attack a batch at one target after another; an example that succeeds is not attacked again.
+
+    Args:
+        search: with a targeted loss; what it is given is described at `Attack.__call__`.
+        targets: each int64 [N], the targets of all examples.
+
+    Returns a success for every example that has one, else what the last target led to.
+    """
+    best = images.clone()
+    left = torch.arange(len(images), device=images.device)
+    for target in targets:
+        if len(left) == 0:
+            break
+        best[left] = found = search(
+            model, images[left], labels[left], ball, criterion, generator=generator, targets=target[left]
+        )
+        with frozen(model), torch.no_grad():
+            left = left[~criterion(model.classifier(found), labels[left])]
+    return best

@@ -16,11 +16,20 @@ from ducat_serve import __version__
 from ducat_serve.deployed import Deployed
 from ducat_serve.errors import UsageError, VerificationError
 from ducat_serve.output import Output
-from ducat_serve.report import Artefact, AttackResult, ClassResult, ExportPrecision, RobustnessReport
+from ducat_serve.report import (
+    Artefact,
+    AttackResult,
+    ClassResult,
+    DummyMass,
+    ExportPrecision,
+    Floor,
+    Rejection,
+    RobustnessReport,
+    SanityCheck,
+)
 from ducat_serve.threat_model import ThreatModel
 from training.attacks.ball import Ball, require_size
 from training.attacks.base import Attack
-from training.attacks.criteria import misclassified
 from training.attacks.frozen import frozen
 from training.batches import DeviceSplit, to_pixels
 from training.distributed.processes import ProcessGroup
@@ -29,10 +38,11 @@ from training.evaluation.examples import Examples
 from training.evaluation.floor import floor
 from training.evaluation.kept import ExampleKeeper
 from training.evaluation.legacy import legacy_2c_accuracy
-from training.evaluation.runner import Batches, Runner, counted
+from training.evaluation.runner import Batches, Runner
 from training.evaluation.sanity import check_sanity
 from training.evaluation.state import EvaluationState
 from training.evaluation.wilson import wilson
+from training.evaluation.worst_case import WorstCase
 
 
 @dataclass(frozen=True)
@@ -130,95 +140,118 @@ def measure(
     """
     require_measurable(subject, plan.threat_model)
     started = time.monotonic()
-    model, data, threat_model = subject.model, subject.data, plan.threat_model
-    eight_bit = plan.eight_bit or subject.takes_bytes_only
-    ball = Ball(threat_model.norm, threat_model.eps, eight_bit=eight_bit)
-    processes = plan.processes
-    runner = Runner(model, data, ball, plan.seed, Batches(plan.batch_size, output, processes), output)
+    runner = _runner(subject, plan, output)
+    with frozen(subject.model):
+        examples = _clean(runner, plan)
+        if smaller is not None:
+            examples.inherit(smaller)
+        worst_case = WorstCase(runner, examples, state, keeper)
+        worst_case.resume()
+        earlier = sum(result.seconds for result in worst_case.results)
+        worst_case.run(plan.attacks)
+        sanity = check_sanity(runner, examples, plan.surrogate) if plan.sanity else ()
+        if plan.on_doubt and (failed := [check.name for check in sanity if not check.passed]):
+            output.say(
+                f"Gradient masking suspected: not so that {', '.join(failed)}. Going on to slow attacks."
+            )
+            worst_case.run((*plan.attacks, *plan.on_doubt))
+        studies = _studied(runner, plan, examples, sanity)
+    seconds = earlier + time.monotonic() - started
+    return Measured(_report(subject, plan, examples, worst_case.results, studies, seconds), examples)
+
+
+def _runner(subject: Subject, plan: Plan, output: Output) -> Runner:
+    """What runs the attacks of a plan; says so where some processes will have nothing to do."""
+    model, data, threat_model, processes = subject.model, subject.data, plan.threat_model, plan.processes
     batches = math.ceil(len(data) / plan.batch_size)
     if batches < processes.size:
         output.warn(
             f"{batches} batches of {plan.batch_size} images for {processes.size} devices: some have nothing to do. A "
             "smaller --batch-size deals out more of them, and draws other random numbers."
         )
-    with frozen(model):
-        examples = Examples.of(runner, keep_images=plan.keep_images)
-        if examples.undecided:
-            raise VerificationError(
-                f"The model answers NaN to {examples.undecided} clean images; nothing was measured.",
-                "train it again, or load other weights",
-            )
-        if smaller is not None:
-            examples.inherit(smaller)
-        results: list[AttackResult] = []
-        if state is not None and processes.shared(state.exists()):
-            results = _restored(state, examples, processes)
-            output.say(f"Resumed after {', '.join(result.name for result in results)}.")
-        earlier = sum(result.seconds for result in results)
+    eight_bit = plan.eight_bit or subject.takes_bytes_only
+    ball = Ball(threat_model.norm, threat_model.eps, eight_bit=eight_bit)
+    return Runner(model, data, ball, plan.seed, Batches(plan.batch_size, output, processes), output)
 
-        def run(attacks: Sequence[Attack]) -> None:
-            for attack in attacks[len(results) :]:
-                results.append(_run(runner, attack, examples, len(results), keeper))
-                if state is not None and processes.is_first:
-                    state.save(examples, results)
 
-        run(plan.attacks)
-        sanity = check_sanity(runner, examples, plan.surrogate) if plan.sanity else ()
-        failed = [check.name for check in sanity if not check.passed]
-        if failed and plan.on_doubt:
-            output.say(
-                f"Gradient masking suspected: not so that {', '.join(failed)}. Going on to slow attacks."
-            )
-            run((*plan.attacks, *plan.on_doubt))
-        lowest = floor(runner, examples)
-        if lowest is not None:
-            sanity = (*sanity, lowest[1])
-        with_dummies = model.fold in ("max", "lse")
-        is_legacy = with_dummies and len(plan.legacy_attacks) > 0
-        legacy = legacy_2c_accuracy(runner, plan.legacy_attacks) if is_legacy else None
-        mass = dummy_mass(runner, examples, adaptive=plan.val is not None)
-        rejections = () if plan.val is None else rejection(runner, examples, plan.val)
+def _clean(runner: Runner, plan: Plan) -> Examples:
+    """What the clean images say. Raises VerificationError for NaN."""
+    examples = Examples.of(runner, keep_images=plan.keep_images)
+    if examples.undecided:
+        raise VerificationError(
+            f"The model answers NaN to {examples.undecided} clean images; nothing was measured.",
+            "train it again, or load other weights",
+        )
+    return examples
+
+
+@dataclass(frozen=True)
+class _Studies:
+    """What is measured beside the worst case."""
+
+    sanity: tuple[SanityCheck, ...]
+    floor: Floor | None
+    legacy: float | None  # None where it was left out, or there are no dummies
+    dummy_mass: DummyMass | None
+    rejection: tuple[Rejection, ...]
+
+
+def _studied(runner: Runner, plan: Plan, examples: Examples, sanity: tuple[SanityCheck, ...]) -> _Studies:
+    """The studies of a plan, after all its attacks; ``sanity`` holds the checks that were made already."""
+    lowest = floor(runner, examples)
+    return _Studies(
+        sanity=sanity if lowest is None else (*sanity, lowest[1]),
+        floor=None if lowest is None else lowest[0],
+        legacy=legacy_2c_accuracy(runner, plan.legacy_attacks) if _has_legacy(runner.model, plan) else None,
+        dummy_mass=dummy_mass(runner, examples, adaptive=plan.val is not None),
+        rejection=() if plan.val is None else rejection(runner, examples, plan.val),
+    )
+
+
+def _has_legacy(model: Deployed, plan: Plan) -> bool:
+    return model.fold in ("max", "lse") and len(plan.legacy_attacks) > 0
+
+
+def _report(
+    subject: Subject,
+    plan: Plan,
+    examples: Examples,
+    results: Sequence[AttackResult],
+    studies: _Studies,
+    seconds: float,
+) -> RobustnessReport:
+    total = len(subject.data)
     clean, survivors = int(examples.clean.sum()), int(examples.right.sum())
-    report = RobustnessReport(
+    return RobustnessReport(
         weights_digest=subject.weights_digest,
         dataset=subject.dataset,
         split=subject.split,
         artefact=subject.artefact,
         precision=subject.precision,
         lattice="8bit" if plan.eight_bit else None,
-        examples=len(data),
-        norm=threat_model.norm,
-        eps=threat_model.eps,
+        examples=total,
+        norm=plan.threat_model.norm,
+        eps=plan.threat_model.eps,
         seed=plan.seed,
-        clean_accuracy=clean / len(data),
-        clean_interval=wilson(clean, len(data)),
-        worst_case_accuracy=survivors / len(data),
-        worst_case_interval=wilson(survivors, len(data)),
-        legacy_2c_accuracy=legacy,
-        legacy_attacks=plan.legacy_attacks if is_legacy else (),
-        dummy_mass=mass,
-        rejection=rejections,
-        sanity=sanity,
-        floor=None if lowest is None else lowest[0],
-        per_class=_per_class(subject.labels, data.labels, examples.clean, examples.right),
+        clean_accuracy=clean / total,
+        clean_interval=wilson(clean, total),
+        worst_case_accuracy=survivors / total,
+        worst_case_interval=wilson(survivors, total),
+        legacy_2c_accuracy=studies.legacy,
+        legacy_attacks=plan.legacy_attacks if _has_legacy(subject.model, plan) else (),
+        dummy_mass=studies.dummy_mass,
+        rejection=studies.rejection,
+        sanity=studies.sanity,
+        floor=studies.floor,
+        per_class=_per_class(subject.labels, subject.data.labels, examples.clean, examples.right),
         attacks=tuple(results),
-        seconds=round(earlier + time.monotonic() - started, 2),
+        seconds=round(seconds, 2),
         versions={
             "ducat-serve": __version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
     )
-    return Measured(report, examples)
-
-
-def _restored(state: EvaluationState, examples: Examples, processes: ProcessGroup) -> list[AttackResult]:
-    """What the first process finds on its disk, in every process; raises what `EvaluationState.restore` does."""
-    results = state.restore(examples) if processes.is_first else []
-    known = processes.shared({name: tensor.cpu() for name, tensor in examples.state().items()})
-    for name, tensor in examples.state().items():
-        tensor.copy_(known[name])
-    return processes.shared(results)
 
 
 def require_measurable(subject: Subject, threat_model: ThreatModel) -> None:
@@ -242,41 +275,6 @@ def require_measurable(subject: Subject, threat_model: ThreatModel) -> None:
             f"{len(data)} images for {classes} classes say too little.", f"take at least {classes} images"
         )
     require_size("eps", threat_model.eps, threat_model.norm, math.prod(data.images.shape[1:]))
-
-
-def _run(
-    runner: Runner, attack: Attack, examples: Examples, number: int, keeper: ExampleKeeper | None = None
-) -> AttackResult:
-    """Run one attack on what is still right, and mark what no longer is."""
-    index = examples.right.nonzero().squeeze(1)
-    started = time.monotonic()
-
-    def seen(batch: Tensor, found: Tensor, fooled: Tensor) -> None:
-        examples.keep(batch, found, fooled)
-        if keeper is not None:
-            keeper.see(batch, found, fooled)
-
-    with counted(runner.model.classifier) as cost:
-        raw = runner.attack(attack.name, attack, index, misclassified(runner.model.fold), seen)
-    cost = cost.of_all(runner.batches.processes)
-    examples.record(index, raw, number)
-    if keeper is not None:
-        keeper.judge(runner, attack.name)
-    left, seconds, total = int(examples.right.sum()), time.monotonic() - started, len(runner.data)
-    runner.output.say(
-        f"{attack.name:<14} attacked {len(index):>5}, worst case now {left / total:.1%}  ({seconds:.0f} s)"
-    )
-    return AttackResult(
-        name=attack.name,
-        settings=attack.settings(),
-        knows_pairs=attack.knows_pairs,
-        examples=len(index),
-        accuracy=left / len(index) if len(index) else 0.0,
-        worst_case_accuracy=left / total,
-        gradient_steps=cost.gradient_steps,
-        forward_passes=cost.forward_passes,
-        seconds=round(seconds, 2),
-    )
 
 
 def _per_class(

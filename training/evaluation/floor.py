@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 from torch import Tensor
@@ -12,8 +11,9 @@ from ducat_serve.report import AttackResult, Floor, SanityCheck
 from ducat_serve.spec import Switch
 from training.attacks.base import TargetModel
 from training.attacks.criteria import unsure
+from training.evaluation.attempt import Attempt
 from training.evaluation.examples import Examples
-from training.evaluation.runner import Runner, counted
+from training.evaluation.runner import Runner
 from training.evaluation.stages import attack_named
 from training.evaluation.wilson import wilson
 
@@ -38,28 +38,13 @@ def floor(runner: Runner, examples: Examples) -> tuple[Floor, SanityCheck] | Non
     for name in _ATTACKS:
         attack = attack_named(name, TargetModel("none", alone.clean_logits.shape[1]))
         index = carried.nonzero().squeeze(1)
-        started = time.monotonic()
-        with counted(alone.model.classifier) as cost:
-            raw = alone.attack(f"floor {name}", attack, index, criterion)
-        cost = cost.of_all(runner.batches.processes)
-        carried[index] = ~criterion(raw, runner.data.labels[index])
-        left, seconds = int(carried.sum()), time.monotonic() - started
+        attempt = Attempt.of(alone, f"floor {name}", attack, index, criterion)
+        carried[index] = ~criterion(attempt.raw, runner.data.labels[index])
+        left, total = int(carried.sum()), len(carried)
         runner.output.say(
-            f"floor: {name:<14} attacked {len(index):>5}, floor now {left / len(carried):.1%}  ({seconds:.0f} s)"
+            f"floor: {name:<14} attacked {len(index):>5}, floor now {left / total:.1%}  ({attempt.seconds:.0f} s)"
         )
-        results.append(
-            AttackResult(
-                name=name,
-                settings=attack.settings(),
-                knows_pairs=attack.knows_pairs,
-                examples=len(index),
-                accuracy=left / len(index) if len(index) else 0.0,
-                worst_case_accuracy=left / len(carried),
-                gradient_steps=cost.gradient_steps,
-                forward_passes=cost.forward_passes,
-                seconds=round(seconds, 2),
-            )
-        )
+        results.append(attempt.result(left, total))
     return _result(carried, examples.right, tuple(results))
 
 

@@ -135,6 +135,7 @@ def prepare_model(
     for doubt in doubts(model, to_pixels(data.images[:_SAMPLE])):
         output.warn(f"{doubt.name}: {doubt.explanation}.")
     names = tuple(class_names) if class_names is not None else tuple(str(i) for i in range(classes))
+    _require_width(classes, names, fold)
     deployed, artefact = Deployed(model, fold).eval(), origin.artefact
     subject = Subject(deployed, data, names, origin.digest, dataset=dataset, split=split, artefact=artefact)
     differentiable = artefact == "checkpoint" and has_gradient(model, to_pixels(data.images[:1]))
@@ -199,15 +200,15 @@ def doubts(model: nn.Module, images: Tensor) -> list[Doubt]:
     Raises UsageError where its state_dict changes while it answers: what is measured would be another model each time.
     """
     before = state_digest(model)
-    answers = model(images)
+    answers = model(images).nan_to_num()  # NaN equals nothing, not even itself; it is refused later
     found = []
-    again = model(images)
+    again = model(images).nan_to_num()
     if state_digest(model) != before:
         raise UsageError(
             "The model changes its own state_dict while it answers, even in eval mode.",
             "stop what is updated there (running statistics, counters), or measure a frozen copy",
         )
-    if not torch.equal(answers.nan_to_num(), again.nan_to_num()):
+    if not torch.equal(answers, again):
         found.append(
             Doubt(
                 "random answers",
@@ -215,7 +216,7 @@ def doubts(model: nn.Module, images: Tensor) -> list[Doubt]:
                 "the expectation would find more",
             )
         )
-    elif not _close(torch.cat([model(image.unsqueeze(0)) for image in images]), answers):
+    elif not _close(torch.cat([model(image.unsqueeze(0)) for image in images]).nan_to_num(), answers):
         found.append(
             Doubt(
                 "answers that depend on the batch", "an image alone gets other logits than among other images"
@@ -281,3 +282,17 @@ def _classes(model: nn.Module, data: DeviceSplit, fold: Fold) -> int:
 def _close(a: Tensor, b: Tensor) -> bool:
     scale = b.abs().max().clamp_min(1e-12)
     return bool(((a - b).abs().max() / scale) <= _SAME)
+
+
+def _require_width(classes: int, names: tuple[str, ...], fold: Fold) -> None:
+    """Raise UsageError where the data set has other classes than the model tells apart."""
+    if classes == len(names):
+        return
+    declared = f" and their dummies (--fold {fold})" if fold != "none" else ""
+    has_pairs = fold == "none" and classes == 2 * len(names)
+    raise UsageError(
+        f"The model tells {classes} classes apart{declared}, and the data set has {len(names)}.",
+        "declare its dummy classes: --fold max or --fold lse"
+        if has_pairs
+        else "measure it on its own data set",
+    )

@@ -53,6 +53,10 @@ class ServerClassifier(nn.Module):
             height, width = (int(size) for size in spec["image_size"])
             self.image = (int(spec["channels"]), height, width)
             self.weights_digest = str(spec["weights_digest"])
+        except ServerError as error:
+            if error.status != 429:
+                raise
+            raise self._stopped(error) from error
         except (KeyError, TypeError, ValueError) as error:
             raise _other_contract(url, f"/v1/model has no {error}") from error
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ducat_serve.deployed import Deployed, load
 from ducat_serve.errors import UsageError
 from ducat_serve.output import Output
+from ducat_serve.spec import Fold
 from ducat_serve.threat_model import ThreatModel
 from training.attacks.pgd import PGD
 from training.attacks.square import Square
@@ -62,6 +63,8 @@ class Wrapped(nn.Module):
                 return (logits,)
             case "features":
                 return logits[:, :, None]
+            case "undecided":
+                return logits * float("nan")
             case "quantised":
                 return (logits.detach() * 10).round() / 10
         return logits
@@ -99,6 +102,7 @@ def test_our_own_network_as_a_foreign_one_gets_the_same_figures(run_folder: Path
         ("batch", "answers that depend on the batch"),
         ("probabilities", "probabilities in the place of logits"),
         ("plain", None),
+        ("undecided", None),  # NaN is refused elsewhere, and equals nothing
     ],
 )
 def test_what_makes_figures_doubtful_has_a_name(kind: str, doubt: str | None) -> None:
@@ -130,6 +134,23 @@ def test_a_model_of_other_sizes_or_in_train_mode_is_refused(few: DeviceSplit) ->
         evaluate_model(odd, few.images, few.labels, THREAT, fold="max", output=Output())
     with pytest.raises(UsageError, match=r"must be in \[0, 1\]"):
         evaluate_model(Linear().eval(), 255 * IMAGES, few.labels[:8], THREAT, output=Output())
+
+
+@pytest.mark.parametrize(
+    ("outputs", "fold", "message", "next_step"),
+    [
+        (20, "none", "20 classes apart, and the data set has 10", "--fold max or --fold lse"),
+        (12, "none", "12 classes apart, and the data set has 10", "its own data set"),
+        (12, "max", r"6 classes apart and their dummies \(--fold max\), and the data set has 10", "its own"),
+    ],
+)
+def test_a_model_of_other_classes_is_refused(
+    outputs: int, fold: Fold, message: str, next_step: str, few: DeviceSplit
+) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, outputs)).eval()
+    with pytest.raises(UsageError, match=message) as raised:
+        evaluate_model(model, few.images, few.labels, THREAT, fold=fold, class_names="0123456789")
+    assert next_step in (raised.value.next_step or "")
 
 
 def test_a_model_without_gradients_is_attacked_by_its_scores(

@@ -34,6 +34,8 @@ class FakeClient:
         self.change: dict[str, Any] = {}
 
     def model(self) -> dict[str, Any]:
+        if self.fails is not None:
+            raise self.fails
         spec = {"labels": [str(i) for i in range(10)], "image_size": [8, 8], "channels": 3}
         return {"spec": {**spec, "weights_digest": "abc"}}
 
@@ -127,6 +129,9 @@ def test_a_server_that_wants_no_more_is_obeyed_and_what_was_spent_is_said() -> N
         DucatError, match="after 40 queries: The budget of 40 images per day is spent"
     ) as caught:
         server(IMAGES)
+    assert "use another key" in str(caught.value)
+    with pytest.raises(DucatError, match="after 0 queries: The budget") as caught:
+        asking(client)  # it may want no more before the first image
     assert "use another key" in str(caught.value)
 
 

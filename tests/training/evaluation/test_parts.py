@@ -26,10 +26,10 @@ from training.attacks.square import Square
 from training.batches import DeviceSplit
 from training.data import load_dataset
 from training.data.cache import Split
-from training.evaluation import evaluate as evaluate_module
 from training.evaluation.evaluate import Plan, Subject, evaluate
-from training.evaluation.runner import Batches, Runner, counted
+from training.evaluation.runner import Batches, counted
 from training.evaluation.state import EvaluationState
+from training.evaluation.worst_case import WorstCase
 
 THREAT = ThreatModel(norm="linf", eps=0.1)
 
@@ -123,16 +123,16 @@ def test_interrupt_and_resume_on_the_command_line(
     shutil.copytree(run_folder, folder)
     command = ["evaluate", str(folder), "--attack", "pgd", "--attack", "apgd-ce", "--max-examples", "40"]
     before = (folder / "model.safetensors").read_bytes()
-    real = evaluate_module._run
+    real = WorstCase._run
     seen: list[str] = []
 
-    def stops(runner: Runner, attack: Attack, *rest: Any) -> AttackResult:
+    def stops(worst_case: WorstCase, attack: Attack) -> AttackResult:
         seen.append(attack.name)
         if seen == ["pgd", "apgd-ce"]:
             raise KeyboardInterrupt
-        return real(runner, attack, *rest)
+        return real(worst_case, attack)
 
-    monkeypatch.setattr(evaluate_module, "_run", stops)
+    monkeypatch.setattr(WorstCase, "_run", stops)
     assert run(command) == 130
     assert "--resume" in capsys.readouterr().err
     assert (folder / "model.safetensors.evaluation.partial").is_file()

@@ -1,0 +1,76 @@
+"""The worst case so far: one attack after the other, each on what is still right, kept on disk after each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ducat_serve.report import AttackResult
+from training.attacks.base import Attack
+from training.attacks.criteria import misclassified
+from training.evaluation.attempt import Attempt
+from training.evaluation.examples import Examples
+from training.evaluation.kept import ExampleKeeper
+from training.evaluation.runner import Runner
+from training.evaluation.state import EvaluationState
+
+
+@dataclass
+class WorstCase:
+    """What attacks have left of ``examples``, and the results of those that ran.
+
+    Args:
+        state: where to keep what is known after every attack; None keeps nothing.
+        keeper: keeps a few of the images that the attacks make.
+    """
+
+    runner: Runner
+    examples: Examples
+    state: EvaluationState | None = None
+    keeper: ExampleKeeper | None = None
+    results: list[AttackResult] = field(default_factory=list)
+
+    def resume(self) -> None:
+        """Go on with what the first process finds on its disk, if anything, in every process.
+
+        Raises what `EvaluationState.restore` does.
+        """
+        state, processes = self.state, self.runner.batches.processes
+        if state is None or not processes.shared(state.exists()):
+            return
+        results = state.restore(self.examples) if processes.is_first else []
+        known = processes.shared({name: tensor.cpu() for name, tensor in self.examples.state().items()})
+        for name, tensor in self.examples.state().items():
+            tensor.copy_(known[name])
+        self.results = processes.shared(results)
+        self.runner.output.say(f"Resumed after {', '.join(result.name for result in self.results)}.")
+
+    def run(self, attacks: Sequence[Attack]) -> None:
+        """Run ``attacks``, which begin with those that ran already: these are not run again."""
+        for attack in attacks[len(self.results) :]:
+            self.results.append(self._run(attack))
+            if self.state is not None and self.runner.batches.processes.is_first:
+                self.state.save(self.examples, self.results)
+
+    def _run(self, attack: Attack) -> AttackResult:
+        """Run one attack on what is still right, and mark what no longer is."""
+        runner, examples = self.runner, self.examples
+        index = examples.right.nonzero().squeeze(1)
+        criterion = misclassified(runner.model.fold)
+        attempt = Attempt.of(runner, attack.name, attack, index, criterion, self._seen)
+        examples.record(index, attempt.raw, len(self.results))
+        if self.keeper is not None:
+            self.keeper.judge(runner, attack.name)
+        left, total = int(examples.right.sum()), len(runner.data)
+        runner.output.say(
+            f"{attack.name:<14} attacked {len(index):>5}, worst case now {left / total:.1%}  "
+            f"({attempt.seconds:.0f} s)"
+        )
+        return attempt.result(left, total)
+
+    def _seen(self, batch: Tensor, found: Tensor, fooled: Tensor) -> None:
+        self.examples.keep(batch, found, fooled)
+        if self.keeper is not None:
+            self.keeper.see(batch, found, fooled)
