@@ -15,6 +15,8 @@ from training.data.cache import Split
 from training.randomness import stream
 from training.streamed import StreamedSplit
 
+_PIXELS = 64 * 64
+
 
 @dataclass(frozen=True)
 class DeviceSplit:
@@ -92,6 +94,14 @@ class TrainingBatches:
 
     def _index(self, order: Tensor, step: int) -> Tensor:
         return order[step * self.batch_size : (step + 1) * self.batch_size]
+
+
+def at_a_time(most: int, height: int, width: int) -> int:
+    """How many images go through a network at a time: ``most`` up to 64x64 pixels, and fewer where they are larger.
+
+    A photo of 224x224 pixels takes the memory of twelve images of 64x64 under attack.
+    """
+    return min(most, max(1, most * _PIXELS // (height * width)))
 
 
 def to_pixels(images: Tensor) -> Tensor:

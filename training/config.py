@@ -46,6 +46,7 @@ _ONLY_WHERE_SET = (
     "balanced",
     "accumulate",
     "checkpoint_activations",
+    "measure_start",
 )
 
 TrainPrecision = Literal["float32", "bfloat16"]
@@ -92,6 +93,8 @@ class TrainConfig(BaseModel):
     attack_steps: int = Field(ge=1)
     inner_attack: Literal["pgd", "n-fgsm"] = "pgd"  # before the dummy phase; in it, always PGD
     eps_ramp: int | None = Field(default=None, ge=1)  # epochs over which the inner attack's eps grows from 0
+    # Whether the ramp is one epoch where start weights turn out to be robust; false once that has been measured.
+    measure_start: bool = False
     # Digest of the weights that training starts from; None for fresh ones. Its path is not what decides.
     initial_weights: str | None = None
     # Of weights of others: what they are called, under which licence they are, and what they are normalised by where
@@ -320,6 +323,10 @@ def resolve(dataset: str, given: dict[str, Any], recipe: str | None = None) -> T
     # The paper: dummies from epoch 105 of 130.
     if values.setdefault("ducat", _default_mode(values["method"])) != "off":
         values.setdefault("ducat_start", int(epochs * 0.8) + 1)
+    if "eps_ramp" in given or values.get("eps_ramp") is None:
+        values.pop(
+            "measure_start", None
+        )  # the user has said what the start weights are, or there is nothing to ramp
     if values["ducat"] == "folded":
         values.setdefault("split_weight", FOLDED_SPLIT_WEIGHT)
     if values["method"] in methods_with("beta"):

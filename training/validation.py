@@ -15,6 +15,7 @@ from training.attacks.criteria import misclassified, right
 from training.attacks.frozen import frozen
 from training.attacks.inner import ascend_loss
 from training.attacks.pgd import PGD
+from training.batches import at_a_time
 from training.config import TrainConfig
 from training.distributed.processes import ProcessGroup
 from training.randomness import stream
@@ -70,10 +71,9 @@ class Validation:
 
     @property
     def batch_size(self) -> int:
-        """Images at a time: 128, or fewer where a portion of a training step, clean and adversarial, holds fewer."""
-        if self.config.accumulate is None:
-            return _BATCH
-        return min(_BATCH, 2 * self.config.batch_size // self.config.accumulate)
+        """Images at a time: 128, and of large ones as many as a training step takes, clean and adversarial."""
+        of_a_step = 2 * self.config.batch_size // self.config.portions
+        return min(_BATCH, max(of_a_step, at_a_time(_BATCH, *self.val.split.shape[1:3])))
 
     def __call__(self, deployed: Deployed, *, legacy: bool, one_step: bool = False) -> ValidationResult:
         """Clean and PGD accuracy of the deployed function, and where the pair's mass sits, over all processes.

@@ -106,7 +106,8 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
     click.option(
         "--eps-ramp",
         type=click.IntRange(min=1),
-        help="Epochs over which eps and step size of the inner attack grow from 0.  [default: none]",
+        help="Epochs over which eps and step size of the inner attack grow from 0.  [default: none; with --pretrained "
+        "a fifth of them, or 1 where the weights turn out to be robust]",
     ),
     click.option("--epochs", type=click.IntRange(min=1), help="[default: 130; digits 60]"),
     click.option("--batch-size", type=click.IntRange(min=2), help="[default: 128; digits 64]"),

@@ -16,9 +16,11 @@ from ducat_serve.output import Output
 from ducat_serve.predictor import Predictor
 from ducat_serve.report import CorruptionReport, RobustnessReport
 from ducat_serve.spec import ModelSpec
+from training.batches import at_a_time
 from training.device import LAYOUT, choose_device, exact_float32
 from training.evaluation.corruptions import corrupted_images, measure_corruptions
 from training.evaluation.prepare import Request, choose_images, exported_model
+from training.evaluation.runner import BATCH
 from training.run.dataset import load_training_data, locate_training_data
 
 
@@ -93,7 +95,7 @@ def measure_on_corruptions(request: Request, output: Output) -> MeasuredCorrupti
         classes=spec.num_classes,
         artefact="onnx" if exported else "checkpoint",
         device=device,
-        batch_size=request.batch_size,
+        batch_size=request.batch_size or at_a_time(BATCH, *clean.shape[1:3]),
         seed=request.seed,
         output=output,
     )
@@ -137,7 +139,7 @@ def measure_foreign_on_corruptions(
             classes=len(data.class_names),
             artefact="onnx" if opened.origin.artefact == "onnx" else "checkpoint",
             device=device,
-            batch_size=request.batch_size,
+            batch_size=request.batch_size or at_a_time(BATCH, *clean.shape[1:3]),
             seed=request.seed,
             output=output,
         )

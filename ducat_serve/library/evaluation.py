@@ -44,7 +44,7 @@ def evaluate(
     eps: float | str | Sequence[float | str] | None = None,
     lattice: Literal["8bit"] | None = None,
     max_examples: int | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     seed: int = 0,
     dataset: str | None = None,
     data_dir: str | Path | None = None,
@@ -66,7 +66,8 @@ def evaluate(
         suite: "quick", "standard" or "full". attacks: names, instead of a suite.
         split: which images. norm, eps: the threat model, in pixels of [0, 1], as trained unless given. Several eps give
             a curve, `report.curve`. lattice: "8bit" lets attacks make only images of 8 bits.
-        max_examples: only so many images of a seeded shuffle. batch_size: halved when memory runs out.
+        max_examples: only so many images of a seeded shuffle. batch_size: 256 unless given, and fewer of large
+            images; halved when memory runs out.
         dataset: another one than it was trained on, or where folder:PATH is now. data_dir, offline: as for `train`.
         checkpoint: of a `.onnx` model, the one it came from; `model.safetensors` beside it unless given.
         save_adversarial: a new folder for the images that break the model. per_image: a CSV file with a row for each.

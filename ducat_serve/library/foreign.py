@@ -20,7 +20,7 @@ from ducat_serve.predictor import Device
 from ducat_serve.report import RobustnessReport
 from ducat_serve.threat_model import Norm, ThreatModel
 from export.model_card import report_card
-from training.batches import DeviceSplit
+from training.batches import DeviceSplit, at_a_time
 from training.data import Dataset, load_dataset
 from training.data.cache import Split
 from training.device import choose_device, exact_float32
@@ -31,6 +31,7 @@ from training.evaluation.foreign import evaluate_model as evaluate_model
 from training.evaluation.foreign import prepare_model
 from training.evaluation.outputs import Outputs
 from training.evaluation.prepare import choose_images
+from training.evaluation.runner import BATCH
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class ForeignRequest:
     suite: str = "quick"
     attacks: tuple[str, ...] = ()
     max_examples: int | None = None
-    batch_size: int = 256
+    batch_size: int | None = None  # None: 256, and fewer images where they are large
     seed: int = 0
     data_dir: Path | None = None
     offline: bool = False
@@ -90,7 +91,7 @@ def _measure_together(
             fold=opened.fold,
             class_names=data.class_names,
             dataset=data.title,
-            batch_size=request.batch_size,
+            batch_size=request.batch_size or at_a_time(BATCH, *chosen.shape[1:3]),
             seed=request.seed,
             output=output,
             origin=opened.origin,

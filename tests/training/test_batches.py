@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.batches import TrainingBatches, augment, to_pixels
+from training.batches import TrainingBatches, at_a_time, augment, to_pixels
 from training.data.cache import Split
 from training.randomness import stream
 from training.streamed import StreamedSplit
@@ -103,3 +103,7 @@ def test_streams_differ_by_every_part_of_the_place() -> None:
     ]
     draws = {torch.rand(1, generator=stream(seed, *where)).item() for seed, *where in places}
     assert len(draws) == len(places)
+
+
+def test_large_images_go_through_a_network_in_smaller_batches() -> None:
+    assert [at_a_time(256, size, size) for size in (8, 32, 64, 224, 512, 4096)] == [256, 256, 256, 20, 4, 1]

@@ -139,28 +139,81 @@ DIGITS = [
 ]
 
 
+SMALL = ["--network", "resnet-small", "--batch-size", "256"]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run without attacks: accurate, and not robust."""
+    folder = tmp_path_factory.mktemp("runs") / "plain"
+    flags = ["--network", "resnet-small", "--batch-size", "64", "--method", "standard", "--epochs", "3"]
+    assert run(["train", *DIGITS, *flags, "--out", str(folder)]) == 0
+    return folder
+
+
 @pytest.mark.integration
-def test_forced_collapse_of_plain_weights_under_a_hard_attack(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("settings", "sign", "said", "change"),
+    [
+        pytest.param(
+            ["--eps", "0.5", "--step-size", "0.2", "--attack-steps", "5", "--lr", "1e-9"],
+            "not-robust",
+            "not robust at all",
+            "--eps-ramp 1",
+            id="eps from the first step",
+        ),
+        pytest.param(
+            ["--eps", "0.4", "--attack-steps", "5", "--backbone-lr", "0", "--lr", "0.01"],
+            "not-robust",
+            "not robust at all",
+            "--backbone-lr 0.1",
+            id="frozen layers",
+        ),
+        pytest.param(
+            ["--eps", "0.1", "--attack-steps", "1", "--optimizer", "adamw", "--lr", "0.05"],
+            "at-chance",
+            "accuracy on val is that of chance",
+            "--lr 0.005",
+            id="too large a rate",
+        ),
+    ],
+)
+def test_forced_collapses(
+    settings: list[str],
+    sign: str,
+    said: str,
+    change: str,
+    plain: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Accurate weights, eps from the first step, and a rate at which nothing is learnt: accurate and not robust."""
-    plain, folder = tmp_path / "plain", tmp_path / "run"
-    flags = ["--network", "resnet-small", "--batch-size", "64"]
-    assert run(["train", *DIGITS, *flags, "--method", "standard", "--epochs", "3", "--out", str(plain)]) == 0
-    hard = ["--eps", "0.5", "--step-size", "0.1", "--attack-steps", "10", "--lr", "1e-9", "--epochs", "8"]
-    start = ["--initial-checkpoint", str(plain)]
+    """Real runs from accurate weights: ended with the reason, the best weights kept, and seen in `ducat runs`."""
+    folder = tmp_path / "run"
+    start = ["--initial-checkpoint", str(plain), "--epochs", "8", "--out", str(folder), "--json"]
     capsys.readouterr()
-    assert (
-        run(["train", *DIGITS, *flags, *hard, *start, "--batch-size", "512", "--out", str(folder), "--json"])
-        == 1
-    )
+    assert run(["train", *DIGITS, *SMALL, *settings, *start]) == 1
     printed = capsys.readouterr()
     events = [json.loads(line) for line in printed.err.splitlines() if line.startswith("{")]
-    assert any(e["event"] == "warning" and "not robust at all" in e["text"] for e in events)
-    assert any(e["event"] == "error" and "collapsed by epoch 3" in e["text"] for e in events)
-    assert any(e["event"] == "error" and "--eps-ramp 1" in e["next"] for e in events)
+    assert any(e["event"] == "warning" and said in e["text"] for e in events)
+    (error,) = [e for e in events if e["event"] == "error"]
+    assert "has collapsed by epoch" in error["text"]
+    assert said in error["text"]
+    assert change in error["next"]
     assert read_spec(folder / "model.safetensors").network == "resnet-small"
     assert run(["runs", str(tmp_path), "--json"]) == 0
-    found = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)["runs"]}
-    assert (found["run"]["state"], found["run"]["warning"]) == ("collapsed", "not-robust")
-    assert (found["plain"]["state"], found["plain"]["warning"]) == ("finished", "")
+    (found,) = json.loads(capsys.readouterr().out)["runs"]
+    assert (found["state"], found["warning"]) == ("collapsed", sign)
+
+
+@pytest.mark.integration
+def test_a_healthy_run_from_the_same_weights_goes_to_its_end(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["--eps", "0.05", "--attack-steps", "2", "--lr", "0.05", "--eps-ramp", "1", "--epochs", "5"]
+    start = ["--initial-checkpoint", str(plain), "--out", str(tmp_path / "run"), "--json"]
+    assert run(["train", *DIGITS, *SMALL, *settings, *start]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    assert not [e for e in events if e["event"] == "warning" and "val" in e["text"]]
+    assert run(["runs", str(tmp_path), "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["runs"]
+    assert (found["state"], found["warning"]) == ("finished", "")

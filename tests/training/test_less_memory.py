@@ -95,7 +95,7 @@ def test_the_network_sees_one_portion_at_a_time(tmp_path: Path) -> None:
         model.register_forward_pre_hook(lambda _, images: sizes.add(len(images[0])))
     subject.train_step(subject.batches.order(1), 1, 0)
     assert sizes == {4, 5, 8, 10}  # clean and adversarial images go through together in the update
-    assert subject.validation.batch_size == 8
+    assert subject.validation.batch_size == 128  # of 8x8 pixels
 
 
 def test_portions_of_several_processes_are_the_batch() -> None:

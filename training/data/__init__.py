@@ -126,7 +126,7 @@ def load_dataset(
         count = val_count(len(decoded.train))
         if selection.val_fraction is not None:
             count = round(selection.val_fraction * len(decoded.train))
-        train, val = hold_out(decoded.train, count, seed)
+        train, val = hold_out(decoded.train, count, seed, decoded.class_names)
     elif selection.val_fraction is not None:
         raise UsageError(f"{title} names its val images itself.", "leave out --val-fraction")
     else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,7 +29,9 @@ def fitting_batch_size(images: int) -> int:
     return 1 << max(1, images.bit_length() - 2)
 
 
-def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
+def hold_out(
+    split: Split, count: int, seed: int, class_names: Sequence[str] | None = None
+) -> tuple[Split, Split]:
     """Split off about ``count`` images, the same share of every class, chosen by ``seed``. Images on disk stay there.
 
     Returns (rest, held out), both in the original order. Raises DataError where a class has too few images.
@@ -38,8 +42,10 @@ def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
     for label in np.unique(split.labels):
         members = np.flatnonzero(split.labels == label)
         if len(members) < 2:
+            name = f"'{class_names[label]}'" if class_names else label
             raise DataError(
-                f"Class {label} has {len(members)} training image; val needs one held out of it too."
+                f"Class {name} has {len(members)} training image; val needs one held out of it too.",
+                "add images of it, remove the class, or lay out val/ and test/ yourself",
             )
         chosen[generator.choice(members, held_out_of(len(members), share), replace=False)] = True
     return _picked(split, ~chosen), _picked(split, chosen)

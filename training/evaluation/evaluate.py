@@ -38,7 +38,7 @@ from training.evaluation.examples import Examples
 from training.evaluation.floor import floor
 from training.evaluation.kept import ExampleKeeper
 from training.evaluation.legacy import legacy_2c_accuracy
-from training.evaluation.runner import Batches, Runner
+from training.evaluation.runner import BATCH, Batches, Runner
 from training.evaluation.sanity import check_sanity
 from training.evaluation.state import EvaluationState
 from training.evaluation.wilson import wilson
@@ -92,7 +92,7 @@ class Plan:
     attacks: tuple[Attack, ...]
     on_doubt: tuple[Attack, ...] = ()
     seed: int = 0
-    batch_size: int = 256
+    batch_size: int = BATCH
     legacy_attacks: tuple[str, ...] = ("apgd-ce",)
     sanity: bool = True
     surrogate: Deployed | None = field(default=None, repr=False)

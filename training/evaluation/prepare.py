@@ -19,12 +19,13 @@ from ducat_serve.predictor import Device, Predictor
 from ducat_serve.spec import ModelSpec
 from ducat_serve.threat_model import Norm, ThreatModel
 from training.attacks.base import Attack, TargetModel
-from training.batches import DeviceSplit
+from training.batches import DeviceSplit, at_a_time
 from training.data import Dataset
 from training.data.cache import Split, content_digest
 from training.device import LAYOUT, choose_device, exact_float32
 from training.distributed.processes import ProcessGroup, local_device
 from training.evaluation.evaluate import Plan, Subject
+from training.evaluation.runner import BATCH
 from training.evaluation.stages import attack_named, on_doubt, score_attacks
 from training.evaluation.stages import suite as attacks_of
 from training.evaluation.state import EvaluationState
@@ -49,7 +50,7 @@ class Request:
     suite: str = "quick"
     attacks: tuple[str, ...] = ()
     max_examples: int | None = None
-    batch_size: int = 256
+    batch_size: int | None = None  # None: 256, and fewer images where they are large
     seed: int = 0
     dataset: str | None = None
     data_dir: Path | None = None
@@ -117,7 +118,7 @@ def prepare(request: Request, output: Output, processes: ProcessGroup, device: t
         attacks=loaded.attacks,
         on_doubt=loaded.on_doubt,
         seed=request.seed,
-        batch_size=request.batch_size,
+        batch_size=request.batch_size or at_a_time(BATCH, *chosen.shape[1:3]),
         legacy_attacks=_LEGACY if loaded.thorough else _LEGACY[:1],
         sanity=not exported,
         surrogate=loaded.surrogate,

@@ -26,6 +26,9 @@ _SIGNS = ("DefaultCPUAllocator", "ALLOC_FAILED", "Failed to allocate memory", "B
 T = TypeVar("T")
 
 
+BATCH = 256  # images at a time where nobody says otherwise and they are small
+
+
 @dataclass
 class Batches:
     """Runs work over examples in batches of ``size``; out of memory halves it, for good.

@@ -27,7 +27,10 @@ from training.run.curves import draw_curves
 from training.run.dataset import load_run_data
 from training.run.folder import RunFolder
 from training.run.metrics import RunSummary
+from training.start_robustness import with_measured_ramp
 from training.trainer import Trainer
+
+_RAMP_SHARE = 5  # eps grows over one epoch in so many, where nobody says otherwise
 
 
 def new_config(
@@ -58,6 +61,9 @@ def new_config(
     if isinstance(initial, Pretrained):
         values["pretrained"], values["pretrained_licence"] = initial.source, initial.licence
     config = resolve(dataset, values, recipe)
+    if isinstance(initial, Pretrained) and config.is_adversarial and config.eps_ramp is None:
+        ramp = max(1, config.epochs // _RAMP_SHARE)
+        config = config.model_copy(update={"eps_ramp": ramp, "measure_start": True})
     if config.norm == "linf":  # the same for images of every size, so nothing need be downloaded to find out
         require_size("--eps", config.eps, config.norm, 1)
         require_size("--step-size", config.step_size, config.norm, 1)
@@ -138,8 +144,11 @@ def opened(
     output: Output,
     *,
     initial: StartWeights | None = None,
+    only_look: bool = False,
 ) -> Iterator[Trainer]:
     """A run that is ready to be trained: its processes have met, its data is loaded. Nothing is written yet.
+
+    With ``only_look`` start weights are not asked whether they are robust, which takes an epoch.
 
     Raises:
         UsageError: ``initial`` does not fit. DataError: missing or corrupt data.
@@ -153,6 +162,8 @@ def opened(
         dataset = load_run_data(config, machine.data_dir, machine.offline, output, processes)
         if initial is not None:
             initial.require_fit(config, dataset)
+        if config.measure_start and not only_look:
+            config = with_measured_ramp(config, dataset, device, output, initial, processes)
         yield Trainer(
             config,
             dataset,

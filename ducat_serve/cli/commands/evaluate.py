@@ -57,9 +57,7 @@ if TYPE_CHECKING:
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
-    default=256,
-    show_default=True,
-    help="Halved when memory runs out.",
+    help="Halved when memory runs out.  [default: 256; fewer of images above 64x64 pixels]",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
@@ -118,7 +116,7 @@ def command(
     suite: str,
     attack: tuple[str, ...],
     max_examples: int | None,
-    batch_size: int,
+    batch_size: int | None,
     seed: int,
     devices: int | None,
     resume: bool,

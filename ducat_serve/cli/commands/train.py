@@ -138,7 +138,7 @@ def command(
         config = new_config(given, recipe, initial, torch_device)
         folder = RunFolder(out) if out else RunFolder.default(config)
     machine = Machine(torch_device, data_dir, offline)
-    with opened(config, folder, machine, output, initial=initial) as trainer:
+    with opened(config, folder, machine, output, initial=initial, only_look=dry_run) as trainer:
         if dry_run:
             for doubt in config.doubts():
                 trainer.output.warn(doubt)
