@@ -29,6 +29,7 @@ COMMANDS = {
     "compare": "Compare the measured robustness of models, with a plot.",
     "export": "Export a checkpoint to ONNX, checked against torch.",
     "predict": "Predict image files with a .onnx or .safetensors model.",
+    "benchmark": "Measure how fast .onnx models answer here.",
     "serve": "Serve a .onnx model over HTTP.",
     "bento": "Pack a .onnx model and the service into a Bento.",
     "inspect": "Show what a model file says about itself.",
