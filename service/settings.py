@@ -17,7 +17,7 @@ from ducat_serve.spec import first_problem
 PREFIX = "DUCAT_SERVE_"
 _NEAR = 0.9  # how alike, of 1, a name is that was meant for another
 # Options of `ducat serve` that are no settings of the service by that name.
-_OF_THE_COMMAND = ("PORT", "JSON", "CONFIG", "QUIET", "VERBOSE", "CORS_ORIGIN")
+_OF_THE_COMMAND = ("PORT", "AUTO", "JSON", "CONFIG", "QUIET", "VERBOSE", "CORS_ORIGIN")
 
 
 class Settings(BaseModel):

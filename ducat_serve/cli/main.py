@@ -33,6 +33,7 @@ COMMANDS = {
     "predict": "Predict image files with a .onnx or .safetensors model.",
     "sign": "Sign a model file with a private key.",
     "verify": "Check the signature of a model file with a public key.",
+    "benchmark": "Measure how fast .onnx models answer here.",
     "serve": "Serve a .onnx model over HTTP.",
     "bento": "Pack a .onnx model and the service into a Bento.",
     "inspect": "Show what a model file says about itself.",

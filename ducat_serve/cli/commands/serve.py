@@ -7,11 +7,15 @@ import sys
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from ducat_serve.cli.on_the_fly import exported
 from ducat_serve.cli.options import FiniteRange, ModelPath, common, device_option
-from ducat_serve.errors import missing_extra
+from ducat_serve.cpu import overflow_warning
+from ducat_serve.errors import UsageError, missing_extra
 from ducat_serve.output import Output
+
+_AUTO_SECONDS = 3.0
 
 
 @click.command("serve")
@@ -41,6 +45,11 @@ from ducat_serve.output import Output
 )
 @click.option(
     "--max-batch", type=click.IntRange(1, 1024), default=32, show_default=True, help="Rows of one inference."
+)
+@click.option(
+    "--auto",
+    is_flag=True,
+    help="Measure for a few seconds first, and choose --threads and --max-batch where they are not given.",
 )
 @click.option(
     "--max-queue",
@@ -122,7 +131,10 @@ from ducat_serve.output import Output
 )
 @device_option
 @common
+@click.pass_context
 def command(
+    ctx: click.Context,
+    /,
     model: Path,
     host: str,
     port: int,
@@ -131,6 +143,7 @@ def command(
     allowed_hosts: str | None,
     threads: int | None,
     max_batch: int,
+    auto: bool,
     max_queue: int,
     deadline: float,
     drain: float,
@@ -157,10 +170,15 @@ def command(
     Example:
       ducat serve model.onnx --port 3000
       ducat serve digits-small
+      ducat serve model-int8.onnx --auto
       curl -F image=@photo.jpg http://127.0.0.1:3000/v1/predict
     """
     output = Output(json)
     path = exported(model, output, require_signature).resolve()
+    if auto:
+        given = ctx.get_parameter_source("max_batch") is not ParameterSource.DEFAULT
+        bounds = (threads, max_batch if given else None)
+        threads, max_batch = _measured(path, name, device, bounds, require_signature, output)
     settings = {
         "model": path,
         "name": name,
@@ -203,6 +221,43 @@ def command(
     os.execve(sys.executable, server, environment)
 
 
+def _measured(
+    path: Path,
+    name: str | None,
+    device: str,
+    given: tuple[int | None, int | None],
+    public_key: Path | None,
+    output: Output,
+) -> tuple[int, int]:
+    """The threads and the largest batch that a short measurement proposes; what is ``given`` stays."""
+    from ducat_serve.benchmark import BATCHES, inferences, measure, proposals, thread_counts
+    from service.models.repository import Repository
+
+    files = [file for versions in Repository(path, name).find().values() for file in versions.values()]
+    if len(files) != 1:
+        raise UsageError(
+            f"--auto chooses for one model, and {path} holds {len(files)}.",
+            "ducat benchmark each of them, and give --threads and --max-batch",
+        )
+    threads, max_batch = given
+    runs = inferences(
+        files,
+        device,  # type: ignore[arg-type]
+        (threads,) if threads else thread_counts(),
+        (max_batch,) if max_batch else BATCHES,
+        public_key=public_key,
+    )
+    timings = measure(runs, _AUTO_SECONDS)
+    # The server takes the GPU where it works, so its proposal counts there; it was measured last.
+    proposal = proposals(timings)[-1]
+    output.say(
+        f"--auto: {proposal.threads} threads and batches of at most {proposal.max_batch}, by "
+        f"{len(timings)} configurations ({proposal.timing.images_per_second:,.0f} images/s, a full batch in "
+        f"{1000 * proposal.timing.latency(50):.1f} ms)."
+    )
+    return proposal.threads, proposal.max_batch
+
+
 def _check(path: Path, device: str, variables: dict[str, str], output: Output) -> list[str]:
     """Find out now, and with the right exit code, what would otherwise fail in the server's log.
 
@@ -242,5 +297,7 @@ def _check(path: Path, device: str, variables: dict[str, str], output: Output) -
     found = Repository(path, settings.name).find()
     for versions in found.values():
         for file in versions.values():
-            Predictor(file, device=device, threads=1, public_key=settings.require_signature)  # type: ignore[arg-type]
+            spec = Predictor(file, device=device, threads=1, public_key=settings.require_signature).spec  # type: ignore[arg-type]
+            if (warning := overflow_warning(spec)) is not None:
+                output.warn(f"{file}: {warning}")
     return list(found)
