@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 
@@ -23,11 +22,9 @@ from training.config import TrainConfig, resolve
 from training.data import load_dataset
 from training.device import fastest_precision
 from training.run.folder import RunFolder
+from training.textbook import Textbook
 from training.trainer import Trainer
 from training.validation import Validation
-
-sys.path.insert(0, str(Path(__file__).parent))
-from textbook import Textbook
 
 
 def accuracies(model: Deployed, trainer: Trainer, config: TrainConfig) -> tuple[float, float]:
