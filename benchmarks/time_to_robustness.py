@@ -4,10 +4,11 @@
     python benchmarks/time_to_robustness.py --data-dir ../shared/data
 
 Ours is `ducat train --recipe cifar10-hours`, with its validation and its saved states, both of which it pays for. The
-textbook loop is that of textbook.py: PGD-10, float32, NCHW, a rate that drops to a tenth after 75 and 90 % of its
-epochs. Network, first weights, images and their order are the same. They take turns, so that both see the same machine:
-an epoch of ours, then as many seconds of the other. After each epoch of either one its deployed function is measured,
-clean and under PGD-20 on val images, and nobody is charged for that. Each stops at the first epoch that reaches both.
+textbook loop is that of training/textbook.py: PGD-10, float32, NCHW, a rate that drops to a tenth after 75 and 90 % of
+its epochs. Network, first weights, images and their order are the same. They take turns, so that both see the same
+machine: an epoch of ours, then as many seconds of the other. After each epoch of either one its deployed function is
+measured, clean and under PGD-20 on val images, and nobody is charged for that. Each stops at the first epoch that
+reaches both.
 
 Days on two cores. Interrupted, it goes on where it was when started again with the same options; what it knows is
 written to results/time-to-robustness.json after each turn.
@@ -40,11 +41,9 @@ from training.provenance import Provenance, git_revision
 from training.run.folder import RunFolder
 from training.run.start import new_config
 from training.streamed import StreamedSplit
+from training.textbook import Textbook
 from training.trainer import Trainer
 from training.validation import Validation
-
-sys.path.insert(0, str(Path(__file__).parent))
-from textbook import Textbook
 
 MEASURING_STEPS = 20
 _DROPS = (0.75, 0.9)  # of the textbook's epochs

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 
@@ -25,11 +24,9 @@ from training.data.cache import Split
 from training.device import fastest_precision
 from training.run.folder import RunFolder
 from training.streamed import StreamedSplit
+from training.textbook import Textbook
 from training.trainer import Trainer
 from training.validation import Validation
-
-sys.path.insert(0, str(Path(__file__).parent))
-from textbook import Textbook
 
 
 def accuracies(model: Deployed, trainer: Trainer, config: TrainConfig) -> tuple[float, float]:

@@ -4,7 +4,7 @@
     python benchmarks/train_step.py --network resnet14 --image-size 32 --batch-size 128
 
 Without options every network is measured at 32x32, and resnet18 at 64x64 too: a quarter of an hour or more.
-The textbook step (textbook.py) is what public implementations do. Ours is `TrainingStep`. Both craft
+The textbook step (training/textbook.py) is what public implementations do. Ours is `TrainingStep`. Both craft
 PGD-10 and update once, in the phase with dummies and in the one before. The peak is a bfloat16 matrix product.
 """
 
@@ -34,10 +34,8 @@ from training.data.cache import Split
 from training.device import LAYOUT, fastest_precision
 from training.objectives.objective import Batch
 from training.run.folder import RunFolder
+from training.textbook import Textbook
 from training.trainer import Trainer
-
-sys.path.insert(0, str(Path(__file__).parent))
-from textbook import Textbook
 
 CLASSES = 10
 STEPS = 10

@@ -96,8 +96,8 @@ def inferences(
 ) -> dict[Configuration, Callable[[], object]]:
     """A function for each configuration that runs one inference, of random images that are always the same.
 
-    Threads make no difference to a model on the GPU, which is measured with the first number only. With a ``public_key``
-    only what its owner signed is loaded.
+    Threads make no difference to a model on the GPU, which is measured with the first number only. With a
+    ``public_key`` only what its owner signed is loaded.
 
     Raises what `Predictor` does for a file that does not load, before anything is measured.
     """

@@ -8,14 +8,17 @@ import os
 import platform
 import re
 import shutil
+from collections.abc import Mapping
+from json import dumps
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import click
 
 from ducat_serve import __version__
+from ducat_serve.atomic import require_writable, write_text
 from ducat_serve.cli.options import common
-from ducat_serve.errors import DucatError, install_extra
+from ducat_serve.errors import DucatError, UsageError, install_extra
 from ducat_serve.output import Output
 
 
@@ -29,16 +32,34 @@ class Check(NamedTuple):
 
 @click.command("doctor")
 @click.option("--markdown", is_flag=True, help="Print a Markdown table, to be pasted into a bug report.")
+@click.option(
+    "--gpu",
+    is_flag=True,
+    help="Prove the GPU instead: what it computes beside the CPU, arithmetic, memory and speed; ten minutes at most.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="With --gpu: write what was found into this file, as JSON.",
+)
 @common
-def command(markdown: bool, json: bool) -> None:
+def command(markdown: bool, gpu: bool, out: Path | None, json: bool) -> None:
     """Check this machine and installation; exits 1 where something is broken.
+
+    With --gpu exit code 1 also says that there is no GPU, or that a check of it failed. Nothing is downloaded.
 
     \b
     Example:
       ducat doctor
       ducat doctor --markdown
+      ducat doctor --gpu --out gpu.json
     """
     output = Output(json)
+    if out is not None and not gpu:
+        raise UsageError("--out is for what --gpu finds.", "ducat doctor --gpu --out gpu.json")
+    if gpu:
+        _prove_gpu(output, out)
+        return
     checks = [*_machine(), *_packages(), _runtime_conflict(), *_accelerators(), _cache()]
     if markdown:
         output.text("\n".join(["| | check | found |", "|---|---|---|", *map(_markdown, checks)]))
@@ -48,6 +69,31 @@ def command(markdown: bool, json: bool) -> None:
     if broken:
         raise DucatError(f"{broken[0].name}: {broken[0].found}", "mend that and run `ducat doctor` again")
     output.result({"checks": [{**c._asdict(), "ok": c.state != "FAIL"} for c in checks]})
+
+
+def _prove_gpu(output: Output, out: Path | None) -> None:
+    from ducat_serve.library.device_proof.proof import prove_gpu
+
+    if out is not None:
+        require_writable(out)  # before ten minutes of work, not after
+    proof = prove_gpu()
+    rows = [(item.state, item.name, item.reason or _figures(item.figures)) for item in proof.items]
+    output.table(proof.device, ("", "check", "found"), rows)
+    document = proof.model_dump(mode="json")
+    if out is not None:
+        write_text(out, f"{dumps(document, indent=2)}\n")
+        output.say(f"Written to {out}.")
+    if failed := [item for item in proof.items if item.state == "failed"]:
+        where = f"; all of it is in {out}" if out is not None else ""
+        raise DucatError(
+            f"{len(failed)} of {len(proof.items)} checks failed, first {failed[0].name}: {failed[0].reason}{where}",
+            "look at the driver and at the versions that `ducat doctor` lists, then run it again",
+        )
+    output.result(document)
+
+
+def _figures(figures: Mapping[str, float | str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in figures.items())
 
 
 def _markdown(check: Check) -> str:

@@ -1,4 +1,4 @@
-"""PGD adversarial training with dummies as public implementations do it: the yardstick of the other benchmarks.
+"""PGD adversarial training with dummies as public implementations do it: the yardstick of our own step.
 
 Float32, NCHW, an attack that calls `loss.backward()` through trainable weights, one forward pass for clean and one for
 adversarial images.
@@ -46,7 +46,7 @@ class Textbook:
         if dummies:
             clean = self.model(images)
             classes = clean.shape[1] // 2
-            eye = torch.eye(2 * classes)
+            eye = torch.eye(2 * classes, device=clean.device)
             soft = 0.75 * eye[labels] + 0.25 * eye[labels + classes]
             attacked = F.cross_entropy(self.model(adversarial), labels + classes)
             loss = (F.cross_entropy(clean, soft) + attacked) / 2
