@@ -50,7 +50,8 @@ def installed_requirements(extras: Sequence[str]) -> tuple[dict[str, str], dict[
             continue
         seen.add((name, frozenset(requirement.extras)))
         try:
-            version = distribution(name).metadata.get("Version")
+            metadata = distribution(name).metadata
+            version = metadata["Version"] if "Version" in metadata else None  # noqa: SIM401 (it has no get)
             waiting += _needed(name, sorted(requirement.extras))
         except PackageNotFoundError:
             requirement.marker = None

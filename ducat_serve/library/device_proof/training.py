@@ -166,7 +166,7 @@ def _halves(
             with step._autocast():
                 return objective.loss(step.train_model, batch, adversarial)
 
-        value = step._backward(loss)
+        value = step._backward([loss])
         step.optimizer.step()
         return value
 
