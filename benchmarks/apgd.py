@@ -34,7 +34,7 @@ from ducat_serve.output import Output
 from training.attacks.apgd_ce import APGDCrossEntropy
 from training.attacks.apgd_dlr import APGDDLR
 from training.attacks.ball import Ball, distance
-from training.attacks.base import Attack
+from training.attacks.base import Attack, Task
 from training.attacks.criteria import misclassified, right
 from training.attacks.frozen import frozen
 from training.attacks.targeted_apgd import TargetedAPGD
@@ -65,7 +65,7 @@ def ours(attack: Attack) -> Search:
     def search(at: Attacked) -> Tensor:
         ball, criterion = Ball("linf", at.eps), misclassified(at.model.fold)
         generator = stream(0, "apgd", attack.name)
-        return attack(at.model, at.images, at.labels, ball, criterion, generator=generator)
+        return attack(Task(at.model, at.images, at.labels, ball, criterion, generator))
 
     return search
 

@@ -46,7 +46,7 @@ from ducat_serve.pairs import recover
 from ducat_serve.threat_model import ThreatModel
 from training.attacks.autoattack import AutoAttack
 from training.attacks.ball import Ball
-from training.attacks.base import TargetModel
+from training.attacks.base import TargetModel, Task
 from training.attacks.criteria import misclassified, right
 from training.batches import DeviceSplit, to_pixels
 from training.data.cache import Split
@@ -157,7 +157,7 @@ def by_autoattack(
     """What AutoAttack standard found: images."""
     attack = AutoAttack().fitted(TargetModel(model.fold, classes))
     found = [
-        attack(model, part, own, ball, misclassified("none"), generator=stream(0, "reference"))
+        attack(Task(model, part, own, ball, misclassified("none"), stream(0, "reference")))
         for part, own in zip(torch.split(images, batch), torch.split(labels, batch), strict=True)
     ]
     return torch.cat(found)

@@ -24,6 +24,7 @@ from ducat_serve.output import Output
 from ducat_serve.threat_model import Norm
 from training.attacks.apgd_ce import APGDCrossEntropy
 from training.attacks.ball import Ball, distance
+from training.attacks.base import Task
 from training.attacks.criteria import misclassified, right
 from training.attacks.square import Square
 from training.batches import DeviceSplit, to_pixels
@@ -38,7 +39,7 @@ SIZES: dict[Norm, float] = {"l2": 1.0, "l1": 6.0}
 def ours(attack: str, model: Deployed, images: Tensor, labels: Tensor, ball: Ball) -> Tensor:
     chosen = APGDCrossEntropy(steps=STEPS) if attack == "APGD-CE" else Square(QUERIES)
     generator = stream(0, "norms", attack)
-    return chosen(model, images, labels, ball, misclassified(model.fold), generator=generator)
+    return chosen(Task(model, images, labels, ball, misclassified(model.fold), generator))
 
 
 def theirs(attack: str, model: Deployed, images: Tensor, labels: Tensor, ball: Ball) -> Tensor:

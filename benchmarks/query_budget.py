@@ -22,6 +22,7 @@ from ducat_serve.deployed import Deployed
 from ducat_serve.output import Output
 from ducat_serve.predictor import Predictor
 from training.attacks.ball import Ball
+from training.attacks.base import Task
 from training.attacks.criteria import misclassified, right
 from training.attacks.square import Square
 from training.batches import DeviceSplit, to_pixels
@@ -50,12 +51,14 @@ def queries_needed(model: Deployed, images: Tensor, labels: Tensor, ball: Ball, 
     """Queries that each broken image cost, in order."""
     counted = Counted(model.classifier)
     found = Square(queries=most)(
-        Deployed(counted, "none").eval(),
-        images,
-        labels,
-        ball,
-        misclassified("none"),
-        generator=stream(0, "budget", 0),
+        Task(
+            Deployed(counted, "none").eval(),
+            images,
+            labels,
+            ball,
+            misclassified("none"),
+            stream(0, "budget", 0),
+        )
     )
     broken = int((~right(model(found), labels)).sum())
     left = [*counted.asked, len(images) - broken]

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ducat_serve.deployed import Deployed
 from ducat_serve.pairs import dummy_share, recover
 from training.attacks.ball import Ball
+from training.attacks.base import Task
 from training.attacks.criteria import misclassified, right
 from training.attacks.frozen import frozen
 from training.attacks.inner import ascend_loss
@@ -133,7 +134,7 @@ class Validation:
     def _attack(self, model: Deployed, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         attack = PGD(self.config.attack_steps, self.config.step_size)
         ball = Ball(self.config.norm, self.config.eps)
-        return attack(model, images, labels, ball, misclassified(model.fold), generator=generator)
+        return attack(Task(model, images, labels, ball, misclassified(model.fold), generator))
 
     def _fgsm(self, deployed: Deployed, images: Tensor, labels: Tensor) -> Tensor:
         """FGSM (Goodfellow et al. 2015, arXiv 1412.6572): one step of eps from the image itself."""

@@ -13,10 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ducat_serve.deployed import Deployed
 from training.attacks.ball import Ball
-from training.attacks.base import Attack, Best, Evaluated, nonzero, value_and_grad
-from training.attacks.criteria import Criterion
+from training.attacks.base import Attack, Best, Evaluated, Task, nonzero, value_and_grad
 from training.attacks.frozen import frozen
 from training.attacks.losses import LossOfFold
 from training.attacks.rivals import beaten, better_half, halvings
@@ -38,13 +36,8 @@ class APGD(Attack):
 
     def __call__(
         self,
-        model: Deployed,
-        images: Tensor,
-        labels: Tensor,
-        ball: Ball,
-        criterion: Criterion,
+        task: Task,
         *,
-        generator: torch.Generator,
         targets: Tensor | None = None,
         start: Tensor | None = None,
         keep_going: bool = False,
@@ -61,15 +54,16 @@ class APGD(Attack):
 
         Returns the best images found: successes where there are any, else those of the highest loss.
         """
+        model, images, labels, ball = task.model, task.images, task.labels, task.ball
         targets = labels if targets is None else targets
         loss, steps = self.loss(model.fold), self.steps
         with frozen(model):
             if start is None and ball.norm == "l1":
-                start = self._from_outside(model, images, labels, ball, generator, targets)
+                start = self._from_outside(task, targets)
                 steps -= 2 * int(_OUTSIDE * steps)
             elif start is None:
-                start = ball.random_start(images, generator)
-            evaluated, gradient = value_and_grad(model, start, labels, targets, loss, criterion)
+                start = ball.random_start(images, task.generator)
+            evaluated, gradient = value_and_grad(model, start, labels, targets, loss, task.criterion)
             best = Best(images)
             everything = torch.arange(len(images), device=images.device)
             best.offer(everything, start, evaluated)
@@ -85,7 +79,7 @@ class APGD(Attack):
                     break
                 proposed = iterates.propose(ball, first=step == 1)
                 evaluated, gradient = value_and_grad(
-                    model, proposed, labels[index], targets[index], loss, criterion
+                    model, proposed, labels[index], targets[index], loss, task.criterion
                 )
                 best.offer(index, proposed, evaluated)
                 iterates.update(proposed, evaluated, gradient)
@@ -96,37 +90,21 @@ class APGD(Attack):
                     iterates.keep(better_half(rivals[iterates.index], iterates.best_loss))
             return best.images
 
-    def _from_outside(
-        self,
-        model: Deployed,
-        images: Tensor,
-        labels: Tensor,
-        ball: Ball,
-        generator: torch.Generator,
-        targets: Tensor,
-    ) -> Tensor:
+    def _from_outside(self, task: Task, targets: Tensor) -> Tensor:
         """Search balls of 3 and 2 times eps first (Croce and Hein 2021, 3.3): which pixels matter shows there."""
+        images, ball = task.images, task.ball
         shorter = replace(self, steps=int(_OUTSIDE * self.steps))
         start = images
         for factor in (3, 2):
             larger = replace(ball, eps=factor * ball.eps)
             if factor == 3:  # sparse after the projection, as the reference begins
                 noise = torch.randn(
-                    images.shape, generator=generator, device=images.device, dtype=images.dtype
+                    images.shape, generator=task.generator, device=images.device, dtype=images.dtype
                 )
                 start = images + noise
             start = larger.project(images, start)
-            start = shorter(
-                model,
-                images,
-                labels,
-                larger,
-                _never,
-                generator=generator,
-                targets=targets,
-                start=start,
-                keep_going=True,
-            )
+            outside = replace(task, ball=larger, criterion=_never)
+            start = shorter(outside, targets=targets, start=start, keep_going=True)
         return ball.project(images, start)
 
 

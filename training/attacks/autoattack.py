@@ -11,11 +11,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from ducat_serve.deployed import Deployed
 from ducat_serve.errors import missing_extra
-from training.attacks.ball import Ball
-from training.attacks.base import Attack, TargetModel
-from training.attacks.criteria import Criterion
+from training.attacks.base import Attack, TargetModel, Task
 from training.attacks.frozen import frozen
 
 _NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
@@ -39,17 +36,9 @@ class AutoAttack(Attack):
         """Below 4 classes targeted DLR is not defined: FAB is untargeted, and there is no targeted APGD."""
         return self if target.num_classes >= 4 else replace(self, version="apgd-ce, fab, square")
 
-    def __call__(
-        self,
-        model: Deployed,
-        images: Tensor,
-        labels: Tensor,
-        ball: Ball,
-        criterion: Criterion,  # noqa: ARG002 (it knows one only)
-        *,
-        generator: torch.Generator,
-    ) -> Tensor:
+    def __call__(self, task: Task) -> Tensor:
         """Raises DucatError where `pyautoattack` is not installed."""
+        model, images, ball = task.model, task.images, task.ball
         try:
             import pyautoattack
         except ImportError as error:
@@ -61,14 +50,16 @@ class AutoAttack(Attack):
         with frozen(model), torch.random.fork_rng(), _trace_function_kept():
             with torch.no_grad():
                 classes = model(images[:1]).shape[1]
-            seed = generator.initial_seed() % 2**31
+            seed = task.generator.initial_seed() % 2**31
             attack = pyautoattack.AutoAttack(
                 model, norm=_NORMS[ball.norm], eps=ball.eps, seed=seed, device=images.device, **chosen
             )
             attack.apgd_targeted.n_target_classes = min(attack.apgd_targeted.n_target_classes, classes - 1)
             attack.fab.n_target_classes = min(attack.fab.n_target_classes, classes - 1)
             # Its `view` calls need contiguous images.
-            found, _ = attack.run_standard_evaluation(images.contiguous(), labels, batch_size=len(images))
+            found, _ = attack.run_standard_evaluation(
+                images.contiguous(), task.labels, batch_size=len(images)
+            )
         return ball.project(images, found.detach())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar, NamedTuple, Self
 
 import torch
@@ -29,6 +29,31 @@ class TargetModel:
 
 
 @dataclass(frozen=True)
+class Task:
+    """A batch to be attacked: which model and images, where to look, and what for.
+
+    Args:
+        model: the deployed function. Its weights get no gradient, and modes are as before when an attack returns.
+        images: float32 [N, channels, H, W] in [0, 1].
+        labels: int64 [N].
+        ball: where to look; everything that an attack returns is inside, and inside [0, 1].
+        criterion: what counts as success.
+        generator: all randomness comes from it.
+    """
+
+    model: Deployed
+    images: Tensor
+    labels: Tensor
+    ball: Ball
+    criterion: Criterion
+    generator: torch.Generator
+
+    def only(self, index: Tensor) -> Task:
+        """The same for some of the images: int64 [M], or a mask bool [N]."""
+        return replace(self, images=self.images[index], labels=self.labels[index])
+
+
+@dataclass(frozen=True)
 class Attack(ABC):
     """Looks for images in the ball that meet the criterion. Its fields are its hyperparameters.
 
@@ -47,27 +72,8 @@ class Attack(ABC):
         """What reports and the command line call it; its random numbers follow from it."""
 
     @abstractmethod
-    def __call__(
-        self,
-        model: Deployed,
-        images: Tensor,
-        labels: Tensor,
-        ball: Ball,
-        criterion: Criterion,
-        *,
-        generator: torch.Generator,
-    ) -> Tensor:
-        """Attack a batch.
-
-        Args:
-            model: the deployed function. Its weights get no gradient, and modes are as before when this returns.
-            images: float32 [N, channels, H, W] in [0, 1]; labels int64 [N].
-            ball: where to look; everything returned is inside, and inside [0, 1].
-            criterion: what counts as success.
-            generator: all randomness comes from it.
-
-        Returns the best image of each search by the criterion, never its last.
-        """
+    def __call__(self, task: Task) -> Tensor:
+        """Attack a batch. Returns the best image of each search by the criterion, never its last."""
 
     def applies(self, target: TargetModel) -> bool:
         """Whether a suite runs it: it can, and it is not the same as another attack on this model."""

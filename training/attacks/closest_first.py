@@ -20,12 +20,9 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from ducat_serve.deployed import Deployed
 from ducat_serve.spec import Fold, Switch
 from training.attacks.apgd import APGD
-from training.attacks.ball import Ball
-from training.attacks.base import Attack, Best, TargetModel, value
-from training.attacks.criteria import Criterion
+from training.attacks.base import Attack, Best, TargetModel, Task, value
 from training.attacks.diversified import diversified_start
 from training.attacks.frozen import frozen
 from training.attacks.losses import (
@@ -79,18 +76,10 @@ class ClosestFirst(Attack):
             return self
         return replace(self, untargeted=margin, targeted=targeted_margin)
 
-    def __call__(
-        self,
-        model: Deployed,
-        images: Tensor,
-        labels: Tensor,
-        ball: Ball,
-        criterion: Criterion,
-        *,
-        generator: torch.Generator,
-    ) -> Tensor:
+    def __call__(self, task: Task) -> Tensor:
         """Returns the best images by the criterion, then by the margin of the deployed logits."""
-        survivors = _Survivors(model, images, labels, ball, criterion, generator, self.steps)
+        model, images = task.model, task.images
+        survivors = _Survivors(task, self.steps)
         with frozen(model):
             survivors.offer(torch.arange(len(images), device=images.device), images)
             survivors.attack(survivors.at_loss(margin), everyone=True)
@@ -126,16 +115,11 @@ def _other_losses(fold: Fold, untargeted: LossOfFold) -> list[LossOfFold]:
 class _Survivors:
     """The examples of a batch, the best image of each so far, and the searches for better ones."""
 
-    model: Deployed
-    images: Tensor
-    labels: Tensor
-    ball: Ball
-    criterion: Criterion
-    generator: torch.Generator
+    task: Task
     steps: int  # of each APGD run
 
     def __post_init__(self) -> None:
-        self.best = Best(self.images)
+        self.best = Best(self.task.images)
 
     def attack(self, search: Search, copies: int = 1, *, everyone: bool = False) -> int:
         """One round over the survivors, the closest first; returns how many fell.
@@ -150,7 +134,7 @@ class _Survivors:
         start = fallen = held = 0
         while start < len(index) and held < _HELD:
             blocks = index[start : start + (_HELD - held) * size]
-            for part in torch.split(blocks, max(1, len(self.images) // copies)):
+            for part in torch.split(blocks, max(1, len(self.task.images) // copies)):
                 copy = torch.arange(copies, device=part.device).repeat_interleave(len(part))
                 for images in search(part.repeat(copies), copy).tensor_split(copies):
                     self.offer(part, images)
@@ -162,17 +146,16 @@ class _Survivors:
 
     def offer(self, index: Tensor, found: Tensor) -> None:
         """Keep ``found`` where it is better than the best image so far."""
-        own = self.labels[index]
-        evaluated = value(self.model, found, own, own, margin(self.model.fold), self.criterion)
+        model, own = self.task.model, self.task.labels[index]
+        evaluated = value(model, found, own, own, margin(model.fold), self.task.criterion)
         self.best.offer(index, found, evaluated)
 
     def at_loss(self, loss: LossOfFold, *, diversified: bool = False) -> Search:
         """APGD on a loss without targets, from a random start or an output-diversified one."""
 
         def search(index: Tensor, _copy: Tensor) -> Tensor:
-            images = self.images[index]
-            start = diversified_start(self.model, images, self.ball, self.generator) if diversified else None
-            return self._apgd(loss, index, self.labels[index], start)
+            start = diversified_start(self.task.only(index)) if diversified else None
+            return self._apgd(loss, index, self.task.labels[index], start)
 
         return search
 
@@ -181,8 +164,8 @@ class _Survivors:
 
         def search(index: Tensor, copy: Tensor) -> Tensor:
             with torch.no_grad():
-                logits = self.model(self.best.images[index])
-            wrong = logits.scatter(1, self.labels[index].unsqueeze(1), -torch.inf)
+                logits = self.task.model(self.best.images[index])
+            wrong = logits.scatter(1, self.task.labels[index].unsqueeze(1), -torch.inf)
             rank = (copy // sides).unsqueeze(1)
             target = wrong.argsort(dim=1, descending=True).gather(1, rank).squeeze(1)
             return self._apgd(loss, index, target + logits.shape[1] * (copy % sides), None)
@@ -193,27 +176,9 @@ class _Survivors:
         """Random squares from the best image so far."""
 
         def search(index: Tensor, _copy: Tensor) -> Tensor:
-            return Square(queries)(
-                self.model,
-                self.images[index],
-                self.labels[index],
-                self.ball,
-                self.criterion,
-                generator=self.generator,
-                start=self.best.images[index],
-            )
+            return Square(queries)(self.task.only(index), start=self.best.images[index])
 
         return search
 
     def _apgd(self, loss: LossOfFold, index: Tensor, targets: Tensor, start: Tensor | None) -> Tensor:
-        return APGD(loss, self.steps)(
-            self.model,
-            self.images[index],
-            self.labels[index],
-            self.ball,
-            self.criterion,
-            generator=self.generator,
-            targets=targets,
-            start=start,
-            rivals=index,
-        )
+        return APGD(loss, self.steps)(self.task.only(index), targets=targets, start=start, rivals=index)

@@ -8,27 +8,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ducat_serve.deployed import Deployed
-from training.attacks.ball import Ball
-from training.attacks.base import finite_gradient
+from training.attacks.base import Task, finite_gradient
 
 _STEPS = 2  # of size eps; the paper's setting for white-box attacks
 
 
-def diversified_start(model: Deployed, images: Tensor, ball: Ball, generator: torch.Generator) -> Tensor:
-    """Where `APGD` may begin: ``images`` moved up a random direction in the space of raw logits, each its own.
-
-    Args:
-        images: float32 [N, channels, H, W] in [0, 1].
+def diversified_start(task: Task) -> Tensor:
+    """Where `APGD` may begin: the images moved up a random direction in the space of raw logits, each its own.
 
     Returns images of the same shape, in the ball.
     """
+    images, ball, generator = task.images, task.ball, task.generator
     current = ball.random_start(images, generator)
     direction: Tensor | None = None
     for _ in range(_STEPS):
         current.requires_grad_(True)
         with torch.enable_grad():
-            raw = model.classifier(current)
+            raw = task.model.classifier(current)
             if direction is None:
                 direction = torch.rand(raw.shape, generator=generator, device=raw.device) * 2 - 1
             (gradient,) = torch.autograd.grad((direction * raw).sum(), current)

@@ -13,10 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ducat_serve.deployed import Deployed
-from training.attacks.ball import Ball
-from training.attacks.base import Attack, Best, Evaluated, finite_gradient
-from training.attacks.criteria import Criterion
+from training.attacks.base import Attack, Best, Evaluated, Task, finite_gradient
 from training.attacks.frozen import frozen
 from training.attacks.losses import Loss, margin
 
@@ -35,24 +32,20 @@ class OrthogonalPGD(Attack):
 
     def __call__(
         self,
-        model: Deployed,
-        images: Tensor,
-        labels: Tensor,
-        ball: Ball,
-        criterion: Criterion,
+        task: Task,
         *,
-        generator: torch.Generator,
         start: Tensor | None = None,
     ) -> Tensor:
         """Attack a batch, from ``start`` in the ball, or from a random point of it.
 
         Returns the best images found: successes before failures, then those of the highest evasion loss.
         """
+        model, images, labels, ball = task.model, task.images, task.labels, task.ball
         margin_loss = margin(model.fold)
         index = torch.arange(len(images), device=images.device)
         with frozen(model):
             best = Best(images)
-            current = ball.random_start(images, generator) if start is None else start
+            current = ball.random_start(images, task.generator) if start is None else start
             for step in range(self.steps + 1):
                 current = current.detach().requires_grad_(True)
                 with torch.enable_grad():
@@ -63,7 +56,7 @@ class OrthogonalPGD(Attack):
                     to_evasion = torch.autograd.grad(evasion.sum(), current)[0]
                 to_wrong, to_evasion = finite_gradient(to_wrong), finite_gradient(to_evasion)
                 found = current.detach()
-                best.offer(index, found, Evaluated(evasion.detach(), criterion(raw.detach(), labels)))
+                best.offer(index, found, Evaluated(evasion.detach(), task.criterion(raw.detach(), labels)))
                 is_wrong = (margins.detach() > 0).view(-1, 1, 1, 1)
                 direction = torch.where(is_wrong, _orthogonal(to_evasion, to_wrong), to_wrong)
                 size = ball.eps * (0.01 + 0.49 * (1 + math.cos(math.pi * step / self.steps)) / 2)

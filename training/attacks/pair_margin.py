@@ -6,14 +6,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from ducat_serve.deployed import Deployed
 from training.attacks.apgd import APGD
-from training.attacks.ball import Ball
-from training.attacks.base import Attack, TargetModel
-from training.attacks.criteria import Criterion
+from training.attacks.base import Attack, TargetModel, Task
 from training.attacks.losses import pair_margin
 
 
@@ -33,18 +29,8 @@ class PairMargin(Attack):
     def name(self) -> str:
         return f"pair-margin-{self.temperature:g}"
 
-    def __call__(
-        self,
-        model: Deployed,
-        images: Tensor,
-        labels: Tensor,
-        ball: Ball,
-        criterion: Criterion,
-        *,
-        generator: torch.Generator,
-    ) -> Tensor:
-        search = APGD(partial(pair_margin, temperature=self.temperature), self.steps)
-        return search(model, images, labels, ball, criterion, generator=generator)
+    def __call__(self, task: Task) -> Tensor:
+        return APGD(partial(pair_margin, temperature=self.temperature), self.steps)(task)
 
     def applies(self, target: TargetModel) -> bool:
         """Without pairs in one network the temperature makes no difference: one of these attacks is enough."""

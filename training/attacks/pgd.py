@@ -8,10 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ducat_serve.deployed import Deployed
-from training.attacks.ball import Ball
-from training.attacks.base import Attack, Best, value, value_and_grad
-from training.attacks.criteria import Criterion
+from training.attacks.base import Attack, Best, Task, value, value_and_grad
 from training.attacks.frozen import frozen
 from training.attacks.losses import cross_entropy
 
@@ -28,24 +25,16 @@ class PGD(Attack):
     steps: int = 20
     step_size: float | None = None
 
-    def __call__(
-        self,
-        model: Deployed,
-        images: Tensor,
-        labels: Tensor,
-        ball: Ball,
-        criterion: Criterion,
-        *,
-        generator: torch.Generator,
-    ) -> Tensor:
+    def __call__(self, task: Task) -> Tensor:
         """Returns the best images found; the clean ones where nothing is better."""
-        loss = cross_entropy(model.fold)
+        model, images, labels, ball = task.model, task.images, task.labels, task.ball
+        loss, criterion = cross_entropy(model.fold), task.criterion
         step_size = ball.eps / 4 if self.step_size is None else self.step_size
         with frozen(model):
             best = Best(images)
             index = torch.arange(len(images), device=images.device)
             best.offer(index, images, value(model, images, labels, labels, loss, criterion))
-            current = ball.random_start(images, generator)
+            current = ball.random_start(images, task.generator)
             for step in range(self.steps + 1):
                 keep = ~best.success[index]
                 index, current = index[keep], current[keep]

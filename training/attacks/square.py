@@ -13,10 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ducat_serve.deployed import Deployed
 from training.attacks.ball import Ball
-from training.attacks.base import Attack, Best, value
-from training.attacks.criteria import Criterion
+from training.attacks.base import Attack, Best, Task, value
 from training.attacks.frozen import frozen
 from training.attacks.losses import margin
 from training.attacks.square_windows import move_budget, tiled_start
@@ -36,13 +34,8 @@ class Square(Attack):
 
     def __call__(
         self,
-        model: Deployed,
-        images: Tensor,
-        labels: Tensor,
-        ball: Ball,
-        criterion: Criterion,
+        task: Task,
         *,
-        generator: torch.Generator,
         start: Tensor | None = None,
     ) -> Tensor:
         """Attack a batch; beside what every attack is given:
@@ -53,6 +46,13 @@ class Square(Attack):
 
         Returns the best images found: successes where there are any, else those of the highest margin loss.
         """
+        model, images, labels, ball, generator = (
+            task.model,
+            task.images,
+            task.labels,
+            task.ball,
+            task.generator,
+        )
         margin_loss = margin(model.fold)
         with frozen(model):
             best = Best(images)
@@ -73,7 +73,7 @@ class Square(Attack):
                     candidates = ball.project(origin, origin + ball.eps * stripes)
                 else:
                     candidates = start
-                evaluated = value(model, candidates, own, own, margin_loss, criterion)
+                evaluated = value(model, candidates, own, own, margin_loss, task.criterion)
                 best.offer(index, candidates, evaluated)
             return best.images
 

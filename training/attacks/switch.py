@@ -8,14 +8,11 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from ducat_serve.deployed import Deployed
 from ducat_serve.errors import UsageError
 from ducat_serve.pairs import split_pairs
 from ducat_serve.spec import Switch
 from training.attacks.apgd import APGD
-from training.attacks.ball import Ball
-from training.attacks.base import Attack, TargetModel
-from training.attacks.criteria import Criterion
+from training.attacks.base import Attack, TargetModel, Task
 from training.attacks.frozen import frozen
 from training.attacks.losses import targeted_margin
 from training.attacks.targeted_apgd import one_by_one
@@ -38,23 +35,13 @@ class SwitchAttack(Attack):
     steps: int = 50
     targets: int = 3
 
-    def __call__(
-        self,
-        model: Deployed,
-        images: Tensor,
-        labels: Tensor,
-        ball: Ball,
-        criterion: Criterion,
-        *,
-        generator: torch.Generator,
-    ) -> Tensor:
+    def __call__(self, task: Task) -> Tensor:
         """Returns what `one_by_one` does."""
-        with frozen(model), torch.no_grad():
-            favourites, _ = split_pairs(model.classifier(images))
-        wrong = favourites.scatter(1, labels.unsqueeze(1), -torch.inf).argsort(dim=1, descending=True)
+        with frozen(task.model), torch.no_grad():
+            favourites, _ = split_pairs(task.model.classifier(task.images))
+        wrong = favourites.scatter(1, task.labels.unsqueeze(1), -torch.inf).argsort(dim=1, descending=True)
         targets = [wrong[:, rank] for rank in range(min(self.targets, favourites.shape[1] - 1))]
-        search = APGD(targeted_margin, self.steps)
-        return one_by_one(search, targets, model, images, labels, ball, criterion, generator=generator)
+        return one_by_one(APGD(targeted_margin, self.steps), task, targets)
 
     def applies(self, target: TargetModel) -> bool:
         return isinstance(target.fold, Switch)

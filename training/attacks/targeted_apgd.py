@@ -9,12 +9,9 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from ducat_serve.deployed import Deployed
 from ducat_serve.pairs import pair_columns
 from training.attacks.apgd import APGD
-from training.attacks.ball import Ball
-from training.attacks.base import Attack, TargetModel
-from training.attacks.criteria import Criterion
+from training.attacks.base import Attack, TargetModel, Task
 from training.attacks.frozen import frozen
 from training.attacks.losses import LossOfFold, targeted_dlr, targeted_margin
 
@@ -38,57 +35,36 @@ class TargetedAPGD(Attack):
         """Targeted DLR needs 4 classes."""
         return self if target.num_classes >= 4 else replace(self, loss=targeted_margin)
 
-    def __call__(
-        self,
-        model: Deployed,
-        images: Tensor,
-        labels: Tensor,
-        ball: Ball,
-        criterion: Criterion,
-        *,
-        generator: torch.Generator,
-    ) -> Tensor:
+    def __call__(self, task: Task) -> Tensor:
         """Returns what `one_by_one` does."""
-        with frozen(model), torch.no_grad():
-            logits = model(images)
+        fold = task.model.fold
+        with frozen(task.model), torch.no_grad():
+            logits = task.model(task.images)
         classes = logits.shape[1]
-        ranked = logits.scatter(1, labels.unsqueeze(1), -torch.inf).argsort(dim=1, descending=True)
+        ranked = logits.scatter(1, task.labels.unsqueeze(1), -torch.inf).argsort(dim=1, descending=True)
         targets = [
             columns
             for rank in range(min(self.targets, classes - 1))
-            for columns in pair_columns(ranked[:, rank], classes, model.fold)
+            for columns in pair_columns(ranked[:, rank], classes, fold)
         ]
-        search = APGD(self.loss, self.steps)
-        return one_by_one(search, targets, model, images, labels, ball, criterion, generator=generator)
+        return one_by_one(APGD(self.loss, self.steps), task, targets)
 
 
-def one_by_one(
-    search: APGD,
-    targets: Sequence[Tensor],
-    model: Deployed,
-    images: Tensor,
-    labels: Tensor,
-    ball: Ball,
-    criterion: Criterion,
-    *,
-    generator: torch.Generator,
-) -> Tensor:
+def one_by_one(search: APGD, task: Task, targets: Sequence[Tensor]) -> Tensor:
     """Attack a batch at one target after another; an example that succeeds is not attacked again.
 
     Args:
-        search: with a targeted loss; what it is given is described at `Attack.__call__`.
+        search: with a targeted loss.
         targets: each int64 [N], the targets of all examples.
 
     Returns a success for every example that has one, else what the last target led to.
     """
-    best = images.clone()
-    left = torch.arange(len(images), device=images.device)
+    best = task.images.clone()
+    left = torch.arange(len(best), device=best.device)
     for target in targets:
         if len(left) == 0:
             break
-        best[left] = found = search(
-            model, images[left], labels[left], ball, criterion, generator=generator, targets=target[left]
-        )
-        with frozen(model), torch.no_grad():
-            left = left[~criterion(model.classifier(found), labels[left])]
+        best[left] = found = search(task.only(left), targets=target[left])
+        with frozen(task.model), torch.no_grad():
+            left = left[~task.criterion(task.model.classifier(found), task.labels[left])]
     return best

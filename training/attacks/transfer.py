@@ -11,9 +11,8 @@ from torch import Tensor
 from ducat_serve.deployed import Deployed
 from ducat_serve.errors import UsageError
 from training.attacks.apgd import APGD
-from training.attacks.ball import Ball
-from training.attacks.base import Attack, Best, Settings, TargetModel, value
-from training.attacks.criteria import Criterion, misclassified
+from training.attacks.base import Attack, Best, Settings, TargetModel, Task, value
+from training.attacks.criteria import misclassified
 from training.attacks.frozen import frozen
 from training.attacks.losses import cross_entropy, margin
 
@@ -46,35 +45,22 @@ class Transfer(Attack):
         """Without the surrogate: it is weights, not a setting."""
         return super().settings() if self.surrogate is None else replace(self, surrogate=None).settings()
 
-    def __call__(
-        self,
-        model: Deployed,
-        images: Tensor,
-        labels: Tensor,
-        ball: Ball,
-        criterion: Criterion,
-        *,
-        generator: torch.Generator,
-    ) -> Tensor:
+    def __call__(self, task: Task) -> Tensor:
         surrogate = self.surrogate
         if surrogate is None:
             raise ValueError("a transfer attack without a surrogate; see `fitted`")
+        model, images, labels, ball = task.model, task.images, task.labels, task.ball
         # Steps on the surrogate may be finer than what is shown.
         unquantised = replace(ball, eight_bit=False)
+        on_surrogate = replace(
+            task, model=surrogate, ball=unquantised, criterion=misclassified(surrogate.fold)
+        )
         best = Best(images)
         index = torch.arange(len(images), device=images.device)
         margin_loss = margin(model.fold)
         for loss in (cross_entropy, margin):
-            found = APGD(loss, self.steps)(
-                surrogate,
-                images,
-                labels,
-                unquantised,
-                misclassified(surrogate.fold),
-                generator=generator,
-                keep_going=True,
-            )
+            found = APGD(loss, self.steps)(on_surrogate, keep_going=True)
             with frozen(model):
                 shown = ball.project(images, found)
-                best.offer(index, shown, value(model, shown, labels, labels, margin_loss, criterion))
+                best.offer(index, shown, value(model, shown, labels, labels, margin_loss, task.criterion))
         return best.images

@@ -11,14 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from ducat_serve.deployed import Deployed
 from training.attacks.apgd import APGD
-from training.attacks.ball import Ball
-from training.attacks.base import Attack, Best, value
-from training.attacks.criteria import Criterion
+from training.attacks.base import Attack, Best, Task, value
 from training.attacks.diversified import diversified_start
 from training.attacks.frozen import frozen
 from training.attacks.losses import margin, pair_margin
@@ -41,37 +37,19 @@ class WarmSquare(Attack):
     steps: int = 25
     queries: int = 1000
 
-    def __call__(
-        self,
-        model: Deployed,
-        images: Tensor,
-        labels: Tensor,
-        ball: Ball,
-        criterion: Criterion,
-        *,
-        generator: torch.Generator,
-    ) -> Tensor:
+    def __call__(self, task: Task) -> Tensor:
         """Returns the best images found, as `APGD` does."""
-        best = Best(images)
-        margin_loss = margin(model.fold)
+        best = Best(task.images)
+        margin_loss = margin(task.model.fold)
         for restart in range(self.restarts):
             index = (~best.success).nonzero().squeeze(1)
             if len(index) == 0:
                 return best.images
             search = APGD(partial(pair_margin, temperature=1) if restart % 2 else margin, self.steps)
-            origin, own = images[index], labels[index]
-            with frozen(model):
-                start = diversified_start(model, origin, ball, generator)
-                found = search(model, origin, own, ball, criterion, generator=generator, start=start)
-                best.offer(index, found, value(model, found, own, own, margin_loss, criterion))
+            open_, own = task.only(index), task.labels[index]
+            with frozen(task.model):
+                found = search(open_, start=diversified_start(open_))
+                best.offer(index, found, value(task.model, found, own, own, margin_loss, task.criterion))
         index = (~best.success).nonzero().squeeze(1)
-        best.images[index] = Square(self.queries)(
-            model,
-            images[index],
-            labels[index],
-            ball,
-            criterion,
-            generator=generator,
-            start=best.images[index],
-        )
+        best.images[index] = Square(self.queries)(task.only(index), start=best.images[index])
         return best.images

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ducat_serve.deployed import Deployed
 from ducat_serve.output import Output
 from training.attacks.ball import Ball
-from training.attacks.base import Attack
+from training.attacks.base import Attack, Task
 from training.attacks.criteria import Criterion
 from training.batches import DeviceSplit, to_pixels
 from training.distributed.processes import ProcessGroup
@@ -134,7 +134,7 @@ class Runner:
             def work(start: int, batch: Tensor) -> _Found:
                 images, labels = to_pixels(self.data.images[batch]), self.data.labels[batch]
                 generator = stream(self.seed, name, start, device=labels.device)
-                found = attack(self.model, images, labels, self.ball, criterion, generator=generator)
+                found = attack(Task(self.model, images, labels, self.ball, criterion, generator))
                 with torch.no_grad():
                     raw: Tensor = self.model.classifier(found)
                 advance(len(batch))

@@ -18,8 +18,8 @@ from ducat_serve.deployed import Deployed
 from ducat_serve.report import SanityCheck
 from training.attacks.apgd import APGD
 from training.attacks.ball import Ball, largest_eps
-from training.attacks.base import Attack, Best, value
-from training.attacks.criteria import Criterion, misclassified
+from training.attacks.base import Attack, Best, Task, value
+from training.attacks.criteria import misclassified
 from training.attacks.frozen import frozen
 from training.attacks.losses import cross_entropy, margin
 from training.attacks.square import Square
@@ -120,22 +120,14 @@ class Noise(Attack):
     needs_gradient: ClassVar[bool] = False
     draws: int
 
-    def __call__(
-        self,
-        model: Deployed,
-        images: Tensor,
-        labels: Tensor,
-        ball: Ball,
-        criterion: Criterion,
-        *,
-        generator: torch.Generator,
-    ) -> Tensor:
+    def __call__(self, task: Task) -> Tensor:
+        model, images, labels, ball = task.model, task.images, task.labels, task.ball
         best = Best(images)
         index = torch.arange(len(images), device=images.device)
         loss = cross_entropy(model.fold)
         with frozen(model):
             for _ in range(self.draws):
-                direction = ball.random_start(images, generator) - images
+                direction = ball.random_start(images, task.generator) - images
                 found = ball.project(images, ball.ascend(images, direction, ball.eps))
-                best.offer(index, found, value(model, found, labels, labels, loss, criterion))
+                best.offer(index, found, value(model, found, labels, labels, loss, task.criterion))
         return best.images

@@ -18,7 +18,7 @@ from training.attacks import losses
 from training.attacks.apgd import APGD, dense_checkpoints
 from training.attacks.autoattack import AutoAttack
 from training.attacks.ball import Ball, distance
-from training.attacks.base import TargetModel
+from training.attacks.base import TargetModel, Task
 from training.attacks.criteria import misclassified, misclassified_unflagged, right
 from training.attacks.pair_margin import PairMargin
 from training.attacks.pgd import PGD
@@ -91,7 +91,7 @@ def run(
     surrogate: Deployed | None = None,
 ) -> torch.Tensor:
     attack = attack_named(name, TargetModel(model.fold, classes, surrogate))
-    return attack(model, images, labels, ball, misclassified(model.fold), generator=stream(0, "t"))
+    return attack(Task(model, images, labels, ball, misclassified(model.fold), stream(0, "t")))
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -181,12 +181,7 @@ def test_the_safe_sink_fools_the_raw_attack_and_not_ours() -> None:
     ball, model = Ball("linf", 0.2), Deployed(SafeSink(), "max")
     assert (model(images).argmax(dim=1) == labels).all()
     unaware = APGD(loss=losses.cross_entropy, steps=50)(
-        Deployed(SafeSink(), "none"),
-        images,
-        labels,
-        ball,
-        WRONG,
-        generator=stream(0, "t"),
+        Task(Deployed(SafeSink(), "none"), images, labels, ball, WRONG, stream(0, "t"))
     )
     raw = SafeSink()(unaware)
     assert (raw.argmax(dim=1) != labels).all()  # the raw attack thinks it has won
@@ -218,7 +213,7 @@ def test_every_attack_stays_inside_and_leaves_the_model_alone(norm: Norm, name: 
     if name.startswith("evading"):
         detector = next(each for each in detectors("max") if name == f"evading {each.name}")
         found = detector.attack(
-            model, images, labels, Ball(norm, eps), misclassified(fold), generator=stream(0, "t")
+            Task(model, images, labels, Ball(norm, eps), misclassified(fold), stream(0, "t"))
         )
     else:
         found = run(name, model, images, labels, Ball(norm, eps), 5, surrogate=model)
@@ -242,7 +237,7 @@ def test_an_attack_is_what_it_says_of_itself(name: str) -> None:
     images = torch.rand(2, 3, 2, 2, generator=stream(0, "images"))
     labels = model(images).argmax(dim=1).detach()
     with counted(network) as cost:
-        attack(model, images, labels, Ball("linf", 1e-6), misclassified(fold), generator=stream(0, "t"))
+        attack(Task(model, images, labels, Ball("linf", 1e-6), misclassified(fold), stream(0, "t")))
     assert (cost.gradient_steps > 0) == attack.needs_gradient
     expected = {f.name for f in fields(attack)} - {"surrogate", "step_size"}  # no step size was given
     assert set(attack.settings()) == expected
@@ -267,12 +262,7 @@ def test_square_needs_no_gradient_and_finds_what_it_should() -> None:
             return torch.from_numpy(model(candidates).detach().numpy().copy())  # no graph survives this
 
     found = Square(queries=500)(
-        Deployed(ScoresOnly(), "none"),
-        images,
-        labels,
-        Ball("linf", eps),
-        WRONG,
-        generator=stream(0, "t"),
+        Task(Deployed(ScoresOnly(), "none"), images, labels, Ball("linf", eps), WRONG, stream(0, "t"))
     )
     wrong = model(found).argmax(dim=1) != labels
     assert not wrong[nearest > 1.01 * eps].any()
@@ -293,12 +283,7 @@ def test_targeted_looks_at_dummies_too() -> None:
     model = Deployed(OnlyDummy(), "max")
     images, labels = torch.full((3, 3, 2, 2), 0.5), torch.zeros(3, dtype=torch.long)
     found = TargetedAPGD(loss=losses.targeted_dlr, steps=20)(
-        model,
-        images,
-        labels,
-        Ball("linf", 0.2),
-        misclassified("max"),
-        generator=stream(0, "t"),
+        Task(model, images, labels, Ball("linf", 0.2), misclassified("max"), stream(0, "t"))
     )
     assert (model(found).argmax(dim=1) == 3).all()
 
@@ -371,7 +356,7 @@ def test_transfer_shows_what_it_found_on_the_surrogate() -> None:
     target = Deployed(Rounded(), "none")
     ball = Ball("linf", eps)
     blind = run("apgd-ce", target, images, labels, ball, 2)
-    found = Transfer(surrogate=model, steps=50)(target, images, labels, ball, WRONG, generator=stream(0, "t"))
+    found = Transfer(surrogate=model, steps=50)(Task(target, images, labels, ball, WRONG, stream(0, "t")))
     clear = (nearest - eps).abs() > 0.01 * eps
     assert torch.equal((target(found).argmax(dim=1) != labels)[clear], (nearest < eps)[clear])
     assert (target(blind).argmax(dim=1) != labels).sum() < (nearest < eps).sum() / 2
@@ -390,17 +375,9 @@ def test_a_start_is_where_the_attack_begins() -> None:
     ball, corner = Ball("linf", 0.2), torch.full((2, 3, 2, 2), 0.6999)
     for start, expected in ((None, False), (corner, True)):
         by_apgd = APGD(loss=losses.margin, steps=3)(
-            model,
-            images,
-            labels,
-            ball,
-            WRONG,
-            generator=stream(0, "t"),
-            start=start,
+            Task(model, images, labels, ball, WRONG, stream(0, "t")), start=start
         )
-        by_square = Square(queries=3)(
-            model, images, labels, ball, WRONG, generator=stream(1, "t"), start=start
-        )
+        by_square = Square(queries=3)(Task(model, images, labels, ball, WRONG, stream(1, "t")), start=start)
         for found in (by_apgd, by_square):
             assert (model(found).argmax(dim=1) != labels).all() == expected
 
@@ -417,7 +394,7 @@ def test_steps_are_halved_where_they_bring_too_little() -> None:
 
     model = Deployed(Hill(), "none")
     found = APGD(loss=losses.margin, steps=100)(
-        model, images, labels, Ball("linf", 0.25), WRONG, generator=stream(1, "t")
+        Task(model, images, labels, Ball("linf", 0.25), WRONG, stream(1, "t"))
     )
     assert (found - top).abs().max() < 0.01
 
@@ -428,13 +405,7 @@ def test_keep_going_reaches_a_higher_loss_than_stopping_at_success() -> None:
 
     def best_loss(keep_going: bool) -> torch.Tensor:
         found = APGD(loss=losses.margin, steps=20)(
-            model,
-            images,
-            labels,
-            Ball("linf", 2 * eps),
-            WRONG,
-            generator=stream(0, "t"),
-            keep_going=keep_going,
+            Task(model, images, labels, Ball("linf", 2 * eps), WRONG, stream(0, "t")), keep_going=keep_going
         )
         return margin(model(found), labels, labels)
 
@@ -462,7 +433,7 @@ def test_autoattack_takes_no_debugger_or_coverage_away() -> None:
     try:
         sys.settrace(trace)
         AutoAttack()(
-            model, images, labels, Ball("linf", 0.01), misclassified("none"), generator=stream(0, "trace")
+            Task(model, images, labels, Ball("linf", 0.01), misclassified("none"), stream(0, "trace"))
         )
         assert sys.gettrace() is trace
     finally:

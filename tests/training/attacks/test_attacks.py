@@ -12,6 +12,7 @@ from ducat_serve.deployed import Deployed
 from ducat_serve.threat_model import Norm
 from training.attacks.apgd import APGD
 from training.attacks.ball import Ball, distance
+from training.attacks.base import Task
 from training.attacks.criteria import misclassified
 from training.attacks.frozen import frozen
 from training.attacks.inner import ascend_loss
@@ -144,14 +145,7 @@ def test_pgd_finds_exactly_what_the_closed_form_says(norm: Norm, dual: float) ->
     labels = (scores < 0).long()
     margins = scores.abs() / torch.linalg.vector_norm(model.weight.detach(), dual)
     eps = margins.median().item()
-    attacked = PGD(40, eps / 4)(
-        plain(model),
-        images,
-        labels,
-        Ball(norm, eps),
-        WRONG,
-        generator=stream(0, "t"),
-    )
+    attacked = PGD(40, eps / 4)(Task(plain(model), images, labels, Ball(norm, eps), WRONG, stream(0, "t")))
     with torch.no_grad():
         found = model(attacked).argmax(dim=1) != labels
     clear = (margins - eps).abs() > 1e-3 * eps  # images on the sphere itself may fall either way
@@ -181,7 +175,7 @@ def test_best_iterate_is_returned_not_the_last() -> None:
         steps=20,
         step_size=0.02,
     )
-    best = PGD(20, 0.02)(plain(model), images, labels, Ball("linf", 0.2), WRONG, generator=generator)
+    best = PGD(20, 0.02)(Task(plain(model), images, labels, Ball("linf", 0.2), WRONG, generator))
     assert (model(last).argmax(dim=1) == labels).all()
     assert (model(best).argmax(dim=1) != labels).all()
 
@@ -190,14 +184,7 @@ def test_an_image_that_is_wrong_already_stays_wrong() -> None:
     model = TwoClasses()
     images = 0.5 + 0.05 * torch.randn(20, 3, 3, 3)
     wrong_labels = (model(images)[:, 0] > 0).long().detach()
-    attacked = PGD(5, 0.1)(
-        plain(model),
-        images,
-        wrong_labels,
-        Ball("linf", 0.3),
-        WRONG,
-        generator=stream(0, "t"),
-    )
+    attacked = PGD(5, 0.1)(Task(plain(model), images, wrong_labels, Ball("linf", 0.3), WRONG, stream(0, "t")))
     assert (model(attacked).argmax(dim=1) != wrong_labels).all()
 
 
@@ -212,12 +199,14 @@ def test_model_is_left_as_it_was() -> None:
     assert norm.running_mean is not None
     statistics = norm.running_mean.clone()
     PGD(3, 0.05)(
-        plain(model),
-        torch.rand(6, 3, 5, 5),
-        torch.zeros(6, dtype=torch.long),
-        Ball("linf", 0.1),
-        WRONG,
-        generator=stream(0, "t"),
+        Task(
+            plain(model),
+            torch.rand(6, 3, 5, 5),
+            torch.zeros(6, dtype=torch.long),
+            Ball("linf", 0.1),
+            WRONG,
+            stream(0, "t"),
+        )
     )
     assert [m.training for m in model.modules()] == modes
     assert torch.equal(norm.running_mean, statistics)
@@ -236,12 +225,14 @@ def test_weights_need_no_gradient_while_attacked() -> None:
             return super().forward(images.flatten(1))
 
     PGD(2, 0.05)(
-        plain(Watching(27, 3)),
-        torch.rand(2, 3, 3, 3),
-        torch.zeros(2, dtype=torch.long),
-        Ball("linf", 0.1),
-        WRONG,
-        generator=stream(0, "t"),
+        Task(
+            plain(Watching(27, 3)),
+            torch.rand(2, 3, 3, 3),
+            torch.zeros(2, dtype=torch.long),
+            Ball("linf", 0.1),
+            WRONG,
+            stream(0, "t"),
+        )
     )
     assert needed
     assert not any(needed)
@@ -261,14 +252,7 @@ def test_the_same_seed_gives_the_same_attack() -> None:
     labels = model(images).argmax(dim=1)
 
     def attack(seed: int) -> torch.Tensor:
-        return PGD(2, 0.01)(
-            plain(model),
-            images,
-            labels,
-            Ball("l2", 0.02),
-            WRONG,
-            generator=stream(seed, "t"),
-        )
+        return PGD(2, 0.01)(Task(plain(model), images, labels, Ball("l2", 0.02), WRONG, stream(seed, "t")))
 
     assert torch.equal(attack(0), attack(0))
     assert not torch.equal(attack(0), attack(1))
@@ -287,7 +271,7 @@ def test_where_there_is_no_gradient_apgd_spends_no_steps(norm: Norm) -> None:
     images = torch.cat([torch.full((5, 1, 4, 4), 0.9), torch.full((2, 1, 4, 4), 0.4)])
     model, labels = plain(Rounded()), torch.tensor([0] * 5 + [1] * 2)
     with counted(model.classifier) as cost:
-        found = APGD(margin, 20)(model, images, labels, Ball(norm, 0.02), WRONG, generator=stream(0, "t"))
+        found = APGD(margin, 20)(Task(model, images, labels, Ball(norm, 0.02), WRONG, stream(0, "t")))
     searches = 3 if norm == "l1" else 1  # it begins in larger balls there
     assert found.isfinite().all()
     assert cost.gradient_steps == 5 * searches + 2 * (20 + searches)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ducat_serve.deployed import Deployed
 from ducat_serve.spec import Fold
 from training.attacks.ball import Ball
-from training.attacks.base import TargetModel
+from training.attacks.base import TargetModel, Task
 from training.attacks.closest_first import ClosestFirst, _Survivors
 from training.attacks.criteria import misclassified
 from training.attacks.losses import Loss
@@ -30,7 +30,7 @@ def survivors(levels: Tensor) -> _Survivors:
     model = Deployed(Brightness(), "none").eval()
     labels = torch.zeros(len(levels), dtype=torch.long)
     batch = _Survivors(
-        model, images, labels, Ball("linf", 0.5), misclassified("none"), stream(0, "t"), steps=5
+        Task(model, images, labels, Ball("linf", 0.5), misclassified("none"), stream(0, "t")), steps=5
     )
     batch.offer(torch.arange(len(levels)), images)
     return batch
@@ -42,7 +42,7 @@ def test_a_round_begins_with_the_closest_and_ends_where_two_blocks_held() -> Non
 
     def nothing(index: Tensor, _copy: Tensor) -> Tensor:
         seen.append(index)
-        return batch.images[index]
+        return batch.task.images[index]
 
     assert batch.attack(nothing) == 0
     assert (
@@ -55,7 +55,7 @@ def test_a_round_goes_on_while_images_fall() -> None:
 
     def every_thirtieth(index: Tensor, _copy: Tensor) -> Tensor:
         seen.append(index)
-        found = batch.images[index].clone()
+        found = batch.task.images[index].clone()
         found[index % 30 == 0] = 0.9
         return found
 
@@ -65,7 +65,7 @@ def test_a_round_goes_on_while_images_fall() -> None:
 
     def nothing(index: Tensor, _copy: Tensor) -> Tensor:
         seen.append(index)
-        return batch.images[index]
+        return batch.task.images[index]
 
     assert batch.attack(nothing, everyone=True) == 0
     assert len(torch.cat(seen)) == 154  # what fell is not attacked again
@@ -87,12 +87,14 @@ def test_far_images_cost_one_run_and_a_quarter_of_the_others() -> None:
     attack = ClosestFirst(steps=10, restarts=3, queries=20).fitted(TargetModel("none", 2))
     with counted(model.classifier) as cost:
         attack(
-            model,
-            images,
-            torch.zeros(400, dtype=torch.long),
-            Ball("linf", 0.01),
-            misclassified("none"),
-            generator=generator,
+            Task(
+                model,
+                images,
+                torch.zeros(400, dtype=torch.long),
+                Ball("linf", 0.01),
+                misclassified("none"),
+                generator,
+            )
         )
     whole = 1 + 10  # gradients: at the start, and after every step
     alone = 400 + (1 + 1) * 100  # margin; one wrong class, DLR
@@ -111,7 +113,7 @@ def test_copies_of_an_example_are_searched_at_once_in_no_more_rows_than_the_batc
 
     def search(index: Tensor, copy: Tensor) -> Tensor:
         rows.append((len(index), sorted(set(index.tolist())), sorted(set(copy.tolist()))))
-        found = batch.images[index].clone()
+        found = batch.task.images[index].clone()
         found[(index == 3) & (copy == 1)] = 0.9
         return found
 
@@ -139,12 +141,14 @@ def test_targets_go_down_the_ranking_of_the_best_image() -> None:
             return logits + 0 * images.mean(dim=(1, 2, 3)).unsqueeze(1)
 
     batch = _Survivors(
-        Deployed(Constant(), "max").eval(),
-        torch.rand(8, 1, 2, 2, generator=stream(0, "images")),
-        torch.zeros(8, dtype=torch.long),
-        Ball("linf", 0.1),
-        misclassified("max"),
-        stream(0, "t"),
+        Task(
+            Deployed(Constant(), "max").eval(),
+            torch.rand(8, 1, 2, 2, generator=stream(0, "images")),
+            torch.zeros(8, dtype=torch.long),
+            Ball("linf", 0.1),
+            misclassified("max"),
+            stream(0, "t"),
+        ),
         steps=1,
     )
     batch.attack(batch.at_target(spy, 2), 8, everyone=True)

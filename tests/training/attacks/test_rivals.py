@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ducat_serve.deployed import Deployed
 from training.attacks.apgd import APGD
 from training.attacks.ball import Ball
+from training.attacks.base import Task
 from training.attacks.criteria import misclassified
 from training.attacks.losses import margin
 from training.attacks.rivals import beaten, better_half, halvings
@@ -52,12 +53,7 @@ def test_apgd_gives_its_steps_to_the_search_that_is_ahead() -> None:
     def run(eps: float, start: Tensor, rivals: Tensor | None) -> tuple[Tensor, int]:
         with counted(model.classifier) as cost:
             found = APGD(margin, steps=50)(
-                model,
-                images,
-                labels,
-                Ball("linf", eps),
-                misclassified("none"),
-                generator=stream(0, "t"),
+                Task(model, images, labels, Ball("linf", eps), misclassified("none"), stream(0, "t")),
                 start=start,
                 rivals=rivals,
             )

@@ -21,9 +21,7 @@ from ducat_serve.output import Output
 from ducat_serve.predictor import Predictor
 from ducat_serve.report import RobustnessReport
 from ducat_serve.threat_model import ThreatModel
-from training.attacks.ball import Ball
-from training.attacks.base import Attack
-from training.attacks.criteria import Criterion
+from training.attacks.base import Attack, Task
 from training.attacks.pgd import PGD
 from training.batches import DeviceSplit
 from training.data import load_dataset
@@ -244,17 +242,9 @@ class Darken(Attack):
     name: ClassVar[str] = "darken"
     parity: int
 
-    def __call__(
-        self,
-        model: Deployed,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        ball: Ball,
-        criterion: Criterion,
-        *,
-        generator: torch.Generator,
-    ) -> torch.Tensor:
-        return torch.where((labels % 2 == self.parity).view(-1, 1, 1, 1), torch.zeros_like(images), images)
+    def __call__(self, task: Task) -> torch.Tensor:
+        chosen = (task.labels % 2 == self.parity).view(-1, 1, 1, 1)
+        return torch.where(chosen, torch.zeros_like(task.images), task.images)
 
 
 def test_worst_case_is_per_example() -> None:

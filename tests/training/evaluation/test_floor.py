@@ -16,7 +16,7 @@ from ducat_serve.spec import Switch
 from ducat_serve.threat_model import ThreatModel
 from tests.support.towers import SWITCH, Patches, rows_of, two_patches
 from training.attacks.ball import Ball
-from training.attacks.base import TargetModel
+from training.attacks.base import TargetModel, Task
 from training.attacks.criteria import misclassified, unsure
 from training.attacks.switch import SwitchAttack
 from training.batches import DeviceSplit
@@ -92,7 +92,7 @@ def test_the_switch_attack_beats_a_gradient_that_stops_at_the_switch() -> None:
     model = Deployed(TwoTowers(Patches(4, 500.0), Patches(4, 5.0)), sharp).eval()
     images, labels = rows_of(LABELS, torch.full((120,), 0.06)), LABELS
     ball, criterion = Ball("linf", EPS), misclassified(sharp)
-    found = SwitchAttack(steps=20)(model, images, labels, ball, criterion, generator=stream(0, "switch"))
+    found = SwitchAttack(steps=20)(Task(model, images, labels, ball, criterion, stream(0, "switch")))
     with torch.no_grad():
         assert criterion(model.classifier(found), labels).all()
     assert (found - images).abs().max() <= EPS + 1e-6

@@ -18,9 +18,7 @@ from ducat_serve.output import Output
 from ducat_serve.report import AttackResult, RobustnessReport
 from ducat_serve.threat_model import ThreatModel
 from training.attacks.apgd_ce import APGDCrossEntropy
-from training.attacks.ball import Ball
-from training.attacks.base import Attack
-from training.attacks.criteria import Criterion
+from training.attacks.base import Attack, Task
 from training.attacks.pgd import PGD
 from training.attacks.square import Square
 from training.batches import DeviceSplit
@@ -65,16 +63,7 @@ class Raises(Attack):
     def name(self) -> str:
         return self.place
 
-    def __call__(
-        self,
-        model: Deployed,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        ball: Ball,
-        criterion: Criterion,
-        *,
-        generator: torch.Generator,
-    ) -> torch.Tensor:
+    def __call__(self, task: Task) -> torch.Tensor:
         raise self.error
 
 

@@ -15,8 +15,8 @@ from ducat_serve.output import Output
 from ducat_serve.report import RobustnessReport
 from ducat_serve.threat_model import ThreatModel
 from training.attacks.ball import Ball, distance
-from training.attacks.base import Attack, TargetModel
-from training.attacks.criteria import Criterion, misclassified
+from training.attacks.base import Attack, TargetModel, Task
+from training.attacks.criteria import misclassified
 from training.attacks.pair_margin import PairMargin
 from training.attacks.pgd import PGD
 from training.attacks.square import Square
@@ -141,17 +141,8 @@ def two_roads(count: int) -> tuple[Deployed, DeviceSplit]:
 class Brighten(Attack):
     name: ClassVar[str] = "brighten"
 
-    def __call__(
-        self,
-        model: Deployed,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        ball: Ball,
-        criterion: Criterion,
-        *,
-        generator: torch.Generator,
-    ) -> torch.Tensor:
-        return images + 0.09
+    def __call__(self, task: Task) -> torch.Tensor:
+        return task.images + 0.09
 
 
 def test_dummy_mass_detects_only_those_who_do_not_hide() -> None:
@@ -302,12 +293,14 @@ def test_nan_gradients_do_not_push_an_image_out_of_the_ball(norm: str) -> None:
     model = Deployed(Rooted(), "none").eval()
     for name in ("pgd", "apgd-ce", "square-warm"):
         found = attack_named(name, TargetModel("none", 2))(
-            model,
-            images,
-            torch.zeros(5, dtype=torch.long),
-            Ball(norm, 0.1),  # type: ignore[arg-type]
-            misclassified("none"),
-            generator=stream(0, "t"),
+            Task(
+                model,
+                images,
+                torch.zeros(5, dtype=torch.long),
+                Ball(norm, 0.1),  # type: ignore[arg-type]
+                misclassified("none"),
+                stream(0, "t"),
+            )
         )
         assert found.isfinite().all()
         assert (model(found).argmax(dim=1) == 0).all()  # never really wrong, so never counted as such
