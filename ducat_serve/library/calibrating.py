@@ -9,6 +9,7 @@ from ducat_serve.deployed import Deployed
 from ducat_serve.output import Output
 from export.calibration import Calibration
 from training.attacks.ball import Ball
+from training.attacks.base import Task
 from training.attacks.criteria import misclassified
 from training.attacks.pgd import PGD
 from training.batches import DeviceSplit, to_pixels
@@ -48,12 +49,13 @@ def calibration_images(model: Deployed, train: Split, output: Output) -> Calibra
 def _attack(model: Deployed, images: Tensor, labels: Tensor, start: int) -> Tensor:
     """Images after PGD in the ball of the model's threat model; uint8 [N, channels, H, W] as they came."""
     threat_model = model.spec.threat_model
-    found = PGD(steps=_STEPS)(
+    task = Task(
         model,
         to_pixels(images),
         labels,
         Ball(threat_model.norm, threat_model.eps, eight_bit=True),
         misclassified(model.fold),
-        generator=stream(_SEED, "calibration", start),
+        stream(_SEED, "calibration", start),
     )
+    found = PGD(steps=_STEPS)(task)
     return (found * 255).round().byte()
