@@ -304,7 +304,7 @@ MUTATIONS = (
     ),
     Mutation(
         "resumed attacks run again",
-        "training/evaluation/worst_case.py",
+        "training/evaluation/attack_run.py",
         "in attacks[len(self.results) :]",
         "in attacks",
         ((PARTS + "test_a_resumed_evaluation_repeats_no_attack_and_gives_the_same_report"),),

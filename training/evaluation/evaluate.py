@@ -33,6 +33,7 @@ from training.attacks.base import Attack
 from training.attacks.frozen import frozen
 from training.batches import DeviceSplit, to_pixels
 from training.distributed.processes import ProcessGroup
+from training.evaluation.attack_run import AttackRun
 from training.evaluation.detection import dummy_mass, rejection
 from training.evaluation.examples import Examples
 from training.evaluation.floor import floor
@@ -42,7 +43,6 @@ from training.evaluation.runner import BATCH, Batches, Runner
 from training.evaluation.sanity import check_sanity
 from training.evaluation.state import EvaluationState
 from training.evaluation.wilson import wilson
-from training.evaluation.worst_case import WorstCase
 
 
 @dataclass(frozen=True)
@@ -145,19 +145,19 @@ def measure(
         examples = _clean(runner, plan)
         if smaller is not None:
             examples.inherit(smaller)
-        worst_case = WorstCase(runner, examples, state, keeper)
-        worst_case.resume()
-        earlier = sum(result.seconds for result in worst_case.results)
-        worst_case.run(plan.attacks)
+        attack_run = AttackRun(runner, examples, state, keeper)
+        attack_run.resume()
+        earlier = sum(result.seconds for result in attack_run.results)
+        attack_run.run(plan.attacks)
         sanity = check_sanity(runner, examples, plan.surrogate) if plan.sanity else ()
         if plan.on_doubt and (failed := [check.name for check in sanity if not check.passed]):
             output.say(
                 f"Gradient masking suspected: not so that {', '.join(failed)}. Going on to slow attacks."
             )
-            worst_case.run((*plan.attacks, *plan.on_doubt))
+            attack_run.run((*plan.attacks, *plan.on_doubt))
         studies = _studied(runner, plan, examples, sanity)
     seconds = earlier + time.monotonic() - started
-    return Measured(_report(subject, plan, examples, worst_case.results, studies, seconds), examples)
+    return Measured(_report(subject, plan, examples, attack_run.results, studies, seconds), examples)
 
 
 def _runner(subject: Subject, plan: Plan, output: Output) -> Runner:

@@ -84,17 +84,17 @@ def test_two_processes_find_what_one_finds(alone: Path, run_folder: Path, tmp_pa
 def test_an_evaluation_is_resumed_by_more_processes(
     alone: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from training.evaluation.worst_case import WorstCase
+    from training.evaluation.attack_run import AttackRun
 
     shutil.copytree(run_folder, tmp_path / "run")
-    original = WorstCase._run
+    original = AttackRun._run
 
-    def interrupted(worst_case: WorstCase, attack: Any) -> Any:
+    def interrupted(attack_run: AttackRun, attack: Any) -> Any:
         if attack.name == "square-warm":
             raise KeyboardInterrupt
-        return original(worst_case, attack)
+        return original(attack_run, attack)
 
-    monkeypatch.setattr(WorstCase, "_run", interrupted)
+    monkeypatch.setattr(AttackRun, "_run", interrupted)
     # Images are kept by both or by neither: what is kept is a part of what is resumed.
     kept = ["--save-adversarial", str(tmp_path / "broken")]
     assert run(["evaluate", str(tmp_path / "run"), *ASKED, *kept]) == 130

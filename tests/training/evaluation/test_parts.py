@@ -24,10 +24,10 @@ from training.attacks.square import Square
 from training.batches import DeviceSplit
 from training.data import load_dataset
 from training.data.cache import Split
+from training.evaluation.attack_run import AttackRun
 from training.evaluation.evaluate import Plan, Subject, evaluate
 from training.evaluation.runner import Batches, counted
 from training.evaluation.state import EvaluationState
-from training.evaluation.worst_case import WorstCase
 
 THREAT = ThreatModel(norm="linf", eps=0.1)
 
@@ -112,16 +112,16 @@ def test_interrupt_and_resume_on_the_command_line(
     shutil.copytree(run_folder, folder)
     command = ["evaluate", str(folder), "--attack", "pgd", "--attack", "apgd-ce", "--max-examples", "40"]
     before = (folder / "model.safetensors").read_bytes()
-    real = WorstCase._run
+    real = AttackRun._run
     seen: list[str] = []
 
-    def stops(worst_case: WorstCase, attack: Attack) -> AttackResult:
+    def stops(attack_run: AttackRun, attack: Attack) -> AttackResult:
         seen.append(attack.name)
         if seen == ["pgd", "apgd-ce"]:
             raise KeyboardInterrupt
-        return real(worst_case, attack)
+        return real(attack_run, attack)
 
-    monkeypatch.setattr(WorstCase, "_run", stops)
+    monkeypatch.setattr(AttackRun, "_run", stops)
     assert run(command) == 130
     assert "--resume" in capsys.readouterr().err
     assert (folder / "model.safetensors.evaluation.partial").is_file()

@@ -18,7 +18,7 @@ from training.evaluation.state import EvaluationState
 
 
 @dataclass
-class WorstCase:
+class AttackRun:
     """What attacks have left of ``examples``, and the results of those that ran.
 
     Args:
