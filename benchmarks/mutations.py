@@ -41,6 +41,8 @@ TOWER_LOSSES = "tests/training/attacks/test_tower_losses.py::"
 FLOOR = "tests/training/evaluation/test_floor.py::"
 DIAL = "tests/training/mixture/test_dial.py::"
 COMPARE = "tests/cli/test_compare.py::"
+INT8 = "tests/export/test_int8.py::"
+QUANTISED = "tests/training/evaluation/test_quantised.py::"
 
 
 class Mutation(NamedTuple):
@@ -476,6 +478,41 @@ MUTATIONS = (
         "for d in answers.attacked]).amin(dim=0)",
         "for d in answers.attacked[:1]]).amin(dim=0)",
         ((DIAL + "test_figures_are_those_of_the_fold"),),
+    ),
+    Mutation(
+        "the head is quantised too",
+        "export/quantise.py",
+        "if self.is_weighted(node) and node not in heads]",
+        "if self.is_weighted(node)]",
+        ((INT8 + "test_head_fold_and_preprocessing_stay_in_float32"),),
+    ),
+    Mutation(
+        "int8 calibrated on clean images alone",
+        "ducat_serve/library/calibrating.py",
+        "attacked = torch.arange(0, len(images), 2)",
+        "attacked = torch.arange(0)",
+        ((INT8 + "test_calibration_is_on_train_images_half_of_them_attacked"),),
+    ),
+    Mutation(
+        "rounding without a straight-through gradient",
+        "training/evaluation/quantised_copy.py",
+        "        return gradients[0]\n\n\ndef _quantize",
+        "        return torch.zeros_like(gradients[0])\n\n\ndef _quantize",
+        ((QUANTISED + "test_values_are_rounded_and_gradients_are_not"),),
+    ),
+    Mutation(
+        "an int8 file judged by its copy",
+        "training/evaluation/quantised.py",
+        "def forward(_ctx: Any, _source: Tensor, values: Tensor) -> Tensor:\n        return values.clone()",
+        "def forward(_ctx: Any, _source: Tensor, values: Tensor) -> Tensor:\n        return _source.clone()",
+        ((QUANTISED + "test_values_are_the_files_where_the_copy_says_something_else"),),
+    ),
+    Mutation(
+        "an int8 label that is not the best logit is let through",
+        "export/agreement.py",
+        "    if contradictions:",
+        "    if contradictions < 0:",
+        ((INT8 + "test_a_file_that_contradicts_itself_is_refused"),),
     ),
 )
 

@@ -132,7 +132,7 @@ def floor_in_words(report: RobustnessReport) -> list[str]:
 def how_measured(report: RobustnessReport, spec: ModelSpec) -> str:
     """By which attacks, and what they knew."""
     names = ", ".join(attack.name for attack in report.attacks)
-    if report.artefact == "onnx":
+    if report.artefact == "onnx" and report.scores_only:
         return (
             f"Measured on the exported file, in {report.precision}, by attacks that see only its scores ({names}). "
             "Attacks that know the weights are stronger, so expect less."
@@ -140,6 +140,12 @@ def how_measured(report: RobustnessReport, spec: ModelSpec) -> str:
     own = "the switch between its towers" if spec.towers is not None else "the dummy classes"
     knows = f" and {own}" if spec.fold != "none" and report.knows_pairs else ""
     limited = " and could only make images of 8 bits" if report.lattice == "8bit" else ""
+    if report.gradients == "copy":
+        return (
+            f"Measured on the exported file, in {report.precision}: every attack was judged by the file's own answers. "
+            f"Attacks followed the gradients of a differentiable copy of its graph{knows} ({names}). "
+            "It is a measurement, not a guarantee: a better attack may break more."
+        )
     return (
         f"Measured on the deployed function, in {report.precision}, by attacks that know its weights{knows}{limited} "
         f"({names}). "
@@ -182,7 +188,7 @@ def doubts(report: RobustnessReport) -> list[str]:
             "This is a screening by few attacks. Those of the standard suite usually break more, so expect less than "
             "these figures: `ducat evaluate --suite standard` measures it.",
         )
-    if report.artefact == "checkpoint" and not report.sanity:
+    if not report.scores_only and not report.sanity:
         warnings.append("The measurement itself was not checked: too few images were right to say anything.")
     if report.split == "val":
         warnings.append(

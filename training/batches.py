@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -107,6 +108,13 @@ def at_a_time(most: int, height: int, width: int) -> int:
 def to_pixels(images: Tensor) -> Tensor:
     """uint8 to float32 in [0, 1]; float32 stays, as a copy."""
     return images.clone() if images.is_floating_point() else images.float().div_(255)
+
+
+def to_levels(images: Tensor) -> NDArray[np.uint8]:
+    """Float images [N, channels, H, W] in [0, 1] as an exported model takes them: uint8 [N, H, W, channels]."""
+    levels = (images.detach() * 255).round().clamp(0, 255).byte()
+    as_taken: NDArray[np.uint8] = levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return as_taken
 
 
 def augment(images: Tensor, crop_padding: int, flip: bool, generator: torch.Generator) -> Tensor:

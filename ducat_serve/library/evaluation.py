@@ -252,6 +252,7 @@ def _store_in_export(path: Path, spec: ModelSpec) -> _Store:
 
     def store(report: RobustnessReport, output: Output) -> None:
         update_card(store_report(path, report), path)
-        output.say(f"Stored in {path}: attacks by scores are all that can be said of it.")
+        limit = ": attacks by scores are all that can be said of it" if report.scores_only else ""
+        output.say(f"Stored in {path}{limit}.")
 
     return store

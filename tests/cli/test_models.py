@@ -134,7 +134,7 @@ def test_serve_hands_the_export_to_the_server(
     assert environments[0]["DUCAT_SERVE_MODEL"] == str(FOLDER / f"{NAME}.onnx")
 
 
-MODEL_COMMANDS = ["serve", "predict", "inspect", "evaluate", "export", "compare", "bento"]
+MODEL_COMMANDS = ["serve", "benchmark", "predict", "inspect", "evaluate", "export", "compare", "bento"]
 
 
 @pytest.mark.parametrize("command", MODEL_COMMANDS)

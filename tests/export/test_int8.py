@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,9 +20,10 @@ from ducat_serve.deployed import load
 from ducat_serve.errors import DucatError, VerificationError
 from ducat_serve.library.calibrating import calibration_images
 from ducat_serve.output import Output
-from ducat_serve.predictor import Predictor
+from ducat_serve.predictor import Device, Predictions, Predictor
 from ducat_serve.quantisation import Quantisation
 from ducat_serve.spec import ModelSpec
+from export.agreement import check_agreement
 from export.calibration import Calibration
 from export.onnx_writer import export_int8
 from export.quantise import quantise
@@ -75,9 +78,16 @@ def test_head_fold_and_preprocessing_stay_in_float32(folder: Path) -> None:
     assert {makers[name].op_type for node in body for name in node.input} == {"DequantizeLinear"}
 
 
-def test_the_same_checkpoint_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    assert run(["export", str(folder), "--precision", "int8", "--out", str(tmp_path / "again.onnx")]) == 0
+def test_the_same_checkpoint_gives_the_same_bytes_and_json_says_how_it_was_quantised(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    command = ["export", str(folder), "--precision", "int8", "--out", str(tmp_path / "again.onnx")]
+    assert run([*command, "--json"]) == 0
     assert (tmp_path / "again.onnx").read_bytes() == (folder / "model-int8.onnx").read_bytes()
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["quantisation"]["reduced_range"] is not has_int8_dot_product()
+    assert printed["parity"]["same_class"] >= 0.95
 
 
 def test_nothing_measured_is_inherited_but_it_stands_beside(
@@ -122,6 +132,45 @@ def test_ranges_are_those_of_the_calibration_images(folder: Path, tmp_path: Path
     with pytest.raises(VerificationError, match="agrees with its checkpoint on only"):
         export_int8(folder, tmp_path / "model.onnx", load_dataset("digits").val.images, black)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"label": np.roll}, "is not the best of its logits"),
+        ({"logits": lambda logits, _: np.full_like(logits, np.nan)}, "NaN or infinity"),
+        ({"logits": lambda rows, _: rows[::-1], "label": lambda rows, _: rows[::-1]}, "its sums overflow"),
+    ],
+)
+def test_a_file_that_contradicts_itself_is_refused(
+    changed: dict[str, Callable[[np.ndarray[Any, Any], int], np.ndarray[Any, Any]]],
+    says: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What this CPU answers is changed; the same graph without optimisation is left alone."""
+    original = Predictor.__call__
+
+    def answer(self: Predictor, images: np.ndarray[Any, Any]) -> Predictions:
+        found = original(self, images)
+        if self is predictors[0]:
+            found = found._replace(
+                **{name: change(getattr(found, name), 1) for name, change in changed.items()}
+            )
+        return found
+
+    predictors: list[Predictor] = []
+
+    def opened(path: Path, device: Device, *, optimised: bool = True) -> Predictor:
+        predictor = Predictor(path, device, optimised=optimised)
+        predictors.append(predictor)
+        return predictor
+
+    monkeypatch.setattr(Predictor, "__call__", answer)
+    monkeypatch.setattr("export.agreement.Predictor", opened)
+    raw = load(folder, folded=False)
+    with pytest.raises(VerificationError, match=says):
+        check_agreement(folder / "model-int8.onnx", raw, load_dataset("digits").val.images[:50])
 
 
 def test_reduced_range_is_seven_bits(folder: Path, tmp_path: Path) -> None:
@@ -198,17 +247,6 @@ def test_an_exported_file_is_no_checkpoint(
     assert run(["export", str(folder / "model-int8.onnx"), "--precision", precision, "--out", "x.onnx"]) != 0
     assert "checkpoint" in capsys.readouterr().err
     assert not Path("x.onnx").exists()
-
-
-def test_json_says_how_it_was_quantised(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    capsys.readouterr()
-    command = ["export", str(folder), "--precision", "int8", "--json"]
-    assert run([*command, "--out", str(tmp_path / "model.onnx")]) == 0
-    printed = json.loads(capsys.readouterr().out)
-    assert printed["quantisation"]["reduced_range"] is not has_int8_dot_product()
-    assert printed["parity"]["same_class"] >= 0.95
 
 
 def test_a_report_of_another_model_does_not_stand_beside(folder: Path) -> None:

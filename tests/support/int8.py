@@ -12,13 +12,14 @@ from ducat_serve.pairs import widen_head
 
 
 def digits_with_dummies(path: Path) -> Path:
-    """A checkpoint that decides as digits-small does, by the max-fold of 20 logits; not measured."""
+    """A checkpoint that decides as digits-small does, by the max-fold of 20 logits; with that model's report."""
     spec, tensors = read_checkpoint(model_path("digits-small", "safetensors"))
     weight, bias = (torch.from_numpy(tensors[f"fc.{name}"].copy()) for name in ("weight", "bias"))
     wide = widen_head(weight, bias)
     tensors = {**tensors, "fc.weight": wide[0].numpy(), "fc.bias": wide[1].numpy()}
-    changed = spec.model_copy(
-        update={"fold": "max", "robustness": None, "weights_digest": weights_digest(tensors)}
-    )
+    digest = weights_digest(tensors)
+    assert spec.robustness is not None
+    report = spec.robustness.model_copy(update={"weights_digest": digest})
+    changed = spec.model_copy(update={"fold": "max", "robustness": report, "weights_digest": digest})
     write_checkpoint(path, tensors, changed)
     return path

@@ -53,7 +53,7 @@ def differences(candidates: Sequence[Candidate]) -> list[str]:
         "number of images": {r.examples for r in reports},
         "threat model": {(r.norm, r.eps) for r in reports},
         "seed (which images)": {r.seed for r in reports},
-        "knowledge (white-box or scores only)": {r.artefact for r in reports},
+        "knowledge (white-box or scores only)": {(r.artefact, r.gradients) for r in reports},
         "lattice": {r.lattice for r in reports},
         "precision": {r.precision for r in reports},
         "attacks": {_attacks(r) for r in reports},

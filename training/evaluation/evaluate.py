@@ -54,6 +54,7 @@ class Subject:
         data: the images to measure on.
         labels: names of the C classes.
         weights_digest, dataset, split, artefact, precision: what the report says of them.
+        gradients: "copy" where they are those of a differentiable copy of an exported file.
         takes_bytes_only: whether only images of 8 bits can be given to it, so that attacks make no others.
     """
 
@@ -66,6 +67,7 @@ class Subject:
     artefact: Artefact = "checkpoint"
     precision: ExportPrecision = "float32"
     takes_bytes_only: bool = False
+    gradients: Literal["copy"] | None = None
 
 
 @dataclass(frozen=True)
@@ -228,6 +230,7 @@ def _report(
         split=subject.split,
         artefact=subject.artefact,
         precision=subject.precision,
+        gradients=subject.gradients,
         lattice="8bit" if plan.eight_bit else None,
         examples=total,
         norm=plan.threat_model.norm,

@@ -19,12 +19,14 @@ from ducat_serve.predictor import Device, Predictor
 from ducat_serve.spec import ModelSpec
 from ducat_serve.threat_model import Norm, ThreatModel
 from training.attacks.base import Attack, TargetModel
-from training.batches import DeviceSplit, at_a_time
+from training.batches import DeviceSplit, at_a_time, to_levels
 from training.data import Dataset
 from training.data.cache import Split, content_digest
 from training.device import LAYOUT, choose_device, exact_float32
 from training.distributed.processes import ProcessGroup, local_device
 from training.evaluation.evaluate import Plan, Subject
+from training.evaluation.quantised import differentiable, require_same_answers
+from training.evaluation.quantised_copy import UnknownOperator
 from training.evaluation.runner import BATCH
 from training.evaluation.stages import attack_named, on_doubt, score_attacks
 from training.evaluation.stages import suite as attacks_of
@@ -33,6 +35,7 @@ from training.randomness import subset
 from training.run.dataset import load_training_data
 from training.run.folder import RunFolder
 
+_SAMPLE = 100  # images on which an int8 file is compared with what is attacked
 # The same attacks as on the deployed function, so that what differs is only what they know.
 _LEGACY = ("apgd-ce", "closest-first")
 
@@ -112,7 +115,10 @@ def prepare(request: Request, output: Output, processes: ProcessGroup, device: t
         artefact="onnx" if exported else "checkpoint",
         takes_bytes_only=exported,
         precision=spec.precision,
+        gradients=loaded.gradients,
     )
+    if loaded.predictor is not None:
+        require_same_answers(loaded.model, loaded.predictor, chosen.images[:_SAMPLE])
     plan = Plan(
         threat_model=threat_model,
         attacks=loaded.attacks,
@@ -120,8 +126,8 @@ def prepare(request: Request, output: Output, processes: ProcessGroup, device: t
         seed=request.seed,
         batch_size=request.batch_size or at_a_time(BATCH, *chosen.shape[1:3]),
         legacy_attacks=_LEGACY if loaded.thorough else _LEGACY[:1],
-        sanity=not exported,
-        surrogate=loaded.surrogate,
+        sanity=loaded.has_gradients,
+        surrogate=None if loaded.gradients else loaded.surrogate,
         val=DeviceSplit.of(data.val, device) if loaded.thorough else None,
         eight_bit=request.eight_bit and not exported,  # an exported file takes no others
         processes=processes,
@@ -193,7 +199,10 @@ def _state(path: Path, subject: Subject, plan: Plan, data_digest: str) -> Evalua
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A model and the attacks that fit it."""
+    """A model and the attacks that fit it.
+
+    ``gradients`` is "copy" where they are those of a copy of an int8 file, which ``predictor`` then reads.
+    """
 
     spec: ModelSpec
     model: Deployed
@@ -201,21 +210,29 @@ class _Loaded:
     on_doubt: tuple[Attack, ...]
     surrogate: Deployed | None
     thorough: bool  # whether detection and rejection are studied
+    has_gradients: bool = True
+    gradients: Literal["copy"] | None = None
+    predictor: Predictor | None = None
 
 
 def _load_checkpoint(request: Request, device: torch.device, output: Output) -> _Loaded:
     model = load(request.path)
     spec = model.spec
     surrogate = _standard_tower(model, device) or _pre_dummy(request.path, spec, device, output)
-    target = TargetModel(spec.fold, spec.num_classes, surrogate)
-    if request.attacks:
-        attacks = [attack_named(name, target) for name in request.attacks]
-    else:
-        attacks = attacks_of(request.suite, target)
-    thorough = not request.attacks and request.suite != "quick"
-    doubt = () if request.attacks else tuple(on_doubt(request.suite, target))
+    attacks, doubt = _with_gradients(request, TargetModel(spec.fold, spec.num_classes, surrogate))
     model = model.to(device).to(memory_format=LAYOUT)
-    return _Loaded(spec, model, tuple(attacks), doubt, surrogate, thorough)
+    return _Loaded(spec, model, attacks, doubt, surrogate, _is_thorough(request))
+
+
+def _with_gradients(request: Request, target: TargetModel) -> tuple[tuple[Attack, ...], tuple[Attack, ...]]:
+    """The attacks that were asked for, and those on doubt, for a model that has gradients."""
+    if request.attacks:
+        return tuple(attack_named(name, target) for name in request.attacks), ()
+    return tuple(attacks_of(request.suite, target)), tuple(on_doubt(request.suite, target))
+
+
+def _is_thorough(request: Request) -> bool:
+    return not request.attacks and request.suite != "quick"
 
 
 def _standard_tower(model: Deployed, device: torch.device) -> Deployed | None:
@@ -252,8 +269,7 @@ class ExportedClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Float images [N, channels, H, W] in [0, 1], rounded to 8 bits, to folded logits [N, C]."""
-        levels = (images.detach() * 255).round().clamp(0, 255).byte()
-        answer = self.predictor(levels.permute(0, 2, 3, 1).contiguous().cpu().numpy())
+        answer = self.predictor(to_levels(images))
         return torch.from_numpy(answer.logits).to(images.device)
 
 
@@ -265,9 +281,49 @@ def exported_model(predictor: Predictor) -> Deployed:
 def _load_export(request: Request, output: Output) -> _Loaded:
     predictor = Predictor(request.path, device=request.device)
     surrogate = _source(request.path, request.checkpoint, predictor.spec, output)
+    if predictor.spec.quantisation is not None:
+        try:
+            return _load_int8(request, predictor, surrogate)
+        except UnknownOperator as error:
+            output.warn(
+                f"no attack with gradients: {error.cause}. Rounding hides gradients from scores, so expect less."
+            )
     target = TargetModel("none", predictor.spec.num_classes, surrogate)
     attacks = score_attacks(request.suite, request.attacks, target, "evaluate its checkpoint")
-    return _Loaded(predictor.spec, exported_model(predictor), tuple(attacks), (), surrogate, thorough=False)
+    return _Loaded(
+        predictor.spec,
+        exported_model(predictor),
+        tuple(attacks),
+        (),
+        surrogate,
+        thorough=False,
+        has_gradients=False,
+    )
+
+
+def _load_int8(request: Request, predictor: Predictor, surrogate: Deployed | None) -> _Loaded:
+    """An int8 file: attacked as its checkpoint would be, through a copy, and by all that scores tell beside.
+
+    Raises UnknownOperator where it cannot be copied.
+    """
+    spec = predictor.spec
+    model = differentiable(request.path, predictor, request.device)
+    target = TargetModel(spec.fold, spec.num_classes, surrogate)
+    attacks, doubt = _with_gradients(request, target)
+    if not request.attacks:
+        known = {attack.name for attack in attacks}
+        by_scores = score_attacks(request.suite, (), target, "evaluate its checkpoint")
+        attacks += tuple(attack for attack in by_scores if attack.name not in known)
+    return _Loaded(
+        spec,
+        model,
+        attacks,
+        doubt,
+        surrogate,
+        _is_thorough(request),
+        gradients="copy",
+        predictor=predictor,
+    )
 
 
 def _source(path: Path, checkpoint: Path | None, spec: ModelSpec, output: Output) -> Deployed | None:
