@@ -50,7 +50,7 @@ def installed_requirements(extras: Sequence[str]) -> tuple[dict[str, str], dict[
             continue
         seen.add((name, frozenset(requirement.extras)))
         try:
-            version = distribution(name).metadata.get("Version")
+            version = distribution(name).version
             waiting += _needed(name, sorted(requirement.extras))
         except PackageNotFoundError:
             requirement.marker = None

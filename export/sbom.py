@@ -101,7 +101,7 @@ def _licences(package: str) -> list[License]:
     from cyclonedx.model.license import LicenseAcknowledgement
 
     metadata = distribution(package).metadata
-    name = metadata.get("License-Expression") or metadata.get("License") or ""
+    name = next((metadata[key] for key in ("License-Expression", "License") if key in metadata), "")
     if not 0 < len(name) <= _LONGEST_NAME or "\n" in name:
         return []
     return [LicenseFactory().make_from_string(name, license_acknowledgement=LicenseAcknowledgement.DECLARED)]

@@ -13,7 +13,7 @@ import torch
 
 from ducat_serve.cli.main import run
 from ducat_serve.library.device_proof import proof, runtime, training
-from ducat_serve.library.device_proof.items import Check, Figures, Item, Skipped, run_checks
+from ducat_serve.library.device_proof.items import Check, Figures, Item, Proof, Skipped, run_checks
 from ducat_serve.library.device_proof.training import Case, training_checks
 from ducat_serve.predictor import Predictions, Predictor
 
@@ -128,8 +128,8 @@ def test_the_command_writes_one_document_and_fails_where_a_check_does(
 ) -> None:
     checks = [Check("good", lambda: {"images/s": 12.5}), Check("absent", skipping)]
 
-    def on_a_gpu() -> proof.Proof:
-        return proof.Proof(device="a GPU", machine={"memory, MiB": 1}, items=run_checks(checks))
+    def on_a_gpu() -> Proof:
+        return Proof(device="a GPU", machine={"memory, MiB": 1}, items=run_checks(checks))
 
     monkeypatch.setattr(proof, "prove_gpu", on_a_gpu)
     out = tmp_path / "gpu.json"

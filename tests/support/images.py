@@ -50,7 +50,7 @@ def run(*command: object, timeout: float = 5 * _MINUTES, **options: Any) -> str:
         **options,
     )
     assert done.returncode == 0, f"{command}: {done.stdout[-2000:]}{done.stderr[-4000:]}"
-    return done.stdout
+    return str(done.stdout)
 
 
 def make_base(names: tuple[str, ...]) -> None:
