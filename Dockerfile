@@ -6,12 +6,14 @@
 #   FROM ducat-serve
 #   COPY model.onnx /models/model.onnx
 
-# One base for both stages: a virtual environment works only with the interpreter that made it.
+# One base for all stages: a virtual environment works only with the interpreter that made it.
 FROM python:3.11-slim-bookworm AS base
 
-FROM base AS builder
+FROM base AS dependencies
 ARG RUNTIME=gpu
-RUN python -m venv /opt/venv
+# pip installs into the image's environment from one of its own, which is not copied: a server that is taken over finds
+# no installer.
+RUN python -m venv /build/tools && python -m venv --without-pip /opt/venv
 # Dependencies come before the source, so that a change of the source does not fetch them again. Installing
 # the project without its packages brings exactly what the extras name; the empty project then goes.
 # pip only warns of an extra that does not exist, hence the look at RUNTIME.
@@ -20,16 +22,25 @@ COPY pyproject.toml constraints.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     case "${RUNTIME}" in cpu | gpu) ;; *) echo "RUNTIME is cpu or gpu, not '${RUNTIME}'" >&2; exit 1 ;; esac \
     && touch LICENSE README.md \
-    && /opt/venv/bin/pip install --constraint constraints.txt ".[serve,${RUNTIME}]" \
-    && /opt/venv/bin/pip uninstall --yes ducat-serve
+    && /build/tools/bin/pip install --constraint constraints.txt cyclonedx-bom \
+    && /build/tools/bin/pip --python /opt/venv install --constraint constraints.txt ".[serve,sign,${RUNTIME}]" \
+    && /build/tools/bin/pip --python /opt/venv uninstall --yes ducat-serve
+
+FROM dependencies AS builder
 WORKDIR /build/source
 COPY pyproject.toml LICENSE README.md ./
 COPY ducat_serve ducat_serve
 COPY export export
 COPY service service
 COPY training training
+# The project by itself, to be laid over the dependencies; then what the image will hold is checked and listed.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    /opt/venv/bin/pip wheel --no-deps --wheel-dir /build/wheel .
+    /build/tools/bin/pip --python /opt/venv install --no-deps --prefix /build/project . \
+    && cp -r /build/project/. /opt/venv \
+    && /build/tools/bin/pip --python /opt/venv check \
+    && mkdir -p /build/project/share/ducat-serve \
+    && /build/tools/bin/cyclonedx-py environment --output-reproducible \
+        --output-file /build/project/share/ducat-serve/sbom.cdx.json /opt/venv
 
 FROM base
 # compute and utility: the host's CUDA driver and nvidia-smi, all that inference needs. CUDA itself and cuDNN are
@@ -41,13 +52,14 @@ ENV PATH="/opt/venv/bin:${PATH}" \
     BENTOML_DO_NOT_TRACK=True \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
-RUN useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin ducat
+# The base's own pip goes too.
+RUN useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin ducat \
+    && rm -rf /usr/local/bin/pip* /usr/local/lib/python3.*/site-packages/pip*
 # The gigabytes of dependencies are a layer of their own below the project, so that a new version of the project
 # is a push and a pull of some hundred kilobytes.
-COPY --from=builder /opt/venv /opt/venv
-COPY --from=builder /build/wheel /build/wheel
-RUN /opt/venv/bin/pip install --no-cache-dir --no-deps /build/wheel/*.whl \
-    && /opt/venv/bin/pip check
+COPY --from=dependencies /opt/venv /opt/venv
+# With the software bill of materials (CycloneDX) of both, as share/ducat-serve/sbom.cdx.json.
+COPY --from=builder /build/project /opt/venv
 WORKDIR /models
 # As a number, so that Kubernetes can tell that it is not root (runAsNonRoot).
 USER 10001:10001

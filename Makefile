@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo unit test lint check docs format clean
+.PHONY: setup demo unit test image-test test-gpu lint check docs format clean
 
 setup: $(READY)
 
@@ -25,6 +25,14 @@ unit: $(READY)
 # A file's tests stay in one process, which makes what they share once; tests/conftest.py says in which order.
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
+
+# Not part of `make test`: it builds an image, which takes minutes, and needs root, buildah, crun and debootstrap.
+image-test: $(READY)
+	DUCAT_TEST_IMAGE=1 $(BIN)/python -m pytest -s tests/end_to_end/test_image.py
+
+# Fails nothing where there is no GPU, and says so.
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

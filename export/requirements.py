@@ -50,8 +50,7 @@ def installed_requirements(extras: Sequence[str]) -> tuple[dict[str, str], dict[
             continue
         seen.add((name, frozenset(requirement.extras)))
         try:
-            metadata = distribution(name).metadata
-            version = metadata["Version"] if "Version" in metadata else None  # noqa: SIM401 (it has no get)
+            version = distribution(name).version
             waiting += _needed(name, sorted(requirement.extras))
         except PackageNotFoundError:
             requirement.marker = None

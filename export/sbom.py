@@ -101,8 +101,7 @@ def _licences(package: str) -> list[License]:
     from cyclonedx.model.license import LicenseAcknowledgement
 
     metadata = distribution(package).metadata
-    declared = [metadata[field] for field in ("License-Expression", "License") if field in metadata]
-    name = declared[0] if declared else ""
+    name = next((metadata[key] for key in ("License-Expression", "License") if key in metadata), "")
     if not 0 < len(name) <= _LONGEST_NAME or "\n" in name:
         return []
     return [LicenseFactory().make_from_string(name, license_acknowledgement=LicenseAcknowledgement.DECLARED)]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 from starlette.testclient import TestClient
@@ -100,3 +103,84 @@ def test_compose_starts_a_server_that_died_anew() -> None:
     """The server has no supervisor."""
     (compose,) = documents(DEPLOY / "compose.yaml")
     assert compose["services"]["ducat"]["restart"] == "unless-stopped"
+
+
+@pytest.mark.parametrize("version", ["1.30", "1.37"])
+def test_every_manifest_is_what_kubernetes_expects(version: str) -> None:
+    """With nothing that its schema does not know. What extends Kubernetes has schemas of others; see below."""
+    for manifest in documents(DEPLOY / "kubernetes.yaml"):
+        if manifest["kind"] == "ScaledObject":
+            continue
+        kubernetes_validate.validate(manifest, version, strict=True)
+        manifest["spec"]["replica"] = 2
+        with pytest.raises(kubernetes_validate.ValidationError):
+            kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def test_kserves_predictor_is_a_pod() -> None:
+    """KServe takes a pod's fields beside its own, of which there is one here. Its whole schema is a megabyte."""
+    (service,) = documents(DEPLOY / "kserve.yaml")
+    assert (service["apiVersion"], service["kind"]) == ("serving.kserve.io/v1beta1", "InferenceService")
+    assert set(service["spec"]) == {"predictor"}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": service["metadata"],
+        "spec": service["spec"]["predictor"],
+    }
+    assert pod["spec"].pop("minReplicas") == 1
+    kubernetes_validate.validate(pod, "1.37", strict=True)
+    pod["spec"]["containers"][0]["readinessProbes"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(pod, "1.37", strict=True)
+
+
+def test_the_autoscaler_scales_the_deployment_by_a_query_that_prometheus_understands() -> None:
+    """KEDA's own part, whose schema is not at hand: what it points to is there."""
+    manifests = {one["kind"]: one for one in documents(DEPLOY / "kubernetes.yaml")}
+    scaled = manifests["ScaledObject"]["spec"]
+    assert scaled["scaleTargetRef"] == {"name": manifests["Deployment"]["metadata"]["name"]}
+    assert (
+        scaled["minReplicaCount"] == manifests["Deployment"]["spec"]["replicas"] < scaled["maxReplicaCount"]
+    )
+    (trigger,) = scaled["triggers"]
+    assert {type(value) for value in trigger["metadata"].values()} == {str}  # KEDA takes nothing else
+
+
+def promtool(*arguments: object) -> subprocess.CompletedProcess[str]:
+    if shutil.which("promtool") is None:
+        pytest.skip("needs promtool (Debian's package prometheus)")
+    command = ["promtool", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.integration
+def test_prometheus_takes_rules_and_configuration(tmp_path: Path) -> None:
+    rules = DEPLOY / "alerts.yaml"
+    assert promtool("check", "rules", rules).returncode == 0
+    # The rules are named by their place in the container, which compose.yaml mounts them to.
+    text = (DEPLOY / "prometheus.yaml").read_text()
+    assert text.count("/etc/prometheus/alerts.yaml") == 1
+    configuration = tmp_path / "prometheus.yml"
+    configuration.write_text(text.replace("/etc/prometheus/alerts.yaml", str(rules)))
+    done = promtool("check", "config", configuration)
+    assert done.returncode == 0, done.stderr
+    assert "1 rule files found" in done.stdout
+    broken = tmp_path / "broken.yaml"
+    broken.write_text(rules.read_text().replace("> 0.01", "> > 0.01"))
+    assert promtool("check", "rules", broken).returncode != 0
+
+
+@pytest.mark.integration
+def test_prometheus_understands_every_query_of_the_dashboard_and_the_autoscaler(tmp_path: Path) -> None:
+    scaled = next(d for d in documents(DEPLOY / "kubernetes.yaml") if d["kind"] == "ScaledObject")
+    text = (DEPLOY / "grafana.json").read_text()
+    queries = [json.loads(f'"{query}"') for query in re.findall(r'"expr": "((?:[^"\\]|\\.)*)"', text)]
+    queries += [trigger["metadata"]["query"] for trigger in scaled["spec"]["triggers"]]
+    assert len(queries) >= 5
+    rules = [{"record": f"query:{number}", "expr": query} for number, query in enumerate(queries)]
+    file = tmp_path / "queries.yaml"
+    plain = json.dumps({"groups": [{"name": "queries", "rules": rules}]})
+    file.write_text(plain.replace("$__rate_interval", "5m"))
+    done = promtool("check", "rules", file)
+    assert done.returncode == 0, done.stderr

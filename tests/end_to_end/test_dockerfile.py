@@ -29,7 +29,10 @@ def said(instruction: str) -> list[str]:
 
 
 def test_base_is_pinned_and_the_user_is_a_number_other_than_root() -> None:
-    assert re.fullmatch(r"python:3\.\d+-slim-[a-z]+ AS base\nbase AS builder\nbase", "\n".join(said("FROM")))
+    assert re.fullmatch(
+        r"python:3\.\d+-slim-[a-z]+ AS base\nbase AS dependencies\ndependencies AS builder\nbase",
+        "\n".join(said("FROM")),
+    )
     assert said("USER") == ["10001:10001"]
     assert DOCKERFILE.index("\nUSER ") > DOCKERFILE.rindex("\nFROM ")
 
@@ -46,11 +49,12 @@ def test_build_gets_the_wheels_content_and_nothing_else() -> None:
 
 
 def test_dependencies_are_pinned_come_first_and_include_no_training() -> None:
-    before, install, after = DOCKERFILE.partition('--constraint constraints.txt ".[serve,${RUNTIME}]"')
+    before, install, after = DOCKERFILE.partition('--constraint constraints.txt ".[serve,sign,${RUNTIME}]"')
     assert install
     assert said("ARG") == ["RUNTIME=gpu"]
     assert "COPY ducat_serve" not in before
-    assert re.findall(r"^COPY --from=builder (\S+)", after, re.MULTILINE) == ["/opt/venv", "/build/wheel"]
+    copied = re.findall(r"^COPY --from=(\S+ \S+ \S+)", after, re.MULTILINE)
+    assert copied == ["dependencies /opt/venv /opt/venv", "builder /build/project /opt/venv"]
     pip = [line for line in said("RUN") if "pip" in line]
     assert not re.search(r"torch|scikit-learn|onnxscript|\b(train|export|dev)\b", "\n".join(pip))
 
@@ -65,11 +69,11 @@ def test_what_it_installs_serves_a_model_without_torch(onnx_model: Path, tmp_pat
         copy(PROJECT / name, source / name)
     subprocess.run([sys.executable, "-m", "venv", venv], check=True, timeout=300)
     pip, pins = str(venv / "bin/pip"), str(PROJECT / "constraints.txt")
-    install = [pip, "install", "--quiet", "--no-compile", "--constraint", pins, ".[serve,cpu]"]
+    install = [pip, "install", "--quiet", "--no-compile", "--constraint", pins, ".[serve,sign,cpu]"]
     subprocess.run(install, cwd=source, check=True, timeout=300)
     listed = subprocess.check_output([pip, "list", "--format=json"], timeout=300)
     names = {package["name"].lower().replace("_", "-") for package in json.loads(listed)}
-    assert {"ducat-serve", "bentoml", "onnxruntime"} <= names
+    assert {"ducat-serve", "bentoml", "model-signing", "onnxruntime"} <= names
     assert not names & TRAINING_ONLY
 
     variables = {

@@ -21,8 +21,7 @@ from export.calibration import Calibration
 from export.onnx_writer import export_int8
 from tests.support.towers import exported_towers
 from training.attacks.ball import Ball
-from training.attacks.base import Task
-from training.attacks.base import value_and_grad
+from training.attacks.base import Task, value_and_grad
 from training.attacks.criteria import misclassified
 from training.attacks.losses import margin
 from training.attacks.pgd import PGD
