@@ -9,7 +9,10 @@ from ducat_serve.spec import ModelSpec
 from ducat_serve.threat_model import format_size
 
 NOT_RECORDED = "not recorded"
-DIGESTS = "detect damage, not forgery: whoever can rewrite a file can write digests that fit. Signatures are planned."
+DIGESTS = (
+    "detect damage, not forgery: whoever can rewrite a file can write digests that fit. "
+    "A signature (`ducat sign`) says who vouches for it."
+)
 FLOOR = "floor (the robust tower alone)"
 LEGACY = "legacy 2C: non-adaptive, not a robustness claim"
 

@@ -13,10 +13,11 @@ import torch
 import ducat_serve
 from ducat_serve import bundled
 from ducat_serve.bundled import KINDS, BundledModel, Kind, bundled_models, bundled_name, model_path
-from ducat_serve.checkpoint import read_checkpoint
+from ducat_serve.checkpoint import read_checkpoint, read_spec
 from ducat_serve.deployed import parameter_count
 from ducat_serve.errors import DataError, UsageError
 from ducat_serve.predictor import Predictor
+from export.model_card import model_card
 from training.data import load_dataset
 
 NAME = "digits-small"
@@ -38,6 +39,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "here"
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_card_is_what_an_export_writes_today(model: BundledModel) -> None:
+    file = model.file("onnx")
+    assert file.with_suffix(".md").read_text() == model_card(read_spec(model.file("safetensors")), file.name)
 
 
 @pytest.mark.parametrize("model", MODELS)
