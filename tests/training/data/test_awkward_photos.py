@@ -30,7 +30,7 @@ def photo(number: int, **options: object) -> bytes:
     pixels[:, SIZE // 2 :] = 200 + number
     file = io.BytesIO()
     mode = str(options.pop("mode", "RGB"))
-    Image.fromarray(pixels).convert(mode).save(file, "JPEG", quality=95, **options)  # type: ignore[arg-type]
+    Image.fromarray(pixels).convert(mode).save(file, "JPEG", quality=95, **options)
     return file.getvalue()
 
 
