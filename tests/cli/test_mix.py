@@ -107,8 +107,8 @@ def test_it_exports_with_parity_and_says_who_answered(
 def test_half_precision_halves_both_towers(mixed: Path) -> None:
     target = mixed.with_name("half.onnx")
     assert run(["export", str(mixed), "--out", str(target), "--precision", "float16"]) == 0
-    assert run(["export", str(mixed), "--out", str(mixed.with_name("whole.onnx"))]) == 0
-    assert target.stat().st_size < 0.6 * mixed.with_name("whole.onnx").stat().st_size
+    # The checkpoint holds the same weights in float32.
+    assert target.stat().st_size < 0.6 * mixed.stat().st_size
 
 
 def test_inspect_names_the_towers(mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,8 +71,12 @@ def test_clean_accuracy_is_what_counting_gives(checkpoint: Path, test_split: Dev
 
 
 def test_batch_size_does_not_change_clean_accuracy(checkpoint: Path, test_split: DeviceSplit) -> None:
-    accuracies = {measure(load(checkpoint), test_split, size).clean_accuracy for size in (7, 100, 1000)}
-    assert len(accuracies) == 1
+    plans = [
+        Plan(THREAT, (PGD(steps=1),), batch_size=size, sanity=False, legacy_attacks=())
+        for size in (7, 100, 1000)
+    ]
+    model = subject(load(checkpoint), test_split)
+    assert len({evaluate(model, plan, Output()).clean_accuracy for plan in plans}) == 1
 
 
 def test_a_model_in_train_mode_is_refused(checkpoint: Path, test_split: DeviceSplit) -> None:
