@@ -323,6 +323,10 @@ def resolve(dataset: str, given: dict[str, Any], recipe: str | None = None) -> T
     # The paper: dummies from epoch 105 of 130.
     if values.setdefault("ducat", _default_mode(values["method"])) != "off":
         values.setdefault("ducat_start", int(epochs * 0.8) + 1)
+    if (
+        "eps_ramp" not in given and (values.get("eps_ramp") or 0) > epochs
+    ):  # of a run shorter than the recipe's
+        values["eps_ramp"] = max(1, round(values["eps_ramp"] * epochs / settings["epochs"]))
     if "eps_ramp" in given or values.get("eps_ramp") is None:
         values.pop(
             "measure_start", None
