@@ -323,14 +323,12 @@ def resolve(dataset: str, given: dict[str, Any], recipe: str | None = None) -> T
     # The paper: dummies from epoch 105 of 130.
     if values.setdefault("ducat", _default_mode(values["method"])) != "off":
         values.setdefault("ducat_start", int(epochs * 0.8) + 1)
-    if (
-        "eps_ramp" not in given and (values.get("eps_ramp") or 0) > epochs
-    ):  # of a run shorter than the recipe's
-        values["eps_ramp"] = max(1, round(values["eps_ramp"] * epochs / settings["epochs"]))
     if "eps_ramp" in given or values.get("eps_ramp") is None:
-        values.pop(
-            "measure_start", None
-        )  # the user has said what the start weights are, or there is nothing to ramp
+        # The user has said what the start weights are, or there is nothing to ramp.
+        values.pop("measure_start", None)
+    # A ramp that is decided by measurement is a share of the run; a fixed one that does not fit is refused below.
+    if values.get("measure_start") and values["eps_ramp"] > epochs:
+        values["eps_ramp"] = max(1, round(values["eps_ramp"] * epochs / settings["epochs"]))
     if values["ducat"] == "folded":
         values.setdefault("split_weight", FOLDED_SPLIT_WEIGHT)
     if values["method"] in methods_with("beta"):
