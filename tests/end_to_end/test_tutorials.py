@@ -61,7 +61,7 @@ def test_photos_from_a_folder_to_a_served_model(tmp_path: Path) -> None:
             if block.is_server:
                 servers.enter_context(running_server(block, "http://127.0.0.1:3002", tmp_path))
             else:
-                printed[code] = run_block(replace(block, code=code), tmp_path, **SMALLER)
+                printed[code] = run_block(replace(block, code=code), tmp_path, SMALLER)
     assert sum("COUNT = 14" in code for code in printed) == 1
     assert sum("weights.pth" in code for code in printed) == 2
     (answer,) = [json.loads(text) for code, text in printed.items() if code.startswith("curl")]

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -88,16 +88,21 @@ def _skeleton(line: str) -> str:
     return _PADDING.sub(" ", _NUMBER.sub("#", line)).strip()
 
 
-def run_block(block: Block, folder: Path) -> str:
+def run_block(block: Block, folder: Path, settings: Mapping[str, str] | None = None) -> str:
     """Run a block in a folder and return what it prints, results and messages together.
 
     Commands of `ducat` alone are run in this process, which has imported torch already; a shell runs everything else.
+    ``settings`` are variables of the environment, beside those that make documents short.
 
     Raises:
         AssertionError: it failed, or it does not print what the document says.
     """
     commands = ducat_commands(block)
-    code, printed = _run_here(commands, folder) if commands else _run_process(block, folder)
+    variables = {**SMALL, **(settings or {})}
+    if commands:
+        code, printed = _run_here(commands, folder, variables)
+    else:
+        code, printed = _run_process(block, folder, variables)
     assert code == 0, f"{block.code}\n{printed}"
     if block.output is not None:
         line = missing_line(block.output, printed)
@@ -112,7 +117,7 @@ def ducat_commands(block: Block) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in lines] if plain else []
 
 
-def _run_here(commands: list[list[str]], folder: Path) -> tuple[int, str]:
+def _run_here(commands: list[list[str]], folder: Path, variables: Mapping[str, str]) -> tuple[int, str]:
     printed = io.StringIO()
     with (
         contextlib.chdir(folder),
@@ -120,20 +125,20 @@ def _run_here(commands: list[list[str]], folder: Path) -> tuple[int, str]:
         contextlib.redirect_stderr(printed),
         pytest.MonkeyPatch.context() as patch,
     ):
-        for name, value in SMALL.items():
+        for name, value in variables.items():
             patch.setenv(name, value)
         code = next(filter(None, map(run, commands)), 0)
     return code, printed.getvalue()
 
 
-def _run_process(block: Block, folder: Path) -> tuple[int, str]:
+def _run_process(block: Block, folder: Path, variables: Mapping[str, str]) -> tuple[int, str]:
     command = [sys.executable, "-c", block.code]
     if block.language == "bash":
         command = ["bash", "-eo", "pipefail", "-c", block.code]
     done = subprocess.run(
         command,
         cwd=folder,
-        env={**os.environ, **SMALL},
+        env={**os.environ, **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
