@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo unit test image-test test-gpu lint check docs format clean
+.PHONY: setup demo unit test test-all image-test test-gpu lint check docs format clean
 
 setup: $(READY)
 
@@ -24,7 +24,11 @@ unit: $(READY)
 
 # A file's tests stay in one process, which makes what they share once; tests/conftest.py says in which order.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not extended" --cov --cov-report=term:skip-covered
+
+# Before a release: what takes minutes for what other tests show in part, too.
+test-all: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Not part of `make test`: it builds an image, which takes minutes, and needs root, buildah, crun and debootstrap.
 image-test: $(READY)

@@ -52,17 +52,21 @@ def test_make_demo_does_the_whole_job(tmp_path: Path) -> None:
     """README's first block. Asked for JSON, so that what it found can be looked at."""
     [block] = [block for block in blocks(PROJECT / "README.md") if block.code == "make demo"]
     folder = tmp_path / "run"
+    # Below `make test` it would be a make below another, which says on stdout where it works.
+    environment = {
+        name: value for name, value in os.environ.items() if "MAKE" not in name and name != "MFLAGS"
+    }
     done = subprocess.run(
         ["bash", "-e", "-c", block.code],
         capture_output=True,
         text=True,
         check=True,
         cwd=PROJECT,
-        env={**os.environ, **SMALL, "DUCAT_DEMO_OUT": str(folder), "DUCAT_DEMO_JSON": "1"},
+        env={**environment, **SMALL, "DUCAT_DEMO_OUT": str(folder), "DUCAT_DEMO_JSON": "1"},
     )
-    said_by_make, document = done.stdout.split("\n", 1)
+    said_by_make, _, document = done.stdout.partition("\n{")
     assert said_by_make.endswith("ducat demo")
-    result = json.loads(document)
+    result = json.loads("{" + document)
     assert result["http_images"] == 8
     assert 0 <= result["worst_case_accuracy"] <= result["clean_accuracy"] <= 1
     assert "The server has stopped." in done.stderr

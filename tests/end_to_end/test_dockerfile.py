@@ -60,6 +60,7 @@ def test_dependencies_are_pinned_come_first_and_include_no_training() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_what_it_installs_serves_a_model_without_torch(onnx_model: Path, tmp_path: Path) -> None:
     source, venv, home, port = tmp_path / "source", tmp_path / "venv", tmp_path / "home", free_port()
     home.mkdir()

@@ -16,6 +16,7 @@ FEW = ["--dataset", "digits", "--eps", "16/255", "--max-examples", "30", "--atta
 
 @pytest.mark.slow
 @pytest.mark.integration
+@pytest.mark.extended
 def test_torchvisions_resnet_through_its_own_callable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

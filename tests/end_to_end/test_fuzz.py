@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from tests.support.http_client import DIGITS, GOOD, MULTIPART, assert_error, encode, part, predictions, send
 from tests.support.request_bodies import binary, binary_tensor, npy, tensor
 
-REQUESTS = 10_000
+REQUESTS = 5_000
 HEADER = "Inference-Header-Content-Length"
 
 

@@ -20,6 +20,7 @@ def words(text: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_the_notebook_prints_what_it_shows(tmp_path: Path) -> None:
     shown = ["".join("".join(output["text"]) for output in cell["outputs"]) for cell in code_cells(NOTEBOOK)]
     printed = printed_by_cells(NOTEBOOK, tmp_path)

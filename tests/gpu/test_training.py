@@ -75,6 +75,7 @@ main()
 """
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("device", DEVICES)
 def test_two_processes_train_one_model(device: str, tmp_path: Path) -> None:
     """By NCCL and with SyncBatchNorm on GPUs. NCCL refuses two processes on one GPU unless its version allows them."""

@@ -232,6 +232,7 @@ def test_a_process_that_dies_ends_all_and_the_checkpoint_stays(tmp_path: Path, r
     assert torch.load(run / "last.pt", weights_only=True)["rows"]
 
 
+@pytest.mark.extended
 def test_errors_of_all_processes_are_told_once_with_their_exit_code(tmp_path: Path) -> None:
     done = ducat(
         "--dataset", "digits", "--batch-size", "5000", "--devices", "2", "--out", str(tmp_path / "run")
@@ -265,6 +266,7 @@ def test_which_failure_is_the_cause(codes: list[int], cause: int | None) -> None
     assert _first_failure(ended) == cause
 
 
+@pytest.mark.extended
 def test_torchrun_starts_it_too(tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = subprocess.run(

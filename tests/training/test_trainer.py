@@ -34,7 +34,6 @@ from tests.support.training_runs import (
 )
 from training.attacks.pgd import PGD
 from training.config import resolve
-from training.objectives.adversarial_training import AdversarialTraining
 from training.run.metrics import COLUMNS, kept_row
 
 pytestmark = pytest.mark.integration
@@ -97,8 +96,10 @@ def test_stopped_at_any_step_and_resumed_is_the_same_run(
 def test_every_method_learns_and_resumes_exactly(tmp_path: Path, method: str, own: dict[str, object]) -> None:
     changes = {"method": method, "ducat": "folded", "epochs": 3, "ducat_start": 3, **own}
     whole = trainer(tmp_path / "whole", **changes)
-    summary = whole.run()
-    assert summary.best_val_clean_accuracy > 0.2  # chance is 0.1
+    whole.run()
+    # Not by accuracy: after fifteen steps it is near chance, and rounding differs from CPU to CPU.
+    losses = [float(row["loss"]) for row in rows(tmp_path / "whole")]
+    assert losses[1] < 0.9 * losses[0]
     run_until(trainer(tmp_path / "run", **changes), 12)  # in the dummy phase
     resumed(tmp_path / "run", **changes).run()
     assert_same_run(tmp_path / "whole", tmp_path / "run")
@@ -166,7 +167,7 @@ def wait_for_epoch(folder: Path, epoch: int, process: subprocess.Popen[bytes]) -
     raise AssertionError("training did not reach the epoch")
 
 
-@pytest.mark.parametrize("epoch", [1, 3])
+@pytest.mark.parametrize("epoch", [1, pytest.param(3, marks=pytest.mark.extended)])
 def test_kill_9_in_mid_epoch_then_resume(uninterrupted: Path, tmp_path: Path, epoch: int) -> None:
     folder = tmp_path / "run"
     process = subprocess.Popen(command("--dataset", "digits", *TINY_FLAGS, "--out", str(folder)))
@@ -303,7 +304,7 @@ def test_other_modes_and_norms_train(
 def test_attack_never_touches_weights_gradients_or_batchnorm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When the loss is computed, the attack is over: nothing of the model may have changed since the step began."""
+    """When the update begins, the attack is over: nothing of the model may have changed since the step began."""
     subject = trainer(tmp_path / "run")
     order = subject.batches.order(1)
     subject.classifier.train()
@@ -312,9 +313,10 @@ def test_attack_never_touches_weights_gradients_or_batchnorm(
     )  # leaves gradients behind, which an attack through the weights would add to
     state = {k: v.clone() for k, v in subject.classifier.network.state_dict().items()}
     gradients = {k: p.grad.clone() for k, p in subject.classifier.named_parameters() if p.grad is not None}
-    original, seen = AdversarialTraining.loss, []
+    original, seen = subject.step._backward, []
 
-    def spy(objective: AdversarialTraining, model: torch.nn.Module, *arguments: Any) -> Tensor:
+    def spy(losses: list[Callable[[], Tensor]]) -> Tensor:
+        model = subject.step.train_model
         assert all(m.training for m in model.modules())
         assert all(p.requires_grad for p in model.parameters())
         now = subject.classifier.network.state_dict()
@@ -323,9 +325,9 @@ def test_attack_never_touches_weights_gradients_or_batchnorm(
             assert parameter.grad is not None
             assert torch.equal(parameter.grad, gradients[name])
         seen.append(True)
-        return original(objective, model, *arguments)
+        return original(losses)
 
-    monkeypatch.setattr(AdversarialTraining, "loss", spy)
+    monkeypatch.setattr(subject.step, "_backward", spy)
     subject.train_step(order, 1, 1)
     assert seen
 

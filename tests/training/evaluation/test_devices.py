@@ -81,6 +81,7 @@ def test_two_processes_find_what_one_finds(alone: Path, run_folder: Path, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.integration
+@pytest.mark.extended
 def test_an_evaluation_is_resumed_by_more_processes(
     alone: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +106,7 @@ def test_an_evaluation_is_resumed_by_more_processes(
 
 @pytest.mark.slow
 @pytest.mark.integration
+@pytest.mark.extended
 def test_torchrun_joins_on_a_model_of_others(tmp_path: Path) -> None:
     (tmp_path / "their_nets.py").write_text(THEIR_NETS)
     asked = ["their_nets:make", "--import-from", ".", "--dataset", "digits", "--eps", "0.05", "--eps", "0.1"]
