@@ -17,7 +17,7 @@ class Quantisation(BaseModel):
         seed: what chose and attacked them.
         reduced_range: whether weights take 7 bits, so that no sum of two products overflows 16 bits. CPUs without
             an int8 dot product add in 16 bits.
-        pixels, raw_logits: names of tensors in the graph: the images in [0, 1] [N, channels, H, W], and what the heads
+        pixels, raw_logits: names of tensors in the graph: the images [N, channels, H, W] in [0, 1], and what the heads
             answer before the fold. There are two heads in a two-tower model, the standard tower's first.
         float32_robustness: what was measured on the checkpoint: for comparison, and never the report of this file.
     """
