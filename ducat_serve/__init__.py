@@ -61,17 +61,7 @@ _MODULES = {
     "train": "library.training",
     "train_config": "library.training",
 }
-_WITH_TORCH = (
-    "evaluate",
-    "evaluate_model",
-    "export",
-    "import_model",
-    "load",
-    "mix",
-    "resume",
-    "train",
-    "train_config",
-)
+_WITH_TORCH = [name for name, module in _MODULES.items() if module.startswith(("library.", "deployed"))]
 
 
 def __getattr__(name: str) -> Any:
