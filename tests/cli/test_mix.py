@@ -206,7 +206,7 @@ def test_another_setting_takes_no_attack(standard: Path, tmp_path: Path, countin
     assert counting.batches == 2
     for name in ("labels", "standard", "robust", "attacked"):
         assert torch.equal(getattr(first.answers, name), getattr(again.answers, name))
-    assert again.setting.clean > first.setting.clean or again.setting.floor <= first.setting.floor
+    assert again.setting.clean >= first.setting.clean  # the dial was turned, by the same answers
 
 
 @pytest.mark.parametrize("changed", ["seed", "images", "robust tower", "damaged"])
