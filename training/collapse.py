@@ -21,6 +21,7 @@ AT_CHANCE, NOT_ROBUST, LOST_CLASS = "at-chance", "not-robust", "lost-class"
 PATIENCE = {AT_CHANCE: 3, NOT_ROBUST: 3, LOST_CLASS: 5}
 # Epochs at chance of a run that never was above it: fresh weights and a hard attack may take their time.
 PATIENCE_OF_FRESH_WEIGHTS = 10
+_USUAL_OF_FRESH_WEIGHTS = 2  # nobody is warned of so many
 
 LEAST_ROBUST = 0.01
 _KNOWN_EPOCHS = 3
@@ -90,6 +91,20 @@ def kind_of(warning: str) -> str:
 def has_collapsed(rows: Sequence[EpochRow]) -> bool:
     """Whether the last epoch ended the run."""
     return bool(rows) and rows[-1].warning.startswith(COLLAPSED)
+
+
+def is_to_be_said(rows: Sequence[EpochRow], config: TrainConfig) -> bool:
+    """Whether to warn of the last epoch's sign: when it appears, and not again while it lasts.
+
+    Fresh weights are often at chance after an epoch or two, so then only the epoch after these is worth a warning, or
+    the last one of the run.
+    """
+    last = rows[-1]
+    if not last.warning:
+        return False
+    if _trailing(rows, AT_CHANCE) == len(rows) and config.initial_weights is None:
+        return len(rows) == 1 + _USUAL_OF_FRESH_WEIGHTS or last.epoch == config.epochs
+    return len(rows) == 1 or not rows[-2].warning
 
 
 def lost_classes(row: EpochRow) -> list[int]:

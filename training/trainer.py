@@ -19,7 +19,7 @@ from ducat_serve.spec import ModelSpec
 from training.attacks.ball import require_size
 from training.average import WeightAverage
 from training.batches import TrainingBatches
-from training.collapse import CollapseGuard, collapsed, has_collapsed, sentence
+from training.collapse import CollapseGuard, collapsed, has_collapsed, is_to_be_said, sentence
 from training.config import TrainConfig
 from training.data import Dataset
 from training.data.splits import fitting_batch_size
@@ -232,7 +232,7 @@ class Trainer:
         self._require_finite_weights()
         one_step = self._is_one_step(epoch)
         row = self._validate(one_step)
-        rows, had_sign = [*state.rows, row], bool(state.rows and state.rows[-1].warning)
+        rows = [*state.rows, row]
         kept = kept_row(rows, self.config)
         assert kept is not None
         fell_back = one_step and is_catastrophic(rows)
@@ -248,7 +248,7 @@ class Trainer:
         self._report(row)
         if has_collapsed(rows):
             raise collapsed(row, kept, self.config, self.folder, self.spec.labels)
-        if row.warning and not had_sign:
+        if is_to_be_said(rows, self.config):
             self.output.warn(f"epoch {epoch}: {sentence(row, self.spec.labels)}.")
         if fell_back:
             self.output.warn(catastrophic_warning(row, self.config.attack_steps))

@@ -13,7 +13,7 @@ import pytest
 from ducat_serve.checkpoint import read_spec
 from ducat_serve.cli.main import run
 from tests.support.training_runs import epoch_row
-from training.collapse import CollapseGuard, collapsed, has_collapsed
+from training.collapse import CollapseGuard, collapsed, has_collapsed, is_to_be_said
 from training.config import TrainConfig, resolve
 from training.run.folder import RunFolder
 from training.run.metrics import COLLAPSED, EpochRow
@@ -77,6 +77,24 @@ def test_what_ends_a_run(
 ) -> None:
     rows = judged(config(**settings), epochs)
     assert (rows[-1].epoch if has_collapsed(rows) else None) == ends
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs", "said"),
+    [
+        ({}, [CHANCE, CHANCE, GOOD], []),  # as fresh weights often begin
+        ({}, [CHANCE] * 5, [3]),
+        ({"epochs": 2}, [CHANCE] * 2, [2]),
+        ({}, [GOOD, CHANCE, CHANCE, GOOD, CHANCE], [2, 5]),
+        ({"initial_weights": "0" * 64}, [CHANCE, CHANCE, GOOD], [1]),
+    ],
+)
+def test_when_a_sign_is_said(
+    settings: dict[str, Any], epochs: list[tuple[float, float]], said: list[int]
+) -> None:
+    run_of = config(**settings)
+    rows = judged(run_of, epochs)
+    assert [n for n in range(1, len(rows) + 1) if is_to_be_said(rows[:n], run_of)] == said
 
 
 def test_few_images_end_no_run_that_is_better_than_chance() -> None:
