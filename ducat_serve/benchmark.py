@@ -102,7 +102,7 @@ def inferences(
     Raises what `Predictor` does for a file that does not load, before anything is measured.
     """
     runs: dict[Configuration, Callable[[], object]] = {}
-    for path, name in zip(paths, _names(paths), strict=True):
+    for path, name in zip(paths, names_of(paths), strict=True):
         for provider in providers(device):
             for count in threads if provider == "cpu" else threads[:1]:
                 try:
@@ -117,8 +117,8 @@ def inferences(
     return runs
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
-    """File names; with their folders where two are the same."""
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """What configurations call the models: file names; with their folders where two are the same."""
     names = [path.name for path in paths]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 

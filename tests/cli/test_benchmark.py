@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
@@ -41,7 +42,10 @@ def test_table_json_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert run(["benchmark", "digits-small", "--threads", "1", "--batch", "4"]) == 0
     said = capsys.readouterr().out
     assert "images/s" in said
-    assert "--threads 1 --max-batch 4" in said
+    assert "ducat serve digits-small --threads 1 --max-batch 4" in said
+    copy = shutil.copy(model_path("digits-small", "onnx"), tmp_path / "copy.onnx")
+    assert run(["benchmark", str(copy), "--threads", "1", "--batch", "4"]) == 0
+    assert f"ducat serve {copy} --threads 1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

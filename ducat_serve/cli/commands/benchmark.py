@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ducat_serve.atomic import require_writable
+from ducat_serve.bundled import bundled_name
 from ducat_serve.cli.options import FiniteRange, ModelPath, common, device_option
 from ducat_serve.cpu import has_int8_dot_product, overflow_warning
 from ducat_serve.errors import UsageError, command_line, missing_extra
@@ -71,19 +72,20 @@ def command(
       ducat benchmark model.onnx --batch 1 --batch 8 --threads 1 --json
       ducat benchmark digits-small --plot speed.png
     """
-    from ducat_serve.benchmark import BATCHES, inferences, measure, proposals, thread_counts
+    from ducat_serve.benchmark import BATCHES, inferences, measure, names_of, proposals, thread_counts
     from ducat_serve.predictor import Predictor
 
     output = Output(json)
     if plot is not None:
         _require_plot(plot)
 
-    for path in dict.fromkeys(models):
+    files = list(dict.fromkeys(models))
+    for path in files:
         warning = overflow_warning(Predictor(path, "cpu", threads=1).spec)
         if warning is not None:
             output.warn(f"{path}: {warning}")
     runs = inferences(
-        list(dict.fromkeys(models)),
+        files,
         device,
         sorted(set(threads)) or thread_counts(),
         sorted(set(batch)) or BATCHES,
@@ -107,8 +109,9 @@ def command(
             for t in timings
         ],
     )
+    served_as = dict(zip(names_of(files), (bundled_name(file) or file for file in files), strict=True))
     for proposal in found:
-        output.text(_in_words(proposal))
+        output.text(_in_words(proposal, served_as[proposal.timing.configuration.model]))
     if plot is not None:
         from ducat_serve.library.benchmark_plot import plot_timings
 
@@ -144,10 +147,10 @@ def _require_plot(file: Path) -> None:
         raise missing_extra(error.name or "matplotlib", "train") from error
 
 
-def _in_words(proposal: Proposal) -> str:
+def _in_words(proposal: Proposal, model: str | Path) -> str:
     given = proposal.timing.configuration
     command = command_line(
-        "ducat", "serve", given.model, "--threads", proposal.threads, "--max-batch", proposal.max_batch
+        "ducat", "serve", model, "--threads", proposal.threads, "--max-batch", proposal.max_batch
     )
     speed, milliseconds = proposal.timing.images_per_second, 1000 * proposal.timing.latency(50)
     return (
