@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
 import importlib.metadata
 import inspect
 import sys
@@ -27,10 +28,12 @@ def import_callable(name: str, import_from: Path | None = None) -> Callable[...,
         import_from: a folder to import from beside the installed packages.
 
     Raises:
-        UsageError: no such module or callable.
+        UsageError: no such module or callable; the folder holds one module of that name, and this process has imported
+            another.
     """
     module_name, _, attribute = name.partition(":")
     if import_from is not None:
+        _require_the_one_of(import_from.resolve(), module_name.partition(".")[0])
         sys.path.insert(0, str(import_from.resolve()))
     try:
         module = importlib.import_module(module_name)
@@ -108,6 +111,21 @@ def source(name: str, outputs: int) -> NetworkSource:
         rebuild=f"{name}, called with the parameters it has of outputs={outputs}, num_classes={outputs}, channels and "
         f"image_size; a last layer of another width is replaced by one of {outputs} outputs",
     )
+
+
+def _require_the_one_of(folder: Path, top: str) -> None:
+    """Raise UsageError where ``folder`` holds a module named ``top`` and another one is imported under that name."""
+    there = importlib.machinery.PathFinder.find_spec(top, [str(folder)])
+    imported = sys.modules.get(top)
+    if there is None or there.origin is None or imported is None:
+        return
+    other = getattr(imported, "__file__", None)
+    if other is None or Path(other).resolve() != Path(there.origin).resolve():
+        raise UsageError(
+            f"This process has imported another module named {top}, from {other or 'no file'}, and {there.origin} would "
+            "not be read.",
+            "rename one of the two, or use another process",
+        )
 
 
 def _parameters(make: Callable[..., Any]) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ FEW = ["--dataset", "digits", "--eps", "0.1", "--max-examples", "30"]
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "twins_of_theirs", raising=False)  # of the test before
     linear_onnx(tmp_path / "their.onnx", ("batch", 3, "h", "w"))
     return tmp_path
 
