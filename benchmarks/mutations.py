@@ -314,8 +314,8 @@ MUTATIONS = (
     Mutation(
         "intervals that are not Wilson's",
         "training/evaluation/wilson.py",
-        'method="wilson"',
-        'method="exact"',
+        "+ _Z**2 / 4)",
+        ")",
         ((EVALUATE + "test_wilson_interval_against_published_values"),),
     ),
     Mutation(

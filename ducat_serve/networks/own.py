@@ -122,8 +122,8 @@ def _require_the_one_of(folder: Path, top: str) -> None:
     other = getattr(imported, "__file__", None)
     if other is None or Path(other).resolve() != Path(there.origin).resolve():
         raise UsageError(
-            f"This process has imported another module named {top}, from {other or 'no file'}, and {there.origin} would "
-            "not be read.",
+            f"This process has imported another module named {top}, from {other or 'no file'}, "
+            f"and {there.origin} would not be read.",
             "rename one of the two, or use another process",
         )
 

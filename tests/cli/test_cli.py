@@ -282,7 +282,7 @@ def test_doctor_does_not_call_ok_what_is_not_installed(
     assert checks["torch"]["found"] == "not installed (pip install '.[train]' in a clone of ducat-serve)"
     assert checks["onnxruntime"]["state"] == "missing"
     assert checks["bentoml"]["state"] == "missing"
-    assert checks["scipy"]["state"] == "ok"
+    assert checks["onnx"]["state"] == "ok"
 
 
 def test_doctor_prints_markdown_for_a_bug_report(

@@ -22,7 +22,7 @@ def test_one_module_of_a_name_in_a_process(tmp_path: Path) -> None:
     try:
         assert import_callable("of_two_folders:make", one)() == "one"
         assert import_callable("of_two_folders:make", one)() == "one"
-        with pytest.raises(UsageError, match="imported another module named of_two_folders, from .*/one/"):
+        with pytest.raises(UsageError, match=r"imported another module named of_two_folders, from .*/one/"):
             import_callable("of_two_folders:make", other)
     finally:
         del sys.modules["of_two_folders"]

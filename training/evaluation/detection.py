@@ -8,7 +8,6 @@ side by side, so that nobody need believe that the dummies detect anything.
 from __future__ import annotations
 
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from ducat_serve.report import DummyMass, Rejection
@@ -64,6 +63,8 @@ def _auroc(clean: Tensor, adversarial: Tensor) -> float | None:
     clean, adversarial = clean[clean.isfinite()], adversarial[adversarial.isfinite()]
     if len(clean) == 0 or len(adversarial) == 0:
         return None
+    from sklearn.metrics import roc_auc_score  # a second, which models without dummies need not spend
+
     truth = torch.cat([torch.zeros_like(clean), torch.ones_like(adversarial)])
     return float(roc_auc_score(truth.cpu().numpy(), torch.cat([clean, adversarial]).cpu().numpy()))
 

@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 from torch import nn
 
 from ducat_serve.checkpoint import read_spec
@@ -128,7 +129,10 @@ def test_wilson_interval_against_published_values() -> None:
     for count in range(1, 200):  # exact at the ends: a plot draws distances to them
         assert wilson(0, count)[0] == 0.0
         assert wilson(count, count)[1] == 1.0
-    with pytest.raises(ValueError, match="not less than 1"):
+    for right, count in ((1, 7), (59, 120), (9_981, 10_000)):
+        known = binomtest(right, count).proportion_ci(0.95, method="wilson")
+        assert wilson(right, count) == pytest.approx((known.low, known.high), abs=1e-12)
+    with pytest.raises(ValueError, match="at least one trial"):
         wilson(0, 0)
 
 
