@@ -7,7 +7,8 @@ import importlib.machinery
 import importlib.metadata
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def normalisation(network: nn.Module, channels: int) -> Normalisation:
 def source(name: str, outputs: int) -> NetworkSource:
     """Where the network comes from. Its module has been imported."""
     package = name.partition(":")[0].partition(".")[0]
-    distributions = importlib.metadata.packages_distributions().get(package, [])
+    distributions = _distributions().get(package, [])
     version = importlib.metadata.version(distributions[0]) if distributions else None
     return NetworkSource(
         package=distributions[0] if distributions else package,
@@ -111,6 +112,12 @@ def source(name: str, outputs: int) -> NetworkSource:
         rebuild=f"{name}, called with the parameters it has of outputs={outputs}, num_classes={outputs}, channels and "
         f"image_size; a last layer of another width is replaced by one of {outputs} outputs",
     )
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    """Which distributions bring which package: read once, since it takes a second where much is installed."""
+    return importlib.metadata.packages_distributions()
 
 
 def _require_the_one_of(folder: Path, top: str) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from ducat_serve.checkpoint import read_checkpoint
 from ducat_serve.output import Output
-from tests.support.training_runs import TINY, TINY_FLAGS
+from tests.support.training_runs import IMPORT_FROM, TINY, TINY_FLAGS
 from training.config import resolve
 from training.data import load_dataset
 from training.provenance import Provenance
@@ -81,6 +81,7 @@ def test_two_processes_train_one_model(device: str, tmp_path: Path) -> None:
     """By NCCL and with SyncBatchNorm on GPUs. NCCL refuses two processes on one GPU unless its version allows them."""
     script, folder = tmp_path / "sharing.py", tmp_path / "run"
     script.write_text(SHARING)
+    flags = [*TINY_FLAGS, *IMPORT_FROM]
     launcher = [
         sys.executable,
         "-m",
@@ -91,7 +92,7 @@ def test_two_processes_train_one_model(device: str, tmp_path: Path) -> None:
         str(script),
     ]
     done = subprocess.run(
-        [*launcher, "train", "--dataset", "digits", "--device", device, *TINY_FLAGS, "--out", str(folder)],
+        [*launcher, "train", "--dataset", "digits", "--device", device, *flags, "--out", str(folder)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

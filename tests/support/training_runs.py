@@ -16,8 +16,10 @@ from torch import Tensor
 
 from ducat_serve.checkpoint import read_checkpoint
 from ducat_serve.errors import DucatError
+from ducat_serve.networks.allowed import allow
 from ducat_serve.output import Output
 from ducat_serve.spec import ModelSpec
+from tests.support import tiny_network
 from training.config import resolve
 from training.data import load_dataset
 from training.provenance import Provenance
@@ -25,13 +27,26 @@ from training.run.folder import RunFolder
 from training.run.metrics import EpochRow
 from training.trainer import Trainer
 
+PROJECT = Path(__file__).parent.parent.parent
+
 # Small enough for seconds, with both phases: epochs 1 and 2 adversarial, 3 and 4 with dummies; 5 steps each.
-TINY = {"epochs": 4, "ducat_start": 3, "attack_steps": 1, "batch_size": 256, "precision": "float32"}
+TINY = {
+    "network": tiny_network.NAME,
+    "epochs": 4,
+    "ducat_start": 3,
+    "attack_steps": 1,
+    "batch_size": 256,
+    "precision": "float32",
+}
 TINY_FLAGS = [a for k, v in TINY.items() for a in (f"--{k.replace('_', '-')}", str(v))]
+# A command in a process of its own has to be told again whose code it may import, and where it is.
+IMPORT_FROM = ["--import-from", str(PROJECT)]
+RESUME_FLAGS = ["--network", tiny_network.NAME, *IMPORT_FROM]
 
 
 def trainer(folder: Path, **changes: object) -> Trainer:
     """A trainer of a new run in ``folder``, or of the one that is there."""
+    allow(tiny_network.NAME)
     config = resolve("digits", {**TINY, **changes})
     run_folder = RunFolder(folder)
     data = load_dataset("digits")

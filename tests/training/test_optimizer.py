@@ -21,7 +21,7 @@ def test_rates_of_backbone_and_head(tmp_path: Path) -> None:
     optimizer = subject.step.optimizer
     assert isinstance(optimizer, torch.optim.AdamW)
     below, head = optimizer.param_groups
-    assert [tuple(p.shape) for p in head["params"]] == [(10, 128), (10,)]
+    assert [tuple(p.shape) for p in head["params"]] == [(10, 96), (10,)]
     everything = {id(p) for p in subject.classifier.parameters()}
     assert {id(p) for p in parameters_of(optimizer)} == everything
     assert len(below["params"]) + 2 == len(everything)

@@ -20,7 +20,10 @@ from torch import Tensor
 from ducat_serve.checkpoint import read_checkpoint, read_spec
 from ducat_serve.cli.main import run
 from ducat_serve.errors import DucatError
+from tests.support import tiny_network
 from tests.support.training_runs import (
+    IMPORT_FROM,
+    RESUME_FLAGS,
     TINY_FLAGS,
     around_steps,
     assert_same_run,
@@ -170,11 +173,13 @@ def wait_for_epoch(folder: Path, epoch: int, process: subprocess.Popen[bytes]) -
 @pytest.mark.parametrize("epoch", [1, pytest.param(3, marks=pytest.mark.extended)])
 def test_kill_9_in_mid_epoch_then_resume(uninterrupted: Path, tmp_path: Path, epoch: int) -> None:
     folder = tmp_path / "run"
-    process = subprocess.Popen(command("--dataset", "digits", *TINY_FLAGS, "--out", str(folder)))
+    process = subprocess.Popen(
+        command("--dataset", "digits", *TINY_FLAGS, *IMPORT_FROM, "--out", str(folder))
+    )
     wait_for_epoch(folder, epoch, process)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    subprocess.run(command("--resume", str(folder)), check=True)
+    subprocess.run(command("--resume", str(folder), *RESUME_FLAGS), check=True)
     assert_same_run(uninterrupted, folder)
 
 
@@ -186,10 +191,11 @@ def test_signals_save_and_say_how_to_resume(tmp_path: Path, number: int, code: i
             "--dataset",
             "digits",
             *TINY_FLAGS,
+            *IMPORT_FROM,
             "--epochs",
-            "50",
+            "400",
             "--ducat-start",
-            "50",
+            "400",
             "--out",
             str(folder),
         ),
@@ -274,7 +280,7 @@ def test_resume_refuses_another_configuration_and_shows_the_difference(
     assert run(["train", "--resume", str(uninterrupted), "--epochs", "9", "--network", "resnet18"]) == 2
     stderr = capsys.readouterr().err
     assert "--epochs is 4 in the run, 9 here" in stderr
-    assert "--network is resnet-small in the run, resnet18 here" in stderr
+    assert f"--network is {tiny_network.NAME} in the run, resnet18 here" in stderr
 
 
 def test_a_run_folder_is_not_overwritten(uninterrupted: Path) -> None:
