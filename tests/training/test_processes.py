@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ducat_serve.checkpoint import read_checkpoint
+from tests.support.training_runs import IMPORT_FROM, RESUME_FLAGS, TINY_FLAGS
 from training.distributed.launch import _first_failure
 from training.distributed.processes import ProcessGroup
 
@@ -26,19 +27,7 @@ _END = "import os; c = {}; os.kill(os.getpid(), -c) if c < 0 else os._exit(c)"
 
 DUCAT = [sys.executable, "-P", "-m", "ducat_serve", "train"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-FLOAT32 = ["--precision", "float32", "--attack-steps", "2"]
-TINY = [
-    "--dataset",
-    "digits",
-    "--epochs",
-    "3",
-    "--ducat-start",
-    "3",
-    "--attack-steps",
-    "2",
-    "--precision",
-    "float32",
-]
+TINY = ["--dataset", "digits", *TINY_FLAGS, *IMPORT_FROM, "--epochs", "3", "--ducat-start", "3"]
 
 
 def ducat(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -158,25 +147,7 @@ def stopped_run(tmp_path: Path) -> tuple[Path, subprocess.Popen[str]]:
     """A run of two processes, after its first epoch."""
     run = tmp_path / "run"
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-P",
-            "-m",
-            "ducat_serve",
-            "train",
-            "--dataset",
-            "digits",
-            "--epochs",
-            "400",
-            "--precision",
-            "float32",
-            "--attack-steps",
-            "2",
-            "--devices",
-            "2",
-            "--out",
-            str(run),
-        ],
+        [*DUCAT, *TINY, "--epochs", "4000", "--ducat-start", "4000", "--devices", "2", "--out", str(run)],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -201,7 +172,7 @@ def test_sigterm_reaches_every_process_and_one_process_goes_on(tmp_path: Path) -
     assert process.returncode == 143, stderr
     assert stderr.count("Interrupted; saved at") == 1
     before = torch.load(run / "last.pt", weights_only=True)
-    alone = subprocess.Popen([*DUCAT, "--resume", str(run)], stderr=subprocess.PIPE)
+    alone = subprocess.Popen([*DUCAT, "--resume", str(run), *RESUME_FLAGS], stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while len((run / "metrics.csv").read_text().splitlines()) - 1 <= len(before["rows"]):
         assert time.monotonic() < deadline
@@ -270,20 +241,7 @@ def test_which_failure_is_the_cause(codes: list[int], cause: int | None) -> None
 def test_torchrun_starts_it_too(tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            "2",
-            "-m",
-            "ducat_serve",
-            "train",
-            *TINY,
-            "--out",
-            str(run),
-        ],
+        [*TORCHRUN, "-m", "ducat_serve", "train", *TINY, "--out", str(run)],
         capture_output=True,
         text=True,
         timeout=240,
