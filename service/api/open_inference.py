@@ -22,7 +22,7 @@ from service.errors import APIError
 
 MAX_JSON = 2 * 2**20  # bytes: pixels of some 300 images of 32x32, or of 4 of 224x224
 _MAX_DIGITS = 12
-_MAX_JSON_PARTS = 64  # lists and objects, besides those of nested data
+MAX_JSON_PARTS = 64  # lists and objects, besides those of nested data
 JSON_LENGTH = "Inference-Header-Content-Length"
 OUTPUTS = {"logits": "FP32", "label": "INT64", "dummy_mass": "FP32"}
 
@@ -143,9 +143,13 @@ def _require_few_parts(header: bytes, spec: ModelSpec, max_images: int) -> None:
         message = f"JSON is at most {MAX_JSON} bytes; send larger tensors as binary data ({JSON_LENGTH})."
         raise APIError(413, "json_too_large", message)
     height, width = spec.image_size
-    lists = max_images * (1 + height * (1 + width)) + _MAX_JSON_PARTS
-    if header.count(b"[") > lists or header.count(b"{") > _MAX_JSON_PARTS:
-        raise APIError(400, "invalid_request", "The JSON holds more lists or objects than a request has.")
+    lists = max_images * (1 + height * (1 + width)) + MAX_JSON_PARTS
+    if header.count(b"[") > lists or header.count(b"{") > MAX_JSON_PARTS:
+        raise APIError(
+            400,
+            "invalid_request",
+            f"The JSON has more than {MAX_JSON_PARTS} objects, or as many lists beside those of data.",
+        )
 
 
 def _json(header: bytes) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ducat_serve import __version__
 from ducat_serve.images import RESIZE_POLICY
 from ducat_serve.report import NOT_MEASURED
 from ducat_serve.spec import ModelSpec
+from service.api.open_inference import MAX_JSON_PARTS
 from service.middleware.auth import FOR_ADMINS
 from service.middleware.host_check import names_to_check
 from service.page.samples import MAX_SAMPLES
@@ -60,6 +61,7 @@ def _values(settings: Settings) -> Json:
         "resize_policy": RESIZE_POLICY,
         "not_measured": NOT_MEASURED,
         "max_samples": MAX_SAMPLES,
+        "max_json_parts": MAX_JSON_PARTS,
         "max_body": settings.max_body,
         "max_images": settings.max_images,
         "max_pixels": settings.max_pixels,

@@ -17,15 +17,23 @@ from tests.support.documents import blocks, run_block, running_server
 TUTORIALS = PROJECT / "docs" / "tutorials"
 
 
+# As many images as make four batches.
+FEWER_SHAPES = {'("train", 300), ("test", 60)': '("train", 50), ("test", 12)'}
+
+
 @pytest.mark.slow
 def test_own_images_from_a_folder_to_a_served_model(tmp_path: Path) -> None:
     printed: dict[str, str] = {}
     with contextlib.ExitStack() as servers:
         for block in blocks(TUTORIALS / "own-images.md"):
+            code = block.code
+            for said, small in FEWER_SHAPES.items():
+                code = code.replace(said, small)
             if block.is_server:
                 servers.enter_context(running_server(block, "http://127.0.0.1:3001", tmp_path))
             else:
-                printed[block.code] = run_block(block.shortened(), tmp_path)
+                printed[code] = run_block(replace(block, code=code).shortened(), tmp_path)
+    assert sum('("train", 50)' in code for code in printed) == 1
     (answer,) = [json.loads(text) for code, text in printed.items() if code.startswith("curl")]
     assert {choice["label"] for choice in answer["predictions"][0]["top_k"]} == {
         "circle",

@@ -17,10 +17,12 @@ from ducat_serve.checkpoint import file_sha256, read_checkpoint, read_spec, weig
 from ducat_serve.cli.main import run
 from ducat_serve.deployed import load
 from ducat_serve.errors import VerificationError
+from ducat_serve.networks.allowed import allow
 from ducat_serve.pairs import dummy_mass, recover
 from ducat_serve.predictor import Predictor
 from ducat_serve.spec import ModelSpec, Normalisation
 from ducat_serve.threat_model import ThreatModel
+from tests.support import tiny_network
 from training.data import load_dataset
 
 
@@ -78,11 +80,12 @@ def test_real_images_give_what_torch_gives(onnx_model: Path, checkpoint: Path) -
 
 
 def untrained(tmp_path: Path, fold: str, channels: int = 3, size: tuple[int, int] = (16, 12)) -> Path:
-    """A checkpoint with random weights and random BatchNorm statistics."""
+    """A checkpoint with random weights and random BatchNorm statistics, of a network that is exported fast."""
     from ducat_serve.deployed import build_classifier, numpy_weights
 
+    allow(tiny_network.NAME)
     spec = ModelSpec(
-        network="resnet-small",
+        network=tiny_network.NAME,
         num_classes=4,
         labels=("a", "b", "c", "d"),
         channels=channels,
@@ -124,7 +127,6 @@ def test_every_fold_and_channel_count(
 
 @pytest.mark.parametrize("what", ["logits", "label", "dummy_mass", "nan"])
 def test_the_gate_refuses_a_wrong_graph_and_leaves_no_file(
-    checkpoint: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     what: str,
@@ -139,17 +141,17 @@ def test_the_gate_refuses_a_wrong_graph_and_leaves_no_file(
         logits, label, mass = original(self, images)
         return (
             logits + 0.01 if what == "logits" else logits,
-            (label + 1) % 10 if what == "label" else label,
+            (label + 1) % 4 if what == "label" else label,
             mass + {"dummy_mass": 0.01, "nan": torch.nan}.get(what, 0.0),
         )
 
     monkeypatch.setattr(DeployGraph, "forward", sabotaged)
-    target = tmp_path / "model.onnx"
+    checkpoint, target = untrained(tmp_path, "max"), tmp_path / "model.onnx"
     target.write_text("an older export")
     assert run(["export", str(checkpoint), "--onnx", "--out", str(target)]) == 3
     assert "Parity check failed" in capsys.readouterr().err
     assert target.read_text() == "an older export"
-    assert list(tmp_path.iterdir()) == [target]
+    assert set(tmp_path.iterdir()) == {checkpoint, target}
 
 
 def test_lse_fold_of_huge_logits_is_exact_when_exported(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ THREAT = ThreatModel(norm="linf", eps=0.1)
 def few(run_folder: Path) -> DeviceSplit:
     del run_folder  # only so that the data set is decoded
     test = load_dataset("digits").test
-    return DeviceSplit.of(Split(test.images[:80], test.labels[:80]), torch.device("cpu"))
+    return DeviceSplit.of(Split(test.images[:40], test.labels[:40]), torch.device("cpu"))
 
 
 def measure(
@@ -71,13 +71,21 @@ def test_a_resumed_evaluation_repeats_no_attack_and_gives_the_same_report(
     checkpoint: Path, few: DeviceSplit, tmp_path: Path
 ) -> None:
     model = load(checkpoint)
-    whole = measure(model, few, PGD(), APGDCrossEntropy(), Square())
+    whole = measure(model, few, PGD(), APGDCrossEntropy(), Square(queries=200), sanity=False)
     state = EvaluationState(tmp_path / "partial.safetensors", {"seed": 0})
     with pytest.raises(KeyboardInterrupt):
-        measure(model, few, PGD(), APGDCrossEntropy(), Raises("square", KeyboardInterrupt()), state=state)
+        measure(
+            model,
+            few,
+            PGD(),
+            APGDCrossEntropy(),
+            Raises("square", KeyboardInterrupt()),
+            state=state,
+            sanity=False,
+        )
     finished = AssertionError("this attack was finished before")
     done = (Raises("pgd", finished), Raises("apgd-ce", finished))
-    resumed = measure(model, few, *done, Square(), state=state)
+    resumed = measure(model, few, *done, Square(queries=200), state=state, sanity=False)
 
     def without_seconds(report: RobustnessReport) -> dict[str, object]:
         body = report.model_dump()
@@ -93,15 +101,15 @@ def test_what_cannot_be_resumed_is_left_alone(checkpoint: Path, few: DeviceSplit
     model = load(checkpoint)
     path = tmp_path / "partial.safetensors"
     same, other = EvaluationState(path, {"seed": 0, "eps": 1}), EvaluationState(path, {"seed": 1, "eps": 2})
-    measure(model, few, PGD(), state=same)
+    measure(model, few, PGD(), state=same, sanity=False)
     before = path.read_bytes()
     with pytest.raises(UsageError, match="eps, seed changed"):
-        measure(model, few, PGD(), state=other)
+        measure(model, few, PGD(), state=other, sanity=False)
     assert path.read_bytes() == before
     for damaged in (before[:50], b"not a file of ours at all", b""):
         path.write_bytes(damaged)
         with pytest.raises(DataError, match="damaged"):
-            measure(model, few, PGD(), state=same)
+            measure(model, few, PGD(), state=same, sanity=False)
 
 
 def test_interrupt_and_resume_on_the_command_line(
