@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from ducat_serve.checkpoint import weights_digest, write_checkpoint
 from ducat_serve.deployed import Deployed, build_classifier, load, numpy_weights
+from ducat_serve.networks.allowed import allow
 from ducat_serve.networks.two_towers import TwoTowers
 from ducat_serve.spec import ModelSpec, Normalisation, Switch
 from ducat_serve.threat_model import ThreatModel
 from export.onnx_writer import export_onnx
+from tests.support import tiny_network
 from training.mixture.build import Fitted, write_mixture
 from training.mixture.dial import Setting
 
@@ -59,8 +61,9 @@ def exported_towers(folder: Path) -> Path:
 
 def tower_checkpoint(path: Path, *, seed: int = 0, **changes: object) -> Path:
     """A checkpoint with fresh weights for digits, as `ducat train` would have written it."""
+    allow(tiny_network.NAME)
     spec = ModelSpec(
-        network="resnet-small",
+        network=tiny_network.NAME,
         num_classes=10,
         labels=tuple("0123456789"),
         channels=3,
