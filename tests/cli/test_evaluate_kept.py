@@ -58,3 +58,12 @@ def test_a_place_that_cannot_be_written_is_found_before_the_attacks(
 def test_an_eps_of_0_among_several_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["evaluate", str(folder), "--eps", "0", "--eps", "8/255"]) == 2
     assert "--eps 0 is no attack" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [["--eps", "0"], ["--norm", "l2"]])
+def test_a_bundled_model_is_not_copied_for_what_is_refused(
+    wrong: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["evaluate", "cifar10-small", *wrong]) == 2
+    assert not list(tmp_path.iterdir())

@@ -94,7 +94,7 @@ def prepare(request: Request, output: Output, processes: ProcessGroup, device: t
     exact_float32()
     loaded = _load_export(request, output) if exported else _load_checkpoint(request, device, output)
     spec = loaded.spec
-    threat_model = _threat_model(request, spec)
+    threat_model = threat_model_of(request, spec)
     data = processes.first_alone(
         lambda: load_training_data(
             request.path,
@@ -144,8 +144,11 @@ def evaluation_device(request: Request, output: Output) -> torch.device:
     return local_device(choose_device("cpu" if exported else request.device, output))
 
 
-def _threat_model(request: Request, spec: ModelSpec) -> ThreatModel:
-    """The threat model of the report: that of training where it is among those asked for, else the largest eps."""
+def threat_model_of(request: Request, spec: ModelSpec) -> ThreatModel:
+    """The threat model of the report: that of training where it is among those asked for, else the largest eps.
+
+    Raises UsageError for an eps of 0, and for another norm than that of training without an eps.
+    """
     trained, norm, sizes = spec.threat_model, request.norm, request.eps
     if 0 in sizes:
         raise UsageError(
