@@ -10,6 +10,9 @@ import pytest
 
 from ducat_serve.checkpoint import read_spec
 from ducat_serve.cli.main import run
+from ducat_serve.errors import DucatError
+from ducat_serve.output import Output
+from training.evaluation.outputs import Outputs
 
 
 @pytest.fixture
@@ -53,6 +56,19 @@ def test_a_place_that_cannot_be_written_is_found_before_the_attacks(
     assert "/proc/nothing" in said
     assert "attacked" not in said
     assert (folder / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("option", "outputs"),
+    [
+        ("--per-image", Outputs(per_image=Path("/proc/rows.csv"))),
+        ("--save-adversarial", Outputs(adversarial=Path("/proc/broken"))),
+    ],
+)
+def test_a_place_that_cannot_be_written_names_its_option(option: str, outputs: Outputs) -> None:
+    with pytest.raises(DucatError, match="Cannot write /proc/") as refused, outputs.opened(Output()):
+        pass
+    assert refused.value.next_step == f"free some space or choose another place with {option}"
 
 
 def test_an_eps_of_0_among_several_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
