@@ -68,11 +68,7 @@ def attack_and_update(made: Trainer) -> tuple[Work, Work]:
     attack = step.attack_of(1, 0, one_step=True)
 
     def update() -> None:
-        def loss() -> Tensor:
-            with step._autocast():
-                return objective.loss(step.train_model, batch, images)
-
-        step._backward([loss])
+        step.backward([step.loss_of(objective, batch, images)])
         step.optimizer.step()
 
     def craft() -> None:

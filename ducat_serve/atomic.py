@@ -10,6 +10,8 @@ from pathlib import Path
 
 from ducat_serve.errors import DucatError
 
+_NEXT_STEP = "free some space or choose another place with --out"
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -41,14 +43,14 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def require_writable(path: Path) -> None:
+def require_writable(path: Path, next_step: str = _NEXT_STEP) -> None:
     """Raise DucatError where no file can be written to ``path``: before hours of work, not after. Leaves nothing."""
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         os.close(handle)
         Path(name).unlink()
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise cannot_write(path, error, next_step) from error
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -62,9 +64,7 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def cannot_write(
-    path: Path, error: OSError, next_step: str = "free some space or choose another place with --out"
-) -> DucatError:
+def cannot_write(path: Path, error: OSError, next_step: str = _NEXT_STEP) -> DucatError:
     """Build the error for a file that could not be written; a file that was there before still is."""
     return DucatError(
         f"Cannot write {path}: {error.strerror or error}. A file that was there before is unchanged.",

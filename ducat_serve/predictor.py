@@ -114,6 +114,19 @@ class Predictor:
         model = read_sealed(path)
         if public_key is not None:  # before anything but hashlib has seen a byte of the file
             require_signature(model, path, public_key)
+        self._load(model, path, device, threads, optimised)
+
+    @classmethod
+    def of_bytes(cls, model: bytes, path: Path, device: Device = "auto") -> Predictor:
+        """What `read_sealed` read from ``path``, for a caller that needs the same bytes for something else too.
+
+        Raises VerificationError and DucatError as `Predictor` does.
+        """
+        predictor = cls.__new__(cls)
+        predictor._load(model, path, device, None, True)
+        return predictor
+
+    def _load(self, model: bytes, path: Path, device: Device, threads: int | None, optimised: bool) -> None:
         graph_sha256 = check_graph(model, str(path))
         self._session, self.fallback_reason = create_session(model, device, threads, optimised)
         self.provider = self._session.get_providers()[0]

@@ -25,6 +25,9 @@ from training.validation import ValidationResult
 
 # Plain weights keep next to nothing of their accuracy under attack, robust ones about half.
 ROBUST_SHARE = 0.25
+# What an epoch of the head on clean images leaves at its default: all that is about attacks, dummies and averages.
+_LEFT_OUT = {"beta", "clean_share", "awp_gamma", "ducat_start", "split_weight", "inner_attack", "eps_ramp",
+             "measure_start", "warmup", "ema_decay", "ema_warmup"}  # fmt: skip
 
 
 def with_measured_ramp(
@@ -66,6 +69,13 @@ def is_robust(result: ValidationResult) -> bool:
     return result.clean_accuracy > most_common and result.pgd_accuracy >= ROBUST_SHARE * result.clean_accuracy
 
 
+def settings_of_the_head(config: TrainConfig) -> TrainConfig:
+    """One epoch of the head on clean images; images, rate and the sizes of the attack on val are those of the run."""
+    kept = config.model_dump(exclude=_LEFT_OUT)
+    short = {"method": "standard", "ducat": "off", "epochs": 1, "schedule": "cosine", "lr_milestones": ()}
+    return TrainConfig.model_validate({**kept, **short, "backbone_lr": 0.0})
+
+
 def head_alone(
     config: TrainConfig,
     dataset: Dataset,
@@ -75,18 +85,12 @@ def head_alone(
     processes: ProcessGroup,
 ) -> ValidationResult:
     """Accuracies on val after one epoch of the head on clean images, everything below it as it came."""
-    asked = config.model_copy(
-        update={
-            **{"method": "standard", "ducat": "off", "ducat_start": None, "split_weight": 1.0, "epochs": 1},
-            **{"clean_share": None, "eps_ramp": None, "inner_attack": "pgd", "awp_gamma": None},
-            **{"backbone_lr": 0.0, "warmup": None, "schedule": "cosine", "lr_milestones": ()},
-            **{"ema_decay": None, "ema_warmup": False, "measure_start": False},
-        }
-    )
     exact_float32()
     with tempfile.TemporaryDirectory() as folder:  # an epoch of many minutes saves its state on the way
         run = RunFolder(Path(folder))
-        trainer = Trainer(asked, dataset, run, device, output, initial=initial, processes=processes)
+        trainer = Trainer(
+            settings_of_the_head(config), dataset, run, device, output, initial=initial, processes=processes
+        )
         head = {id(parameter) for parameter in head_of(trainer.classifier.network).parameters()}
         for parameter in trainer.classifier.parameters():
             parameter.requires_grad_(id(parameter) in head)

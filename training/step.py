@@ -107,26 +107,31 @@ class TrainingStep:
             batch = Batch(of_it[0], of_it[1], epoch, step)
             adversarial = self.craft(objective, batch, attack, of_it[2])
             weight = self.processes.weight(portion, self.config.batch_size)
-            losses.append(self._loss_of(objective, batch, adversarial, weight))
+            losses.append(self.loss_of(objective, batch, adversarial, weight))
         # For networks with dropout or stochastic depth; ours draw nothing here. Each process drops for itself.
         seed_torch(self.config.seed, "dropout", epoch, step, self.processes.rank)
-        value = self._backward(losses)
+        value = self.backward(losses)
         set_rate(self.optimizer, self.config.learning_rate(epoch, step, self.batches.steps))
         self.optimizer.step()
         self.processes.average(self.classifier.buffers())
         return self.processes.total(value) / self.processes.size
 
-    def _loss_of(
-        self, objective: Objective, batch: Batch, adversarial: Tensor, weight: float
+    def loss_of(
+        self, objective: Objective, batch: Batch, adversarial: Tensor, weight: float = 1.0
     ) -> Callable[[], Tensor]:
+        """What computes ``weight`` times the loss of `train_model`, a scalar, in the arithmetic of the run."""
+
         def loss() -> Tensor:
             with self._autocast():
                 return weight * objective.loss(self.train_model, batch, adversarial)
 
         return loss
 
-    def _backward(self, losses: list[Callable[[], Tensor]]) -> Tensor:
-        """Leave the gradient of a sum of losses in the weights, one graph at a time; returns its value."""
+    def backward(self, losses: list[Callable[[], Tensor]]) -> Tensor:
+        """Leave the gradient of a sum of losses in the weights, one graph at a time; returns its value.
+
+        Each loss may be computed twice (`WeightPerturbation`). `optimizer` then updates the weights.
+        """
         if self.perturbation is not None:
             return self.perturbation.backward(losses)
         self.optimizer.zero_grad(set_to_none=True)

@@ -15,6 +15,7 @@ from ducat_serve.attacked_examples import FILE_NAME, AttackedExamples
 from ducat_serve.bundled import bundled_name, model_path
 from ducat_serve.checkpoint import checkpoint_path, read_checkpoint, read_spec, write_checkpoint
 from ducat_serve.errors import InterruptedRun, UsageError, command_line, missing_extra
+from ducat_serve.model_file import read_verified_spec
 from ducat_serve.networks.allowed import options_for
 from ducat_serve.output import Output
 from ducat_serve.predictor import Device
@@ -28,7 +29,7 @@ from training.evaluation.curve import measure_curve
 from training.evaluation.evaluate import measure as run_evaluation
 from training.evaluation.kept import ExampleKeeper
 from training.evaluation.outputs import Outputs
-from training.evaluation.prepare import Request, evaluation_device, prepare
+from training.evaluation.prepare import Request, evaluation_device, prepare, threat_model_of
 from training.evaluation.state import EvaluationState
 
 _Store = Callable[[RobustnessReport, Output], None]
@@ -187,6 +188,7 @@ def _measure_together(
     path = checkpoint_path(request.path)
     if bundled_name(path) is not None:
         bundled = path
+        threat_model_of(request, read_verified_spec(bundled)[0])  # refused before anything is written
         path = processes.first_alone(lambda: copy_here(bundled, output))
     prepared = prepare(replace(request, path=path), output, processes, device)
     store = (_store_in_export if path.suffix == ".onnx" else _store_in_checkpoint)(path, prepared.spec)

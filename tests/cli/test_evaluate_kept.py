@@ -10,6 +10,9 @@ import pytest
 
 from ducat_serve.checkpoint import read_spec
 from ducat_serve.cli.main import run
+from ducat_serve.errors import DucatError
+from ducat_serve.output import Output
+from training.evaluation.outputs import Outputs
 
 
 @pytest.fixture
@@ -55,6 +58,28 @@ def test_a_place_that_cannot_be_written_is_found_before_the_attacks(
     assert (folder / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("option", "outputs"),
+    [
+        ("--per-image", Outputs(per_image=Path("/proc/rows.csv"))),
+        ("--save-adversarial", Outputs(adversarial=Path("/proc/broken"))),
+    ],
+)
+def test_a_place_that_cannot_be_written_names_its_option(option: str, outputs: Outputs) -> None:
+    with pytest.raises(DucatError, match="Cannot write /proc/") as refused, outputs.opened(Output()):
+        pass
+    assert refused.value.next_step == f"free some space or choose another place with {option}"
+
+
 def test_an_eps_of_0_among_several_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["evaluate", str(folder), "--eps", "0", "--eps", "8/255"]) == 2
     assert "--eps 0 is no attack" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [["--eps", "0"], ["--norm", "l2"]])
+def test_a_bundled_model_is_not_copied_for_what_is_refused(
+    wrong: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["evaluate", "cifar10-small", *wrong]) == 2
+    assert not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,23 @@ def test_reduced_range_is_seven_bits(folder: Path, tmp_path: Path) -> None:
         stored = [numpy_helper.to_array(i) for i in quantised.model.graph.initializer]
         largest[reduced] = max(int(np.abs(a.astype(int)).max()) for a in stored if a.dtype == np.int8)
     assert largest == {True: 64, False: 127}
+
+
+def test_quantising_says_nothing_and_silences_nobody(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """ONNX Runtime's advice is not given, and what other libraries log meanwhile is heard."""
+    load_onnx = onnx.load
+
+    def load_and_log(path: Path) -> onnx.ModelProto:
+        logging.getLogger("another.library").warning("heard")
+        return load_onnx(path)
+
+    model = onnx.load(folder / "model.onnx")
+    monkeypatch.setattr("export.quantise.onnx.load", load_and_log)
+    with caplog.at_level(logging.WARNING):
+        quantise(model, load_dataset("digits").train.images[:8].copy(), reduced_range=True)
+    assert {record.getMessage() for record in caplog.records} == {"heard"}
 
 
 def test_a_network_without_layers_before_its_head_is_refused() -> None:

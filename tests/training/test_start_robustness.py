@@ -11,8 +11,8 @@ import torch
 
 from ducat_serve.cli.main import run
 from tests.support.image_folders import write_colours
-from training.config import resolve
-from training.start_robustness import is_robust
+from training.config import TrainConfig, resolve
+from training.start_robustness import is_robust, settings_of_the_head
 from training.validation import ValidationResult
 
 SOURCE = """
@@ -47,6 +47,28 @@ def test_who_says_what_the_start_weights_are_is_not_asked_again() -> None:
     assert settings("folder-finetune", epochs=20) == (10, True)
     assert settings("folder-finetune", epochs=5) == (1, True)  # the ramp would be longer than the run
     assert "measure_start" not in resolve("digits", {}).model_dump()
+
+
+EVERYTHING_SET: list[tuple[str, dict[str, object]]] = [
+    ("folder-finetune", {}),
+    ("cifar10-hours", {"ema_warmup": True, "awp_gamma": 0.005, "clean_share": 0.5}),
+    ("cifar10", {"method": "trades", "beta": 4.0, "ducat": "folded", "split_weight": 0.2, "warmup": 5}),
+    ("cifar10", {"norm": "l2", "eps_ramp": 10, "schedule": "one-cycle", "epochs": 30, "accumulate": 4}),
+]
+
+
+@pytest.mark.parametrize(("recipe", "given"), EVERYTHING_SET)
+def test_an_epoch_of_the_head_alone_is_a_valid_run_on_the_same_images(
+    recipe: str, given: dict[str, object]
+) -> None:
+    run = resolve("folder:photos", {"val_fraction": 0.2, "seed": 7, **given}, recipe)
+    head = settings_of_the_head(run)
+    assert TrainConfig.model_validate(head.model_dump()) == head
+    assert (head.epochs, head.backbone_lr, head.phase(1)) == (1, 0.0, "standard")
+    assert (head.warmup, head.ema_decay, head.awp_gamma, head.eps_ramp) == (None, None, None, None)
+    same = ("selection", "threat_model", "attack_steps", "step_size", "network", "lr", "batch_size", "seed")
+    for name in (*same, "accumulate", "normalisation", "precision", "crop_padding", "flip", "optimizer"):
+        assert getattr(head, name) == getattr(run, name)
 
 
 @pytest.fixture(scope="module")

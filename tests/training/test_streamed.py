@@ -83,3 +83,14 @@ def test_another_question_than_the_expected_one_is_answered(on_disk: NDArray[np.
     data.at(torch.tensor([1, 2]), then=torch.tensor([3, 4]))
     found = data.at(torch.tensor([5, 6]))
     np.testing.assert_array_equal(found.permute(0, 2, 3, 1).numpy(), on_disk[5:7])
+
+
+def test_no_thread_is_left_once_a_batch_is_read(on_disk: NDArray[np.uint8]) -> None:
+    before = set(threading.enumerate())
+    data = StreamedSplit(Split(on_disk, np.arange(COUNT)), CPU)
+    then = torch.tensor([3, 4])
+    data.at(torch.tensor([1, 2]), then)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+    assert set(threading.enumerate()) == before
+    np.testing.assert_array_equal(data.at(then).permute(0, 2, 3, 1).numpy(), on_disk[3:5])

@@ -319,7 +319,7 @@ def test_attack_never_touches_weights_gradients_or_batchnorm(
     )  # leaves gradients behind, which an attack through the weights would add to
     state = {k: v.clone() for k, v in subject.classifier.network.state_dict().items()}
     gradients = {k: p.grad.clone() for k, p in subject.classifier.named_parameters() if p.grad is not None}
-    original, seen = subject.step._backward, []
+    original, seen = subject.step.backward, []
 
     def spy(losses: list[Callable[[], Tensor]]) -> Tensor:
         model = subject.step.train_model
@@ -333,7 +333,7 @@ def test_attack_never_touches_weights_gradients_or_batchnorm(
         seen.append(True)
         return original(losses)
 
-    monkeypatch.setattr(subject.step, "_backward", spy)
+    monkeypatch.setattr(subject.step, "backward", spy)
     subject.train_step(order, 1, 1)
     assert seen
 

@@ -32,6 +32,9 @@ _KEY = "ducat_adversarial"
 _BATCH = 256
 
 
+_NEXT_STEP = "free some space or choose another place with --save-adversarial"
+
+
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Give a folder to fill, which becomes ``path`` if nothing is raised; nothing is left of it otherwise.
@@ -48,7 +51,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
     except OSError as error:
-        raise atomic.cannot_write(path, error) from error
+        raise atomic.cannot_write(path, error, _NEXT_STEP) from error
     try:
         yield temporary
         temporary.chmod(0o755)
@@ -57,7 +60,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         temporary.rename(path)
         atomic.sync(path.parent)
     except OSError as error:
-        raise atomic.cannot_write(path, error) from error
+        raise atomic.cannot_write(path, error, _NEXT_STEP) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -33,7 +33,9 @@ class Outputs:
         if self.per_image is not None:
             if not self.per_image.parent.is_dir():
                 raise UsageError(f"--per-image: there is no folder {self.per_image.parent}.")
-            atomic.require_writable(self.per_image)
+            atomic.require_writable(
+                self.per_image, "free some space or choose another place with --per-image"
+            )
         with contextlib.ExitStack() as stack:
             folder = None if self.adversarial is None else stack.enter_context(new_folder(self.adversarial))
 

@@ -16,6 +16,7 @@ from ducat_serve.deployed import Deployed, load, towers_of
 from ducat_serve.errors import DucatError, UsageError, VerificationError, command_line
 from ducat_serve.output import Output
 from ducat_serve.predictor import Device, Predictor
+from ducat_serve.sealed import read_sealed
 from ducat_serve.spec import ModelSpec
 from ducat_serve.threat_model import Norm, ThreatModel
 from training.attacks.base import Attack, TargetModel
@@ -93,7 +94,7 @@ def prepare(request: Request, output: Output, processes: ProcessGroup, device: t
     exact_float32()
     loaded = _load_export(request, output) if exported else _load_checkpoint(request, device, output)
     spec = loaded.spec
-    threat_model = _threat_model(request, spec)
+    threat_model = threat_model_of(request, spec)
     data = processes.first_alone(
         lambda: load_training_data(
             request.path,
@@ -143,8 +144,11 @@ def evaluation_device(request: Request, output: Output) -> torch.device:
     return local_device(choose_device("cpu" if exported else request.device, output))
 
 
-def _threat_model(request: Request, spec: ModelSpec) -> ThreatModel:
-    """The threat model of the report: that of training where it is among those asked for, else the largest eps."""
+def threat_model_of(request: Request, spec: ModelSpec) -> ThreatModel:
+    """The threat model of the report: that of training where it is among those asked for, else the largest eps.
+
+    Raises UsageError for an eps of 0, and for another norm than that of training without an eps.
+    """
     trained, norm, sizes = spec.threat_model, request.norm, request.eps
     if 0 in sizes:
         raise UsageError(
@@ -279,11 +283,12 @@ def exported_model(predictor: Predictor) -> Deployed:
 
 
 def _load_export(request: Request, output: Output) -> _Loaded:
-    predictor = Predictor(request.path, device=request.device)
+    file = read_sealed(request.path)
+    predictor = Predictor.of_bytes(file, request.path, request.device)
     surrogate = _source(request.path, request.checkpoint, predictor.spec, output)
     if predictor.spec.quantisation is not None:
         try:
-            return _load_int8(request, predictor, surrogate)
+            return _load_int8(request, file, predictor, surrogate)
         except UnknownOperator as error:
             output.warn(
                 f"no attack with gradients: {error.cause}. Rounding hides gradients from scores, so expect less."
@@ -301,13 +306,13 @@ def _load_export(request: Request, output: Output) -> _Loaded:
     )
 
 
-def _load_int8(request: Request, predictor: Predictor, surrogate: Deployed | None) -> _Loaded:
+def _load_int8(request: Request, file: bytes, predictor: Predictor, surrogate: Deployed | None) -> _Loaded:
     """An int8 file: attacked as its checkpoint would be, through a copy, and by all that scores tell beside.
 
     Raises UnknownOperator where it cannot be copied.
     """
     spec = predictor.spec
-    model = differentiable(request.path, predictor, request.device)
+    model = differentiable(file, predictor, request.device)
     target = TargetModel(spec.fold, spec.num_classes, surrogate)
     attacks, doubt = _with_gradients(request, target)
     if not request.attacks:

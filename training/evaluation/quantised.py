@@ -8,7 +8,6 @@ the fold, so that attacks that know the dummies or the towers work as on a check
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,11 +25,12 @@ from training.batches import to_levels
 from training.evaluation.quantised_copy import QuantisedCopy
 
 
-def differentiable(path: Path, predictor: Predictor, device: Device) -> Deployed:
+def differentiable(file: bytes, predictor: Predictor, device: Device) -> Deployed:
     """The deployed function of an int8 file, with the gradients of a copy of its graph.
 
     Args:
-        predictor: of the same file; it has checked it.
+        file: what it holds, as `read_sealed` read it.
+        predictor: of the same bytes; it has checked them.
         device: where the file runs. The copy is on the CPU.
 
     Raises:
@@ -38,7 +38,7 @@ def differentiable(path: Path, predictor: Predictor, device: Device) -> Deployed
     """
     record = predictor.spec.quantisation
     assert record is not None
-    model = onnx.load(path)
+    model = onnx.load_from_string(file)
     heads = _Heads(model, record, device)
     answers = [
         ThroughCopy(QuantisedCopy(model, record.pixels, name), heads, name) for name in record.raw_logits

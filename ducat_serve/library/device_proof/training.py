@@ -162,11 +162,7 @@ def _halves(
     batch = Batch(images, labels, epoch=1, step=0)
 
     def update(adversarial: Tensor) -> Tensor:
-        def loss() -> Tensor:
-            with step._autocast():
-                return objective.loss(step.train_model, batch, adversarial)
-
-        value = step._backward([loss])
+        value = step.backward([step.loss_of(objective, batch, adversarial)])
         step.optimizer.step()
         return value
 

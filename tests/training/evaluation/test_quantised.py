@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 from ducat_serve.cli.main import run
 from ducat_serve.deployed import Deployed, towers_of
 from ducat_serve.errors import VerificationError
+from ducat_serve.output import Output
 from ducat_serve.predictor import Predictor, create_session
 from ducat_serve.quantisation import Quantisation
 from export.calibration import Calibration
@@ -28,6 +29,8 @@ from training.attacks.pgd import PGD
 from training.attacks.square import Square
 from training.batches import to_levels
 from training.data import load_dataset
+from training.distributed.processes import ProcessGroup
+from training.evaluation.prepare import Request, prepare
 from training.evaluation.quantised import ThroughCopy, differentiable, require_same_answers
 from training.evaluation.quantised_copy import QuantisedCopy, UnknownOperator
 from training.randomness import stream
@@ -126,7 +129,7 @@ def test_an_operator_that_is_not_known_is_named() -> None:
 def test_attacks_see_the_files_own_answers_and_the_copys_gradients(int8_folder: Path) -> None:
     path = int8_folder / "model-int8.onnx"
     predictor = Predictor(path, "cpu")
-    model = differentiable(path, predictor, "cpu")
+    model = differentiable(path.read_bytes(), predictor, "cpu")
     data = load_dataset("digits").test
     images, labels = pixels(data.images[:40]), torch.from_numpy(data.labels[:40].copy())
     assert np.array_equal(to_levels(images), data.images[:40])
@@ -164,7 +167,7 @@ def test_two_towers_are_attacked_as_two(tmp_path: Path) -> None:
     assert agreement.same_class >= 0.9
     predictor = Predictor(path, "cpu")
     assert len(record_of(predictor).raw_logits) == 2
-    model = differentiable(path, predictor, "cpu")
+    model = differentiable(path.read_bytes(), predictor, "cpu")
     towers = towers_of(model)
     assert towers is not None
     assert model.fold == spec.fold
@@ -181,7 +184,7 @@ def test_a_fold_that_is_not_the_files_is_refused(int8_folder: Path) -> None:
     path = int8_folder / "model-int8.onnx"
     predictor = Predictor(path, "cpu")
     images = load_dataset("digits").test.images[:50]
-    model = differentiable(path, predictor, "cpu")
+    model = differentiable(path.read_bytes(), predictor, "cpu")
     require_same_answers(model, predictor, images)
 
     class Turned(torch.nn.Module):
@@ -191,6 +194,23 @@ def test_a_fold_that_is_not_the_files_is_refused(int8_folder: Path) -> None:
 
     with pytest.raises(VerificationError, match="heads and the fold"):
         require_same_answers(Deployed(Turned(), "none").eval(), predictor, images)
+
+
+def test_what_is_attacked_is_what_was_checked(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is read once: another one in its place a moment later would not have been checked."""
+    read_bytes = Path.read_bytes
+
+    def read_and_remove(path: Path) -> bytes:
+        contents = read_bytes(path)
+        if path == file:
+            path.unlink()
+        return contents
+
+    monkeypatch.setattr(Path, "read_bytes", read_and_remove)
+    request = Request(file, attacks=("pgd",), max_examples=5, device="cpu")
+    prepared = prepare(request, Output(silent=True), ProcessGroup(), torch.device("cpu"))
+    assert not file.exists()
+    assert prepared.subject.gradients == "copy"
 
 
 def test_its_own_report_is_measured_on_the_file(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,7 +244,7 @@ def test_its_own_report_is_measured_on_the_file(file: Path, capsys: pytest.Captu
 
 def test_gradients_find_more_than_scores(int8_folder: Path) -> None:
     path = int8_folder / "model-int8.onnx"
-    model = differentiable(path, Predictor(path, "cpu"), "cpu")
+    model = differentiable(path.read_bytes(), Predictor(path, "cpu"), "cpu")
     data = load_dataset("digits").test
     images, labels = pixels(data.images[:30]), torch.from_numpy(data.labels[:30].copy())
     ball, criterion = Ball("linf", 0.2, eight_bit=True), misclassified(model.fold)
