@@ -1,7 +1,7 @@
 """Weights of 7 bits beside weights of 8: what the bit is worth in accuracy, and what it does to sums on this CPU.
 
-    python benchmarks/int8_weights.py cifar10-small --data-dir DATA
-    python benchmarks/int8_weights.py digits-small
+    python benchmarks/int8_weights.py cifar10-small cifar10 --data-dir DATA
+    python benchmarks/int8_weights.py digits-small digits
 
 "As written" is the file's graph in float32 with every rounding, which overflows nowhere: what a CPU with an int8 dot
 product (VNNI) computes but for a few roundings. "Here" are this CPU's integer kernels. All test images; prints a table
@@ -42,11 +42,11 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="a bundled model")
+    parser.add_argument("dataset", help="that it was trained on")
     parser.add_argument("--data-dir", type=Path)
     given = parser.parse_args()
     checkpoint = load(model_path(given.model, "safetensors"))
-    recipe = checkpoint.spec.training["recipe"]
-    data = load_dataset(recipe["dataset"], data_dir=given.data_dir, offline=True)
+    data = load_dataset(given.dataset, data_dir=given.data_dir, offline=True)
     test = data.test
     float32 = onnx.load(model_path(given.model, "onnx"))
     expected = labels(float32.SerializeToString(), test.images, optimised=True)
