@@ -12,10 +12,11 @@
 | soak     | many requests, every answer compared, and memory                                            |
 | overload | 1.5, 3 and 10 times the capacity, by the clock                                               |
 | start    | seconds until ready, and memory                                                             |
+| batches  | `--max-batch` 1, 4, 8 and 32 at several loads, beside batches of a bare session             |
 
-Without MODEL, `rate` and `overload` take a resnet18, the others a resnet-small, both 32x32 with random weights. The
-client is `wrk` where it is installed, the same for every server; it shares the cores with them. Rivals are installed
-into an environment of their own (--env).
+Without MODEL, `batches` takes the bundled cifar10-small and digits-small, `rate` and `overload` take a resnet18, the
+others a resnet-small, both 32x32 with random weights. The client is `wrk` where it is installed, the same for every
+server; it shares the cores with them. Rivals are installed into an environment of their own (--env).
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import click
-from serving import client, endurance, speed
+from serving import client, endurance, largest_batch, speed
 from serving.settings import Plan
 
 from ducat_serve import Predictor
+from ducat_serve.bundled import model_path
 
-CASES = ("rate", "rivals", "layers", "soak", "overload", "start")
+CASES = ("rate", "rivals", "layers", "soak", "overload", "start", "batches")
+BUNDLED = ("cifar10-small", "digits-small")
 ENV = Path(tempfile.gettempdir()) / "ducat-rivals"
 
 
@@ -66,11 +69,15 @@ def main(
     print(f"{platform.machine()}, Python {platform.python_version()}, {versions}; client: {client.NAME}")
     with tempfile.TemporaryDirectory() as temporary:
         for case in chosen:
+            print(f"\n## {case}")
+            if case == "batches":
+                for path in [model] if model else [model_path(name, "onnx") for name in BUNDLED]:
+                    largest_batch.batches(_plan(seconds, rounds, threads, path), path)
+                continue
             path = model or _made(
                 "resnet18" if case in ("rate", "overload") else "resnet-small", models, temporary
             )
-            plan = Plan(seconds, rounds, threads, Predictor(path, device="cpu", threads=1).spec.image_size)
-            print(f"\n## {case}")
+            plan = _plan(seconds, rounds, threads, path)
             match case:
                 case "rate":
                     speed.rate(plan, path)
@@ -84,6 +91,10 @@ def main(
                     endurance.overload(plan, path, 5 * seconds)
                 case "start":
                     endurance.start(plan, path)
+
+
+def _plan(seconds: float, rounds: int, threads: int, path: Path) -> Plan:
+    return Plan(seconds, rounds, threads, Predictor(path, device="cpu", threads=1).spec.image_size)
 
 
 def _made(network: str, models: Path | None, temporary: str) -> Path:

@@ -21,7 +21,12 @@ from ducat_serve.threads import usable_cpus
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 FEWEST_ROUNDS = 5
+DEADLINE = 10.0  # seconds: what `ducat serve` gives a request by default
 _AS_GOOD = 0.95  # of the best images per second: what more threads or larger batches gain beyond it is not worth them
+# Seconds that a batch costs `ducat serve` beside its inference: it is put together, and handed from one busy thread to
+# another. Measured under load, as the difference that batches of one make (docs/how-to/speed.md).
+_HANDING_OVER = 2e-3
+_BATCHES_TO_AN_ANSWER = 3  # the one that runs, the request's own, and one to spare
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,11 @@ class Timing:
     def images_per_second(self) -> float:
         """Of inferences of the median length, one after the other."""
         return self.configuration.batch / max(self.latency(50), 1e-9)
+
+    @property
+    def served_per_second(self) -> float:
+        """What is left of ``images_per_second`` in a server that is never idle: an estimate, only to compare by."""
+        return self.configuration.batch / (self.latency(50) + _HANDING_OVER)
 
     def to_json(self) -> dict[str, Any]:
         """The configuration, latencies in milliseconds, images per second and the number of inferences."""
@@ -162,24 +172,33 @@ def measure(
     return [Timing(given, tuple(times)) for given, times in taken.items()]
 
 
-def propose(timings: Iterable[Timing]) -> Proposal:
-    """The fewest threads, and then the smallest batches, that reach 95 % of the most images per second.
+def propose(timings: Iterable[Timing], deadline: float = DEADLINE) -> Proposal:
+    """The fewest threads, and then the smallest batches, that reach 95 % of the most images per second in a server.
 
+    There a batch costs more than its inference (`Timing.served_per_second`), so one image at a time is rarely best.
     Smaller batches answer sooner, and threads that gain little are of more use elsewhere.
 
     Args:
         timings: of one model on one provider, at least one.
+        deadline: seconds that a request of the server may take. A batch that does not fit it three times is left out,
+            since the server would refuse what comes while one runs; where none fits, the smallest stays.
     """
     known = list(timings)
-    best = max(timing.images_per_second for timing in known)
-    good = [timing for timing in known if timing.images_per_second >= _AS_GOOD * best]
+    smallest = min(timing.configuration.batch for timing in known)
+    allowed = [
+        timing
+        for timing in known
+        if timing.configuration.batch == smallest or _BATCHES_TO_AN_ANSWER * timing.latency(95) <= deadline
+    ]
+    best = max(timing.served_per_second for timing in allowed)
+    good = [timing for timing in allowed if timing.served_per_second >= _AS_GOOD * best]
     chosen = min(good, key=lambda timing: (timing.configuration.threads, timing.configuration.batch))
     return Proposal(chosen.configuration.threads, chosen.configuration.batch, chosen)
 
 
-def proposals(timings: Sequence[Timing]) -> list[Proposal]:
-    """One for each model and provider, in the order in which they were measured."""
+def proposals(timings: Sequence[Timing], deadline: float = DEADLINE) -> list[Proposal]:
+    """One for each model and provider, in the order in which they were measured; `propose` says by which rule."""
     groups: dict[tuple[str, str], list[Timing]] = {}
     for timing in timings:
         groups.setdefault((timing.configuration.model, timing.configuration.provider), []).append(timing)
-    return [propose(group) for group in groups.values()]
+    return [propose(group, deadline) for group in groups.values()]

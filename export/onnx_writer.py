@@ -18,7 +18,6 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from ducat_serve import atomic
 from ducat_serve.attacked_examples import EXAMPLES_KEY, AttackedExamples
 from ducat_serve.checkpoint import checkpoint_path, file_sha256
-from ducat_serve.cpu import has_int8_dot_product
 from ducat_serve.deployed import load
 from ducat_serve.predictor import GRAPH_KEY, SOURCE_KEY, Predictor
 from ducat_serve.quantisation import Quantisation
@@ -85,31 +84,27 @@ def export_int8(
     real: NDArray[np.uint8],
     calibration: Calibration,
     examples: AttackedExamples | None = None,
-    *,
-    reduced_range: bool | None = None,
 ) -> tuple[ModelSpec, Agreement]:
     """Export a checkpoint in int8, see how far it agrees with torch, and only then put it at ``target``.
 
     Args:
         real: images of the model's data set for the gate and the reference, uint8 [N, H, W, channels].
         calibration: what fixes the ranges of the activations.
-        reduced_range: weights of 7 bits; where this CPU has no int8 dot product, unless given.
 
     The other arguments, and what is raised, are those of `export_onnx`; its robustness report is only kept to compare
     with. Raises DucatError where the network has nothing to quantise, VerificationError as `check_agreement` does.
     """
     checkpoint = checkpoint_path(checkpoint)
     raw = load(checkpoint, folded=False)
-    if reduced_range is None:
-        reduced_range = not has_int8_dot_product()
     float32 = _exported(DeployGraph(raw, raw.spec.fold).eval(), raw.spec)
-    quantised = quantise(float32, calibration.images, reduced_range=reduced_range)
+    # On every machine, since nobody knows here which CPU will serve. The eighth bit gains nothing: docs/performance.md.
+    quantised = quantise(float32, calibration.images, reduced_range=True)
     record = Quantisation(
         calibration_images=len(calibration.images),
         attacked_images=calibration.attacked,
         calibration_digest=calibration.digest,
         seed=calibration.seed,
-        reduced_range=reduced_range,
+        reduced_range=True,
         pixels=quantised.pixels,
         raw_logits=quantised.raw_logits,
         float32_robustness=raw.spec.robustness,

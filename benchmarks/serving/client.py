@@ -44,7 +44,7 @@ def closed_loop(port: int, path: str, form: bytes, in_flight: int, seconds: floa
         body.write(form)
         body.flush()
         done = subprocess.run(
-            [WRK, "-t1", f"-c{in_flight}", f"-d{seconds:.0f}s", "-s", str(_SCRIPT), "--latency",
+            [WRK, "-t1", f"-c{in_flight}", f"-d{seconds:.0f}s", "--timeout", "20s", "-s", str(_SCRIPT), "--latency",
              f"http://127.0.0.1:{port}{path}"],
             env={**os.environ, "WRK_BODY": body.name, "WRK_CONTENT_TYPE": CONTENT_TYPE},
             capture_output=True, text=True, check=True,

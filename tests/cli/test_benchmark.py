@@ -98,7 +98,12 @@ def started(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("given", "threads", "batch"),
-    [([], "1", "8"), (["--max-batch", "32"], "1", "32"), (["--threads", "2", "--max-batch", "4"], "2", "4")],
+    [
+        ([], "1", "8"),
+        (["--deadline", "0.2"], "1", "1"),  # 8 images take 0.08 s: too long for three batches
+        (["--max-batch", "32"], "1", "32"),
+        (["--threads", "2", "--max-batch", "4"], "2", "4"),
+    ],
 )
 def test_auto_chooses_what_is_not_given(
     given: list[str],

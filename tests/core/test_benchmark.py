@@ -84,27 +84,54 @@ def timed(speeds: dict[tuple[int, int], float], model: str = "a.onnx") -> Iterat
 @pytest.mark.parametrize(
     ("speeds", "expected"),
     [
-        (
-            {(1, 1): 50, (1, 8): 100, (1, 32): 102, (2, 8): 190, (2, 32): 195},
-            (2, 8),
-        ),  # 2 threads are worth it
-        (
-            {(1, 1): 50, (1, 8): 96, (1, 32): 90, (2, 8): 100, (2, 32): 99},
-            (1, 8),
-        ),  # 4 % are not worth a thread
-        ({(1, 1): 100, (1, 8): 100, (1, 32): 100}, (1, 1)),  # batches gain nothing, and wait longer
+        # Two threads are worth it.
+        ({(1, 1): 50, (1, 8): 100, (1, 32): 102, (2, 8): 195, (2, 32): 195}, (2, 8)),
+        # 4 % are not worth a thread.
+        ({(1, 1): 50, (1, 8): 96, (1, 32): 90, (2, 8): 100, (2, 32): 99}, (1, 8)),
         ({(1, 1): 10, (1, 8): 80, (1, 32): 200, (2, 1): 15}, (1, 32)),
+        # Batches gain nothing in the session. An inference of 100 ms is worth handing over; of 1 ms many together are.
+        ({(1, 1): 10, (1, 8): 10, (1, 32): 10}, (1, 1)),
+        ({(1, 1): 1000, (1, 8): 1000, (1, 32): 1000}, (1, 32)),
+        # 1 + 2, 8 + 2 and 64 + 2 ms: the session is best with one image, the server with eight.
+        ({(1, 1): 1000, (1, 8): 1000, (1, 32): 500}, (1, 8)),
+        # 2.4 and 2.2 ms: a thread is worth it. 2.1 and 2.05 ms: it is not.
+        ({(1, 1): 2500, (2, 1): 5000}, (2, 1)),
+        ({(1, 1): 10_000, (2, 1): 20_000}, (1, 1)),
     ],
 )
-def test_the_fewest_threads_and_smallest_batches_that_are_as_good(
+def test_the_fewest_threads_and_smallest_batches_that_are_as_good_in_a_server(
     speeds: dict[tuple[int, int], float], expected: tuple[int, int]
 ) -> None:
     chosen = propose(timed(speeds))
     assert (chosen.threads, chosen.max_batch) == expected
 
 
+@pytest.mark.parametrize(
+    ("deadline", "expected"),
+    [
+        (10.0, 32),  # 32 images take 3.2 s, three times that 9.6 s
+        (9.5, 8),
+        (4.1, 8),  # 8 images take 1.33 s
+        (3.9, 1),
+        (0.01, 1),  # nothing fits; the smallest is nearest
+    ],
+)
+def test_three_batches_fit_the_deadline(deadline: float, expected: int) -> None:
+    """Of larger ones the server would refuse every request that comes while one runs."""
+    timings = list(timed({(1, 1): 4, (1, 8): 6, (1, 32): 10}))
+    assert propose(timings, deadline).max_batch == expected
+    assert [found.max_batch for found in proposals(timings, deadline)] == [expected]
+
+
+def test_a_batch_beyond_the_deadline_is_no_measure_of_the_others() -> None:
+    """A thread or a batch is judged by what the server could be given, not by a faster one that it could not."""
+    timings = list(timed({(1, 1): 8, (1, 8): 10, (1, 32): 20, (2, 8): 10.1, (2, 32): 30}))
+    chosen = propose(timings, 2.5)
+    assert (chosen.threads, chosen.max_batch) == (1, 8)
+
+
 def test_each_model_gets_a_proposal_of_its_own() -> None:
-    timings = [*timed({(1, 1): 1, (1, 8): 9}, "a.onnx"), *timed({(1, 1): 9, (1, 8): 9}, "b.onnx")]
+    timings = [*timed({(1, 1): 1, (1, 8): 9}, "a.onnx"), *timed({(1, 1): 9, (1, 8): 8}, "b.onnx")]
     found = {p.timing.configuration.model: p.max_batch for p in proposals(timings)}
     assert found == {"a.onnx": 8, "b.onnx": 1}
 

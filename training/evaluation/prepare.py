@@ -27,7 +27,7 @@ from training.device import LAYOUT, choose_device, exact_float32
 from training.distributed.processes import ProcessGroup, local_device
 from training.evaluation.evaluate import Plan, Subject
 from training.evaluation.quantised import differentiable, require_same_answers
-from training.evaluation.quantised_copy import UnknownOperator
+from training.evaluation.quantised_operators import UnknownOperator
 from training.evaluation.runner import BATCH
 from training.evaluation.stages import attack_named, on_doubt, score_attacks
 from training.evaluation.stages import suite as attacks_of

@@ -131,15 +131,9 @@ def _compared(parity: ParityReport | Agreement) -> str:
 
 
 def _quantised(quantisation: Quantisation) -> str:
-    bits = (
-        "weights of 7 bits, since this CPU has no int8 dot product (VNNI): right on every CPU, and faster on those "
-        "that have it"
-        if quantisation.reduced_range
-        else "weights of 8 bits, for CPUs with an int8 dot product (VNNI)"
-    )
     return (
         f"Calibrated on {quantisation.calibration_images} train images, {quantisation.attacked_images} of them "
-        f"attacked; {bits}."
+        "attacked; weights of 7 bits, right on CPUs with an int8 dot product (VNNI) and without."
     )
 
 

@@ -178,7 +178,7 @@ def command(
     if auto:
         given = ctx.get_parameter_source("max_batch") is not ParameterSource.DEFAULT
         bounds = (threads, max_batch if given else None)
-        threads, max_batch = _measured(path, name, device, bounds, require_signature, output)
+        threads, max_batch = _measured(path, name, device, bounds, deadline, require_signature, output)
     settings = {
         "model": path,
         "name": name,
@@ -226,6 +226,7 @@ def _measured(
     name: str | None,
     device: str,
     given: tuple[int | None, int | None],
+    deadline: float,
     public_key: Path | None,
     output: Output,
 ) -> tuple[int, int]:
@@ -249,7 +250,7 @@ def _measured(
     )
     timings = measure(runs, _AUTO_SECONDS)
     # The server takes the GPU where it works, so its proposal counts there; it was measured last.
-    proposal = proposals(timings)[-1]
+    proposal = proposals(timings, deadline)[-1]
     output.say(
         f"--auto: {proposal.threads} threads and batches of at most {proposal.max_batch}, by "
         f"{len(timings)} configurations ({proposal.timing.images_per_second:,.0f} images/s, a full batch in "

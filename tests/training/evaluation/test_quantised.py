@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,14 +13,18 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
+from ducat_serve.checkpoint import weights_digest, write_checkpoint
 from ducat_serve.cli.main import run
-from ducat_serve.deployed import Deployed, towers_of
+from ducat_serve.deployed import Deployed, build_classifier, load, numpy_weights, towers_of
 from ducat_serve.errors import VerificationError
 from ducat_serve.output import Output
 from ducat_serve.predictor import Predictor, create_session
 from ducat_serve.quantisation import Quantisation
+from ducat_serve.spec import ModelSpec, Normalisation
+from ducat_serve.threat_model import ThreatModel
 from export.calibration import Calibration
-from export.onnx_writer import export_int8
+from export.onnx_writer import export_int8, export_onnx
+from export.quantise import quantise
 from tests.support.towers import exported_towers
 from training.attacks.ball import Ball
 from training.attacks.base import Task, value_and_grad
@@ -32,7 +37,8 @@ from training.data import load_dataset
 from training.distributed.processes import ProcessGroup
 from training.evaluation.prepare import Request, prepare
 from training.evaluation.quantised import ThroughCopy, differentiable, require_same_answers
-from training.evaluation.quantised_copy import QuantisedCopy, UnknownOperator
+from training.evaluation.quantised_copy import QuantisedCopy
+from training.evaluation.quantised_operators import OPERATORS, UnknownOperator
 from training.randomness import stream
 
 FLOAT, UINT8 = onnx.TensorProto.FLOAT, onnx.TensorProto.UINT8
@@ -124,6 +130,125 @@ def test_an_operator_that_is_not_known_is_named() -> None:
     model.graph.node[-1].op_type = "ReduceLogSumExp"
     with pytest.raises(UnknownOperator, match="ReduceLogSumExp"):
         QuantisedCopy(model, "pixels", "logits")
+
+
+def test_a_graph_that_goes_on_from_unscaled_images_is_refused() -> None:
+    """Only their number and size may be asked for: anything else would have no gradient in the copy."""
+    model = hand_made()
+    nodes = [
+        helper.make_node("Cast", ["images"], ["float"], to=FLOAT),
+        helper.make_node("Div", ["float", "s1"], ["pixels"]),
+    ]
+    kept = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes, *kept, helper.make_node("Add", ["logits", "float"], ["more"])])
+    model.graph.input[0].name = "images"
+    assert QuantisedCopy(model, "pixels", "logits")(torch.zeros(1, 1, 1, 2)).shape == (1, 2)
+    with pytest.raises(UnknownOperator, match="past their scaling"):
+        QuantisedCopy(model, "pixels", "more")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["timm:test_vit", "timm:test_convnext"])
+def test_the_copy_follows_networks_of_others(network: str, tmp_path: Path) -> None:
+    """Against ONNX Runtime, and its gradient against that of the network before it was rounded."""
+    torch.manual_seed(0)
+    spec = ModelSpec(
+        network=network,
+        num_classes=3,
+        labels=("a", "b", "c"),
+        channels=3,
+        image_size=(32, 32),
+        normalisation=Normalisation(mean=(0.5,) * 3, std=(0.25,) * 3),
+        fold="max",
+        threat_model=ThreatModel(norm="linf", eps=8 / 255),
+        training={},
+        weights_digest="",
+    )
+    tensors = numpy_weights(build_classifier(spec))
+    spec = spec.model_copy(update={"weights_digest": weights_digest(tensors)})
+    write_checkpoint(tmp_path / "model.safetensors", tensors, spec)
+    export_onnx(tmp_path / "model.safetensors", tmp_path / "model.onnx")
+    images = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
+    quantised = quantise(onnx.load(tmp_path / "model.onnx"), images, reduced_range=True)
+    (name,) = quantised.raw_logits
+    shown = pixels(images).requires_grad_(True)
+    found = QuantisedCopy(quantised.model, quantised.pixels, name)(shown)
+    model = onnx.ModelProto()
+    model.CopyFrom(quantised.model)
+    if name not in {output.name for output in model.graph.output}:
+        model.graph.output.append(helper.make_tensor_value_info(name, FLOAT, None))
+    session, _ = create_session(model.SerializeToString(), "cpu")
+    (expected,) = session.run([name], {"images": images})
+    assert np.abs(found.detach().numpy() - expected).max() < 0.05 * expected.std()
+    raw = load(tmp_path / "model.safetensors", folded=False)
+    (gradient,) = torch.autograd.grad(found[:, 0].sum(), shown)
+    (smooth,) = torch.autograd.grad(raw(shown)[:, 0].sum(), shown)
+    alike = torch.cosine_similarity(gradient.flatten(1), smooth.flatten(1))
+    assert alike.min() > 0.8
+
+
+FLOATS = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+WHOLE = np.array([[7, -7, 3], [1, 9, -2]])
+
+
+@pytest.mark.parametrize(
+    ("operator", "inputs", "attributes"),
+    [
+        ("Cast", [FLOATS], {"to": onnx.TensorProto.INT64}),
+        ("Div", [WHOLE, np.array([2, 2, -2])], {}),
+        ("Div", [FLOATS, np.float32(3)], {}),
+        ("Expand", [FLOATS[:, :1], np.array([2, 3, 4])], {}),
+        ("Expand", [FLOATS, np.array([1, 1])], {}),
+        ("Gather", [FLOATS, np.array(-1)], {"axis": 1}),
+        ("Gather", [FLOATS, np.array([[0, 2], [-3, 1]])], {"axis": 1}),
+        ("Gather", [WHOLE, np.array([1])], {}),
+        ("Gelu", [FLOATS], {}),
+        ("Gelu", [FLOATS], {"approximate": "tanh"}),
+        ("LayerNormalization", [FLOATS, FLOATS[0, 0], FLOATS[1, 0]], {"epsilon": 0.1}),
+        ("LayerNormalization", [FLOATS, FLOATS[1]], {"axis": 1}),
+        ("Pow", [np.abs(FLOATS), np.float32(1.5)], {}),
+        ("Range", [np.array(1), np.array(8), np.array(3)], {}),
+        ("Shape", [FLOATS], {}),
+        ("Shape", [FLOATS], {"start": -2, "end": -1}),
+        ("Slice", [FLOATS, np.array([1]), np.array([2**62]), np.array([2]), np.array([2])], {}),
+        ("Slice", [FLOATS, np.array([0, -2]), np.array([1, -1])], {}),
+        ("Softmax", [FLOATS], {}),
+        ("Softmax", [FLOATS], {"axis": 1}),
+        ("Split", [FLOATS, np.array([1, 3])], {"axis": 2}),
+        ("Split", [FLOATS], {"axis": 1, "num_outputs": 2}),
+        ("Sqrt", [np.abs(FLOATS)], {}),
+        ("Squeeze", [FLOATS[:1, :, :1], np.array([0, -1])], {}),
+        ("Squeeze", [FLOATS[:1, :, :1]], {}),
+    ],
+)
+def test_operators_are_those_of_onnxruntime(
+    operator: str,
+    inputs: list[np.ndarray[tuple[int, ...], np.dtype[np.generic]]],
+    attributes: dict[str, Any],
+) -> None:
+    arrays = [np.asarray(array) for array in inputs]
+    names = [f"input{number}" for number in range(len(arrays))]
+    outputs = [f"output{number}" for number in range(2 if operator == "Split" else 1)]
+    kinds = [helper.np_dtype_to_tensor_dtype(array.dtype) for array in arrays]
+    returns = {"Cast": onnx.TensorProto.INT64, "Shape": onnx.TensorProto.INT64}.get(operator, kinds[0])
+    graph = helper.make_graph(
+        [helper.make_node(operator, names, outputs, **attributes)],
+        "one",
+        [helper.make_tensor_value_info(n, k, a.shape) for n, k, a in zip(names, kinds, arrays, strict=True)],
+        [helper.make_tensor_value_info(name, returns, None) for name in outputs],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    session, _ = create_session(model.SerializeToString(), "cpu", 1)
+    expected = session.run(None, dict(zip(names, arrays, strict=True)))
+    given = {a.name: helper.get_attribute_value(a) for a in graph.node[0].attribute}
+    found = OPERATORS[operator]([torch.from_numpy(array.copy()) for array in arrays], given)
+    answers = (found,) if isinstance(found, torch.Tensor) else found
+    assert len(answers) == len(expected)
+    for answer, right in zip(answers, expected, strict=True):
+        assert answer.numpy().dtype == right.dtype
+        assert answer.shape == right.shape
+        assert np.allclose(answer.numpy(), right, atol=1e-6)
 
 
 def test_attacks_see_the_files_own_answers_and_the_copys_gradients(int8_folder: Path) -> None:
@@ -259,9 +384,9 @@ def test_gradients_find_more_than_scores(int8_folder: Path) -> None:
 def test_a_graph_that_cannot_be_copied_is_attacked_by_its_scores(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from training.evaluation import quantised_copy
+    from training.evaluation import quantised_operators
 
-    monkeypatch.delitem(quantised_copy.OPERATORS, "ReduceMean")
+    monkeypatch.delitem(quantised_operators.OPERATORS, "ReduceMean")
     assert run(["evaluate", str(file), "--attack", "transfer", "--max-examples", "10"]) == 0
     said = capsys.readouterr().err
     assert "no attack with gradients: its graph has the operator ReduceMean" in said
