@@ -495,7 +495,7 @@ MUTATIONS = (
     ),
     Mutation(
         "rounding without a straight-through gradient",
-        "training/evaluation/quantised_copy.py",
+        "training/evaluation/quantised_operators.py",
         "        return gradients[0]\n\n\ndef _quantize",
         "        return torch.zeros_like(gradients[0])\n\n\ndef _quantize",
         ((QUANTISED + "test_values_are_rounded_and_gradients_are_not"),),

@@ -192,7 +192,9 @@ def test_commands(model: Path, keys: KeyPair, tmp_path: Path, capsys: pytest.Cap
     model.write_bytes(model.read_bytes() + b" ")
     assert run([*verifying, "--signature", other]) == 3
     model.unlink()  # a bundle without its file
+    capsys.readouterr()
     assert run([*verifying, "--signature", other]) == 4
+    assert "without the file that was signed" in capsys.readouterr().err
     assert run(signing) == 4
 
 

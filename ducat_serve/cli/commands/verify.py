@@ -37,7 +37,10 @@ def command(model: Path, public_key: Path, signature: Path | None, json: bool) -
     try:
         data = model.read_bytes()
     except OSError as error:
-        raise DataError(f"Cannot read {model}: {error.strerror}.", "ducat verify --help") from error
+        raise DataError(
+            f"Cannot read {model}: {error.strerror}.",
+            "name the model itself; a signature alone says nothing without the file that was signed",
+        ) from error
     require_signature(data, model, public_key, signature)
     output.text(f"{model} is what the owner of {public_key} signed.")
     output.result(
