@@ -129,8 +129,8 @@ class CallableSource(Source):
         return self.callable_name.rpartition(":")[2]
 
     @contextmanager
-    def opened(self, device: torch.device, output: Output) -> Iterator[Opened]:  # noqa: ARG002
-        model = import_model(self.callable_name, self.import_from).to(device)
+    def opened(self, device: torch.device, output: Output) -> Iterator[Opened]:
+        model = import_model(self.callable_name, self.import_from, output=output).to(device)
         yield Opened(model, Origin(state_digest(model)), self.fold)
 
 
@@ -162,7 +162,7 @@ class OnnxSource(Source):
                 command_line("ducat", "evaluate", self.path),
             )
         model = OnnxClassifier(self.path, self.layout, self.scale, self.device)
-        twin = None if self.twin is None else import_model(self.twin, self.import_from)
+        twin = None if self.twin is None else import_model(self.twin, self.import_from, output=output)
         yield OpenedOnnx(
             model.eval(),
             Origin(model.digest, "onnx", twin),
@@ -210,7 +210,7 @@ class ServerSource(Source):
 
     @contextmanager
     def opened(self, device: torch.device, output: Output) -> Iterator[Opened]:  # noqa: ARG002
-        twin = None if self.twin is None else import_model(self.twin, self.import_from)
+        twin = None if self.twin is None else import_model(self.twin, self.import_from, output=output)
         base, asked = self.name.removesuffix(_PATH), dict(parse_qsl(urlsplit(self.url).query))
         client = Client(
             base,

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from ducat_serve.cli.main import run
+from ducat_serve.output import Output
+from training.evaluation.foreign import import_model
 
 SOURCE = """
 import torch
@@ -16,6 +18,9 @@ import torch
 def make():
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10))
+
+def ready():
+    return make().eval()
 
 def narrow():
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 7))
@@ -163,3 +168,12 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_attacks(
     said = capsys.readouterr().err
     assert "Cannot write make.robustness.json" in said
     assert "attacked" not in said
+
+
+@pytest.mark.parametrize(("name", "is_said"), [("make", True), ("ready", False)])
+def test_a_model_in_train_mode_is_put_into_eval_mode_and_that_is_said(
+    name: str, is_said: bool, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = import_model(f"somebodys_nets:{name}", here, output=Output())
+    assert not any(module.training for module in model.modules())
+    assert ("in train mode; it is measured in eval mode" in capsys.readouterr().err) is is_said

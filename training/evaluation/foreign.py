@@ -242,8 +242,11 @@ def state_digest(model: nn.Module) -> str:
     return weights_digest(tensors)
 
 
-def import_model(name: str, import_from: Path | None = None) -> nn.Module:
-    """The model that a callable without arguments makes, in eval mode.
+def import_model(name: str, import_from: Path | None = None, *, output: Output) -> nn.Module:
+    """The model that a callable without arguments makes, in eval mode; where it was not, that is said.
+
+    Fresh torch modules are in train mode, and the callable may have no other purpose than to make one. Who hands a
+    model to `evaluate_model` can call eval() on it, and is refused.
 
     Args:
         name: `package.module:callable`.
@@ -253,7 +256,12 @@ def import_model(name: str, import_from: Path | None = None) -> nn.Module:
     Raises:
         UsageError: no such module or callable, it fails, or what it returns is no `torch.nn.Module`.
     """
-    return own.call(name, own.import_callable(name, import_from)).eval()
+    model = own.call(name, own.import_callable(name, import_from))
+    if any(module.training for module in model.modules()):
+        output.say(
+            f"{name} returns a model in train mode; it is measured in eval mode, as what is deployed is."
+        )
+    return model.eval()
 
 
 def _classes(model: nn.Module, data: DeviceSplit, fold: Fold) -> int:

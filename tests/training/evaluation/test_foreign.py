@@ -176,9 +176,9 @@ def test_importing_is_from_where_it_was_asked_for(tmp_path: Path, monkeypatch: p
         "sys.path", [entry for entry in __import__("sys").path if entry not in ("", str(tmp_path))]
     )
     with pytest.raises(UsageError, match="no module somebodys") as refused:
-        import_model("somebodys:make")
+        import_model("somebodys:make", output=Output())
     assert "--import-from ." in str(refused.value.next_step)
-    model = import_model("somebodys:make", Path())
+    model = import_model("somebodys:make", Path(), output=Output())
     assert isinstance(model, nn.Sequential)
     assert not model.training
     for name, message in {
@@ -187,7 +187,7 @@ def test_importing_is_from_where_it_was_asked_for(tmp_path: Path, monkeypatch: p
         "somebodys:nothing": "no callable named nothing",
     }.items():
         with pytest.raises(UsageError, match=message):
-            import_model(name, tmp_path)
+            import_model(name, tmp_path, output=Output())
 
 
 def test_a_digest_is_of_all_weights() -> None:
