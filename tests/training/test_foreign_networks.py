@@ -33,7 +33,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("network", ["timm:test_vit", "timm:test_convnext", "torchvision:resnet18"])
+@pytest.mark.parametrize(
+    "network",
+    ["timm:test_vit", pytest.param("timm:test_convnext", marks=pytest.mark.extended), "torchvision:resnet18"],
+)
 def test_the_whole_way(
     network: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -149,7 +149,9 @@ def test_a_graph_that_goes_on_from_unscaled_images_is_refused() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", ["timm:test_vit", "timm:test_convnext"])
+@pytest.mark.parametrize(
+    "network", ["timm:test_vit", pytest.param("timm:test_convnext", marks=pytest.mark.extended)]
+)
 def test_the_copy_follows_networks_of_others(network: str, tmp_path: Path) -> None:
     """Against ONNX Runtime, and its gradient against that of the network before it was rounded."""
     torch.manual_seed(0)
