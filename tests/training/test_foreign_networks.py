@@ -35,7 +35,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "network",
-    ["timm:test_vit", pytest.param("timm:test_convnext", marks=pytest.mark.extended), "torchvision:resnet18"],
+    [
+        "timm:test_vit",
+        pytest.param("timm:test_convnext", marks=pytest.mark.extended),
+        pytest.param("torchvision:resnet18", marks=pytest.mark.extended),
+    ],
 )
 def test_the_whole_way(
     network: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
