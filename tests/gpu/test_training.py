@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from ducat_serve.checkpoint import read_checkpoint
+from ducat_serve.networks.allowed import allow
 from ducat_serve.output import Output
+from tests.support import tiny_network
 from tests.support.training_runs import IMPORT_FROM, TINY, TINY_FLAGS
 from training.config import resolve
 from training.data import load_dataset
@@ -30,6 +32,7 @@ MINUTES = 60
 
 def trained(folder: Path, device: str, until: int = 4) -> Trainer:
     """A trainer after ``until`` epochs of a run in ``folder``, which it begins or takes up."""
+    allow(tiny_network.NAME)
     config, data, run_folder = resolve("digits", TINY), load_dataset("digits"), RunFolder(folder)
     if not run_folder.config.exists():
         run_folder.create(config, None, data.digest, Provenance())
