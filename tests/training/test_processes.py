@@ -131,6 +131,7 @@ def test_two_processes_compute_the_gradients_of_one(tmp_path: Path) -> None:
             assert np.abs(np.array(mine)).max() > 0, case
 
 
+@pytest.mark.extended
 def test_two_processes_train_and_one_of_them_prints_and_writes(tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = ducat(*TINY, "--devices", "2", "--out", str(run), "--json")
