@@ -22,10 +22,9 @@ demo: $(READY)
 unit: $(READY)
 	$(BIN)/python -m pytest -n 2 -m unit
 
-# A file's tests stay in one process, which makes what they share once; tests/conftest.py says in which order. One process
-# more than the two cores that CI has, because many tests wait for a server or a browser.
+# A file's tests stay in one process, which makes what they share once; tests/conftest.py says in which order.
 test: $(READY)
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not extended"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not extended"
 
 # Before a release: what takes minutes for what other tests show in part, too, and which lines no test reaches. Counting
 # lines takes a third of what the tests take without.
