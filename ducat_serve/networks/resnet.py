@@ -1,6 +1,7 @@
 """ResNets (He et al. 2015) with the CIFAR stem: one 3x3 convolution, no max pooling.
 
-The residual blocks are torchvision's; only the stem and the widths differ from its ImageNet networks.
+The residual blocks are torchvision's, layer for layer and name for name. They are written out here because importing
+torchvision loads the compiler of torch as well, which doubles the time until a command starts.
 """
 
 from __future__ import annotations
@@ -8,7 +9,55 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from ducat_serve.networks.initial import draw_convolutions
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions, whose result is added to ``x`` or to ``downsample`` of it."""
+
+    expansion = 1
+
+    def __init__(self, features: int, planes: int, stride: int, downsample: nn.Module | None) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(features, planes, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += x if self.downsample is None else self.downsample(x)
+        result: Tensor = self.relu(out)
+        return result
+
+
+class Bottleneck(nn.Module):
+    """A 3x3 convolution between two 1x1 ones; the 3x3 one has the stride, as in ResNet v1.5."""
+
+    expansion = 4
+
+    def __init__(self, features: int, planes: int, stride: int, downsample: nn.Module | None) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(features, planes, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv3 = nn.Conv2d(planes, planes * self.expansion, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(planes * self.expansion)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        out += x if self.downsample is None else self.downsample(x)
+        result: Tensor = self.relu(out)
+        return result
 
 
 class ResNet(nn.Module):
@@ -39,9 +88,7 @@ class ResNet(nn.Module):
             self.add_module(name, _stage(block, features, planes, stride))
             features = planes * block.expansion
         self.fc = nn.Linear(features, outputs)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        draw_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images [N, channels, H, W] to logits [N, outputs]."""
@@ -57,7 +104,7 @@ def _stage(block: type[BasicBlock | Bottleneck], features: int, planes: int, str
     shortcut = None
     if stride != 1 or features != out:
         shortcut = nn.Sequential(nn.Conv2d(features, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out))
-    return nn.Sequential(block(features, planes, stride, shortcut), block(out, planes))
+    return nn.Sequential(block(features, planes, stride, shortcut), block(out, planes, 1, None))
 
 
 def resnet14(*, channels: int, stem_stride: int, outputs: int) -> ResNet:

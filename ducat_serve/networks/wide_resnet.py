@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ducat_serve.networks.initial import draw_convolutions
+
 
 class WideBlock(nn.Module):
     """BN-ReLU-conv twice, with a 1x1 convolution on the shortcut where the shape changes."""
@@ -42,9 +44,7 @@ class WideResNet(nn.Module):
         self.bn = nn.BatchNorm2d(features)
         self.relu = nn.ReLU(inplace=True)
         self.fc = nn.Linear(features, outputs)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        draw_convolutions(self)
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -55,6 +55,17 @@ def test_two_processes_write_the_same_bytes(checkpoint: Path, tmp_path: Path) ->
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == checkpoint.read_bytes()
 
 
+@pytest.mark.integration
+def test_evaluation_waits_neither_for_torchvision_nor_for_the_compiler(checkpoint: Path) -> None:
+    """Both take as long to import as torch itself, and no evaluation of a network of ours needs them."""
+    code = (
+        "import sys; import ducat_serve.library.evaluation, training.evaluation.corruptions;"
+        "from ducat_serve.deployed import load; load(sys.argv[1]);"
+        "sys.exit(str({'torchvision', 'torch._dynamo', 'matplotlib'} & set(sys.modules) or '') or 0)"
+    )
+    subprocess.run([sys.executable, "-c", code, checkpoint], check=True)
+
+
 def test_every_flipped_byte_is_noticed(checkpoint: Path, tmp_path: Path) -> None:
     """Header, spec and weights: a flip anywhere is an error, never other predictions."""
     data = checkpoint.read_bytes()

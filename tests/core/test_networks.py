@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from ducat_serve.errors import UsageError
 from ducat_serve.networks import NETWORKS, create_network
@@ -31,17 +32,22 @@ def test_stem_stride(name: str, size: tuple[int, int], stride: int) -> None:
     assert network.get_submodule("conv1").stride == (stride, stride)
 
 
-def test_resnet18_equals_torchvision_but_for_the_stem() -> None:
-    """The same weights in torchvision's network, stem replaced, give the same logits."""
-    from torchvision.models import resnet18
-
-    ours = create_network("resnet18", channels=3, image_size=(32, 32), outputs=10).eval()
-    theirs = resnet18(num_classes=10)
+@pytest.mark.parametrize(("name", "block"), [("resnet18", BasicBlock), ("resnet26", Bottleneck)])
+def test_equals_torchvision_but_for_the_stem(name: str, block: type[BasicBlock | Bottleneck]) -> None:
+    """The same weights in torchvision's network, stem replaced, give the same logits, and the same gradients."""
+    ours = create_network(name, channels=3, image_size=(32, 32), outputs=10)
+    theirs = ResNet(block, [2, 2, 2, 2], num_classes=10)
     theirs.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
     theirs.maxpool = torch.nn.Identity()
     theirs.load_state_dict(ours.state_dict())
     images = torch.rand(2, 3, 32, 32)
-    torch.testing.assert_close(ours(images), theirs.eval()(images))
+    torch.testing.assert_close(ours(images), theirs(images))
+    for network in (ours, theirs):
+        network(images).square().sum().backward()
+    torch.testing.assert_close(
+        [parameter.grad for parameter in ours.parameters()],
+        [parameter.grad for parameter in theirs.parameters()],
+    )
 
 
 def test_wide_resnet_has_28_layers_and_width_640() -> None:

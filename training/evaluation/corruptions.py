@@ -19,7 +19,6 @@ from training.batches import DeviceSplit, to_pixels
 from training.data import DATASETS, Dataset, default_data_dir, find_archive
 from training.data.cache import Split
 from training.data.corruptions import SEVERITIES, CorruptedImages, Wanted, find_published, read_published
-from training.data.generated_corruptions import GeneratedCorruptions
 from training.data.layouts import class_folders
 from training.data.trees import Tree
 from training.evaluation.runner import Batches
@@ -49,6 +48,9 @@ def corrupted_images(
     folder = data_dir or default_data_dir()
     path = find_published(name, folder) if split == "test" else None
     if path is None:
+        # Here, so that an evaluation that corrupts nothing does not wait for torchvision.
+        from training.data.generated_corruptions import GeneratedCorruptions
+
         return GeneratedCorruptions(clean, seed, f"{split} images of {data.title}")
     archive = find_archive(DATASETS[name], folder)
     folders = data.class_names

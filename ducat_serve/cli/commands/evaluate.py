@@ -183,7 +183,6 @@ def command(
     from ducat_serve.library.evaluation import measure
     from ducat_serve.library.foreign import ForeignRequest, measure_foreign, write_report
     from training.evaluation.outputs import Outputs
-    from training.evaluation.plot import plot_curve
     from training.evaluation.prepare import Request
     from training.evaluation.robustbench import robustbench_entry
 
@@ -272,6 +271,8 @@ def command(
         beside, architecture = measured.path, spec.network
         trained_on = str((spec.recipe or {}).get("dataset", report.dataset))
     if report.curve is not None:
+        from training.evaluation.plot import plot_curve
+
         drawn = plot_curve(report, beside.with_name("accuracy-over-eps"))
         output.say(f"Accuracy over eps: {drawn[0]}")
     if export is not None:
