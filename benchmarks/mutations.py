@@ -349,8 +349,8 @@ MUTATIONS = (
     Mutation(
         "a round of closest-first ends at the first block that holds",
         "training/attacks/closest_first.py",
-        "and held < _HELD:",
-        "and held < 1:",
+        "and so_far < held:",
+        "and so_far < 1:",
         ((CLOSEST + "test_copies_of_an_example_are_searched_at_once_in_no_more_rows_than_the_batch_has"),),
     ),
     Mutation(
@@ -363,15 +363,22 @@ MUTATIONS = (
     Mutation(
         "closest-first aims at one target in every copy",
         "training/attacks/closest_first.py",
-        "rank = (copy // sides)",
+        "rank = (copy // columns)",
         "rank = (0 * copy)",
         ((CLOSEST + "test_targets_go_down_the_ranking_of_the_best_image"),),
     ),
     Mutation(
+        "closest-first climbs one loss in every copy",
+        "training/attacks/closest_first.py",
+        "targets=copy)",
+        "targets=0 * copy)",
+        ((CLOSEST + "test_each_loss_is_climbed_by_its_own_copy"),),
+    ),
+    Mutation(
         "closest-first never aims at dummies",
         "training/attacks/closest_first.py",
-        "logits.shape[1] * (copy % sides)",
-        "logits.shape[1] * 0",
+        "raw.gather(1, dummy) > raw.gather(1, target)",
+        "raw.gather(1, dummy) < -torch.inf",
         ((CLOSEST + "test_targets_go_down_the_ranking_of_the_best_image"),),
     ),
     Mutation(

@@ -12,7 +12,7 @@ The searches of one round for one image (towards its wrong classes, or from seve
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Self
@@ -20,13 +20,16 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from ducat_serve.pairs import fold_logits
 from ducat_serve.spec import Fold, Switch
 from training.attacks.apgd import APGD
 from training.attacks.base import Attack, Best, TargetModel, Task, value
 from training.attacks.diversified import diversified_start
 from training.attacks.frozen import frozen
 from training.attacks.losses import (
+    Loss,
     LossOfFold,
+    cross_entropy,
     dlr,
     lse_cross_entropy,
     mapped_margin,
@@ -37,9 +40,13 @@ from training.attacks.losses import (
 )
 from training.attacks.square import Square
 
-_BLOCK = 1 / 8  # share of the survivors that are attacked at once
+_BLOCK = 1 / 16  # share of the survivors that are attacked at once
 _HELD = 2  # blocks without a success, one after the other, that end a round
+_HELD_TARGETS = (
+    4  # the same for the round at targets, which breaks most of what falls, and images further away
+)
 _FEWEST = 3  # images in a block
+_IDLE_ROUNDS = 2  # from diversified starts that break nothing, one after the other, before they are given up
 
 # Examples, int64 [M], and which copy of its example each row is, int64 [M], to images [M, channels, H, W].
 Search = Callable[[Tensor, Tensor], Tensor]
@@ -49,15 +56,15 @@ Search = Callable[[Tensor, Tensor], Tensor]
 class ClosestFirst(Attack):
     """Rounds of APGD on margins, at targets and from diversified starts, then random squares from the best image.
 
-    Every image is attacked on the margin; the other rounds begin with the closest images and end early. With dummies
-    each target is tried as t and as its dummy t + C, and rounds on `losses.pair_margin` push both logits of the label's
-    pair down.
+    Every image is attacked on the margin; the other rounds begin with the closest images and end early. With dummies a
+    wrong class t is aimed at as t or as its dummy t + C, whichever logit is higher; with two towers as both. Half of
+    the restarts are then on `losses.pair_margin`, which pushes both logits of the label's pair down.
 
     Args:
         untargeted, targeted: the losses, DLR unless there are too few classes.
         steps: of each APGD run.
         targets: how many wrong classes, by their logits at the best image so far; 9 as in AutoAttack.
-        restarts: from output-diversified starts in one round; such rounds are repeated until one breaks nothing.
+        restarts: from output-diversified starts in one round; such rounds are repeated while they break something.
         queries: random squares for each image.
     """
 
@@ -68,7 +75,7 @@ class ClosestFirst(Attack):
     steps: int = 50
     targets: int = 9
     restarts: int = 6
-    queries: int = 500
+    queries: int = 200
 
     def fitted(self, target: TargetModel) -> Self:
         """DLR needs 3 classes, targeted DLR 4."""
@@ -85,16 +92,18 @@ class ClosestFirst(Attack):
             survivors.attack(survivors.at_loss(margin), everyone=True)
             with torch.no_grad():
                 classes = model(images[:1]).shape[1]
-            sides = 1 if model.fold == "none" else 2  # of each target: its class, and its dummy
-            targets = min(self.targets, classes - 1) * sides
-            survivors.attack(survivors.at_target(self.targeted, sides), targets)
-            for loss in _other_losses(model.fold, self.untargeted):
-                survivors.attack(survivors.at_loss(loss))
-            fallen = 1
-            while fallen:
-                fallen = survivors.attack(survivors.at_loss(margin, diversified=True), self.restarts)
-                if sides > 1:
-                    fallen += survivors.attack(survivors.at_loss(_PAIR, diversified=True), self.restarts)
+            columns = min(self.targets, classes - 1) * _columns_of_target(model.fold)
+            survivors.attack(survivors.at_target(self.targeted), columns, held=_HELD_TARGETS)
+            losses = _other_losses(model.fold, self.untargeted)
+            survivors.attack(survivors.at_each(losses), len(losses))
+            diverse: list[LossOfFold] = [margin] if model.fold == "none" else [margin, _PAIR]
+            idle = 0
+            while idle < _IDLE_ROUNDS:
+                fallen = sum(
+                    survivors.attack(survivors.at_loss(loss, diversified=True), self.restarts // len(diverse))
+                    for loss in diverse
+                )
+                idle = 0 if fallen else idle + 1
             survivors.attack(survivors.by_squares(self.queries))
         return survivors.best.images
 
@@ -105,10 +114,23 @@ _PAIR = partial(pair_margin, temperature=1)
 def _other_losses(fold: Fold, untargeted: LossOfFold) -> list[LossOfFold]:
     """What is maximised beside the margin."""
     if fold == "none":
-        return [untargeted]
+        return [untargeted, cross_entropy]
     if isinstance(fold, Switch):
-        return [untargeted, _PAIR, mapped_margin]
-    return [untargeted, lse_cross_entropy, *(partial(pair_margin, temperature=t) for t in (0, 1, 4))]
+        return [untargeted, cross_entropy, _PAIR, mapped_margin]
+    return [
+        untargeted,
+        cross_entropy,
+        lse_cross_entropy,
+        *(partial(pair_margin, temperature=t) for t in (0, 1, 4)),
+    ]
+
+
+def _columns_of_target(fold: Fold) -> int:
+    """How many raw logits of one wrong class are aimed at.
+
+    The higher of a pair, but both of two towers, whose logits have different scales.
+    """
+    return 2 if isinstance(fold, Switch) else 1
 
 
 @dataclass
@@ -121,26 +143,26 @@ class _Survivors:
     def __post_init__(self) -> None:
         self.best = Best(self.task.images)
 
-    def attack(self, search: Search, copies: int = 1, *, everyone: bool = False) -> int:
+    def attack(self, search: Search, copies: int = 1, *, held: int = _HELD, everyone: bool = False) -> int:
         """One round over the survivors, the closest first; returns how many fell.
 
-        It ends where `_HELD` blocks in a row held, unless ``everyone`` is attacked. As many blocks are attacked at once
-        as are attacked in any case, and each example in ``copies`` ways, in no more rows than the batch has: small
-        batches are slow.
+        It ends where ``held`` blocks in a row held, unless ``everyone`` is attacked. As many blocks are attacked at
+        once as are attacked in any case, and each example in ``copies`` ways, in no more rows than the batch has:
+        small batches are slow.
         """
         index = (~self.best.success).nonzero().squeeze(1)
         index = index[self.best.loss[index].argsort(descending=True, stable=True)]
         size = max(_FEWEST, len(index) if everyone else math.ceil(_BLOCK * len(index)))
-        start = fallen = held = 0
-        while start < len(index) and held < _HELD:
-            blocks = index[start : start + (_HELD - held) * size]
+        start = fallen = so_far = 0
+        while start < len(index) and so_far < held:
+            blocks = index[start : start + (held - so_far) * size]
             for part in torch.split(blocks, max(1, len(self.task.images) // copies)):
                 copy = torch.arange(copies, device=part.device).repeat_interleave(len(part))
                 for images in search(part.repeat(copies), copy).tensor_split(copies):
                     self.offer(part, images)
             for block in torch.split(blocks, size):
                 fell = int(self.best.success[block].sum())
-                fallen, held = fallen + fell, 0 if fell else held + 1
+                fallen, so_far = fallen + fell, 0 if fell else so_far + 1
             start += len(blocks)
         return fallen
 
@@ -159,16 +181,41 @@ class _Survivors:
 
         return search
 
-    def at_target(self, loss: LossOfFold, sides: int) -> Search:
-        """APGD at the wrong classes in the order of the best image so far; 2 ``sides``: at their dummies too."""
+    def at_each(self, losses: Sequence[LossOfFold]) -> Search:
+        """APGD on each of the losses, from random starts."""
+
+        def loss(fold: Fold) -> Loss:
+            """That of the losses whose number stands in the place of the target."""
+            each = [loss(fold) for loss in losses]
+            return lambda raw, labels, chosen: (
+                torch.stack([one(raw, labels, labels) for one in each], dim=1)
+                .gather(1, chosen.unsqueeze(1))
+                .squeeze(1)
+            )
 
         def search(index: Tensor, copy: Tensor) -> Tensor:
+            # Not rivals: values of different losses say nothing of which search is ahead.
+            return APGD(loss, self.steps)(self.task.only(index), targets=copy)
+
+        return search
+
+    def at_target(self, loss: LossOfFold) -> Search:
+        """APGD at the wrong classes in the order of the best image so far, at the column of each that is likelier."""
+
+        def search(index: Tensor, copy: Tensor) -> Tensor:
+            model, images = self.task.model, self.best.images[index]
             with torch.no_grad():
-                logits = self.task.model(self.best.images[index])
-            wrong = logits.scatter(1, self.task.labels[index].unsqueeze(1), -torch.inf)
-            rank = (copy // sides).unsqueeze(1)
-            target = wrong.argsort(dim=1, descending=True).gather(1, rank).squeeze(1)
-            return self._apgd(loss, index, target + logits.shape[1] * (copy % sides), None)
+                raw = model.classifier(images)
+            columns = _columns_of_target(model.fold)
+            wrong = fold_logits(raw, model.fold).scatter(1, self.task.labels[index].unsqueeze(1), -torch.inf)
+            rank = (copy // columns).unsqueeze(1)
+            target = wrong.argsort(dim=1, descending=True).gather(1, rank)
+            dummy = target + wrong.shape[1]
+            if columns == 2:
+                target = torch.where((copy % 2).unsqueeze(1) == 1, dummy, target)
+            elif model.fold != "none":
+                target = torch.where(raw.gather(1, dummy) > raw.gather(1, target), dummy, target)
+            return self._apgd(loss, index, target.squeeze(1), None)
 
         return search
 

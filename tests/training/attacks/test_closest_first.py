@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from ducat_serve.deployed import Deployed
-from ducat_serve.spec import Fold
+from ducat_serve.spec import Fold, Switch
 from training.attacks.ball import Ball
 from training.attacks.base import TargetModel, Task
 from training.attacks.closest_first import ClosestFirst, _Survivors
 from training.attacks.criteria import misclassified
-from training.attacks.losses import Loss
+from training.attacks.losses import Loss, LossOfFold
 from training.evaluation.runner import counted
 from training.randomness import stream
 
@@ -45,21 +46,23 @@ def test_a_round_begins_with_the_closest_and_ends_where_two_blocks_held() -> Non
         return batch.task.images[index]
 
     assert batch.attack(nothing) == 0
-    assert (
-        torch.cat(seen).tolist() == levels.argsort(descending=True)[:40].tolist()
-    )  # two blocks of an eighth
+    closest = levels.argsort(descending=True).tolist()
+    assert torch.cat(seen).tolist() == closest[:20]  # two blocks of a sixteenth
+    seen.clear()
+    batch.attack(nothing, held=4)
+    assert torch.cat(seen).tolist() == closest[:40]
 
 
 def test_a_round_goes_on_while_images_fall() -> None:
     batch, seen = survivors(torch.linspace(0.49, 0, 160)), []
 
-    def every_thirtieth(index: Tensor, _copy: Tensor) -> Tensor:
+    def every_fifteenth(index: Tensor, _copy: Tensor) -> Tensor:
         seen.append(index)
         found = batch.task.images[index].clone()
-        found[index % 30 == 0] = 0.9
+        found[index % 15 == 0] = 0.9
         return found
 
-    assert batch.attack(every_thirtieth) == 6  # 0, 30, ..., 150: no two blocks of 20 in a row without one
+    assert batch.attack(every_fifteenth) == 11  # 0, 15, ..., 150: no two blocks of 10 in a row without one
     assert len(torch.cat(seen)) == 160
     seen.clear()
 
@@ -68,7 +71,7 @@ def test_a_round_goes_on_while_images_fall() -> None:
         return batch.task.images[index]
 
     assert batch.attack(nothing, everyone=True) == 0
-    assert len(torch.cat(seen)) == 154  # what fell is not attacked again
+    assert len(torch.cat(seen)) == 149  # what fell is not attacked again
 
 
 def test_the_order_follows_the_best_image_so_far() -> None:
@@ -79,8 +82,8 @@ def test_the_order_follows_the_best_image_so_far() -> None:
     assert torch.cat(seen).tolist() == [0, 2, 1]
 
 
-def test_far_images_cost_one_run_and_a_quarter_of_the_others() -> None:
-    """400 images that no attack reaches: the margin for all, the rest for 100 of them."""
+def test_far_images_cost_one_run_and_an_eighth_of_the_others() -> None:
+    """400 images that no attack reaches: the margin for all, targets for 100 of them, the rest for 50."""
     generator = stream(0, "images")
     images = torch.rand(400, 1, 2, 2, generator=generator) * 0.1
     model = Deployed(Brightness(), "none").eval()
@@ -97,14 +100,15 @@ def test_far_images_cost_one_run_and_a_quarter_of_the_others() -> None:
             )
         )
     whole = 1 + 10  # gradients: at the start, and after every step
-    alone = 400 + (1 + 1) * 100  # margin; one wrong class, DLR
+    alone = 400 + 100 + 2 * 50  # margin; one wrong class; the margin in DLR's place, and cross entropy
     rivals = (
         3 * (1 + 1) + 2 * 2 + 1 * 7
     )  # of three restarts two go on after the first step, one after the third
-    diversifying = 3 * 100 * 2
-    assert cost.gradient_steps == whole * alone + rivals * 100 + diversifying
-    # The width; clean and the margin's result; a ranking; results of a class, DLR, three restarts; squares with theirs.
-    assert cost.forward_passes == 1 + 400 * 2 + 100 * (1 + 1 + 1 + 3 + 20 + 1)
+    diversifying = 3 * 2
+    assert cost.gradient_steps == whole * alone + 2 * 50 * (rivals + diversifying)  # two rounds of restarts
+    # The width; clean and the margin's result; a ranking and the result of a class; those of two losses; those of
+    # three restarts, twice; squares with theirs.
+    assert cost.forward_passes == 1 + 400 * 2 + 100 * 2 + 50 * (2 + 2 * 3 + 20 + 1)
 
 
 def test_copies_of_an_example_are_searched_at_once_in_no_more_rows_than_the_batch_has() -> None:
@@ -118,15 +122,32 @@ def test_copies_of_an_example_are_searched_at_once_in_no_more_rows_than_the_batc
         return found
 
     assert batch.attack(search, copies=11) == 1
-    # Blocks of 10, two at first, in parts of 7. Example 3 is in the first and the second held, so one more must hold.
+    # Blocks of 5, two at first, in parts of 7. Example 3 is in the first and the second held, so one more must hold.
     copies = list(range(11))
-    parts = [range(7), range(7, 14), range(14, 20), range(20, 27), range(27, 30)]
+    parts = [range(7), range(7, 10), range(10, 15)]
     assert rows == [(11 * len(part), list(part), copies) for part in parts]
 
 
-def test_targets_go_down_the_ranking_of_the_best_image() -> None:
-    """Five classes whose logits do not depend on the image, with dummies: each rank as class and dummy."""
-    logits = torch.tensor([5.0, 1.0, 4.0, 2.0, 3.0, 0.0, -1.0, -1.0, -1.0, -1.0])
+# Folded, the classes are in the order 0, 2, 4, 3, 1, and class 3 is so by its dummy; the dummies' order is 3, 4, 2, 1.
+CONSTANT = torch.tensor([5.0, 1.0, 4.0, -1.0, 3.0, 0.0, 0.2, 0.6, 2.0, 0.9])
+
+
+class Constant(nn.Module):
+    """Logits of five classes and their dummies that do not depend on the image."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return CONSTANT + 0 * images.mean(dim=(1, 2, 3)).unsqueeze(1)
+
+
+@pytest.mark.parametrize(
+    ("fold", "columns"),
+    [
+        ("max", [2, 2, 4, 4, 8, 8, 1, 1]),  # two examples in four ways: no more rows than the batch has
+        (Switch(scale=1, power=1, shift=0, threshold=0.99), [3, 8, 4, 9, 2, 7, 1, 6]),
+    ],
+)
+def test_targets_go_down_the_ranking_of_the_best_image(fold: Fold, columns: list[int]) -> None:
+    """With one network the higher logit of each pair; with two towers, which do not compare, both."""
     seen: list[Tensor] = []
 
     def spy(_fold: Fold) -> Loss:
@@ -136,29 +157,30 @@ def test_targets_go_down_the_ranking_of_the_best_image() -> None:
 
         return loss
 
-    class Constant(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return logits + 0 * images.mean(dim=(1, 2, 3)).unsqueeze(1)
-
     batch = _Survivors(
         Task(
-            Deployed(Constant(), "max").eval(),
+            Deployed(Constant(), fold).eval(),
             torch.rand(8, 1, 2, 2, generator=stream(0, "images")),
             torch.zeros(8, dtype=torch.long),
             Ball("linf", 0.1),
-            misclassified("max"),
+            misclassified(fold),
             stream(0, "t"),
         ),
         steps=1,
     )
-    batch.attack(batch.at_target(spy, 2), 8, everyone=True)
-    assert seen[0].tolist() == [
-        2,
-        7,
-        4,
-        9,
-        3,
-        8,
-        1,
-        6,
-    ]  # eight ways for one example, as many rows as the batch has
+    batch.attack(batch.at_target(spy), len(set(columns)), everyone=True)
+    assert seen[0].tolist() == columns
+
+
+def test_each_loss_is_climbed_by_its_own_copy() -> None:
+    """Two losses that lead to opposite corners: copy 0 brightens, copy 1 darkens, and neither ends the other."""
+    batch = survivors(torch.full((4,), 0.3))
+
+    def towards(sign: float) -> LossOfFold:
+        return lambda _fold: lambda raw, _labels, _targets: sign * raw[:, 1]
+
+    search = batch.at_each([towards(1), towards(-1)])
+    found = search(torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1]))
+    level = found.mean(dim=(1, 2, 3))
+    assert (level[:2] > 0.5).all()
+    assert (level[2:] < 0.1).all()
