@@ -33,7 +33,7 @@ test-all: $(READY)
 
 # Not part of `make test`: it builds an image, which takes minutes, and needs root, buildah, crun and debootstrap.
 image-test: $(READY)
-	DUCAT_TEST_IMAGE=1 $(BIN)/python -m pytest -s tests/end_to_end/test_image.py
+	DUCAT_TEST_IMAGE=1 $(BIN)/python -m pytest -s tests/end_to_end/test_image.py tests/end_to_end/test_bento_image.py
 
 # Fails nothing where there is no GPU, and says so.
 test-gpu: $(READY)

@@ -15,20 +15,12 @@ from cyclonedx.validation import make_schemabased_validator
 from ducat_serve.bundled import model_path
 from ducat_serve.signature import sign
 from tests.support.http_client import GOOD
-from tests.support.images import Container, Image, built, make_base, why_not
+from tests.support.images import ASK, Container, Image, built, make_base, why_not
 from tests.support.keys import key_pair
 
 PROJECT = Path(__file__).parents[2]
 LARGEST = 500_000_000  # bytes of the image for CPUs
 WAIT = 60
-ASK = """
-import json, urllib.request
-body = open("/models/request", "rb").read()
-headers = {"Content-Type": "image/png"}
-request = urllib.request.Request("http://127.0.0.1:3000/v1/predict", body, headers)
-answer = urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60)
-print(json.load(answer)["predictions"][0]["label"])
-"""
 LOOK = """
 import json, pathlib
 def denied(path):

@@ -20,10 +20,31 @@ from typing import Any
 
 TOOLS = ("buildah", "crun", "debootstrap")
 BASE = "localhost/ducat-test-base"
+# Asks for a prediction from inside of a container, whose network has nothing but itself.
+ASK = """
+import json, urllib.request
+body = open("/models/request", "rb").read()
+headers = {"Content-Type": "image/png"}
+request = urllib.request.Request("http://127.0.0.1:3000/v1/predict", body, headers)
+answer = urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60)
+print(json.load(answer)["predictions"][0]["label"])
+"""
 _PACKAGES = "python3,python3-venv,python3-distutils,ca-certificates"
 # What Debian's own slim images leave out too.
 _LEFT_OUT = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale")
 _MINUTES = 60
+# What the official images have and Debian's Python has not: a pip that installs, and the certificates of `built`.
+_WITH_PIP = f"""
+FROM {BASE}
+RUN apt-get update && apt-get install -q -y --no-install-recommends python3-pip && rm -rf /var/lib/apt/lists/*
+RUN rm /usr/lib/python3*/EXTERNALLY-MANAGED
+ENV SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt UV_NATIVE_TLS=true
+"""
+# The certificates of this machine, because its package index may be behind a proxy with a certificate of its own.
+_BUILD = (
+    *("buildah", "build", "--pull-never", "--isolation", "chroot", "--format", "docker", "--layers"),
+    *("--volume", "/etc/ssl/certs:/etc/ssl/certs:ro"),
+)
 # crun refuses machines with both versions of cgroups, even where it is to use none. So it sees one only.
 _WITHOUT_HYBRID_CGROUPS = (
     *("unshare", "--mount", "sh", "-c"),
@@ -78,12 +99,28 @@ def make_base(names: tuple[str, ...]) -> None:
         run("buildah", "tag", BASE, name)
 
 
+def make_base_with_pip(name: str) -> None:
+    """The same with pip, under the name of a public image of Python."""
+    make_base(())
+    run(*_BUILD, "--tag", name, "--file", "-", ".", input=_WITH_PIP, timeout=15 * _MINUTES)
+
+
 @dataclass(frozen=True)
 class Image:
     """A built image: its root file system, mounted, and its configuration."""
 
     root: Path
     config: dict[str, Any]
+
+    @property
+    def user(self) -> tuple[int, int]:
+        """The numbers of its user and group."""
+        name = self.config["User"]
+        if ":" in name:
+            uid, gid = name.split(":")
+            return int(uid), int(gid)
+        users = (line.split(":") for line in (self.root / "etc/passwd").read_text().splitlines())
+        return next((int(uid), int(gid)) for found, _, uid, gid, *_ in users if found == name)
 
     @property
     def bytes(self) -> int:
@@ -95,10 +132,7 @@ class Image:
 def built(context: Path, *options: str) -> Iterator[Image]:
     """Build a Dockerfile; its image is mounted for as long as this lasts."""
     name = "localhost/ducat-test"
-    # The certificates of this machine, because its package index may be behind a proxy with a certificate of its own.
-    certificates = "/etc/ssl/certs:/etc/ssl/certs:ro"
-    build = ("buildah", "build", "--pull-never", "--isolation", "chroot", "--format", "docker", "--layers")
-    run(*build, "--volume", certificates, *options, "--tag", name, context, timeout=30 * _MINUTES)
+    run(*_BUILD, *options, "--tag", name, context, timeout=30 * _MINUTES)
     container = run("buildah", "from", "--pull-never", name).strip()
     try:
         described = json.loads(run("buildah", "inspect", "--type", "image", name))
@@ -112,7 +146,7 @@ class Container:
 
     def __init__(self, image: Image, folder: Path, models: Path, environment: dict[str, str]) -> None:
         self._crun = ("crun", "--root", str(folder / "state"), "--cgroup-manager=disabled")
-        self._name, self._user = "ducat-test", image.config["User"]
+        self._name, self._user = "ducat-test", ":".join(map(str, image.user))
         (folder / "hosts").write_text("127.0.0.1 localhost\n")
         (folder / "config.json").write_text(json.dumps(_bundle(image, folder, models, environment)))
         self.log = folder / "log"
@@ -152,7 +186,7 @@ class Container:
 def _bundle(image: Image, folder: Path, models: Path, environment: dict[str, str]) -> dict[str, Any]:
     """The configuration of the OCI runtime, of what `docker run --read-only --tmpfs /tmp --cap-drop ALL` asks for."""
     config = image.config
-    uid, gid = (int(number) for number in config["User"].split(":"))
+    uid, gid = image.user
     variables = [*config["Env"], *(f"{name}={value}" for name, value in environment.items())]
     return {
         "ociVersion": "1.0.2",

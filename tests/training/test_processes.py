@@ -62,7 +62,14 @@ import training.trainer as module
 from training.trainer import Trainer
 from training.distributed.processes import ProcessGroup
 
-CASES = [("pgd-at", "off", 32), ("pgd-at", "paper", 33), ("trades", "folded", 32), ("consistency", "folded", 33)]
+# Method, --ducat, images of a batch, and portions in which each process works through its part.
+CASES = [
+    ("pgd-at", "off", 32, None),
+    ("pgd-at", "paper", 33, None),
+    ("trades", "folded", 32, None),
+    ("consistency", "folded", 33, None),
+    ("trades", "off", 33, 3),
+]
 out = Path(sys.argv[1])
 
 
@@ -88,8 +95,9 @@ import training.batches as batches
 batches.to_pixels = lambda images: images.double() / 255
 processes = ProcessGroup.join(torch.device("cpu"))
 data, cpu, seen = load_dataset("digits"), torch.device("cpu"), {}
-for method, mode, batch in CASES:
+for method, mode, batch, portions in CASES:
     given = {"method": method, "ducat": mode, "epochs": 2, "batch_size": batch, "attack_steps": 2}
+    given |= {} if portions is None else {"accumulate": portions}
     config = resolve("digits", {**given, **({} if mode == "off" else {"ducat_start": 2})})
     trainer = Trainer(config, data, RunFolder(out), cpu, Output(silent=True), processes=processes)
     for epoch in (1, 2):
@@ -124,7 +132,7 @@ def steps(tmp_path: Path, processes: int) -> dict[str, Any]:
 def test_two_processes_compute_the_gradients_of_one(tmp_path: Path) -> None:
     """In float64, also where the parts differ in size: same data, noise, loss and gradients."""
     one, two = steps(tmp_path, 1), steps(tmp_path, 2)
-    assert len(one) == 8
+    assert len(one) == 10
     for case, tensors in one.items():
         for mine, theirs in zip(tensors, two[case], strict=True):
             assert np.abs(np.array(mine) - np.array(theirs)).max() < 1e-10, case

@@ -42,11 +42,9 @@ from training.attacks.square import Square
 
 _BLOCK = 1 / 16  # share of the survivors that are attacked at once
 _HELD = 2  # blocks without a success, one after the other, that end a round
-_HELD_TARGETS = (
-    4  # the same for the round at targets, which breaks most of what falls, and images further away
-)
+_HELD_TARGETS = 4  # the same for the round at targets, where images from further away fall
 _FEWEST = 3  # images in a block
-_IDLE_ROUNDS = 2  # from diversified starts that break nothing, one after the other, before they are given up
+_IDLE_ROUNDS = 2  # from diversified starts that break nothing, one after the other, that end such rounds
 
 # Examples, int64 [M], and which copy of its example each row is, int64 [M], to images [M, channels, H, W].
 Search = Callable[[Tensor, Tensor], Tensor]
