@@ -29,7 +29,6 @@ from training.attacks.frozen import frozen
 from training.attacks.losses import (
     Loss,
     LossOfFold,
-    cross_entropy,
     dlr,
     lse_cross_entropy,
     mapped_margin,
@@ -112,12 +111,11 @@ _PAIR = partial(pair_margin, temperature=1)
 def _other_losses(fold: Fold, untargeted: LossOfFold) -> list[LossOfFold]:
     """What is maximised beside the margin."""
     if fold == "none":
-        return [untargeted, cross_entropy]
+        return [untargeted]
     if isinstance(fold, Switch):
-        return [untargeted, cross_entropy, _PAIR, mapped_margin]
+        return [untargeted, _PAIR, mapped_margin]
     return [
         untargeted,
-        cross_entropy,
         lse_cross_entropy,
         *(partial(pair_margin, temperature=t) for t in (0, 1, 4)),
     ]

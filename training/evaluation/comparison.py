@@ -14,7 +14,7 @@ from ducat_serve.spec import ModelSpec
 # may differ in them. Spelt out, because they are loaded with torch; a test asks the attacks.
 OF_SOME_MODELS = frozenset({"pair-margin-0", "pair-margin-4", "apgd-lse", "switch", "transfer"})
 # What `standard` goes on to where a sanity check fails; for the same reasons.
-ON_DOUBT = frozenset({"apgd-ce", "apgd-dlr", "pair-margin-1", "targeted", "square-warm", "square"})
+ON_DOUBT = frozenset({"apgd-dlr", "pair-margin-1", "targeted", "square-warm", "square"})
 
 
 @dataclass(frozen=True)

@@ -320,7 +320,7 @@ def test_suites_fit_the_model() -> None:
     assert [n for n in names["none"] if "margin" in n] == ["pair-margin-1"]
     assert on_doubt("quick", TargetModel("none", 10)) == []
     alone = [attack.name for attack in suite("standard", TargetModel("max", 10))]
-    assert alone == ["pgd", "closest-first"]  # there is no surrogate
+    assert alone == ["pgd", "closest-first", "apgd-ce"]  # there is no surrogate
     surrogate = Deployed(nn.Identity(), "max")
     assert "transfer" in [s.name for s in suite("standard", TargetModel("max", 10, surrogate))]
     assert set(SUITES["quick"]) < set(SUITES["full"]) == set(ATTACKS)

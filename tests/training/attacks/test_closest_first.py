@@ -100,15 +100,15 @@ def test_far_images_cost_one_run_and_an_eighth_of_the_others() -> None:
             )
         )
     whole = 1 + 10  # gradients: at the start, and after every step
-    alone = 400 + 100 + 2 * 50  # margin; one wrong class; the margin in DLR's place, and cross entropy
+    alone = 400 + 100 + 50  # margin; one wrong class; the margin in DLR's place
     rivals = (
         3 * (1 + 1) + 2 * 2 + 1 * 7
     )  # of three restarts two go on after the first step, one after the third
     diversifying = 3 * 2
     assert cost.gradient_steps == whole * alone + 2 * 50 * (rivals + diversifying)  # two rounds of restarts
-    # The width; clean and the margin's result; a ranking and the result of a class; those of two losses; those of
+    # The width; clean and the margin's result; a ranking and the result of a class; that of the margin again; those of
     # three restarts, twice; squares with theirs.
-    assert cost.forward_passes == 1 + 400 * 2 + 100 * 2 + 50 * (2 + 2 * 3 + 20 + 1)
+    assert cost.forward_passes == 1 + 400 * 2 + 100 * 2 + 50 * (1 + 2 * 3 + 20 + 1)
 
 
 def test_copies_of_an_example_are_searched_at_once_in_no_more_rows_than_the_batch_has() -> None:
