@@ -97,7 +97,8 @@ _OFF = ("--ducat", "off", "--epochs", "20")
 ZOOS: dict[str, tuple[Entry, ...]] = {
     "digits": (
         Entry("plain", _OFF),
-        Entry("trades", ("--method", "trades", *_OFF)),
+        # Without the ramp TRADES ends at chance on some CPUs.
+        Entry("trades", ("--method", "trades", "--eps-ramp", "5", *_OFF)),
         Entry("guided", ("--method", "guided", *_OFF)),
         Entry("half", ("--clean-share", "0.5", *_OFF)),
         Entry("paper", ("--ducat", "paper", "--epochs", "20")),
