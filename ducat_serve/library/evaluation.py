@@ -134,7 +134,7 @@ class Measured:
         """
         if replace or not self._says_less(output):
             self._store(keeping_corruptions(self.report, self.spec.robustness), output)
-            if self.kept is not None:
+            if self.kept is not None and self.kept.examples:
                 write_text(self.path.with_name(FILE_NAME), self.kept.model_dump_json() + "\n")
 
     def _says_less(self, output: Output) -> bool:
@@ -194,7 +194,8 @@ def _measure_together(
     store = (_store_in_export if path.suffix == ".onnx" else _store_in_checkpoint)(path, prepared.spec)
     keeper = None if path.suffix == ".onnx" else ExampleKeeper()
     plan = replace(prepared.plan, keep_images=outputs.adversarial is not None)
-    state = replace(prepared.state, request={**prepared.state.request, "kept images": plan.keep_images})
+    asked = {"kept images": plan.keep_images, "radii": sorted({*prepared.sizes, plan.threat_model.eps})}
+    state = replace(prepared.state, request={**prepared.state.request, **asked})
     if processes.is_first:
         state.begin(resume=resume, output=output)
     else:

@@ -113,6 +113,13 @@ def test_what_was_measured_differently_is_named(spec: ModelSpec) -> None:
     assert differences([a, candidate(spec, "f", 0.8, 0.4, attacks=[{"name": "square", **run_by}])]) == [
         "attacks"
     ]
+    twice = [
+        candidate(
+            spec, str(steps), 0.8, 0.4, attacks=[{"name": "pgd", **run_by, "settings": {"steps": steps}}]
+        )
+        for steps in (20, 40)
+    ]
+    assert differences(twice) == ["settings of attacks"]
     assert differences([a, other]) == ["data", "number of images", "threat model", "seed (which images)"]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ducat_serve.checklist import BY_SCORES, CHECKLIST, REFERENCE, TARGETED, TRANSFER, tick_off
+from ducat_serve.checklist import BY_SCORES, CHECKLIST, LOSSES, REFERENCE, TARGETED, TRANSFER, tick_off
 from ducat_serve.report import AttackResult, RobustnessReport, SanityCheck
 from training.attacks.base import TargetModel
 from training.evaluation.stages import ATTACKS, suite
@@ -60,18 +60,17 @@ def held(measured: RobustnessReport) -> set[str]:
 
 def test_suites_hold_what_they_should() -> None:
     few = held(report(*(ran(a.name) for a in suite("quick", TargetModel("max", 10)))))
-    assert few == {
+    assert few == {  # two of its three attacks are on the cross entropy
         "deployed",
         "gradients",
         "steps",
-        "losses",
         "adaptive",
         "sanity",
         "test images",
         "enough images",
     }
     more = held(report(*(ran(a.name) for a in suite("standard", TargetModel("max", 10)))))
-    assert more == few | {"targets", "restarts", "black-box"}
+    assert more == few | {"losses", "targets", "restarts", "black-box"}
     assert held(report(*(ran(a.name) for a in suite("full", TargetModel("max", 10))))) == more | {"reference"}
 
 
@@ -89,6 +88,19 @@ def test_every_other_item_can_fail(changes: dict[str, Any], lost: str) -> None:
     assert held(whole) - held(report(ran("pgd"), **changes)) == {lost}
 
 
+def test_attacks_of_one_loss_are_one_loss() -> None:
+    assert "losses" not in held(report(*(ran(f"pair-margin-{t}") for t in (0, 1, 4))))
+    assert "losses" not in held(report(ran("pgd"), ran("apgd-ce"), ran("targeted")))
+    assert "losses" in held(report(ran("pgd"), ran("apgd-dlr"), ran("targeted")))
+
+
+def test_steps_on_another_model_are_none() -> None:
+    """Transfer takes 100 on its surrogate, and no gradient of the model itself."""
+    of_it = ran("pgd").model_copy(update={"name": TRANSFER, "settings": {"steps": 100}, "gradient_steps": 0})
+    assert "steps" not in held(report(ran("pgd"), of_it))
+    assert "steps" in held(report(ran("autoattack")))
+
+
 def test_scores_alone_are_no_gradients() -> None:
     found = held(report(ran("square"), artefact="onnx", sanity=()))
     assert found == {"deployed", "black-box", "test images", "enough images"}
@@ -96,6 +108,11 @@ def test_scores_alone_are_no_gradients() -> None:
 
 def test_names_of_attacks_are_those_of_the_attacks() -> None:
     assert TARGETED | BY_SCORES | {REFERENCE, TRANSFER} <= set(ATTACKS)
+    followed = {name for name, attack in ATTACKS.items() if attack.needs_gradient}
+    assert set(LOSSES) == followed - {
+        "switch",
+        TRANSFER,
+    }  # of the one loss that no other has, and of another model
 
 
 def test_the_page_lists_the_same_items() -> None:

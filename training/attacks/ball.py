@@ -20,6 +20,7 @@ _L1_SPARSITY = 0.01
 # Largest rounding error of one float32 pixel in [0, 1].
 _PIXEL_ROUNDING = 2.0**-24
 _BISECTIONS = 40
+_LEVEL_ROUNDING = 1e-4  # of a grey level: how far a whole number of levels may be off in float32
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -114,10 +115,12 @@ class Ball:
         inside = self._project(images, candidates)
         if not self.eight_bit:
             return inside
-        # Towards the original image, so that the result stays inside; 8/255 less rounding is still 8 levels.
-        rounding = 1e-4 if self.norm == "linf" else 0.0
-        delta = (inside - images) * 255
-        return images + (delta + rounding * delta.sign()).trunc() / 255
+        levels = 255 * (inside - images)
+        if self.norm == "linf":
+            most = math.floor(255 * self.eps + _LEVEL_ROUNDING)  # 8/255 less rounding is still 8 levels
+            return (images + levels.round().clamp(-most, most) / 255).clamp(0, 1)
+        largest = 255 * self._inner_radius(images)
+        return (images + _whole_levels(levels, 2 if self.norm == "l2" else 1, largest) / 255).clamp(0, 1)
 
     def _project(self, images: Tensor, candidates: Tensor) -> Tensor:
         eps = self._inner_radius(images)
@@ -149,6 +152,24 @@ def distance(images: Tensor, candidates: Tensor, norm: Norm) -> Tensor:
 def _norm(values: Tensor, order: int) -> Tensor:
     result: Tensor = torch.linalg.vector_norm(values, order, dim=(1, 2, 3), keepdim=True)
     return result
+
+
+def _whole_levels(levels: Tensor, order: int, largest: float) -> Tensor:
+    """Changes in grey levels [N, ...] as whole numbers, no longer in the norm of ``order`` than they were.
+
+    Values are rounded up from one remainder on, the smallest for each image with which its norm does not grow. Rounding
+    each to the nearest would lose a step of less than half a level in every pixel, and with it the whole attack.
+    """
+    nearest = levels.round()
+    size = torch.where((levels - nearest).abs() < _LEVEL_ROUNDING, nearest, levels).abs()
+    most = (_norm(size, order) + _LEVEL_ROUNDING).clamp_max(largest)
+    low = torch.zeros_like(most)
+    high = torch.full_like(most, 1 - _LEVEL_ROUNDING)
+    for _ in range(_BISECTIONS // 2):
+        middle = (low + high) / 2
+        fits = _norm((size + middle).floor(), order) <= most
+        low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
+    return levels.sign() * (size + low).floor()
 
 
 def _project_l1_box(delta: Tensor, images: Tensor, eps: float) -> Tensor:

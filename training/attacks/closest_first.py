@@ -94,11 +94,11 @@ class ClosestFirst(Attack):
             losses = _other_losses(model.fold, self.untargeted)
             survivors.attack(survivors.at_each(losses), len(losses))
             diverse: list[LossOfFold] = [margin] if model.fold == "none" else [margin, _PAIR]
+            restarts = max(1, self.restarts // len(diverse))
             idle = 0
             while idle < _IDLE_ROUNDS:
                 fallen = sum(
-                    survivors.attack(survivors.at_loss(loss, diversified=True), self.restarts // len(diverse))
-                    for loss in diverse
+                    survivors.attack(survivors.at_loss(loss, diversified=True), restarts) for loss in diverse
                 )
                 idle = 0 if fallen else idle + 1
             survivors.attack(survivors.by_squares(self.queries))
@@ -143,8 +143,8 @@ class _Survivors:
         """One round over the survivors, the closest first; returns how many fell.
 
         It ends where ``held`` blocks in a row held, unless ``everyone`` is attacked. As many blocks are attacked at
-        once as are attacked in any case, and each example in ``copies`` ways, in no more rows than the batch has:
-        small batches are slow.
+        once as are attacked in any case, since small batches are slow. Each example is attacked in ``copies`` ways, in
+        no more rows than the batch has, or else one example at a time.
         """
         index = (~self.best.success).nonzero().squeeze(1)
         index = index[self.best.loss[index].argsort(descending=True, stable=True)]

@@ -12,8 +12,8 @@ from training.attacks.base import Attack
 from training.attacks.criteria import misclassified
 from training.evaluation.attempt import Attempt
 from training.evaluation.examples import Examples
-from training.evaluation.kept import ExampleKeeper
-from training.evaluation.runner import Runner
+from training.evaluation.kept import CANDIDATES, ExampleKeeper
+from training.evaluation.runner import Onlooker, Runner
 from training.evaluation.state import EvaluationState
 
 
@@ -40,7 +40,8 @@ class AttackRun:
         state, processes = self.state, self.runner.batches.processes
         if state is None or not processes.shared(state.exists()):
             return
-        results = state.restore(self.examples) if processes.is_first else []
+        keeper = self.keeper or ExampleKeeper()
+        results = state.restore(self.examples, keeper) if processes.is_first else []
         known = processes.shared({name: tensor.cpu() for name, tensor in self.examples.state().items()})
         for name, tensor in self.examples.state().items():
             tensor.copy_(known[name])
@@ -52,14 +53,14 @@ class AttackRun:
         for attack in attacks[len(self.results) :]:
             self.results.append(self._run(attack))
             if self.state is not None and self.runner.batches.processes.is_first:
-                self.state.save(self.examples, self.results)
+                self.state.save(self.examples, self.results, self.keeper or ExampleKeeper())
 
     def _run(self, attack: Attack) -> AttackResult:
         """Run one attack on what is still right, and mark what no longer is."""
         runner, examples = self.runner, self.examples
         index = examples.right.nonzero().squeeze(1)
         criterion = misclassified(runner.model.fold)
-        attempt = Attempt.of(runner, attack.name, attack, index, criterion, self._seen)
+        attempt = Attempt.of(runner, attack.name, attack, index, criterion, self._onlooker())
         examples.record(index, attempt.raw, len(self.results))
         if self.keeper is not None:
             self.keeper.judge(runner, attack.name)
@@ -69,6 +70,12 @@ class AttackRun:
             f"({attempt.seconds:.0f} s)"
         )
         return attempt.result(left, total)
+
+    def _onlooker(self) -> Onlooker | None:
+        """Who is told of the images that an attack finds, and of how many; nobody where none is kept."""
+        if self.examples.images is not None:
+            return Onlooker(self._seen)
+        return None if self.keeper is None else Onlooker(self._seen, CANDIDATES)
 
     def _seen(self, batch: Tensor, found: Tensor, fooled: Tensor) -> None:
         self.examples.keep(batch, found, fooled)

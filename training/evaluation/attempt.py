@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from ducat_serve.report import AttackResult
 from training.attacks.base import Attack
 from training.attacks.criteria import Criterion
-from training.evaluation.runner import Cost, Runner, counted
+from training.evaluation.runner import Cost, Onlooker, Runner, counted
 
 
 @dataclass(frozen=True)
@@ -32,12 +31,12 @@ class Attempt:
         attack: Attack,
         index: Tensor,
         criterion: Criterion,
-        seen: Callable[[Tensor, Tensor, Tensor], None] | None = None,
+        onlooker: Onlooker | None = None,
     ) -> Attempt:
         """Attack the examples ``index``; the arguments are those of `Runner.attack`."""
         started = time.monotonic()
         with counted(runner.model.classifier) as cost:
-            raw = runner.attack(name, attack, index, criterion, seen)
+            raw = runner.attack(name, attack, index, criterion, onlooker)
         cost = cost.of_all(runner.batches.processes)
         return cls(attack, len(index), raw, cost, time.monotonic() - started)
 

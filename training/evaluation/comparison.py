@@ -48,6 +48,7 @@ def differences(candidates: Sequence[Candidate]) -> list[str]:
     reports = [c.report for c in candidates if c.report is not None]
     if not reports:
         return []
+    common = frozenset.intersection(*map(_attacks, reports))
     conditions: dict[str, set[Any]] = {
         "data": {(r.dataset, r.split) for r in reports},
         "number of images": {r.examples for r in reports},
@@ -57,6 +58,7 @@ def differences(candidates: Sequence[Candidate]) -> list[str]:
         "lattice": {r.lattice for r in reports},
         "precision": {r.precision for r in reports},
         "attacks": {_attacks(r) for r in reports},
+        "settings of attacks": {_settings(r, common) for r in reports},
         "legacy attacks": {r.legacy_attacks for r in reports if r.legacy_2c_accuracy is not None},
     }
     return [name for name, values in conditions.items() if len(values) > 1]
@@ -124,6 +126,17 @@ def _attacks(report: RobustnessReport) -> frozenset[str]:
     """Only those that every model could be given count."""
     names = _names(report)
     return names - OF_SOME_MODELS - (ON_DOUBT if "closest-first" in names else frozenset())
+
+
+def _settings(report: RobustnessReport, names: frozenset[str]) -> frozenset[tuple[str, str, float]]:
+    """How long the attacks ``names`` were; their losses follow from the model."""
+    return frozenset(
+        (attack.name, setting, value)
+        for attack in report.attacks
+        if attack.name in names
+        for setting, value in attack.settings.items()
+        if not isinstance(value, str)
+    )
 
 
 def _names(report: RobustnessReport) -> frozenset[str]:

@@ -40,11 +40,12 @@ def measure_curve(
         at = plan if eps == chosen else _attacks_only(plan, threat_model)
         output.say(f"At {plan.threat_model.norm} {format_size(eps)}:")
         at_state = None if state is None else state.at(threat_model)
-        found = measure(subject, at, output, at_state, smaller, keeper if eps == chosen else None)
+        # What breaks an image in a smaller ball is in the chosen one too; what does so in a larger ball need not be.
+        found = measure(subject, at, output, at_state, smaller, keeper if eps <= chosen else None)
         measured[eps], smaller = found, found.examples
         points.append(_point(found.report))
     result = measured[chosen]
-    return Measured(result.report.model_copy(update={"curve": tuple(points)}), result.examples)
+    return replace(result, report=result.report.model_copy(update={"curve": tuple(points)}))
 
 
 def _attacks_only(plan: Plan, threat_model: ThreatModel) -> Plan:

@@ -106,10 +106,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Measured:
-    """A report, and what is known of every example that it counts."""
+    """A report, what is known of every example that it counts, and the attacks by their number in `broken_by`."""
 
     report: RobustnessReport
     examples: Examples = field(repr=False)
+    attacks: tuple[str, ...]
 
 
 def evaluate(
@@ -159,7 +160,8 @@ def measure(
             attack_run.run((*plan.attacks, *plan.on_doubt))
         studies = _studied(runner, plan, examples, sanity)
     seconds = earlier + time.monotonic() - started
-    return Measured(_report(subject, plan, examples, attack_run.results, studies, seconds), examples)
+    report = _report(subject, plan, examples, attack_run.results, studies, seconds)
+    return Measured(report, examples, tuple(attack.name for attack in (*plan.attacks, *plan.on_doubt)))
 
 
 def _runner(subject: Subject, plan: Plan, output: Output) -> Runner:
@@ -260,6 +262,11 @@ def _report(
 def require_measurable(subject: Subject, threat_model: ThreatModel) -> None:
     """Raise UsageError for what `evaluate` must refuse."""
     model, data, classes = subject.model, subject.data, len(subject.labels)
+    if classes < 2:
+        raise UsageError(
+            "A decision needs 2 classes, and this model has one logit.",
+            "have it return a logit for each class; of one logit z that is (0, z)",
+        )
     if any(module.training for module in model.modules()):
         raise UsageError("The model is in train mode; what is deployed is in eval mode.", "call model.eval()")
     with torch.no_grad():

@@ -74,7 +74,10 @@ class Examples:
         self.broken_by[broken] = attack
         self.prediction[broken] = fold_logits(raw[fooled], self.fold).argmax(dim=1)
         for detector in self.detectors:
-            self.fooling_scores[detector.name][broken] = detector.score(raw[fooled])
+            # NaN would say that nothing fooled the model; an answer of NaN is wrong and nowhere flagged.
+            self.fooling_scores[detector.name][broken] = detector.score(raw[fooled]).nan_to_num(
+                nan=-torch.inf
+            )
 
     def inherit(self, smaller: Examples) -> None:
         """Take over what a smaller ball has shown: an image that broke an example there is in this ball too."""

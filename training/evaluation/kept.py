@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,10 +17,11 @@ from ducat_serve.attacked_examples import (
 )
 from ducat_serve.threat_model import ThreatModel
 from training.attacks.ball import Ball
+from training.attacks.criteria import right
 from training.batches import to_pixels
 from training.evaluation.runner import Runner
 
-_CANDIDATES = 16  # of one attack
+CANDIDATES = 16  # of one attack
 _WITHSTOOD = 2  # of the examples, if there are so many
 _JSON_BYTES = 300  # around the pixels of one example
 
@@ -34,7 +38,7 @@ class ExampleKeeper:
 
     def see(self, index: Tensor, found: Tensor, fooled: Tensor) -> None:
         """Images ``found`` [M, channels, H, W] of the examples ``index``, and which of them fool the model."""
-        room = _CANDIDATES - sum(len(one) for one, _ in self._found)
+        room = CANDIDATES - sum(len(one) for one, _ in self._found)
         order = fooled.to(torch.int8).argsort(descending=True, stable=True)[:room]
         self._found.append((index[order], found[order].detach().clone()))
 
@@ -46,7 +50,7 @@ class ExampleKeeper:
                 continue
             original = runner.data.images[index]
             attacked = eight_bit(original, found, runner.ball)
-            answers = runner.model(to_pixels(attacked)).argmax(dim=1)
+            withstood = right(runner.model(to_pixels(attacked)), runner.data.labels[index])
             for row, number in enumerate(index.tolist()):
                 class_id = int(runner.data.labels[number])
                 before = self._kept.get(number)
@@ -54,11 +58,20 @@ class ExampleKeeper:
                     self._kept[number] = AttackedExample(
                         class_id=class_id,
                         attack=attack,
-                        fooled=int(answers[row]) != class_id,
+                        fooled=not withstood[row],
                         original=_encoded(original[row]),
                         attacked=_encoded(attacked[row]),
                     )
         self._found = []
+
+    def state(self) -> dict[str, Any]:
+        """What is kept so far, for JSON."""
+        return {str(number): one.model_dump(mode="json") for number, one in self._kept.items()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what an interrupted evaluation had kept. Raises ValueError where it is no such thing."""
+        for number, one in state.items():
+            self._kept[int(number)] = AttackedExample.model_validate(one)
 
     def examples(self, weights_digest: str, threat_model: ThreatModel) -> AttackedExamples:
         """As many as there is room for: fooled ones first, each of another class where there are such."""
@@ -80,13 +93,8 @@ class ExampleKeeper:
 
 def eight_bit(original: Tensor, found: Tensor, ball: Ball) -> Tensor:
     """Round images ``found`` (float, [0, 1]) to uint8 so that they stay in the ball around ``original`` (uint8)."""
-    change = 255 * found - original.float()
-    if ball.norm == "linf":
-        most = int(255 * ball.eps + 1e-4)
-        change = change.round().clamp(-most, most)
-    else:
-        change = change.trunc()  # towards the original: no component grows, so no norm does
-    return (original.float() + change).clamp(0, 255).byte()
+    lattice = replace(ball, eight_bit=True)
+    return (255 * lattice.project(to_pixels(original), found)).round().byte()
 
 
 def _encoded(image: Tensor) -> str:

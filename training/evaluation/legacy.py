@@ -14,7 +14,7 @@ from torch import Tensor
 from ducat_serve.deployed import Deployed
 from ducat_serve.pairs import recover
 from training.attacks.base import TargetModel
-from training.attacks.criteria import misclassified
+from training.attacks.criteria import misclassified, right
 from training.evaluation.runner import Runner
 from training.evaluation.stages import attack_named
 
@@ -28,15 +28,18 @@ def legacy_2c_accuracy(runner: Runner, attacks: Sequence[str]) -> float:
     won = misclassified("none")
     raw, labels = runner.clean_logits, runner.data.labels
     fooled = won(raw, labels)
-    recovered = _recovered(runner.model, raw) == labels
+    recovered = _recovered(runner.model, raw, labels)
     for name in attacks:
         attack = attack_named(name, TargetModel("none", raw.shape[1]))
         index = (~fooled).nonzero().squeeze(1)
         found = unaware.attack(f"legacy {name} (non-adaptive)", attack, index, won)
         fooled[index] = won(found, labels[index])
-        recovered[index] = _recovered(runner.model, found) == labels[index]
+        recovered[index] = _recovered(runner.model, found, labels[index])
     return int(recovered.sum()) / len(labels)
 
 
-def _recovered(model: Deployed, raw: Tensor) -> Tensor:
-    return raw.argmax(dim=1) if model.fold == "none" else recover(raw)
+def _recovered(model: Deployed, raw: Tensor, labels: Tensor) -> Tensor:
+    """Whether the label comes back, bool [N]; from NaN it does not."""
+    if model.fold == "none":
+        return right(raw, labels)
+    return (recover(raw) == labels) & ~raw.isnan().any(dim=1)

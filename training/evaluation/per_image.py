@@ -24,7 +24,7 @@ def write_per_image(path: Path, measured: Measured, index: Sequence[int]) -> Non
     Args:
         index: of each image in its split.
     """
-    examples, attacks = measured.examples, [attack.name for attack in measured.report.attacks]
+    examples = measured.examples
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(COLUMNS)
@@ -37,6 +37,6 @@ def write_per_image(path: Path, measured: Measured, index: Sequence[int]) -> Non
         examples.prediction.tolist(),
         strict=True,
     ):
-        name = "" if broken_by == UNBROKEN else attacks[broken_by]
+        name = "" if broken_by == UNBROKEN else measured.attacks[broken_by]
         rows.writerow([number, label, clean, f"{margin:.6g}", name, prediction])
     atomic.write_text(path, text.getvalue())

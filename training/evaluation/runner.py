@@ -95,11 +95,23 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 class _Found(NamedTuple):
-    """What an attack made of a batch; ``images`` only where the other processes are to see them."""
+    """What an attack made of a batch; ``shown`` only where there are other processes whose onlookers are to see it."""
 
-    examples: Tensor
     raw: Tensor
-    images: Tensor | None
+    shown: tuple[Tensor, ...] | None
+
+
+@dataclass(frozen=True)
+class Onlooker:
+    """Who is told of each batch that was attacked.
+
+    Args:
+        see: takes the examples, the images that were found, and which of them meet the criterion.
+        most: of how many images of a batch it is told, those that meet the criterion first; None: of all.
+    """
+
+    see: Callable[[Tensor, Tensor, Tensor], None]
+    most: int | None = None
 
 
 @dataclass(frozen=True)
@@ -119,13 +131,13 @@ class Runner:
         attack: Attack,
         index: Tensor,
         criterion: Criterion,
-        seen: Callable[[Tensor, Tensor, Tensor], None] | None = None,
+        onlooker: Onlooker | None = None,
     ) -> Tensor:
         """Attack the examples ``index`` (int64 [M]).
 
         Args:
-            name: names the random stream, so that a result does not depend on attacks before it.
-            seen: told of each batch: its examples, the images that were found, and which of them meet the criterion.
+            name: names the random stream. What was drawn for an example also depends on which others are attacked.
+            onlooker: told of the images in this process; they come to it from all others.
 
         Returns the raw logits, [M, 2C] or [M, C], of the images that the attack found, in the order of ``index``.
         """
@@ -138,20 +150,21 @@ class Runner:
                 with torch.no_grad():
                     raw: Tensor = self.model.classifier(found)
                 advance(len(batch))
-                if seen is None or self._is_alone:
-                    tell(batch, found, raw)
-                    return _Found(batch, self._portable(raw), None)
-                return _Found(batch.cpu(), self._portable(raw), found.detach().cpu())
-
-            def tell(batch: Tensor, found: Tensor, raw: Tensor) -> None:
-                if seen is not None:
-                    seen(batch, found, criterion(raw, self.data.labels[batch]))
+                if onlooker is None:
+                    return _Found(self._portable(raw), None)
+                fooled = criterion(raw, labels)
+                rows = fooled.to(torch.int8).argsort(descending=True, stable=True)[: onlooker.most]
+                shown = (batch[rows], found.detach()[rows], fooled[rows])
+                if self._is_alone:
+                    onlooker.see(*shown)
+                    return _Found(raw, None)
+                return _Found(raw.cpu(), tuple(part.cpu() for part in shown))
 
             parts = self.batches.over(index, work)
         device = self.data.labels.device
         for part in parts:
-            if part.images is not None:
-                tell(part.examples.to(device), part.images.to(device), part.raw.to(device))
+            if onlooker is not None and part.shown is not None:
+                onlooker.see(*(tensor.to(device) for tensor in part.shown))
         return torch.cat([part.raw for part in parts]).to(device) if parts else self.clean_logits[:0]
 
     @property

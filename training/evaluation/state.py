@@ -16,6 +16,7 @@ from ducat_serve.output import Output
 from ducat_serve.report import AttackResult
 from ducat_serve.threat_model import ThreatModel
 from training.evaluation.examples import Examples
+from training.evaluation.kept import ExampleKeeper
 
 _KEY = "ducat_evaluation"
 
@@ -48,14 +49,18 @@ class EvaluationState:
             output.warn("an interrupted evaluation is dropped; --resume would have gone on with it.")
             self.remove()
 
-    def save(self, examples: Examples, results: list[AttackResult]) -> None:
+    def save(self, examples: Examples, results: list[AttackResult], keeper: ExampleKeeper) -> None:
         """Write down what is known after an attack, atomically."""
-        document = {"request": self.request, "results": [result.model_dump() for result in results]}
+        document = {
+            "request": self.request,
+            "results": [result.model_dump() for result in results],
+            "kept": keeper.state(),
+        }
         metadata = {_KEY: json.dumps(document, sort_keys=True)}
         atomic.write_bytes(self.path, serialise(examples.state(), metadata=metadata))
 
-    def restore(self, examples: Examples) -> list[AttackResult]:
-        """Put ``examples`` where the interrupted evaluation was; returns the results of its attacks.
+    def restore(self, examples: Examples, keeper: ExampleKeeper) -> list[AttackResult]:
+        """Put ``examples`` and ``keeper`` where the interrupted evaluation was; returns the results of its attacks.
 
         Raises:
             DataError: the file is damaged. UsageError: it belongs to another request; it is left alone.
@@ -66,6 +71,7 @@ class EvaluationState:
                 stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             asked = dict(document["request"])
             results = [AttackResult.model_validate(result) for result in document["results"]]
+            kept = dict(document["kept"])
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise self._damaged() from error
         wanted = json.loads(json.dumps(self.request))
@@ -80,6 +86,10 @@ class EvaluationState:
             name: (t.shape, t.dtype) for name, t in tensors.items()
         }:
             raise self._damaged()
+        try:
+            keeper.restore(kept)
+        except ValueError as error:
+            raise self._damaged() from error
         for name, tensor in tensors.items():
             tensor.copy_(stored[name].to(tensor.device))
         return results

@@ -64,6 +64,28 @@ def test_eight_bit_projection_gives_eight_bit_images_inside(
         assert delta.abs().max() == levels
 
 
+@pytest.mark.parametrize(("norm", "eps"), [("l2", 0.25), ("l2", 1.0), ("l1", 6.0), ("linf", 2 / 255)])
+def test_images_of_eight_bits_are_found_that_use_the_budget(norm: Norm, eps: float) -> None:
+    """A linear model, whose margin grows with every level. In l2 a step is a fraction of a level in each pixel."""
+    generator = torch.Generator().manual_seed(1)
+    linear = nn.Linear(3 * 32 * 32, 4)
+    with torch.no_grad():
+        linear.weight.copy_(torch.randn(linear.weight.shape, generator=generator) / 50)
+    model = Deployed(nn.Sequential(nn.Flatten(), linear), "none").eval()
+    images = torch.randint(60, 196, (4, 3, 32, 32), generator=generator).float() / 255
+    labels = model(images).argmax(dim=1)
+
+    def gain(eight_bit: bool) -> float:
+        ball = Ball(norm, eps, eight_bit=eight_bit)
+        task = Task(model, images, labels, ball, lambda raw, _: torch.zeros(len(raw)).bool(), stream(0, "t"))
+        found = APGD(margin, 50)(task)
+        with torch.no_grad():
+            before, after = (margin("none")(model(shown), labels, labels) for shown in (images, found))
+        return (after - before).mean().item()
+
+    assert gain(eight_bit=True) > 0.9 * gain(eight_bit=False)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_projection_leaves_points_inside_alone(norm: Norm) -> None:
     generator = torch.Generator().manual_seed(0)

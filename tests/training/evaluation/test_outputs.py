@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
+from ducat_serve.attacked_examples import AttackedExamples
 from ducat_serve.deployed import Deployed, load
 from ducat_serve.errors import UsageError
 from ducat_serve.output import Output
 from ducat_serve.report import CurvePoint
 from ducat_serve.threat_model import ThreatModel
 from training.attacks.apgd_ce import APGDCrossEntropy
+from training.attacks.base import Attack, Task
 from training.attacks.pair_margin import PairMargin
 from training.attacks.pgd import PGD
+from training.attacks.square import Square
 from training.batches import DeviceSplit
 from training.data import load_dataset
 from training.data.cache import Split
 from training.evaluation.adversarial_images import new_folder, write_adversarial_images
 from training.evaluation.curve import measure_curve
 from training.evaluation.evaluate import Measured, Plan, Subject, measure
+from training.evaluation.kept import ExampleKeeper
 from training.evaluation.per_image import write_per_image
 from training.evaluation.plot import plot_curve
 from training.evaluation.robustbench import robustbench_entry
@@ -114,6 +120,64 @@ def test_images_of_8_bits_are_all_that_a_lattice_allows(subject: Subject) -> Non
     assert (levels - levels.round()).abs().max() < 1e-4
     assert found.report.lattice == "8bit"
     assert "8-bit images only" in found.report.summary()
+
+
+@dataclass(frozen=True)
+class Stops(Attack):
+    """Ctrl-C in the place of an attack."""
+
+    name: ClassVar[str] = "stops"
+
+    def __call__(self, task: Task) -> Tensor:
+        raise KeyboardInterrupt
+
+
+class Masked(nn.Module):
+    """Its decision is the mean brightness; where an image is smooth, nothing of that has a gradient."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        level, spread = images.mean(dim=(1, 2, 3)) - 0.5, images.flatten(1).std(dim=1)
+        level = torch.where(spread > 0.12, level, level.detach() + 0 * images.sum(dim=(1, 2, 3)))
+        return torch.stack([level, -level], dim=1)
+
+
+def test_a_slow_attack_that_broke_at_a_smaller_eps_has_its_name_in_the_rows(tmp_path: Path) -> None:
+    """At 0.1 sanity checks fail and squares follow; at 0.5 gradients break all that is left."""
+    images = (0.5 + torch.linspace(0.05, 0.3, 60)).view(-1, 1, 1, 1).expand(60, 3, 8, 8).contiguous()
+    model = Deployed(Masked(), "none").eval()
+    data = DeviceSplit(images, model(images).argmax(dim=1))
+    subject = Subject(model, data, ("dark", "bright"), "digest", "test", "test")
+    plan = Plan(ThreatModel(norm="linf", eps=0.5), (PGD(),), (Square(queries=300),), batch_size=64)
+    curve = measure_curve(subject, plan, [0.1, 0.5], Output())
+    assert [attack.name for attack in curve.report.attacks] == ["pgd"]
+    write_per_image(tmp_path / "rows.csv", curve, range(60))
+    assert {row["broken_by"] for row in rows_of(tmp_path / "rows.csv")} == {"pgd", "square"}
+
+
+@pytest.mark.parametrize("finished", [1, 3])
+def test_a_resumed_evaluation_keeps_the_images_of_before(
+    subject: Subject, tmp_path: Path, finished: int
+) -> None:
+    def kept(keeper: ExampleKeeper) -> AttackedExamples:
+        return keeper.examples("0" * 64, PLAN.threat_model)
+
+    whole, interrupted, resumed = ExampleKeeper(), ExampleKeeper(), ExampleKeeper()
+    measure(subject, PLAN, Output(), keeper=whole)
+    state = EvaluationState(tmp_path / "x.partial", {})
+    attacks = (*PLAN.attacks[:finished], Stops())
+    with pytest.raises(KeyboardInterrupt):
+        measure(subject, replace(PLAN, attacks=attacks), Output(), state, keeper=interrupted)
+    measure(subject, PLAN, Output(), state, keeper=resumed)
+    assert any(one.fooled for one in kept(whole).examples)
+    assert kept(resumed) == kept(whole)
+
+
+def test_what_breaks_in_a_smaller_ball_is_kept_too(subject: Subject) -> None:
+    keeper = ExampleKeeper()
+    plan = replace(PLAN, threat_model=ThreatModel(norm="linf", eps=0.5))
+    found = measure_curve(subject, plan, [0.45], Output(), keeper=keeper)
+    assert found.report.attacks[0].examples == 0, "at the plan's own radius nothing was left to attack"
+    assert any(one.fooled for one in keeper.examples("0" * 64, plan.threat_model).examples)
 
 
 def test_a_curve_never_rises_and_keeps_what_broke_at_smaller_eps(subject: Subject, tmp_path: Path) -> None:

@@ -18,15 +18,18 @@ from ducat_serve.output import Output
 from ducat_serve.report import AttackResult, RobustnessReport
 from ducat_serve.threat_model import ThreatModel
 from training.attacks.apgd_ce import APGDCrossEntropy
+from training.attacks.ball import Ball
 from training.attacks.base import Attack, Task
+from training.attacks.criteria import misclassified
 from training.attacks.pgd import PGD
 from training.attacks.square import Square
 from training.batches import DeviceSplit
 from training.data import load_dataset
 from training.data.cache import Split
+from training.distributed.processes import ProcessGroup
 from training.evaluation.attack_run import AttackRun
 from training.evaluation.evaluate import Plan, Subject, evaluate
-from training.evaluation.runner import Batches, counted
+from training.evaluation.runner import Batches, Onlooker, Runner, counted
 from training.evaluation.state import EvaluationState
 
 THREAT = ThreatModel(norm="linf", eps=0.1)
@@ -139,6 +142,56 @@ def test_interrupt_and_resume_on_the_command_line(
     assert run([*command, "--resume"]) == 0
     assert seen == ["pgd", "apgd-ce", "apgd-ce"]
     assert not (folder / "model.safetensors.evaluation.partial").exists()
+
+
+def test_a_curve_is_not_resumed_with_other_radii(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a smaller radius broke would count at one that the new curve has without it."""
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    command = ["evaluate", str(folder), "--attack", "pgd", "--attack", "apgd-ce", "--max-examples", "20"]
+    real = AttackRun._run
+
+    def stops(attack_run: AttackRun, attack: Attack) -> AttackResult:
+        if attack.name == "apgd-ce" and attack_run.runner.ball.eps == 0.05:
+            raise KeyboardInterrupt
+        return real(attack_run, attack)
+
+    monkeypatch.setattr(AttackRun, "_run", stops)
+    assert run([*command, "--eps", "0.02", "--eps", "0.05"]) == 130
+    assert run([*command, "--eps", "0.03", "--eps", "0.05", "--resume"]) == 2
+    assert "radii changed" in capsys.readouterr().err
+
+
+def test_one_logit_is_no_decision(few: DeviceSplit) -> None:
+    model = Deployed(nn.Sequential(nn.Flatten(), nn.Linear(few.images[0].numel(), 1)), "none").eval()
+    with pytest.raises(UsageError, match="needs 2 classes"):
+        measure(model, few, PGD(), sanity=False)
+
+
+class _Sent(Exception):
+    """What a process of two would have sent to the other."""
+
+
+class FirstOfTwo(ProcessGroup):
+    def gather(self, mine: Any) -> list[Any]:
+        raise _Sent(mine)
+
+
+@pytest.mark.parametrize(("most", "sent"), [(None, 40), (16, 16), (0, 0)])
+def test_no_more_images_go_to_other_processes_than_anybody_looks_at(
+    few: DeviceSplit, most: int | None, sent: int
+) -> None:
+    model = Deployed(nn.Sequential(nn.Flatten(), nn.Linear(few.images[0].numel(), 10)), "none").eval()
+    batches = Batches(256, Output(), FirstOfTwo(0, 2))
+    runner = Runner(model, few, Ball("linf", 0.1), 0, batches, Output())
+    onlooker = Onlooker(lambda *_: None, most)
+    with pytest.raises(_Sent) as caught:
+        runner.attack("pgd", PGD(), torch.arange(len(few)), misclassified("none"), onlooker)
+    shown = [found.shown for batches in caught.value.args[0].values() for found in batches]
+    assert [len(images) for _, images, _ in shown] == [sent]
+    assert all(bool(fooled[:-1].ge(fooled[1:]).all()) for _, _, fooled in shown), "what fools the model first"
 
 
 # --- memory and cost ------------------------------------------------------------------------------------------

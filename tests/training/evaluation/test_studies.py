@@ -276,7 +276,8 @@ def test_nan_answers_to_adversarial_images_count_as_wrong_and_lose_no_report() -
     report = measure(model, data, Square(), val=data)
     assert report.worst_case_accuracy == 0
     assert report.dummy_mass is None  # nothing that can be counted
-    assert all(0 <= r.correct_or_flagged <= 1 for r in report.rejection)
+    assert {r.correct_or_flagged for r in report.rejection} == {0.0}  # NaN is wrong, and above no threshold
+    assert measure(model, data, PGD(), sanity=False).legacy_2c_accuracy == 0
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
