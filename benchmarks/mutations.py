@@ -41,6 +41,7 @@ TOWER_LOSSES = "tests/training/attacks/test_tower_losses.py::"
 FLOOR = "tests/training/evaluation/test_floor.py::"
 DIAL = "tests/training/mixture/test_dial.py::"
 COMPARE = "tests/cli/test_compare.py::"
+CHECKLIST = "tests/core/test_checklist.py::"
 INT8 = "tests/export/test_int8.py::"
 QUANTISED = "tests/training/evaluation/test_quantised.py::"
 
@@ -94,8 +95,8 @@ MUTATIONS = (
     Mutation(
         "8-bit images rounded to the nearest, out of the ball",
         "training/attacks/ball.py",
-        "(delta + rounding * delta.sign()).trunc() / 255",
-        "(delta + rounding * delta.sign()).round() / 255",
+        "levels.round().clamp(-most, most)",
+        "levels.round()",
         ((ATTACKS + "test_eight_bit_projection_gives_eight_bit_images_inside"),),
     ),
     Mutation(
@@ -338,6 +339,41 @@ MUTATIONS = (
         "not any(needed <= names",
         "not any(needed",
         ((COMPARE + "test_of_the_suites_only_the_quick_one_is_a_screening"),),
+    ),
+    Mutation(
+        "images of 8 bits in l2 are cut towards the original",
+        "training/attacks/ball.py",
+        "return levels.sign() * (size + low).floor()",
+        "return levels.sign() * size.floor()",
+        ((ATTACKS + "test_images_of_eight_bits_are_found_that_use_the_budget"),),
+    ),
+    Mutation(
+        "images of 8 bits in l2 are rounded up without looking at the ball",
+        "training/attacks/ball.py",
+        "fits = _norm((size + middle).floor(), order) <= most",
+        "fits = most > 0",
+        ((ATTACKS + "test_eight_bit_projection_gives_eight_bit_images_inside"),),
+    ),
+    Mutation(
+        "a resumed evaluation forgets the attacked images",
+        "training/evaluation/state.py",
+        "keeper.restore(kept)",
+        "keeper.restore({})",
+        ((OUTPUTS + "test_a_resumed_evaluation_keeps_the_images_of_before"),),
+    ),
+    Mutation(
+        "an answer of NaN counts as flagged",
+        "training/evaluation/detection.py",
+        "score = detector.score(found).nan_to_num(nan=-torch.inf)",
+        "score = detector.score(found)",
+        ((STUDIES + "test_nan_answers_to_adversarial_images_count_as_wrong_and_lose_no_report"),),
+    ),
+    Mutation(
+        "three attacks on one loss count as three losses",
+        "ducat_serve/checklist.py",
+        "return len(set[str]().union(*(LOSSES.get(name, {name}) for name in names)))",
+        "return len(list(names))",
+        ((CHECKLIST + "test_attacks_of_one_loss_are_one_loss"),),
     ),
     Mutation(
         "closest-first begins with the farthest",

@@ -277,6 +277,9 @@ def test_nan_answers_to_adversarial_images_count_as_wrong_and_lose_no_report() -
     assert report.worst_case_accuracy == 0
     assert report.dummy_mass is None  # nothing that can be counted
     assert {r.correct_or_flagged for r in report.rejection} == {0.0}  # NaN is wrong, and above no threshold
+    searched = measure(model, data, sanity=False, val=data)  # by the attacks of the study alone
+    assert searched.worst_case_accuracy == 1
+    assert {r.correct_or_flagged for r in searched.rejection} == {0.0}
     assert measure(model, data, PGD(), sanity=False).legacy_2c_accuracy == 0
 
 
