@@ -40,7 +40,7 @@ def test_requests_rows_and_dummy_mass_are_counted(predictor: Predictor) -> None:
 def test_queue_and_batches_are_seen_while_they_happen(predictor: Predictor) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    model = FakeModel(predictor)
+    model = FakeModel(predictor, deadline=60)  # so that a busy machine answers nobody before all have asked
     with TestClient(create_app(model)) as client, ThreadPoolExecutor(4) as threads:
         until(lambda: is_ready(client))
         model.gate.clear()
