@@ -54,14 +54,15 @@ class ClosestFirst(Attack):
     """Rounds of APGD on margins, at targets and from diversified starts, then random squares from the best image.
 
     Every image is attacked on the margin; the other rounds begin with the closest images and end early. With dummies a
-    wrong class t is aimed at as t or as its dummy t + C, whichever logit is higher; with two towers as both. Half of
-    the restarts are then on `losses.pair_margin`, which pushes both logits of the label's pair down.
+    wrong class t is aimed at as t or as its dummy t + C, whichever logit is higher; with two towers as both. There are
+    then restarts on `losses.pair_margin` too, which pushes both logits of the label's pair down.
 
     Args:
         untargeted, targeted: the losses, DLR unless there are too few classes.
         steps: of each APGD run.
         targets: how many wrong classes, by their logits at the best image so far; 9 as in AutoAttack.
-        restarts: from output-diversified starts in one round; such rounds are repeated while they break something.
+        restarts: of each loss from output-diversified starts in one round; such rounds are repeated while they break
+            something.
         queries: random squares for each image.
     """
 
@@ -72,7 +73,7 @@ class ClosestFirst(Attack):
     steps: int = 50
     targets: int = 9
     restarts: int = 6
-    queries: int = 200
+    queries: int = 500
 
     def fitted(self, target: TargetModel) -> Self:
         """DLR needs 3 classes, targeted DLR 4."""
@@ -94,11 +95,11 @@ class ClosestFirst(Attack):
             losses = _other_losses(model.fold, self.untargeted)
             survivors.attack(survivors.at_each(losses), len(losses))
             diverse: list[LossOfFold] = [margin] if model.fold == "none" else [margin, _PAIR]
-            restarts = max(1, self.restarts // len(diverse))
             idle = 0
             while idle < _IDLE_ROUNDS:
                 fallen = sum(
-                    survivors.attack(survivors.at_loss(loss, diversified=True), restarts) for loss in diverse
+                    survivors.attack(survivors.at_loss(loss, diversified=True), self.restarts)
+                    for loss in diverse
                 )
                 idle = 0 if fallen else idle + 1
             survivors.attack(survivors.by_squares(self.queries))
