@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 
 from ducat_serve.cli.main import run
 from tests.support.http_client import GOOD
-from tests.support.images import ASK, Container, Image, built, make_base_with_pip, why_not
+from tests.support.images import ASK, MARKS, Container, Image, built, make_base_with_pip, why_not
 
 WAIT = 60
 READY = """
@@ -18,13 +17,7 @@ import urllib.request
 urllib.request.build_opener(urllib.request.ProxyHandler({})).open("http://127.0.0.1:3000/readyz", timeout=5)
 """
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.xdist_group("image"),
-    pytest.mark.skipif(
-        "DUCAT_TEST_IMAGE" not in os.environ, reason="builds an image for minutes: make image-test"
-    ),
-]
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from cyclonedx.validation import make_schemabased_validator
 from ducat_serve.bundled import model_path
 from ducat_serve.signature import sign
 from tests.support.http_client import GOOD
-from tests.support.images import ASK, Container, Image, built, make_base, why_not
+from tests.support.images import ASK, MARKS, Container, Image, built, make_base, why_not
 from tests.support.keys import key_pair
 
 PROJECT = Path(__file__).parents[2]
@@ -38,13 +37,7 @@ print(json.dumps({
 }))
 """
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.xdist_group("image"),
-    pytest.mark.skipif(
-        "DUCAT_TEST_IMAGE" not in os.environ, reason="builds an image for minutes: make image-test"
-    ),
-]
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+# Of every test that builds an image.
+MARKS = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("image"),
+    pytest.mark.skipif(
+        "DUCAT_TEST_IMAGE" not in os.environ, reason="builds an image for minutes: make image-test"
+    ),
+]
+
 TOOLS = ("buildah", "crun", "debootstrap")
 BASE = "localhost/ducat-test-base"
 # Asks for a prediction from inside of a container, whose network has nothing but itself.
