@@ -32,6 +32,7 @@ PARTS = "tests/training/evaluation/test_parts.py::"
 RIVALS = "tests/training/attacks/test_rivals.py::"
 WINDOWS = "tests/training/attacks/test_square_windows.py::"
 STUDIES = "tests/training/evaluation/test_studies.py::"
+COUNT = "tests/training/evaluation/test_checks_count.py::"
 OUTPUTS = "tests/training/evaluation/test_outputs.py::"
 PAIRS = "tests/core/test_pairs.py::"
 EXPORT = "tests/export/test_export.py::"
@@ -283,6 +284,27 @@ MUTATIONS = (
         "return torch.where(still_fooled, torch.minimum(before, detector.score(raw)), before)",
         "return before",
         ((STUDIES + "test_dummy_mass_detects_only_those_who_do_not_hide"),),
+    ),
+    Mutation(
+        "what checks and studies break does not count",
+        "training/evaluation/examples.py",
+        "        self.record(index[unbroken], raw[unbroken], BY_CHECK)\n",
+        "",
+        ((COUNT + "test_squares_of_a_sanity_check_count_where_gradients_mislead"),),
+    ),
+    Mutation(
+        "what a check breaks in a larger ball counts",
+        "training/evaluation/sanity.py",
+        "            raw = replace(runner, ball=ball).attack(",
+        "            raw = examples.check(replace(runner, ball=ball), ",
+        ((COUNT + "test_what_a_larger_ball_breaks_does_not_count"),),
+    ),
+    Mutation(
+        "the images that only a check broke are not kept",
+        "training/evaluation/examples.py",
+        "onlooker = None if self.images is None else Onlooker(self._keep_unbroken)",
+        "onlooker = None",
+        ((COUNT + "test_squares_of_a_sanity_check_count_where_gradients_mislead"),),
     ),
     Mutation(
         "sanity checks that always pass",

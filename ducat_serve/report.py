@@ -204,10 +204,20 @@ class RobustnessReport(_WithLaterFields):
     where several were asked for; an image that is broken at one of them counts as broken at all larger ones. ``server``
     is there where a running server was measured. ``corruptions`` is what a run of its own measured on the same weights.
     ``floor`` is that of a two-tower model. ``gradients`` is "copy" where an exported file was attacked with the
-    gradients of a differentiable copy of its graph, and not by its scores alone.
+    gradients of a differentiable copy of its graph, and not by its scores alone. ``broken_by_checks`` is the number of
+    images that the attacks left and sanity checks or studies broke, which count as broken; None for none.
     """
 
-    later_fields = ("clean_interval", "lattice", "curve", "corruptions", "server", "floor", "gradients")
+    later_fields = (
+        "clean_interval",
+        "lattice",
+        "curve",
+        "corruptions",
+        "server",
+        "floor",
+        "gradients",
+        "broken_by_checks",
+    )
 
     report_version: Literal[1, 2, 3] = 3
     weights_digest: str
@@ -236,6 +246,7 @@ class RobustnessReport(_WithLaterFields):
     server: ServerAccess | None = None
     floor: Floor | None = None
     gradients: Literal["copy"] | None = None
+    broken_by_checks: int | None = None
     seconds: float = Field(default=0, ge=0)
     versions: dict[str, str]
 

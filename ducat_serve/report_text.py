@@ -86,6 +86,7 @@ def report_in_words(spec: ModelSpec) -> dict[str, Any]:
         "sentences": [
             _clean(report),
             _worst_case(report),
+            *broken_by_checks_in_words(report),
             *floor_in_words(report),
             how_measured(report, spec),
             *other_threat_model(report, spec),
@@ -110,6 +111,17 @@ def _worst_case(report: RobustnessReport) -> str:
         f"{_percent(report.worst_case_accuracy)} (95\u00a0% interval {_percent(low)} to {_percent(high)}) stayed "
         f"correct under every attack that was run. An attacker was allowed {_allowed(report.norm, report.eps)}."
     )
+
+
+def broken_by_checks_in_words(report: RobustnessReport) -> list[str]:
+    """How many images no attack broke and a check or a study did; nothing where there are none."""
+    found = report.broken_by_checks
+    if found is None:
+        return []
+    broken = (
+        "1 image that the attacks left was" if found == 1 else f"{found} images that the attacks left were"
+    )
+    return [f"{broken} broken by sanity checks or studies beside them, and so counted as broken."]
 
 
 def _allowed(norm: str, eps: float) -> str:

@@ -11,6 +11,7 @@ from ducat_serve.report_text import (
     DIGESTS,
     NOT_RECORDED,
     accuracies,
+    broken_by_checks_in_words,
     corruptions_in_words,
     doubts,
     dummy_mass_in_words,
@@ -153,6 +154,7 @@ def _robustness(spec: ModelSpec, name: str) -> list[str]:
         f"{report.norm} {format_size(report.eps)} on {report.examples} {report.split} images of "
         f"{text(report.dataset)}, seed {report.seed}:",
         _table(report),
+        *broken_by_checks_in_words(report),
         *_beside_float32(spec),
         *floor_in_words(report),
         *(text(sentence) for sentence in corruptions_in_words(report.corruptions)),

@@ -5,7 +5,14 @@ from __future__ import annotations
 from ducat_serve.checklist import tick_off
 from ducat_serve.output import Output
 from ducat_serve.report import Artefact, RobustnessReport
-from ducat_serve.report_text import accuracies, doubts, dummy_mass_in_words, other_threat_model, server_access
+from ducat_serve.report_text import (
+    accuracies,
+    broken_by_checks_in_words,
+    doubts,
+    dummy_mass_in_words,
+    other_threat_model,
+    server_access,
+)
 from ducat_serve.spec import ModelSpec
 from ducat_serve.threat_model import format_size
 
@@ -30,6 +37,8 @@ def show_report(report: RobustnessReport, spec: ModelSpec | None, output: Output
         (f"accuracy of {where}", "%", "95 % interval"),
         [clean, *after, *others],
     )
+    for sentence in broken_by_checks_in_words(report):
+        output.text(sentence)
     if (asked := server_access(report)) is not None:
         output.text(asked)
     if report.curve:

@@ -23,6 +23,7 @@ from ducat_serve.report import RobustnessReport
 from training.attacks.ball import Ball
 from training.batches import DeviceSplit
 from training.data import load_dataset
+from training.evaluation.examples import Examples
 from training.evaluation.legacy import legacy_2c_accuracy
 from training.evaluation.prepare import choose_images
 from training.evaluation.runner import Batches, Runner
@@ -56,7 +57,7 @@ def gap(model: Path, folder: Path) -> float:
     ball = Ball.of(loaded.spec.threat_model)
     assert (ball.norm, ball.eps) == ("linf", 0.2)
     runner = Runner(loaded, data, ball, 0, Batches(256, Output()), Output())
-    return 100 * (legacy_2c_accuracy(runner, ("apgd-ce",)) - worst)
+    return 100 * (legacy_2c_accuracy(runner, Examples.of(runner), ("apgd-ce",)) - worst)
 
 
 @pytest.mark.slow

@@ -77,7 +77,8 @@ class AttackRun:
             return Onlooker(self._seen)
         return None if self.keeper is None else Onlooker(self._seen, CANDIDATES)
 
-    def _seen(self, batch: Tensor, found: Tensor, fooled: Tensor) -> None:
-        self.examples.keep(batch, found, fooled)
+    def _seen(self, batch: Tensor, found: Tensor, raw: Tensor) -> None:
+        self.examples.keep(batch, found, raw)
         if self.keeper is not None:
+            fooled = misclassified(self.runner.model.fold)(raw, self.examples.labels[batch])
             self.keeper.see(batch, found, fooled)

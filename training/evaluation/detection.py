@@ -114,7 +114,8 @@ def _lowest_wrong_score(
     ]
     for tag, attack in starts:
         rows = (lowest > strictest).nonzero().squeeze(1)
-        found = runner.attack(f"unflagged by {detector.name} {tag}", attack, index[rows], criterion)
+        name = f"unflagged by {detector.name} {tag}"
+        found = examples.check(runner, name, attack, index[rows], criterion)
         score = detector.score(found).nan_to_num(nan=-torch.inf)  # NaN is wrong, and nowhere flagged
         score = torch.where(wrong(found, runner.data.labels[index[rows]]), score, torch.inf)
         lowest[rows] = torch.fmin(lowest[rows], score)

@@ -202,13 +202,17 @@ class _Studies:
 
 def _studied(runner: Runner, plan: Plan, examples: Examples, sanity: tuple[SanityCheck, ...]) -> _Studies:
     """The studies of a plan, after all its attacks; ``sanity`` holds the checks that were made already."""
-    lowest = floor(runner, examples)
+    has_legacy = _has_legacy(runner.model, plan)
+    legacy = legacy_2c_accuracy(runner, examples, plan.legacy_attacks) if has_legacy else None
+    mass = dummy_mass(runner, examples, adaptive=plan.val is not None)
+    flagged = () if plan.val is None else rejection(runner, examples, plan.val)
+    lowest = floor(runner, examples)  # the last one: it lies below what all others have left
     return _Studies(
         sanity=sanity if lowest is None else (*sanity, lowest[1]),
         floor=None if lowest is None else lowest[0],
-        legacy=legacy_2c_accuracy(runner, plan.legacy_attacks) if _has_legacy(runner.model, plan) else None,
-        dummy_mass=dummy_mass(runner, examples, adaptive=plan.val is not None),
-        rejection=() if plan.val is None else rejection(runner, examples, plan.val),
+        legacy=legacy,
+        dummy_mass=mass,
+        rejection=flagged,
     )
 
 
@@ -248,6 +252,7 @@ def _report(
         rejection=studies.rejection,
         sanity=studies.sanity,
         floor=studies.floor,
+        broken_by_checks=examples.broken_by_checks or None,
         per_class=_per_class(subject.labels, subject.data.labels, examples.clean, examples.right),
         attacks=tuple(results),
         seconds=round(seconds, 2),

@@ -9,13 +9,15 @@ from torch import Tensor
 
 from ducat_serve.pairs import fold_logits
 from ducat_serve.spec import Fold
-from training.attacks.criteria import misclassified, right
+from training.attacks.base import Attack
+from training.attacks.criteria import Criterion, misclassified, right
 from training.attacks.losses import margin
 from training.batches import to_pixels
 from training.evaluation.detectors import Detector, detectors
-from training.evaluation.runner import Runner
+from training.evaluation.runner import Onlooker, Runner
 
 UNBROKEN = -1
+BY_CHECK = -2
 
 
 @dataclass
@@ -24,7 +26,8 @@ class Examples:
 
     ``clean_margin`` is the label's deployed logit less the largest other one, float [N]. ``prediction`` is what the
     model answers to the image that broke an example, to the clean one while there is none; int64 [N].
-    ``broken_by`` is the number of the attack that broke it, counted from 0, and `UNBROKEN` where none did.
+    ``broken_by`` is the number of the attack that broke it, counted from 0, `UNBROKEN` where none did, and
+    `BY_CHECK` where only a sanity check or a study did.
     """
 
     fold: Fold
@@ -79,15 +82,36 @@ class Examples:
                 nan=-torch.inf
             )
 
+    def check(self, runner: Runner, name: str, attack: Attack, index: Tensor, criterion: Criterion) -> Tensor:
+        """Attack the examples ``index`` as a check or a study does; what only this breaks counts as broken, too.
+
+        The runner's ball must be that of the attacks. The arguments and what is returned are those of `Runner.attack`.
+        """
+        onlooker = None if self.images is None else Onlooker(self._keep_unbroken)
+        raw = runner.attack(name, attack, index, criterion, onlooker)
+        unbroken = self.right[index]
+        self.record(index[unbroken], raw[unbroken], BY_CHECK)
+        return raw
+
+    @property
+    def broken_by_checks(self) -> int:
+        """How many examples the attacks left and checks or studies broke."""
+        return int((self.broken_by == BY_CHECK).sum())
+
     def inherit(self, smaller: Examples) -> None:
         """Take over what a smaller ball has shown: an image that broke an example there is in this ball too."""
         for name, tensor in self.state().items():
             tensor.copy_(smaller.state()[name])
 
-    def keep(self, index: Tensor, found: Tensor, fooled: Tensor) -> None:
-        """Keep the images among ``found`` that fool the model, where images are kept."""
+    def keep(self, index: Tensor, found: Tensor, raw: Tensor) -> None:
+        """Keep the images among ``found`` whose logits ``raw`` are wrong, where images are kept."""
         if self.images is not None:
+            fooled = misclassified(self.fold)(raw, self.labels[index])
             self.images[index[fooled].cpu()] = found[fooled].detach().cpu()
+
+    def _keep_unbroken(self, index: Tensor, found: Tensor, raw: Tensor) -> None:
+        unbroken = self.right[index]
+        self.keep(index[unbroken], found[unbroken], raw[unbroken])
 
     def state(self) -> dict[str, Tensor]:
         """What changes while attacks run, to be stored and copied back; the clean images are evaluated again."""

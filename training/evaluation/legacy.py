@@ -15,11 +15,12 @@ from ducat_serve.deployed import Deployed
 from ducat_serve.pairs import recover
 from training.attacks.base import TargetModel
 from training.attacks.criteria import misclassified, right
+from training.evaluation.examples import Examples
 from training.evaluation.runner import Runner
 from training.evaluation.stages import attack_named
 
 
-def legacy_2c_accuracy(runner: Runner, attacks: Sequence[str]) -> float:
+def legacy_2c_accuracy(runner: Runner, examples: Examples, attacks: Sequence[str]) -> float:
     """Accuracy after recovery, under attacks on the raw logits with the original label.
 
     For a model without dummies there is nothing to recover, and this is its accuracy under those attacks.
@@ -32,7 +33,7 @@ def legacy_2c_accuracy(runner: Runner, attacks: Sequence[str]) -> float:
     for name in attacks:
         attack = attack_named(name, TargetModel("none", raw.shape[1]))
         index = (~fooled).nonzero().squeeze(1)
-        found = unaware.attack(f"legacy {name} (non-adaptive)", attack, index, won)
+        found = examples.check(unaware, f"legacy {name} (non-adaptive)", attack, index, won)
         fooled[index] = won(found, labels[index])
         recovered[index] = _recovered(runner.model, found, labels[index])
     return int(recovered.sum()) / len(labels)

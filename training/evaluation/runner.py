@@ -106,7 +106,7 @@ class Onlooker:
     """Who is told of each batch that was attacked.
 
     Args:
-        see: takes the examples, the images that were found, and which of them meet the criterion.
+        see: takes the examples, the images that were found, and their raw logits.
         most: of how many images of a batch it is told, those that meet the criterion first; None: of all.
     """
 
@@ -152,9 +152,9 @@ class Runner:
                 advance(len(batch))
                 if onlooker is None:
                     return _Found(self._portable(raw), None)
-                fooled = criterion(raw, labels)
-                rows = fooled.to(torch.int8).argsort(descending=True, stable=True)[: onlooker.most]
-                shown = (batch[rows], found.detach()[rows], fooled[rows])
+                met = criterion(raw, labels).to(torch.int8)
+                rows = met.argsort(descending=True, stable=True)[: onlooker.most]
+                shown = (batch[rows], found.detach()[rows], raw[rows])
                 if self._is_alone:
                     onlooker.see(*shown)
                     return _Found(raw, None)

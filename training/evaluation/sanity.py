@@ -40,9 +40,12 @@ def check_sanity(runner: Runner, examples: Examples, surrogate: Deployed | None)
 
     criterion, total = misclassified(runner.model.fold), len(index)
 
-    def left(name: str, attack: Attack, among: Tensor, ball: Ball = runner.ball) -> Tensor:
-        """Which of the examples ``among`` (int64 [M]) are still right."""
-        raw = replace(runner, ball=ball).attack(f"sanity {name}", attack, among, criterion)
+    def left(name: str, attack: Attack, among: Tensor, ball: Ball | None = None) -> Tensor:
+        """Which of the examples ``among`` (int64 [M]) are still right; only what another ball breaks does not count."""
+        if ball is None:
+            raw = examples.check(runner, f"sanity {name}", attack, among, criterion)
+        else:
+            raw = replace(runner, ball=ball).attack(f"sanity {name}", attack, among, criterion)
         return among[~criterion(raw, runner.data.labels[among])]
 
     many = left("100 steps", APGD(cross_entropy, steps=100), index)
