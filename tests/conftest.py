@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Generator, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -90,6 +91,18 @@ def onnx_model(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         assert run(["export", str(run_folder), "--onnx", "--out", str(folder / "model.onnx")]) == 0
 
     return made_once("export", tmp_path_factory, make) / "model.onnx"
+
+
+@pytest.fixture(scope="session")
+def measured_folder(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`run_folder` with a small robustness report, and exported with the images that it was attacked on."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(run_folder, folder, dirs_exist_ok=True)
+        assert run(["evaluate", str(folder), "--attack", "pgd", "--max-examples", "40"]) == 0
+        assert run(["export", str(folder), "--onnx", "--examples"]) == 0
+
+    return made_once("measured", tmp_path_factory, make)
 
 
 @pytest.fixture(scope="session")

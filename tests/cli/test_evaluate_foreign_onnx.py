@@ -27,7 +27,7 @@ def narrow():
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 7))
 """
 DECLARED = ["--input", "NCHW", "--scale", "1"]
-FEW = ["--dataset", "digits", "--eps", "0.1", "--max-examples", "30"]
+FEW = ["--dataset", "digits", "--eps", "0.1", "--max-examples", "16"]
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def test_it_is_measured_exported_and_asked_like_our_own(
     assert str(nets) not in spec.to_json()
 
     own = ["--network", "imported_nets:make", "--import-from", str(nets)]
-    assert run(["evaluate", str(target), *own, "--attack", "pgd", "--max-examples", "50"]) == 0
+    assert run(["evaluate", str(target), *own, "--attack", "pgd", "--max-examples", "19"]) == 0
     assert "seed that chose its val images" in capsys.readouterr().err.replace("\n", " ")
     assert run(["export", str(target), *own]) == 0
     images = load_dataset("digits").test.images[:100]

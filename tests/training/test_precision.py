@@ -20,12 +20,10 @@ from training.data import load_dataset
 
 
 @pytest.fixture(scope="module")
-def folder(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(measured_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A measured checkpoint with exports of both precisions."""
     folder = tmp_path_factory.mktemp("precision") / "run"
-    shutil.copytree(run_folder, folder)
-    assert run(["evaluate", str(folder), "--attack", "pgd", "--max-examples", "30"]) == 0
-    assert run(["export", str(folder)]) == 0
+    shutil.copytree(measured_folder, folder)
     assert run(["export", str(folder), "--precision", "float16"]) == 0
     return folder
 
@@ -59,7 +57,7 @@ def test_the_report_is_dropped_and_measured_again(folder: Path, capsys: pytest.C
     assert run(["inspect", str(half)]) == 0
     assert "robustness not measured" in capsys.readouterr().out
 
-    assert run(["evaluate", str(half), "--max-examples", "20", "--json"]) == 0
+    assert run(["evaluate", str(half), "--max-examples", "12", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     after = Predictor(half, "cpu")  # sealed again, and readable
     report = after.spec.robustness

@@ -194,7 +194,8 @@ def test_sigterm_reaches_every_process_and_one_process_goes_on(tmp_path: Path) -
     assert len(after["rows"]) > len(before["rows"])
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.extended), 1])
+@pytest.mark.extended
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_dies_ends_all_and_the_checkpoint_stays(tmp_path: Path, rank: int) -> None:
     run, process = stopped_run(tmp_path)
     pids = children(process)

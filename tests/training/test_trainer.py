@@ -183,7 +183,9 @@ def test_kill_9_in_mid_epoch_then_resume(uninterrupted: Path, tmp_path: Path, ep
     assert_same_run(uninterrupted, folder)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.extended)]
+)
 def test_signals_save_and_say_how_to_resume(tmp_path: Path, number: int, code: int) -> None:
     folder = tmp_path / "run"
     process = subprocess.Popen(

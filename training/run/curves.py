@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from ducat_serve import atomic
 from training.config import TrainConfig
 from training.run.metrics import EpochRow
@@ -19,6 +17,8 @@ _SHARE_CLEAN, _SHARE_ADVERSARIAL = "#4f7942", "#7b4b94"
 
 def draw_curves(rows: Sequence[EpochRow], config: TrainConfig, target: Path) -> None:
     """Draw loss, val accuracies and dummy shares; the dummy phase is shaded."""
+    from matplotlib.figure import Figure  # most of a second, which a run that is refused need not spend
+
     panels = 2 if config.ducat == "off" else 3
     figure = Figure(figsize=(7, 2.4 * panels), layout="constrained")
     axes = figure.subplots(panels, 1, sharex=True)

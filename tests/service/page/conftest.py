@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, Request, expect
 
-from ducat_serve.cli.main import run
 from tests.support.browser import chromium, serving
 from tests.support.http_client import DIGITS, encode
 from tests.support.page import KEY, REFUSED
@@ -18,13 +16,9 @@ from tests.support.server_process import WAIT, Server
 
 
 @pytest.fixture(scope="package")
-def measured(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def measured(measured_folder: Path) -> Path:
     """An exported model with a small robustness report, and images that it was attacked on."""
-    folder = tmp_path_factory.mktemp("measured")
-    shutil.copytree(run_folder, folder, dirs_exist_ok=True)
-    assert run(["evaluate", str(folder), "--attack", "pgd", "--max-examples", "40"]) == 0
-    assert run(["export", str(folder), "--onnx", "--examples"]) == 0
-    return folder / "model.onnx"
+    return measured_folder / "model.onnx"
 
 
 @pytest.fixture(scope="package")

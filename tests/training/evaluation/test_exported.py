@@ -26,7 +26,7 @@ def folder(run_folder: Path, onnx_model: Path, tmp_path_factory: pytest.TempPath
     return folder
 
 
-FEW = ["--max-examples", "30", "--json"]
+FEW = ["--max-examples", "16", "--json"]
 
 
 def test_an_export_is_attacked_by_scores_and_by_transfer(

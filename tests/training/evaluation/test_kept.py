@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +17,8 @@ from training.attacks.ball import Ball
 from training.evaluation.kept import eight_bit
 
 
-@pytest.fixture(scope="module")
-def exported(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("kept")
-    shutil.copytree(run_folder, folder, dirs_exist_ok=True)
-    assert run(["evaluate", str(folder), "--attack", "pgd", "--max-examples", "40"]) == 0
-    assert run(["export", str(folder), "--onnx", "--examples"]) == 0
-    return folder
-
-
-def test_they_are_in_the_ball_and_the_exported_model_agrees(exported: Path) -> None:
-    predictor = Predictor(exported / "model.onnx")
+def test_they_are_in_the_ball_and_the_exported_model_agrees(measured_folder: Path) -> None:
+    predictor = Predictor(measured_folder / "model.onnx")
     kept = predictor.examples
     assert kept is not None
     assert 2 <= len(kept.examples) <= MOST_EXAMPLES
@@ -44,9 +34,9 @@ def test_they_are_in_the_ball_and_the_exported_model_agrees(exported: Path) -> N
     assert {example.fooled for example in kept.examples} == {True, False}
 
 
-def test_without_the_option_the_file_holds_none(exported: Path, tmp_path: Path) -> None:
+def test_without_the_option_the_file_holds_none(measured_folder: Path, tmp_path: Path) -> None:
     """Whose images they are, they do not leave the run folder unless somebody says so."""
-    assert run(["export", str(exported), "--onnx", "--out", str(tmp_path / "model.onnx")]) == 0
+    assert run(["export", str(measured_folder), "--onnx", "--out", str(tmp_path / "model.onnx")]) == 0
     assert Predictor(tmp_path / "model.onnx").examples is None
 
 
@@ -57,9 +47,9 @@ def test_the_option_without_an_evaluation_is_an_error(run_folder: Path, tmp_path
     assert not target.exists()
 
 
-def test_examples_of_another_model_are_refused(exported: Path) -> None:
-    spec = Predictor(exported / "model.onnx").spec
-    text = (exported / FILE_NAME).read_text()
+def test_examples_of_another_model_are_refused(measured_folder: Path) -> None:
+    spec = Predictor(measured_folder / "model.onnx").spec
+    text = (measured_folder / FILE_NAME).read_text()
     other = spec.model_copy(update={"weights_digest": "0" * 64})
     with pytest.raises(VerificationError, match="other weights"):
         AttackedExamples.from_json(text, other, "examples")

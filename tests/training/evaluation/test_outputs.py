@@ -39,11 +39,11 @@ from training.evaluation.robustbench import robustbench_entry
 from training.evaluation.state import EvaluationState
 
 EPS = 0.1
-INDEX = list(range(100, 160))
+INDEX = list(range(100, 132))
 PLAN = Plan(
     ThreatModel(norm="linf", eps=EPS),
     (PGD(), APGDCrossEntropy(), PairMargin(temperature=1)),
-    batch_size=32,
+    batch_size=16,
     sanity=False,
     keep_images=True,
 )
@@ -154,7 +154,7 @@ def test_a_slow_attack_that_broke_at_a_smaller_eps_has_its_name_in_the_rows(tmp_
     assert {row["broken_by"] for row in rows_of(tmp_path / "rows.csv")} == {"pgd", "check", "square"}
 
 
-@pytest.mark.parametrize("finished", [1, 3])
+@pytest.mark.parametrize("finished", [1, pytest.param(3, marks=pytest.mark.extended)])
 def test_a_resumed_evaluation_keeps_the_images_of_before(
     subject: Subject, tmp_path: Path, finished: int
 ) -> None:

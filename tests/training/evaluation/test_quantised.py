@@ -149,9 +149,8 @@ def test_a_graph_that_goes_on_from_unscaled_images_is_refused() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "network", ["timm:test_vit", pytest.param("timm:test_convnext", marks=pytest.mark.extended)]
-)
+@pytest.mark.extended
+@pytest.mark.parametrize("network", ["timm:test_vit", "timm:test_convnext"])
 def test_the_copy_follows_networks_of_others(network: str, tmp_path: Path) -> None:
     """Against ONNX Runtime, and its gradient against that of the network before it was rounded."""
     torch.manual_seed(0)
@@ -343,7 +342,7 @@ def test_what_is_attacked_is_what_was_checked(file: Path, monkeypatch: pytest.Mo
 def test_its_own_report_is_measured_on_the_file(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What broke it breaks the file in ONNX Runtime, and the card has both precisions."""
     broken = file.parent / "broken"
-    command = ["evaluate", str(file), "--attack", "pgd", "--max-examples", "20"]
+    command = ["evaluate", str(file), "--attack", "pgd", "--max-examples", "12"]
     capsys.readouterr()
     assert run([*command, "--save-adversarial", str(broken), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
