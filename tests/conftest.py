@@ -17,14 +17,17 @@ import pytest
 from starlette.testclient import TestClient
 
 from ducat_serve.cli.main import run
+from ducat_serve.networks.allowed import allow
 from ducat_serve.predictor import Predictor
 from service.application import create_app
 from service.models.registry import Models
 from service.settings import Settings
+from tests.support import tiny_network
 from tests.support.http_client import is_ready, until
 from tests.support.int8 import digits_with_dummies
 from tests.support.made_once import made_once
 from tests.support.order import put_long_files_first
+from tests.support.towers import exported_towers
 from tests.support.unit_tests import mark_unit_tests, nothing_starts_or_trains
 
 PROJECT = Path(__file__).parent.parent
@@ -115,6 +118,13 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert run(["export", str(folder / "run"), "--onnx"]) == 0
 
     return made_once("other", tmp_path_factory, make) / "run" / "model.onnx"
+
+
+@pytest.fixture(scope="session")
+def towers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-tower model, checkpoint and export: see `exported_towers`."""
+    allow(tiny_network.NAME)  # in each process, not only in the one that makes it
+    return made_once("towers", tmp_path_factory, exported_towers)
 
 
 @pytest.fixture(scope="session")

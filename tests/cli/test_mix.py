@@ -104,6 +104,7 @@ def test_it_exports_with_parity_and_says_who_answered(
     assert "Two towers" in target.with_suffix(".md").read_text()
 
 
+@pytest.mark.extended
 def test_half_precision_halves_both_towers(mixed: Path) -> None:
     target = mixed.with_name("half.onnx")
     assert run(["export", str(mixed), "--out", str(target), "--precision", "float16"]) == 0

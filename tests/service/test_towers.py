@@ -10,15 +10,14 @@ import pytest
 from ducat_serve.predictor import Predictor
 from tests.support.application import ADMIN, bearer, metrics, serving_path
 from tests.support.http_client import encode, predictions, send
-from tests.support.towers import exported_towers
 from training.data import load_dataset
 
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return exported_towers(tmp_path_factory.mktemp("towers"))
+@pytest.fixture
+def model(towers_folder: Path) -> Path:
+    return towers_folder / "model.onnx"
 
 
 def test_answers_say_whose_they_are_and_are_counted(model: Path) -> None:

@@ -49,14 +49,16 @@ def rows_of(labels: Tensor, contrast: Tensor, classes: int = 4) -> Tensor:
     return images
 
 
-def exported_towers(folder: Path) -> Path:
-    """An exported model: the bundled robust one for digits behind a tower that knows nothing and is overruled often."""
+def exported_towers(folder: Path) -> None:
+    """`model.safetensors` and `model.onnx`: the bundled robust model for digits behind a tower that knows nothing.
+
+    So the robust tower overrules it often.
+    """
     standard = load(tower_checkpoint(folder / "standard.safetensors"))
     switch = Switch(scale=3, power=1, shift=0, threshold=0.3)
     fitted = Fitted(Setting(switch, 0.5, 0.5), "--give-up 2", 100, 0.9, 0.5, 0.1, None)
     write_mixture(standard, load("digits-small"), fitted, folder / "model.safetensors")
     export_onnx(folder / "model.safetensors", folder / "model.onnx")
-    return folder / "model.onnx"
 
 
 def tower_checkpoint(path: Path, *, seed: int = 0, **changes: object) -> Path:

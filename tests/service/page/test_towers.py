@@ -11,13 +11,12 @@ from playwright.sync_api import FilePayload, Page, expect
 from ducat_serve.predictor import Predictor
 from tests.support.browser import serving
 from tests.support.http_client import DIGITS, encode
-from tests.support.towers import exported_towers
 
 pytestmark = pytest.mark.slow
 
 
-def test_the_page_says_whose_answer_it_is(look: Callable[..., Page], tmp_path: Path) -> None:
-    model = exported_towers(tmp_path)
+def test_the_page_says_whose_answer_it_is(look: Callable[..., Page], towers_folder: Path) -> None:
+    model = towers_folder / "model.onnx"
     mass = Predictor(model, "cpu", 1)(DIGITS).dummy_mass
     images = {"robust": DIGITS[int(mass.argmax())], "standard": DIGITS[int(mass.argmin())]}
     with serving(model) as server:

@@ -25,7 +25,6 @@ from ducat_serve.threat_model import ThreatModel
 from export.calibration import Calibration
 from export.onnx_writer import export_int8, export_onnx
 from export.quantise import quantise
-from tests.support.towers import exported_towers
 from training.attacks.ball import Ball
 from training.attacks.base import Task, value_and_grad
 from training.attacks.criteria import misclassified
@@ -283,13 +282,12 @@ def test_values_are_the_files_where_the_copy_says_something_else() -> None:
     assert gradient.tolist() == [[[[1.5, 1.5]]]]
 
 
-def test_two_towers_are_attacked_as_two(tmp_path: Path) -> None:
+def test_two_towers_are_attacked_as_two(towers_folder: Path, tmp_path: Path) -> None:
     """Both heads are found, the standard tower's first, and the switch between them decides as in the file."""
-    exported_towers(tmp_path)
     data = load_dataset("digits")
     calibration = Calibration(data.train.images[:64].copy(), attacked=0, seed=0)
     path = tmp_path / "model-int8.onnx"
-    spec, agreement = export_int8(tmp_path / "model.safetensors", path, data.val.images, calibration)
+    spec, agreement = export_int8(towers_folder / "model.safetensors", path, data.val.images, calibration)
     assert agreement.same_class >= 0.9
     predictor = Predictor(path, "cpu")
     assert len(record_of(predictor).raw_logits) == 2
