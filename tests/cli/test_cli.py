@@ -193,7 +193,7 @@ def test_bad_config_files(
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("arguments", [["networks"], ["datasets"], ["doctor"]])
+@pytest.mark.parametrize("arguments", [["networks"], ["datasets"]])
 def test_json_is_exactly_one_document(arguments: list[str]) -> None:
     done = subprocess.run([*DUCAT, *arguments, "--json"], capture_output=True, text=True, check=True)
     assert isinstance(json.loads(done.stdout), dict)

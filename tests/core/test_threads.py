@@ -98,7 +98,7 @@ def threads_of(arguments: list[str], **environment: str) -> tuple[str, str]:
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    "command", [["train", "--resume"], pytest.param(["evaluate"], marks=pytest.mark.extended)]
+    "command", [["evaluate"], pytest.param(["train", "--resume"], marks=pytest.mark.extended)]
 )
 def test_the_flag_wins_over_the_environment_in_time_for_torch(command: list[str], tmp_path: Path) -> None:
     arguments = [*command, str(tmp_path / "none")]

@@ -56,6 +56,7 @@ def test_no_trace_of_this_machine(onnx_model: Path) -> None:
         assert trace.encode() not in data
 
 
+@pytest.mark.extended
 def test_two_processes_give_the_same_bytes(checkpoint: Path, onnx_model: Path, tmp_path: Path) -> None:
     target = tmp_path / "model.onnx"
     subprocess.run(

@@ -174,6 +174,7 @@ def children(process: subprocess.Popen[str]) -> list[int]:
     return sorted(int(pid) for pid in found.stdout.split())
 
 
+@pytest.mark.extended
 def test_sigterm_reaches_every_process_and_one_process_goes_on(tmp_path: Path) -> None:
     run, process = stopped_run(tmp_path)
     process.send_signal(signal.SIGTERM)

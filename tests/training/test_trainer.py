@@ -179,7 +179,7 @@ def test_kill_9_in_mid_epoch_then_resume(uninterrupted: Path, tmp_path: Path, ep
     wait_for_epoch(folder, epoch, process)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    subprocess.run(command("--resume", str(folder), *RESUME_FLAGS), check=True)
+    assert run(["train", "--resume", str(folder), *RESUME_FLAGS]) == 0
     assert_same_run(uninterrupted, folder)
 
 
