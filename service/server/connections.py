@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
@@ -21,6 +22,7 @@ MAX_CONNECTIONS = 2048
 MAX_HEAD = 64 * 2**10  # bytes before a body, or behind it
 MAX_FIELDS = 100  # of a request: headers and trailers together
 MAX_PIPELINED = 100  # requests sent on a connection before the answers to those before them
+_FRAMING = (b"content-length", b"transfer-encoding")  # fields that say where a body ends
 LAST_CALL = 0.5  # seconds for a connection without a request when the server stops
 
 
@@ -79,6 +81,7 @@ class Connection(HttpToolsProtocol):
     _fields = 0  # of the request that is being read
     _made_progress = False  # whether a head ended or a body grew since this was set
     _stalled = 0  # bytes since then
+    _is_repeating = False  # whether the parser is given a head for the second time, of which nobody is told
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -88,7 +91,11 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._made_progress = False
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
         # Neither the end of a head nor of a body: a head or a trailer that goes on, or the size of a chunk that does.
         self._stalled = 0 if self._made_progress else self._stalled + len(data)
         too_large = self._stalled > MAX_HEAD or self._fields > MAX_FIELDS
@@ -98,6 +105,27 @@ class Connection(HttpToolsProtocol):
         if len(self.pipeline) > MAX_PIPELINED:
             self.transport.abort()
 
+    def _parse(self, data: bytes) -> None:
+        """Feed the parser, which stops behind the head of a request that asks for another protocol (Upgrade).
+
+        We speak no other protocol, so such a request counts as if it had not asked (RFC 9110, 7.8). Its body must be
+        read as its body: otherwise its bytes would be taken for the next request. So the parser is given a head of the
+        same framing that does not ask, and goes on from there. Raises HttpParserError.
+        """
+        while data:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as stopped:
+                if self._fields > MAX_FIELDS:  # it is refused, and its framing may be among what was not kept
+                    return
+                data = data[stopped.args[0] :]
+                framing = [b"%s: %s\r\n" % header for header in self.headers if header[0] in _FRAMING]
+                self._is_repeating = True
+                self.parser.feed_data(b"POST / HTTP/1.1\r\n" + b"".join(framing) + b"\r\n")
+                self._is_repeating = False
+            else:
+                return
+
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         for cycle in self._unanswered:  # uvicorn tells only the last
@@ -105,15 +133,25 @@ class Connection(HttpToolsProtocol):
             cycle.message_event.set()
 
     def on_message_begin(self) -> None:
+        if self._is_repeating:
+            return
         self._fields = 0
         super().on_message_begin()
 
+    def on_url(self, url: bytes) -> None:
+        if not self._is_repeating:
+            super().on_url(url)
+
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._is_repeating:
+            return
         self._fields += 1
         if self._fields <= MAX_FIELDS:  # the others are not kept, not even until the refusal
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self._is_repeating:
+            return
         super().on_headers_complete()
         self._made_progress = True
         self.waiting_since = None
@@ -126,6 +164,10 @@ class Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._made_progress = True
         super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self.parser.should_upgrade():  # else its body, if any, comes behind the repeated head
+            super().on_message_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

@@ -23,12 +23,13 @@ from service.telemetry.metrics import Metrics
 
 _FEWEST_CONNECTIONS = 16  # with fewer, one browser and one probe can keep everybody else out
 _OTHER_FILES = 128  # file descriptors that are no connections: libraries, logs, the model
-# What uvicorn calls, and we override. In a version that calls it otherwise a bound would silently not hold.
+# What uvicorn calls, and we override or call. In a version that calls it otherwise a bound would silently not hold.
 _HOOKS = {
     uvicorn.Server: ("handle_exit", "on_tick", "shutdown"),
     HttpToolsProtocol: (
         *("connection_made", "connection_lost", "data_received", "shutdown", "send_400_response"),
-        *("on_message_begin", "on_header", "on_headers_complete", "on_body", "on_response_complete"),
+        *("on_message_begin", "on_url", "on_header", "on_headers_complete", "on_body", "on_message_complete"),
+        *("on_response_complete", "_unset_keepalive_if_required"),
     ),
 }
 

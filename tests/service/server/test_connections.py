@@ -1,0 +1,105 @@
+"""Our connections over a real socket: a request that asks for another protocol counts as if it had not asked."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from ducat_serve.predictor import Predictor
+from service.application import create_app
+from service.server.process import bind
+from service.server.server import Server
+from tests.support.application import FakeModel
+from tests.support.http_client import GOOD, WAIT, until
+
+LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+CHUNKED = b"%x\r\n%s\r\n0\r\n\r\n" % (len(LIVE), LIVE)
+# As Java's HttpClient and `curl --http2` ask, and as browsers do.
+H2C = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQBAAAAAAIAAAAA\r\n"
+WEBSOCKET = "Connection: Upgrade\r\nUpgrade: websocket\r\n"
+
+
+@pytest.fixture(scope="module")
+def port(predictor: Predictor) -> Iterator[int]:
+    """Where our server listens, in a thread of this process."""
+    models = FakeModel(predictor)
+    server = Server(create_app(models), models)
+    with bind("127.0.0.1", 0) as bound:
+        thread = threading.Thread(target=server.run, args=([bound],))
+        thread.start()
+        until(lambda: server.started and models.is_loaded)
+        yield bound.getsockname()[1]
+        server.should_exit = True
+        thread.join(WAIT)
+
+
+def post(length: str, upgrade: str, path: str = "/v1/predict", kind: str = "text/plain") -> bytes:
+    lines = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {kind}\r\n{upgrade}{length}\r\n\r\n"
+    return lines.encode()
+
+
+def answers(port: int, *segments: bytes, count: int = 1) -> list[tuple[int, bytes]]:
+    """Status and body of ``count`` answers; the connection must not bring more."""
+    with socket.create_connection(("127.0.0.1", port), WAIT) as connection:
+        for segment in segments:
+            connection.sendall(segment)
+            time.sleep(0.02)  # so that the server reads them one by one
+        stream = connection.makefile("rb")
+        found = []
+        for _ in range(count):
+            status, length = int(stream.readline().split()[1]), 0
+            while (line := stream.readline().lower()).strip():
+                if line.startswith(b"content-length:"):
+                    length = int(line.split()[1])
+            found.append((status, stream.read(length)))
+        connection.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+    return found
+
+
+@pytest.mark.parametrize("upgrade", ["", H2C, WEBSOCKET])
+@pytest.mark.parametrize(
+    ("length", "body"),
+    [
+        (f"Content-Length: {len(LIVE)}", LIVE),
+        ("Transfer-Encoding: chunked", CHUNKED),
+    ],
+)
+def test_a_body_is_never_the_next_request(port: int, length: str, body: bytes, upgrade: str) -> None:
+    head = post(length, upgrade)
+    for segments in ((head + body,), (head, body), (head[:30], head[30:] + body[:9], body[9:])):
+        [(status, _)] = answers(port, *segments)
+        assert status == 415
+
+
+@pytest.mark.parametrize("upgrade", ["", H2C, WEBSOCKET])
+def test_what_is_sent_ahead_is_answered(port: int, upgrade: str) -> None:
+    bare = f"GET /v2/health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n{upgrade}\r\n".encode()
+    with_body = post(f"Content-Length: {len(LIVE)}", upgrade) + LIVE
+    empty = post("Content-Length: 0", upgrade)
+    found = answers(port, bare + with_body + empty + LIVE, count=4)
+    assert [status for status, _ in found] == [200, 415, 415, 200]
+
+
+@pytest.mark.parametrize("upgrade", [H2C, WEBSOCKET])
+def test_a_question_for_another_protocol_keeps_nobody_from_predicting(port: int, upgrade: str) -> None:
+    head = post(f"Content-Length: {len(GOOD)}", upgrade, kind="image/png")
+    for segments in ((head + GOOD,), (head, GOOD[:20], GOOD[20:])):
+        [(status, body)] = answers(port, *segments)
+        assert status == 200
+        assert len(json.loads(body)["predictions"]) == 1
+
+
+@pytest.mark.parametrize("length", ["Transfer-Encoding: gzip", "Transfer-Encoding: chunked, gzip"])
+def test_a_body_of_no_known_end_is_refused(port: int, length: str) -> None:
+    with socket.create_connection(("127.0.0.1", port), WAIT) as connection:
+        connection.sendall(post(length, H2C) + LIVE)
+        found = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert found.startswith(b"HTTP/1.1 400 ")
+    assert found.count(b"HTTP/1.1") == 1
