@@ -15,6 +15,7 @@ from ducat_serve.errors import UsageError, near_name
 from ducat_serve.spec import first_problem
 
 PREFIX = "DUCAT_SERVE_"
+MAX_TOP_K = 100  # classes of one prediction; the answer to a hundred images would take seconds with thousands
 _NEAR = 0.9  # how alike, of 1, a name is that was meant for another
 # Options of `ducat serve` that are no settings of the service by that name.
 _OF_THE_COMMAND = ("PORT", "AUTO", "JSON", "CONFIG", "QUIET", "VERBOSE", "CORS_ORIGIN")
@@ -43,7 +44,7 @@ class Settings(BaseModel):
     max_body: int = Field(default=16 * 2**20, ge=1024)  # bytes
     max_images: int = Field(default=100, ge=1)  # per request
     max_pixels: int = Field(default=25_000_000, ge=64)  # per image, before resizing
-    top_k: int = Field(default=5, ge=1)
+    top_k: int = Field(default=5, ge=1, le=MAX_TOP_K)
     keys_file: Path | None = None  # API keys, a NAME:KEY per line
     api_keys: str | None = Field(default=None, repr=False)  # the same, separated by commas
     samples: Path | None = None  # a folder of images that the page offers

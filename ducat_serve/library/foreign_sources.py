@@ -175,7 +175,7 @@ class OnnxSource(Source):
 _PATH = "/v1/predict"
 _PATIENCE = 120.0  # seconds that a server may ask to wait for; a budget that is renewed tomorrow is an error
 _RETRIES = 20
-_ALL_CLASSES = 999_999  # the server lists as many as it has
+_ALL_CLASSES = 999_999  # the server lists as many as it has, up to a hundred
 
 
 @dataclass(frozen=True)

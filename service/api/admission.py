@@ -21,7 +21,7 @@ from service.models.registry import Models
 from service.models.served import LoadedVersion
 from service.telemetry.audit import AuditLog, Images, Origin
 
-PARSING_THREADS = 2
+DOCUMENT_THREADS = 2
 
 
 class AdmissionControl:
@@ -33,8 +33,8 @@ class AdmissionControl:
         self.images = 0  # of theirs that are in memory, or are about to be
         self.decoders = Decoders()
         self.audit = self._open_audit_log()
-        # A large document would hold up everybody while the event loop parsed it.
-        self.parsing = ThreadPoolExecutor(PARSING_THREADS, thread_name_prefix="parse")
+        # A large document would hold up everybody while the event loop parsed or wrote it.
+        self.documents = ThreadPoolExecutor(DOCUMENT_THREADS, thread_name_prefix="documents")
 
     @property
     def is_ready(self) -> bool:
@@ -91,8 +91,8 @@ class AdmissionControl:
             self.images -= admission.images
 
     async def stop(self) -> None:
-        """Nothing is parsed or decoded from now on."""
-        self.parsing.shutdown(wait=False)
+        """Nothing is parsed, decoded or written from now on."""
+        self.documents.shutdown(wait=False)
         await self.decoders.stop()
         if self.audit is not None:
             await asyncio.to_thread(self.audit.close)

@@ -58,7 +58,7 @@ async def read_images(request: Request, admission: Admission) -> NDArray[np.uint
     elif kind == "application/json":
         body = await request.body()
         loop = asyncio.get_running_loop()
-        files = await loop.run_in_executor(control.parsing, _from_json, body, settings.max_images)
+        files = await loop.run_in_executor(control.documents, _from_json, body, settings.max_images)
     elif kind.startswith("image/") or kind == "application/octet-stream":
         files = [await request.body()]
     else:

@@ -51,7 +51,7 @@ def v2_routes(control: AdmissionControl) -> list[Route]:
             with admission.stage("decode"):
                 body = await request.body()
                 asked = await asyncio.get_running_loop().run_in_executor(
-                    control.parsing,
+                    control.documents,
                     open_inference.read_request,
                     body,
                     request.headers.get(open_inference.JSON_LENGTH),
@@ -61,7 +61,14 @@ def v2_routes(control: AdmissionControl) -> list[Route]:
             admission.take(len(asked.images))
             await admission.identify(asked.images)
             predictions = await admission.predict(asked.images)
-        return open_inference.write_response(loaded.name, loaded.version, asked, predictions)
+            return await asyncio.get_running_loop().run_in_executor(
+                control.documents,
+                open_inference.write_response,
+                loaded.name,
+                loaded.version,
+                asked,
+                predictions,
+            )
 
     async def index(request: Request) -> Response:
         if open_inference.read_options(await request.body(), {"ready": bool}).get("ready"):

@@ -18,7 +18,7 @@ from service.api.open_inference import MAX_JSON_PARTS
 from service.middleware.auth import FOR_ADMINS
 from service.middleware.host_check import names_to_check
 from service.page.samples import MAX_SAMPLES
-from service.settings import Settings
+from service.settings import MAX_TOP_K, Settings
 
 Json = dict[str, Any]
 
@@ -65,6 +65,7 @@ def _values(settings: Settings) -> Json:
         "max_body": settings.max_body,
         "max_images": settings.max_images,
         "max_pixels": settings.max_pixels,
+        "max_top_k": MAX_TOP_K,
         "top_k": settings.top_k,
         "deadline": f"{settings.deadline:g}",
         "model": settings.name
