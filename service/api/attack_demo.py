@@ -1,13 +1,15 @@
 """Attacks to be watched: those that an evaluation kept, and a search on this server where `--attack-demo` allows it.
 
-One search runs at a time, in a thread of its own at the lowest priority, and asks one image at a time while no
-prediction waits. Two more may wait; others get 429. Every question is charged to the client like an image of a
-prediction.
+The answer on the image that was sent is a prediction like any other. Then one search runs at a time, in a thread of its
+own at the lowest priority, and asks one image at a time while no prediction waits. Two more may wait; others get 429.
+Every question is charged to the client like an image of a prediction, before it is asked.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import json
 import os
 import threading
@@ -95,18 +97,19 @@ class AttackDemo:
                 request, request.query_params.get("model"), request.query_params.get("version")
             ) as admission:
                 images = await read_images(request, admission)
-            if len(images) != 1:
-                raise APIError(400, "one_image", "Send one image to be attacked.")
+                if len(images) != 1:
+                    raise APIError(400, "one_image", "Send one image to be attacked.")
+                answer = await admission.predict(images)
         except BaseException:
             self._searches -= 1
             raise
-        return _Search(self._lines(request, admission.loaded, images[0]), self._done)
+        return _Search(self._lines(request, admission.loaded, images[0], answer), self._done)
 
     def _done(self) -> None:
         self._searches -= 1
 
     async def _lines(
-        self, request: Request, loaded: LoadedVersion, image: NDArray[np.uint8]
+        self, request: Request, loaded: LoadedVersion, image: NDArray[np.uint8], answer: Predictions
     ) -> AsyncIterator[str]:
         labels = loaded.predictor.spec.labels
         stopped = threading.Event()
@@ -114,26 +117,17 @@ class AttackDemo:
             async with self._turn:
                 with loaded.in_use():
                     deadline = time.monotonic() + MOST_SECONDS
-                    steps = search(image, levels_of(loaded), _asking(loaded, stopped), MOST_QUERIES, seed=0)
+                    ask = _asking(loaded, stopped, deadline)
+                    steps = search(image, answer, levels_of(loaded), ask, MOST_QUERIES, seed=0)
                     loop = asyncio.get_running_loop()
-                    first = found = await loop.run_in_executor(self._thread, next, steps)
-                    reason = "queries"
-                    while step := await loop.run_in_executor(self._thread, _advance, steps):
-                        found = step
-                        yield _line(
-                            queries=step.queries, label=labels[step.class_id], confidence=step.confidence
-                        )
-                        if step.fooled:
-                            reason = "fooled"
-                            break
-                        if time.monotonic() > deadline or self._control.models.is_draining:
-                            reason = "time"
-                            break
-                        try:
-                            charge(request, _AT_A_TIME)
-                        except APIError as error:
-                            reason = error.code
-                            break
+                    first = found = next(steps)
+                    while (reason := self._reason_to_stop(request, found, deadline)) is None:
+                        step = await loop.run_in_executor(self._thread, _advance, steps)
+                        if step is not None:
+                            found = step
+                            yield _line(
+                                queries=step.queries, label=labels[step.class_id], confidence=step.confidence
+                            )
                     yield _line(
                         queries=found.queries,
                         label=labels[found.class_id],
@@ -145,6 +139,20 @@ class AttackDemo:
                     )
         finally:  # also where the client has left
             stopped.set()
+
+    def _reason_to_stop(self, request: Request, found: Found, deadline: float) -> str | None:
+        """Why the search ends here; None where it goes on, and its next questions are charged."""
+        if found.fooled:
+            return "fooled"
+        if found.queries >= MOST_QUERIES:
+            return "queries"
+        if time.monotonic() >= deadline or self._control.models.is_draining:
+            return "time"
+        try:
+            charge(request, min(_AT_A_TIME, MOST_QUERIES - found.queries))
+        except APIError as error:
+            return error.code
+        return None
 
 
 class _Search(StreamingResponse):
@@ -161,22 +169,28 @@ class _Search(StreamingResponse):
             self._done()
 
 
-def _asking(loaded: LoadedVersion, stopped: threading.Event) -> Any:
+class _TooLateToAsk(Exception):
+    """The client has left, or the time of its search is over."""
+
+
+def _asking(
+    loaded: LoadedVersion, stopped: threading.Event, deadline: float
+) -> Callable[[NDArray[np.uint8]], Predictions]:
     def ask(images: NDArray[np.uint8]) -> Predictions:
-        while loaded.batcher.rows and not stopped.wait(_YIELD_SECONDS):  # predictions go first
-            pass
+        while loaded.batcher.rows:  # predictions go first
+            if stopped.wait(_YIELD_SECONDS) or time.monotonic() >= deadline:
+                raise _TooLateToAsk
         return loaded.predictor(images)
 
     return ask
 
 
 def _advance(steps: Iterator[Found]) -> Found | None:
-    """The state after a few more questions; None where the search is over."""
+    """The state after a few more questions; None where none was asked."""
     last = None
-    for _ in range(_AT_A_TIME):
-        if (step := next(steps, None)) is None:
-            break
-        last = step
+    with contextlib.suppress(_TooLateToAsk):
+        for step in itertools.islice(steps, _AT_A_TIME):
+            last = step
     return last
 
 

@@ -32,19 +32,24 @@ class Found:
 
 
 def search(
-    image: Image, levels: int, ask: Callable[[Image], Predictions], queries: int, seed: int
+    image: Image,
+    answer: Predictions,
+    levels: int,
+    ask: Callable[[Image], Predictions],
+    queries: int,
+    seed: int,
 ) -> Iterator[Found]:
     """Yield the state after every question; ends where the model's answer has changed, or ``queries`` are spent.
 
     Args:
         image: uint8 [H, W, channels].
+        answer: what the model says of it; the first question, which was asked already.
         levels: every value changes by at most so many of 255.
         ask: predictions for images [1, H, W, channels].
     """
     random = np.random.default_rng(seed)
     lowest = np.maximum(image.astype(np.int16) - levels, 0).astype(np.uint8)
     highest = np.minimum(image.astype(np.int16) + levels, 255).astype(np.uint8)
-    answer = ask(image[None])
     right = int(answer.label[0])
     best, margin = image, np.inf
     yield Found(1, image, right, float(answer.confidence[0]), fooled=False)

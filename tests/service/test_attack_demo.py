@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
+import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ from starlette.testclient import TestClient
 from ducat_serve.predictor import Predictions, Predictor
 from service.api import attack_demo
 from service.attack_demo.square import search
+from service.models.batcher import Batcher
 from tests.support.application import ALICE, bearer, serving
 from tests.support.http_client import DIGITS, GOOD, assert_error, encode, predictions, send
 
@@ -51,7 +55,41 @@ def test_every_question_is_charged_and_a_spent_budget_ends_it(predictor: Predict
         assert_error(client.post("/v1/attack", files=FILE), 401, "unauthorized")
         last = lines(client.post("/v1/attack", files=FILE, headers=bearer(ALICE)))[-1]
         assert last["stopped"] == "budget_spent"
-        assert last["queries"] <= 21
+        assert last["queries"] == 11, "one, and ten that were paid for before they were asked"
+
+
+def test_a_budget_of_one_image_buys_one_answer(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    infer = Predictor.__call__
+
+    def counted(self: Predictor, images: NDArray[np.uint8]) -> Predictions:
+        asked.append(len(images))
+        return infer(self, images)
+
+    monkeypatch.setattr(Predictor, "__call__", counted)
+    with serving(predictor, attack_demo=True, daily_budget=1) as client:
+        [last] = lines(client.post("/v1/attack", files=FILE))
+    assert (last["queries"], last["stopped"], asked) == (1, "budget_spent", [1])
+
+
+def test_the_first_answer_is_recorded(predictor: Predictor, tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    with serving(predictor, attack_demo=True, audit_log=path) as client:
+        last = lines(client.post("/v1/attack", files=FILE))[-1]
+    [recorded] = map(json.loads, path.read_text().splitlines())
+    assert recorded["image_sha256"] == hashlib.sha256(GOOD).hexdigest()
+    assert recorded["label"] == last["before"]["label"]
+
+
+def test_a_search_that_never_gets_to_ask_ends_in_time(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attack_demo, "MOST_SECONDS", 0.3)
+    with serving(predictor, attack_demo=True) as client:
+        # Predictions are always waiting, but not the first answer of the search.
+        monkeypatch.setattr(Batcher, "rows", property(lambda _: 1))
+        [last] = lines(client.post("/v1/attack", files=FILE))
+    assert (last["queries"], last["stopped"]) == (1, "time")
 
 
 def test_one_image_and_not_more_searches_than_may_wait(
@@ -92,7 +130,7 @@ def test_a_question_waits_while_a_prediction_does(predictor: Predictor) -> None:
             return predictor(images)
 
     loaded, stopped = Loaded(), threading.Event()
-    thread = threading.Thread(target=attack_demo._asking(loaded, stopped), args=(DIGITS[:1],))  # type: ignore[arg-type]
+    thread = threading.Thread(target=attack_demo._asking(loaded, stopped, math.inf), args=(DIGITS[:1],))  # type: ignore[arg-type]
     thread.start()
     assert not loaded.asked.wait(0.2)
     Busy.rows = 0
@@ -109,13 +147,13 @@ def test_the_search_keeps_what_is_better_and_stops_when_it_succeeds() -> None:
         return Predictions(logits, logits.argmax(axis=1), np.zeros(len(images), np.float32))
 
     image = np.full((8, 8, 3), 120, np.uint8)
-    steps = list(search(image, 20, ask, 500, seed=0))
+    steps = list(search(image, ask(image[None]), 20, ask, 500, seed=0))
     assert steps[0].image is image
     assert steps[-1].fooled
     assert len(steps) < 500
     means = [step.image.mean() for step in steps[1:]]
     assert means == sorted(means)
-    hopeless = list(search(image, 1, ask, 50, seed=0))
+    hopeless = list(search(image, ask(image[None]), 1, ask, 50, seed=0))
     assert len(hopeless) == 50
     assert not hopeless[-1].fooled
     assert encode(hopeless[-1].image)
