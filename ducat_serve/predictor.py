@@ -40,6 +40,12 @@ class Predictions(NamedTuple):
         return Predictions(self.logits[start:end], self.label[start:end], self.dummy_mass[start:end])
 
     @property
+    def is_finite(self) -> NDArray[np.bool_]:
+        """Whether the model's answer is made of numbers, [N]; NaN and infinities are none."""
+        finite: NDArray[np.bool_] = np.isfinite(self.logits).all(axis=1) & np.isfinite(self.dummy_mass)
+        return finite
+
+    @property
     def probabilities(self) -> NDArray[np.float32]:
         """Softmax of the folded logits, [N, C]; its maximum is the confidence."""
         shifted = np.exp(self.logits - self.logits.max(axis=1, keepdims=True))

@@ -17,7 +17,7 @@ from service.decoding.decoders import Decoders
 from service.errors import APIError
 from service.middleware.auth import charge
 from service.models.batcher import DeadlineExceeded, Overloaded
-from service.models.registry import Models
+from service.models.registry import Models, log
 from service.models.served import LoadedVersion
 from service.telemetry.audit import AuditLog, Images, Origin
 
@@ -135,7 +135,8 @@ class Admission:
     async def predict(self, images: NDArray[np.uint8]) -> Predictions:
         """Predict images [N, H, W, channels] through the batcher of the version that the request was admitted to.
 
-        Raises ClientDisconnect where the client leaves while there is a queue; its place is free again.
+        Raises ClientDisconnect where the client leaves while there is a queue; its place is free again. Raises APIError
+        (500) where an answer is not made of numbers, which these images alone are to blame for.
         """
         models, batcher = self.control.models, self.loaded.batcher
         left = self.deadline - asyncio.get_running_loop().time()
@@ -145,10 +146,19 @@ class Admission:
             predictions = await _unless_gone(self._request, waiting)
         else:
             predictions = await waiting
+        self._require_numbers(predictions)
         models.metrics.predicted(self.loaded.name, predictions, self.loaded.predictor.spec)
         if self.control.audit is not None:
             self.control.audit.record(self._origin(), self._digests, predictions)
         return predictions
+
+    def _require_numbers(self, predictions: Predictions) -> None:
+        if predictions.is_finite.all():
+            return
+        name, version = self.loaded.name, self.loaded.version
+        log.error("Model %s, version %s, gave an answer that is not made of numbers", name, version)
+        message = "The model's answer to these images is not made of numbers."
+        raise APIError(500, "invalid_answer", message)
 
     def _origin(self) -> Origin:
         state, loaded = self._request.scope["state"], self.loaded

@@ -195,7 +195,7 @@ def _advance(steps: Iterator[Found]) -> Found | None:
 
 
 def _line(**fields: Any) -> str:
-    return json.dumps(fields) + "\n"
+    return json.dumps(fields, allow_nan=False) + "\n"
 
 
 def _step_back() -> None:

@@ -101,7 +101,7 @@ def write_response(name: str, version: str, asked: InferRequest, predictions: Pr
         body["id"] = asked.id
     if not parts:
         return JSONResponse(body)
-    header = json.dumps(body).encode()
+    header = json.dumps(body, allow_nan=False).encode()
     return Response(
         b"".join([header, *parts]),
         media_type="application/octet-stream",

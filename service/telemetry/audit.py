@@ -105,7 +105,7 @@ class AuditLog:
         with self._lock:
             self._waiting += len(lines)
         for line in lines:
-            self._lines.put(json.dumps(line).encode() + b"\n")
+            self._lines.put(json.dumps(line, allow_nan=False).encode() + b"\n")
 
     def close(self) -> None:
         """Write what waits, for some seconds at most; blocks."""

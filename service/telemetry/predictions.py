@@ -32,11 +32,15 @@ class Answers:
         )  # a version that is replaced answers its last requests beside the new one
 
     def count(self, predictions: Predictions) -> None:
-        """Add the answers of a batch."""
-        confidence = predictions.confidence
+        """Add the answers of a batch, but for those that are no numbers, which no client gets."""
+        finite = predictions.is_finite
+        answers = Predictions(
+            predictions.logits[finite], predictions.label[finite], predictions.dummy_mass[finite]
+        )
+        confidence = answers.confidence
         buckets = np.searchsorted(BOUNDS, confidence)
         with self._lock:
-            np.add.at(self.classes, predictions.label, 1)
+            np.add.at(self.classes, answers.label, 1)
             np.add.at(self.buckets, buckets, 1)
             self.sum += float(confidence.sum())
 

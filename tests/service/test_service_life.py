@@ -9,6 +9,7 @@ import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -17,13 +18,13 @@ from numpy.typing import NDArray
 from starlette.testclient import TestClient
 
 from ducat_serve.errors import UsageError
-from ducat_serve.predictor import Predictor
+from ducat_serve.predictor import Predictions, Predictor
 from ducat_serve.spec import ModelSpec
 from service.application import create_app
 from service.decoding.decoders import Decoders
 from service.models.registry import Models
 from service.settings import Settings
-from tests.support.application import FakeModel, serve
+from tests.support.application import FakeModel, metrics, serve
 from tests.support.decoders import SILENT
 from tests.support.http_client import (
     DIGITS,
@@ -35,6 +36,7 @@ from tests.support.http_client import (
     send,
     until,
 )
+from tests.support.request_bodies import tensor
 
 
 def test_before_the_model_is_loaded(onnx_model: Path) -> None:
@@ -181,6 +183,43 @@ def test_failing_inference(predictor: Predictor, caplog: pytest.LogCaptureFixtur
         assert "secret /home/me/model.onnx" in caplog.text  # the operator does learn the cause
         model.failure = None
         assert len(predictions(send(client, GOOD))) == 1
+
+
+class NotANumber(FakeModel):
+    """Its logits of white images are NaN or infinite."""
+
+    def infer(self, images: NDArray[np.uint8]) -> Predictions:
+        answers = super().infer(images)
+        logits = answers.logits.copy()
+        logits[images.min(axis=(1, 2, 3)) == 255, :2] = np.nan, np.inf
+        return answers._replace(logits=logits)
+
+
+def test_an_answer_that_is_no_number_is_that_of_its_request_alone(
+    predictor: Predictor, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = NotANumber(predictor)
+    names = [{"name": "logits", "parameters": {"binary_data": True}}, {"name": "label"}]
+    with serve(model) as client, ThreadPoolExecutor(4) as pool:
+        until(lambda: is_ready(client))
+
+        def infer(pixel: int, **more: object) -> Any:
+            return client.post("/v2/models/model/infer", json=tensor([pixel] * 192) | more)
+
+        model.gate.clear()
+        first = pool.submit(infer, 0)
+        assert model.started.wait(WAIT)
+        bad = [pool.submit(infer, 255), pool.submit(infer, 255, outputs=names)]
+        good = pool.submit(infer, 1)
+        until(lambda: model.get().batcher.rows == 4)  # the last three will be one batch
+        model.gate.set()
+        for answer in bad:
+            assert_error(answer.result(WAIT), 500, "invalid_answer")
+        assert first.result(WAIT).status_code == good.result(WAIT).status_code == 200
+        seen = metrics(client)
+    assert seen["ducat_confidence_count", "model", "1"] == 2
+    assert 0 < seen["ducat_confidence_sum", "model", "1"] <= 2
+    assert "Model model, version 1, gave an answer that is not made of numbers" in caplog.text
 
 
 def test_stopping_answers_what_is_queued(predictor: Predictor) -> None:
