@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ducat_serve.bundled import model_path
 from ducat_serve.errors import UsageError, near_name
 from ducat_serve.spec import first_problem
 
 PREFIX = "DUCAT_SERVE_"
+# Shorter keys can be guessed. Others hold what a header does not carry as it is, such as a blank at an end.
+KEY = re.compile(r"[!-~]{16,}")
+KEY_IN_WORDS = "at least 16 characters, all from ! to ~ in ASCII (no blanks)"
 MAX_TOP_K = 100  # classes of one prediction; the answer to a hundred images would take seconds with thousands
 _NEAR = 0.9  # how alike, of 1, a name is that was meant for another
 # Options of `ducat serve` that are no settings of the service by that name.
@@ -48,13 +52,20 @@ class Settings(BaseModel):
     keys_file: Path | None = None  # API keys, a NAME:KEY per line
     api_keys: str | None = Field(default=None, repr=False)  # the same, separated by commas
     samples: Path | None = None  # a folder of images that the page offers
-    admin_key: str | None = Field(default=None, min_length=16, repr=False)  # guards /metrics
+    admin_key: str | None = Field(default=None, repr=False)  # guards /metrics
     access_log: bool = False  # a line for every request; those of 400 and above always have one
     rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # images per second and key
     daily_budget: int | None = Field(default=None, ge=1)  # images per day (UTC) and key
     audit_log: Path | None = None  # a line of JSON for every prediction
     attack_demo: bool = False  # whether clients may have the server attack its own model
     cors_origins: str | None = None  # origins whose pages may ask, separated by commas
+
+    @field_validator("admin_key")
+    @classmethod
+    def _can_be_sent(cls, key: str | None) -> str | None:
+        if key is not None and not KEY.fullmatch(key):
+            raise ValueError(f"a key has {KEY_IN_WORDS}")
+        return key
 
     @model_validator(mode="after")
     def _every_request_can_be_served(self) -> Self:

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ducat_serve.errors import DataError, UsageError
+from service.settings import KEY, KEY_IN_WORDS
 
 log = logging.getLogger("ducat_serve.service")
-MIN_LENGTH = 16  # characters of a key; shorter ones can be guessed
 _LOOK_EVERY_SECONDS = 1.0
 
 
@@ -104,9 +104,9 @@ def _parse(lines: list[str], source: str) -> dict[bytes, str]:
         if not text or text.startswith("#"):
             continue
         name, colon, key = text.partition(":")
-        if not colon or not name.isidentifier() or len(key) < MIN_LENGTH or not key.isascii():
+        if not colon or not name.isidentifier() or not KEY.fullmatch(key):
             raise UsageError(
-                f"{source}, entry {number}: it is not NAME:KEY with a KEY of at least {MIN_LENGTH} ASCII characters.",
+                f"{source}, entry {number}: it is not NAME:KEY, where a KEY has {KEY_IN_WORDS}.",
                 "python3 -c 'import secrets; print(secrets.token_urlsafe(32))' makes a key",
             )
         names[_digest(key)] = name

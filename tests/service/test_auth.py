@@ -285,7 +285,11 @@ def test_a_bound_is_a_finite_number(
 
 
 @pytest.mark.parametrize(
-    "line", ["nocolon", "name:short", ":" + "k" * 32, "two words:" + "k" * 32, "n:" + "é" * 32]
+    "line",
+    [
+        *("nocolon", "name:short", ":" + "k" * 32, "two words:" + "k" * 32, "n:" + "é" * 32),
+        *("n: " + "k" * 32, "n:\t" + "k" * 32, "n:" + "k k" * 16, "n:" + "k\x7f" * 16, "n:" + "k\0" * 16),
+    ],
 )
 def test_a_bad_key_is_named_by_its_place_never_by_its_text(tmp_path: Path, line: str) -> None:
     file = tmp_path / "keys"
@@ -293,6 +297,15 @@ def test_a_bad_key_is_named_by_its_place_never_by_its_text(tmp_path: Path, line:
     with pytest.raises(UsageError, match="entry 2") as caught:
         Keys(file, None)
     assert line not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["m" * 15, " " + "m" * 32, "m" * 32 + "\n", "m m" * 16, "é" * 32])
+def test_an_admin_key_that_no_header_carries_is_refused_at_the_start(onnx_model: Path, key: str) -> None:
+    with pytest.raises(
+        UsageError, match="admin_key: a key has at least 16 characters, all from ! to ~"
+    ) as error:
+        Settings.from_environment({"DUCAT_SERVE_MODEL": str(onnx_model), "DUCAT_SERVE_ADMIN_KEY": key})
+    assert key not in str(error.value)
 
 
 def test_a_missing_file_of_keys_never_means_no_keys(
