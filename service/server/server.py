@@ -51,6 +51,7 @@ class Server(uvicorn.Server):
             log_config=None,  # logging belongs to the whole process, see process.py
             access_log=False,  # the application writes its own
             server_header=False,
+            proxy_headers=False,  # else whoever asks from 127.0.0.1 chooses the address in the log
             timeout_graceful_shutdown=settings.deadline + 1,  # type: ignore[arg-type]  # seconds, any number
         )
         super().__init__(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import threading
 import time
@@ -94,6 +95,15 @@ def test_a_question_for_another_protocol_keeps_nobody_from_predicting(port: int,
         [(status, body)] = answers(port, *segments)
         assert status == 200
         assert len(json.loads(body)["predictions"]) == 1
+
+
+def test_no_client_chooses_the_address_in_the_log(port: int, caplog: pytest.LogCaptureFixture) -> None:
+    forged = b"GET /nowhere HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Forwarded-For: 6.6.6.6\r\n\r\n"
+    with caplog.at_level(logging.INFO, "ducat_serve.access"):
+        [(status, _)] = answers(port, forged)
+    assert status == 404
+    [line] = [record.getMessage() for record in caplog.records if "nowhere" in record.getMessage()]
+    assert json.loads(line)["client"] == "127.0.0.1"
 
 
 @pytest.mark.parametrize("length", ["Transfer-Encoding: gzip", "Transfer-Encoding: chunked, gzip"])
