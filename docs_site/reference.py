@@ -25,7 +25,7 @@ EVERYTHING = Settings(
     model=Path("model.onnx"), admin_key="x" * 16, api_keys="name:key", allowed_hosts="name", attack_demo=True
 )
 # Every route takes this header and may answer with these; the page says so once.
-_EVERY_PARAMETER, _EVERY_STATUS = "X-Request-Id", ("413", "421", "500")
+_EVERY_PARAMETER, _EVERY_STATUS = "X-Request-Id", ("413", "415", "421", "500")
 _MARK = re.compile(r"^<!-- ([\w-]+) -->$", re.MULTILINE)
 
 

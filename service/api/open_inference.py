@@ -216,12 +216,16 @@ def _outputs(document: dict[str, Any]) -> dict[str, bool]:
     """The outputs that are asked for, all unless named, and whether each is to be binary."""
     default = _flag(document, "binary_data_output", False)
     named = document.get("outputs")
-    if named is None:
+    if named is None or named == []:
         return dict.fromkeys(OUTPUTS, default)
     if not isinstance(named, list) or not all(
         isinstance(o, dict) and isinstance(o.get("name"), str) and o["name"] in OUTPUTS for o in named
     ):
         raise APIError(400, "invalid_outputs", f"'outputs' names some of {', '.join(OUTPUTS)}.")
+    for output in named:
+        if unknown := sorted(_parameters(output).keys() - {"binary_data"}):
+            message = f"Output '{output['name']}' has no parameter {unknown[0][:40]!a}, only 'binary_data'."
+            raise APIError(400, "invalid_parameters", message)
     return {output["name"]: _flag(output, "binary_data", default) for output in named}
 
 

@@ -1,4 +1,7 @@
-"""An ASGI middleware that refuses bodies over a limit, each and together, whether or not they announce their size."""
+"""An ASGI middleware that refuses bodies over a limit, each and together, whether or not they announce their size.
+
+And compressed ones: a few bytes of them may unfold to any number, and no client of ours sends any.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ class _Refused(Exception):
 class BodyLimit:
     """Counts bytes as they arrive: 413 for a body of more than ``max_body``, 429 where all together are too many.
 
+    415 for a body with a Content-Encoding.
+
     ``max_bodies`` bounds what all requests hold in memory at a time; nothing is ever written to a temporary file.
     """
 
@@ -33,7 +38,13 @@ class BodyLimit:
         too_large = APIError(
             413, "body_too_large", f"The request body is over the limit of {self.max_body} bytes."
         )
-        length = dict(scope["headers"]).get(b"content-length", b"0")
+        headers = dict(scope["headers"])
+        encoding = headers.get(b"content-encoding", b"identity").strip().lower()
+        if encoding != b"identity":
+            message = "Send the body as it is, not compressed: no Content-Encoding but identity is taken."
+            await APIError(415, "unsupported_encoding", message).response(scope)(scope, receive, send)
+            return
+        length = headers.get(b"content-length", b"0")
         if not length.isdigit() or len(length) > _MAX_DIGITS or int(length) > self.max_body:
             await too_large.response(scope)(scope, receive, send)
             return

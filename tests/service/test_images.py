@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import pickle
 from typing import Any
@@ -35,6 +36,16 @@ def test_base64_and_npy_are_the_same_prediction(client: TestClient) -> None:
     assert predictions(client.post("/v1/predict", json=base64_of(*map(encode, images)))) == expected
     for version in ((1, 0), (2, 0)):
         assert predictions(post(client, npy(images, version), "application/x-npy")) == expected
+
+
+@pytest.mark.parametrize("path", ["/v1/predict", "/v2/models/model/infer"])
+def test_a_compressed_body_is_named_as_such(client: TestClient, path: str) -> None:
+    headers = {"content-type": "image/png", "content-encoding": "GZIP"}
+    response = client.post(path, content=gzip.compress(GOOD), headers=headers)
+    assert_error(response, 415, "unsupported_encoding")
+    assert "identity" in response.text
+    as_it_is = {"content-type": "image/png", "content-encoding": "Identity"}
+    predictions(client.post("/v1/predict", content=GOOD, headers=as_it_is))
 
 
 def lying_header(shape: str) -> bytes:

@@ -145,6 +145,21 @@ def test_v2_binary_tensors_both_ways(client: TestClient, predictor: Predictor, p
 
 
 @pytest.mark.parametrize(
+    "parameters", [{"classification": 3}, {"binary_data": True, "shared_memory_region": "x"}, {"\ud800é": 1}]
+)
+def test_v2_a_parameter_that_nobody_knows_is_named(client: TestClient, parameters: dict[str, Any]) -> None:
+    """The client would take the answer for what it has asked for."""
+    body = tensor(PIXELS) | {"outputs": [{"name": "label"}, {"name": "logits", "parameters": parameters}]}
+    response = client.post("/v2/models/model/infer", content=json.dumps(body))
+    assert_error(response, 400, "invalid_parameters")
+    assert f"Output 'logits' has no parameter {[*parameters][-1]!a}" in response.json()["error"]
+
+
+def test_v2_no_output_that_is_named_means_all(client: TestClient) -> None:
+    assert infer(client, tensor(PIXELS) | {"outputs": []}).json() == infer(client, tensor(PIXELS)).json()
+
+
+@pytest.mark.parametrize(
     ("request_", "status", "code"),
     [
         pytest.param(binary(binary_tensor(1, 192), bytes(191)), 400, "invalid_data", id="one byte too few"),
