@@ -15,11 +15,22 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ducat_serve.image_bounds import excess
 
 _STRIP = 256  # rows
+_Turn = Image.Transpose
+# What turns an image of this EXIF orientation upright; 1 is upright.
+_TURNS = {
+    2: _Turn.FLIP_LEFT_RIGHT,
+    3: _Turn.ROTATE_180,
+    4: _Turn.FLIP_TOP_BOTTOM,
+    5: _Turn.TRANSPOSE,
+    6: _Turn.ROTATE_270,
+    7: _Turn.TRANSVERSE,
+    8: _Turn.ROTATE_90,
+}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 FILE_FORMATS = (*FORMATS, "GIF", "TIFF")
 # How the names of files in `FILE_FORMATS` end; in a folder, other files are passed over.
@@ -81,7 +92,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] =
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """An image that is already decoded, as 8-bit RGB: turned upright by its EXIF orientation, laid over white."""
-    return _eight_bit_rgb(ImageOps.exif_transpose(image))
+    return _eight_bit_rgb(_upright(image))
 
 
 def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -110,6 +121,14 @@ def _check_tiff(image: Image.Image, max_pixels: int) -> None:
         raise ImageError(f"the TIFF has tiles of {width}x{height} pixels; the limit is {max_pixels}")
     if image.mode in ("I", "F"):
         raise ImageError("the TIFF has 32-bit pixels, whose range is not known; save it with 8 or 16 bits")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Not by `ImageOps.exif_transpose`, which writes all of the EXIF anew and fails on tags that are odd."""
+    image.load()
+    orientation: Any = image.getexif().get(ExifTags.Base.Orientation)
+    turn = _TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
 
 
 def _eight_bit_rgb(image: Image.Image) -> Image.Image:

@@ -114,6 +114,21 @@ def test_exif_orientation_gives_the_upright_image(orientation: int, format: str)
     np.testing.assert_array_equal(np.asarray(image), PHOTO)
 
 
+ODD_TAGS = {
+    "a width that is a float": struct.pack("<HHIf", 0x100, 11, 1, 16.0),
+    "a resolution that is text": struct.pack("<HHI4s", 0x11A, 2, 4, b"abc"),
+}
+
+
+@pytest.mark.parametrize("tag", ODD_TAGS.values(), ids=ODD_TAGS)
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_odd_tags_beside_the_orientation_do_no_harm(orientation: int, tag: bytes) -> None:
+    turned = struct.pack("<HHIHH", ORIENTATION, 3, 1, orientation, 0)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + tag + turned + bytes(4)
+    image = decode(encode(Image.new("RGB", (20, 12)), "JPEG", exif=exif))
+    assert image.size == ((20, 12) if orientation == 1 else (12, 20))
+
+
 def test_palette_is_resolved() -> None:
     image = Image.fromarray(np.array([[0, 1], [2, 1]], dtype=np.uint8), "P")
     image.putpalette([255, 0, 0, 0, 128, 0, 1, 2, 3])
