@@ -48,6 +48,23 @@ def excess(data: bytes) -> str | None:
     return None
 
 
+def webp_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height that a WebP file says of itself; None for another file, or one that is cut."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
+        return None
+    match data[12:16]:
+        case b"VP8X":  # 24 bits each, less one
+            return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+        case b"VP8L":  # 14 bits each, less one, behind a byte that is always the same
+            sides = int.from_bytes(data[21:25], "little")
+            return (sides & 0x3FFF) + 1, (sides >> 14 & 0x3FFF) + 1
+        case b"VP8 ":  # 14 bits of two bytes each, behind the head of a frame
+            width, height = int.from_bytes(data[26:28], "little"), int.from_bytes(data[28:30], "little")
+            return width & 0x3FFF, height & 0x3FFF
+        case _:
+            return None
+
+
 def _png_excess(data: bytes) -> str | None:
     at, profiles = len(_PNG), 0
     for _ in range(MAX_CHUNKS):

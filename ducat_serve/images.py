@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from ducat_serve.image_bounds import excess
+from ducat_serve.image_bounds import excess, webp_size
 
 _STRIP = 256  # rows
 _Turn = Image.Transpose
+_GREY_STEPS = {"L;2": 85, "L;4": 17}  # between two greys of so many bits, in 8 bits
 # What turns an image of this EXIF orientation upright; 1 is upright.
 _TURNS = {
     2: _Turn.FLIP_LEFT_RIGHT,
@@ -68,18 +69,18 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] =
     if too_much := excess(data):
         raise ImageError(f"the file has {too_much}")
     try:
+        if size := webp_size(data):  # Pillow takes memory for all pixels of a WebP when it is opened
+            _require_few_pixels(size, max_pixels)
         image: Image.Image = Image.open(io.BytesIO(data), formats=formats)
-        if image.width * image.height > max_pixels:
-            raise ImageError(
-                f"the image has {image.width}x{image.height} pixels; the limit is {max_pixels}",
-                "image_too_large",
-            )
+        _require_few_pixels(image.size, max_pixels)
         if image.format not in _FIRST_FRAME and getattr(image, "is_animated", False):
             raise ImageError("the image is animated; send a single frame")
         if image.format == "TIFF":
             _check_tiff(image, max_pixels)
         if any(tile.codec_name == "bmp_rle" for tile in getattr(image, "tile", [])):
             raise ImageError("the BMP is compressed (RLE); send it uncompressed, or as PNG")
+        if image.format == "PNG":
+            _scale_colour_key(image)
         image.load()
         return to_rgb(image)
     except ImageError:
@@ -88,6 +89,13 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] =
         raise ImageError(f"not an image in one of the formats {', '.join(formats)}") from error
     except Exception as error:  # Pillow's plugins raise many types on hostile input
         raise ImageError(f"the image does not decode ({type(error).__name__})") from error
+
+
+def _require_few_pixels(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        message = f"the image has {width}x{height} pixels; the limit is {max_pixels}"
+        raise ImageError(message, "image_too_large")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -108,6 +116,26 @@ def to_array(image: Image.Image, channels: int = 3) -> NDArray[np.uint8]:
     if channels == 1:
         return np.asarray(image.convert("L"), dtype=np.uint8)[..., None]
     return np.asarray(image, dtype=np.uint8)
+
+
+def _scale_colour_key(image: Image.Image) -> None:
+    """Pillow scales the pixels of a PNG to 8 bits, but not the one colour that is transparent in it (tRNS).
+
+    Of RGB in 16 bits it keeps the upper ones only, so colours that differ in the lower ones alone count as the same.
+    """
+    key: Any = image.info.get("transparency")
+    tiles: Any = getattr(image, "tile", [])
+    if image.mode not in ("L", "RGB") or key is None or not tiles:
+        return
+    depth = tiles[0].args  # as Pillow's decoder calls it
+    if image.mode == "L":
+        key = key * _GREY_STEPS.get(depth, 1)
+    elif depth == "RGB;16B":
+        key = tuple(value >> 8 for value in key)
+    if np.max(key) > 255:  # no pixel has that colour
+        del image.info["transparency"]
+    else:
+        image.info["transparency"] = key
 
 
 def _check_tiff(image: Image.Image, max_pixels: int) -> None:

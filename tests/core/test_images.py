@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ducat_serve.image_bounds import webp_size
 from ducat_serve.images import ImageError, decode, fit, to_array
 
 ORIENTATION = 0x0112
@@ -51,10 +52,6 @@ def photo() -> Image.Image:
 
 def bomb() -> bytes:
     """A 1-bit grey PNG of 20,000 x 20,000 pixels in some 50 kB."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     rows = zlib.compress(bytes(1 + 20_000 // 8) * 20_000, 9)
     header = struct.pack(">IIBBBBB", 20_000, 20_000, 1, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
@@ -167,6 +164,37 @@ def test_transparent_colour_key_is_white(mode: str) -> None:
     assert np.asarray(decode(encode(image, transparency=black)))[0, 1].tolist() == [255, 255, 255]
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize(
+    ("depth", "colour", "row", "key", "expected"),
+    [
+        pytest.param(2, 0, b"\x60", (1,), [255, 170], id="grey of 2 bits, 1 and 2"),
+        pytest.param(4, 0, b"\x56", (5,), [255, 102], id="grey of 4 bits, 5 and 6"),
+        pytest.param(8, 0, b"\x50\x51", (0x50,), [255, 0x51], id="grey of 8 bits"),
+        pytest.param(8, 0, b"\x50\x51", (0x150,), [0x50, 0x51], id="a grey that there is not"),
+        pytest.param(
+            16, 2, b"\x12\x34" * 3 + b"\x99\x99" * 3, (0x1234,) * 3, [255, 0x99], id="RGB of 16 bits"
+        ),
+        pytest.param(16, 2, b"\x12\x34" * 3 + b"\x99\x99" * 3, (0x12,) * 3, [0x12, 0x99], id="another RGB"),
+    ],
+)
+def test_the_transparent_colour_of_a_png_has_its_own_number_of_bits(
+    depth: int, colour: int, row: bytes, key: tuple[int, ...], expected: list[int]
+) -> None:
+    header = struct.pack(">IIBBBBB", 2, 1, depth, colour, 0, 0, 0)
+    parts = {
+        b"IHDR": header,
+        b"tRNS": struct.pack(f">{len(key)}H", *key),
+        b"IDAT": zlib.compress(b"\0" + row),
+        b"IEND": b"",
+    }
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, content) for kind, content in parts.items())
+    assert np.asarray(decode(data))[0].tolist() == [[value] * 3 for value in expected]
+
+
 def test_16_bit_grey_is_scaled_exactly() -> None:
     values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     pixels = np.asarray(decode(encode(Image.fromarray(values))))
@@ -204,6 +232,33 @@ def test_own_limit_is_checked_before_decoding(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(ImageError, match=r"20x12 pixels; the limit is 239") as caught:
         decode(data, max_pixels=239)
     assert caught.value.code == "image_too_large"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        pytest.param(b"VP8X" + bytes(8) + b"\xff\x3f\0" * 2, id="extended"),
+        pytest.param(
+            b"VP8L" + bytes(4) + b"\x2f" + (0x3FFF << 14 | 0x3FFF).to_bytes(4, "little"), id="lossless"
+        ),
+        pytest.param(b"VP8 " + bytes(7) + b"\x9d\x01\x2a" + b"\xff\x3f" * 2, id="lossy"),
+    ],
+)
+def test_a_webp_that_pillow_cannot_even_open_is_too_large(head: bytes) -> None:
+    data = b"RIFF" + bytes(4) + b"WEBP" + head + bytes(99)
+    with pytest.raises(ImageError, match=r"1638\dx1638\d pixels; the limit is 40000000") as caught:
+        decode(data)
+    assert caught.value.code == "image_too_large"
+
+
+@pytest.mark.parametrize(
+    "options", [{"lossless": True}, {"quality": 50}, {"quality": 50, "exif": b"Exif\0\0"}], ids=str
+)
+def test_the_size_of_a_webp_is_read_from_its_head(options: dict[str, Any]) -> None:
+    data = encode(Image.new("RGB", (301, 17)), "WEBP", **options)
+    assert webp_size(data) == (301, 17)
+    assert webp_size(data[:29]) is None
+    assert webp_size(encode(photo())) is None
 
 
 def test_fit_leaves_the_right_size_alone() -> None:
