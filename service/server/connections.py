@@ -180,7 +180,7 @@ class Connection(HttpToolsProtocol):
     def end_if_late(self, now: float) -> None:
         """Close the connection where the head of a request, or the client that an answer is for, is late.
 
-        Idle or trickling makes no difference. (Bodies have the deadline of their request, `Models.admitted`.)
+        Idle or trickling makes no difference. (Bodies have the deadline of their request, `AdmissionControl.admitted`.)
         """
         timeout = self.server_state.timeout
         if self.transport.get_write_buffer_size() == 0:
