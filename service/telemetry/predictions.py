@@ -84,7 +84,7 @@ class AnswersCollector(Collector):
             "ducat_confidence", "Confidence of answers: the probability of the best class.", labels=version
         )
         for name, answers in list(self._answers.items()):
-            for label, count in zip(answers.labels, answers.classes.tolist(), strict=True):
+            for label, count in _by_label(answers.labels, answers.classes.tolist()):
                 classes.add_metric((*name, label), count)
             confidence.add_metric(name, _cumulative(answers.buckets.tolist()), answers.sum)
         yield classes
@@ -101,12 +101,20 @@ class AnswersCollector(Collector):
         )
         for one in self._expected:
             images = one.reference.images
-            for label, count in zip(one.labels, one.reference.classes, strict=True):
+            for label, count in _by_label(one.labels, one.reference.classes):
                 shares.add_metric((one.model, one.version, label), count / images)
             for bound, count in _cumulative(one.reference.confidence):
                 sure.add_metric((one.model, one.version, bound), count / images)
         yield shares
         yield sure
+
+
+def _by_label(labels: Sequence[str], counts: Iterable[int]) -> Iterable[tuple[str, int]]:
+    """Classes may share a name, as ImageNet's two cranes do; Prometheus refuses two series of the same labels."""
+    found: dict[str, int] = {}
+    for label, count in zip(labels, counts, strict=True):
+        found[label] = found.get(label, 0) + count
+    return found.items()
 
 
 def _cumulative(buckets: Sequence[int]) -> list[tuple[str, int]]:

@@ -10,9 +10,10 @@ import pytest
 
 from ducat_serve.errors import VerificationError
 from ducat_serve.output import Output
-from ducat_serve.predictor import Predictor
+from ducat_serve.predictor import Predictions, Predictor
 from ducat_serve.reference import BOUNDS, REFERENCE_KEY, Reference
 from ducat_serve.sealed import SEAL_KEY, read_sealed, seal
+from service.telemetry.predictions import AnswersCollector, Expected
 from tests.support.application import metrics, serving
 from tests.support.http_client import DIGITS, encode, predictions, send
 from training.run.dataset import load_training_data
@@ -51,6 +52,28 @@ def test_the_reference_is_what_was_answered_to_val_images(predictor: Predictor, 
     assert seen["ducat_reference_confidence_share", "+Inf", "model", "1"] == 1
     shares = [seen["ducat_reference_class_share", label, "model", "1"] for label in predictor.spec.labels]
     assert sum(shares) == pytest.approx(1)
+
+
+def test_classes_of_one_name_are_one_series() -> None:
+    collector = AnswersCollector()
+    labels = ("crane", "crane", "kite")
+    reference = Reference(images=4, classes=(1, 2, 1), confidence=(4,) + (0,) * len(BOUNDS))
+    collector.expect([Expected("birds", "1", labels, reference)])
+    answers = np.array([0, 1, 1, 2])
+    logits = np.eye(3, dtype=np.float32)[answers]
+    collector.of("birds", "1", labels).count(Predictions(logits, answers, np.zeros(4, np.float32)))
+    found = [
+        (sample.name, sample.labels["class"], sample.value)
+        for metric in collector.collect()
+        for sample in metric.samples
+        if "class" in sample.labels
+    ]
+    assert found == [
+        ("ducat_predictions_total", "crane", 3),
+        ("ducat_predictions_total", "kite", 1),
+        ("ducat_reference_class_share", "crane", 0.75),
+        ("ducat_reference_class_share", "kite", 0.25),
+    ]
 
 
 def test_the_process_is_seen(predictor: Predictor) -> None:
