@@ -42,16 +42,23 @@ class Repository:
         self._name = None if name is None else _checked_name(name)
         self._is_folder = path.is_dir()  # for good: a folder that goes away does not become a file
 
+    @property
+    def only_name(self) -> str | None:
+        """What the one model of this path is called; None where there may be any number."""
+        if not self._is_folder:
+            return self._name or _name_of(self._path)
+        if (self._path / FILE).exists():
+            return self._name or Path(FILE).stem
+        return None
+
     def find(self) -> Mapping[str, Mapping[str, Path]]:
         """Files by name and version, sorted; version 1 and the file's own name where the path is one model.
 
-        Folders that are no version are left out, with a warning.
+        Folders that are no version are left out, with a warning, and so are hidden ones.
         Raises DataError where there is no model, UsageError for a folder that cannot name one, or a name for several.
         """
-        if not self._is_folder:
-            return {self._name or _name_of(self._path): {ONLY_VERSION: self._path}}
-        if (self._path / FILE).exists():
-            return {self._name or Path(FILE).stem: {ONLY_VERSION: self._path / FILE}}
+        if (only := self.only_name) is not None:
+            return {only: {ONLY_VERSION: self._path / FILE if self._is_folder else self._path}}
         if self._name is not None:
             raise UsageError(
                 f"--name is for one model, and {self._path} is a repository, whose folders name its models.",
@@ -59,7 +66,11 @@ class Repository:
             )
         found: dict[str, dict[str, Path]] = {}
         for file in sorted(self._path.glob(f"*/*/{FILE}")):
-            name, version = _checked_name(file.parent.parent.name), file.parent.name
+            name, version = file.parent.parent.name, file.parent.name
+            if name.startswith("."):  # a bin or a checkout of the file system's own
+                log.warning("%s is not served: '%s' begins with a dot", file, name)
+                continue
+            _checked_name(name)
             if not _VERSION.fullmatch(version):  # half copied, put aside: as Triton does
                 log.warning("%s is not served: '%s' is no version (1, 2, 3, ...)", file, version)
                 continue

@@ -17,6 +17,7 @@ from ducat_serve.spec import ModelSpec
 from service.api.open_inference import MAX_JSON_PARTS
 from service.middleware.auth import FOR_ADMINS
 from service.middleware.host_check import names_to_check
+from service.models.repository import Repository
 from service.page.samples import MAX_SAMPLES
 from service.settings import MAX_TOP_K, Settings
 
@@ -68,8 +69,7 @@ def _values(settings: Settings) -> Json:
         "max_top_k": MAX_TOP_K,
         "top_k": settings.top_k,
         "deadline": f"{settings.deadline:g}",
-        "model": settings.name
-        or (settings.model.stem if settings.model.suffix else None),  # a folder may hold any models
+        "model": Repository(settings.model, settings.name).only_name,
     }
 
 

@@ -75,6 +75,12 @@ def test_the_named_model_answers(repository: Path, query: str, path: str, name: 
         np.testing.assert_array_equal(np.float32(v2["outputs"][0]["data"]), expected.logits[0])
 
 
+def test_hidden_folders_are_no_models(repository: Path, caplog: pytest.LogCaptureFixture) -> None:
+    place(repository / "plain" / "1" / "model.onnx", repository, ".Trash-1000", "1")
+    assert set(Repository(repository).find()) == {"paper", "plain"}
+    assert "'.Trash-1000' begins with a dot" in caplog.text
+
+
 def test_a_request_that_names_none_of_several_or_an_unknown_one(repository: Path) -> None:
     with serving_path(repository) as (client, _):
         answer = ask(client)

@@ -147,10 +147,12 @@ def test_names_are_those_of_the_code() -> None:
     assert set(output["datatype"]["enum"]) == set(OUTPUTS.values())
 
 
-def test_a_model_is_an_example_where_it_is_known() -> None:
+def test_a_model_is_an_example_where_it_is_known(tmp_path: Path) -> None:
     name = document(PLAIN)["components"]["parameters"]["ModelName"]
     assert name["example"] == "model"
-    of_a_folder = document(Settings(model=Path("models")))["components"]["parameters"]["ModelName"]
+    dots = Settings(model=Path("run v1.2.onnx"))
+    assert document(dots)["components"]["parameters"]["ModelName"]["example"] == "run-v1.2"
+    of_a_folder = document(Settings(model=tmp_path))["components"]["parameters"]["ModelName"]
     assert of_a_folder == {key: value for key, value in name.items() if key != "example"}
 
 
