@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from ducat_serve.predictor import Predictions
 from service.decoding.decoders import Decoders
 from service.errors import APIError
-from service.middleware.auth import charge
+from service.middleware.auth import charge_request
 from service.models.batcher import DeadlineExceeded, Overloaded
 from service.models.registry import Models, log
 from service.models.served import LoadedVersion
@@ -115,12 +115,12 @@ class Admission:
     def take(self, images: int) -> None:
         """Count so many images and charge them to the client, before they are decoded.
 
-        Raises Overloaded where all together are too many, APIError (429) where these are more than the client has left.
+        Raises Overloaded where all together are too many, APIError as `charge_request` does.
         """
         control = self.control
         if control.images + images > control.models.settings.max_queue:
             raise Overloaded(self.loaded.batcher.wait)
-        charge(self._request, images)
+        charge_request(self._request, images)
         control.images += images
         self.images += images
 

@@ -78,8 +78,22 @@ def _key(request: Request) -> str:
     return token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
 
 
-def charge(request: Request, images: int) -> None:
-    """Charge the images of a request to its client, once they are known. Raises APIError (429)."""
-    quota: Quota | None = getattr(request.state, "quota", None)
-    if quota is not None:
+def charge_request(request: Request, images: int) -> None:
+    """Charge the images of a request to its client, once they are known.
+
+    Raises APIError: 429 where the client has fewer left, 413 where it never has as many.
+    """
+    if (quota := _quota_of(request)) is not None:
+        quota.require_enough_in_a_day(images)
         quota.charge(images)
+
+
+def charge(request: Request, images: int) -> None:
+    """Charge images that are asked about on behalf of a request, beside its own. Raises APIError (429)."""
+    if (quota := _quota_of(request)) is not None:
+        quota.charge(images)
+
+
+def _quota_of(request: Request) -> Quota | None:
+    quota: Quota | None = getattr(request.state, "quota", None)
+    return quota

@@ -56,6 +56,12 @@ class Quota:
             message = f"More than {self.rate:g} images per second."
             raise APIError(429, "rate_limited", message, retry_after=(images - self._tokens) / self.rate)
 
+    def require_enough_in_a_day(self, images: int) -> None:
+        """Raise APIError (413) for more images than the budget of a whole day, which no waiting helps."""
+        if self.daily is not None and images > self.daily:
+            message = f"{images} images are more than the whole budget of {self.daily} images per day."
+            raise APIError(413, "too_many_images", message)
+
     def charge(self, images: int) -> None:
         """Take ``images`` from what is left. Raises APIError (429) where that is less; then nothing is taken."""
         self.require(images)

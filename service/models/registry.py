@@ -58,14 +58,14 @@ class Models:
             except UnknownModel:
                 raise
             except TimeoutError as error:
-                log.error("Model %s was not loaded within %g s, the old one stays", name, LOAD_SECONDS)
-                message = f"Model '{name}' was not loaded within {LOAD_SECONDS:g} s, and the old one stays."
+                stays = self._what_stays(name)
+                log.error("Model %s was not loaded within %g s%s", name, LOAD_SECONDS, stays)
+                message = f"Model '{name}' was not loaded within {LOAD_SECONDS:g} s{stays}."
                 raise ModelRefused(message) from error
             except Exception as error:
-                log.error("Model %s was refused, the old one stays: %s", name, error)
-                message = (
-                    f"Model '{name}' was refused and the old one stays; the cause is in the server's log."
-                )
+                stays = self._what_stays(name)
+                log.error("Model %s was refused%s: %s", name, stays, error)
+                message = f"Model '{name}' was refused{stays}; the cause is in the server's log."
                 raise ModelRefused(message) from error
             return list(self._served[name].values())
 
@@ -78,7 +78,7 @@ class Models:
             async with asyncio.timeout(LOAD_SECONDS):
                 on_disk = set(await in_daemon_thread(self.repository.find))
         except Exception as error:
-            log.error("The models on disk cannot be read, the old ones stay: %s", error)
+            log.error("The models on disk cannot be read, and what is served stays: %s", error)
             on_disk = set()
         refused = []
         for name in sorted(on_disk | set(self._served)):
@@ -88,10 +88,14 @@ class Models:
                 refused.append(name)
         if refused:
             message = (
-                f"Refused, so the old ones stay: {', '.join(refused)}. The cause is in the server's log."
+                f"Refused: {', '.join(refused)}. What was served stays; the cause is in the server's log."
             )
             raise ModelRefused(message)
         return self.all()
+
+    def _what_stays(self, name: str) -> str:
+        """For messages: a new model that is refused replaces none."""
+        return " and the old one stays" if name in self._served else ""
 
     async def unload(self, name: str) -> None:
         """Serve a model no longer; requests that came to it finish. Raises UnknownModel."""

@@ -75,7 +75,7 @@ def test_a_repository_is_reloaded_by_sighup_and_by_tritonclient(
 
         file.write_bytes(b"garbage")
         server.process.send_signal(signal.SIGHUP)
-        log_says(server, "SIGHUP: Refused, so the old ones stay: paper")
+        log_says(server, "SIGHUP: Refused: paper. What was served stays")
         assert digest(server, "paper") == new
         answer = httpx.post(
             f"{server.url}/v1/predict?model=paper",

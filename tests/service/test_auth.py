@@ -158,6 +158,10 @@ def test_each_key_has_its_own_budget_counted_in_images(predictor: Predictor) -> 
         assert len(predictions(ask(client, bearer(ALICE), 2))) == 2
         assert_error(ask(client, bearer(ALICE)), 429, "budget_spent")
         assert client.get("/v1/model", headers=bearer(ALICE)).status_code == 200
+        too_many = ask(client, bearer(BOB), 6)
+        assert_error(too_many, 413, "too_many_images")
+        assert "more than the whole budget of 5 images per day" in too_many.text
+        assert "retry-after" not in too_many.headers
         assert len(predictions(ask(client, bearer(BOB), 5))) == 5
         data = {"inputs": [{"name": "images", "datatype": "UINT8", "shape": [1, 8, 8, 3], "data": [0] * 192}]}
         response = client.post("/v2/models/model/infer", json=data, headers=bearer(BOB))

@@ -146,6 +146,19 @@ def test_no_version_is_swapped_where_one_is_bad(repository: Path, onnx_model: Pa
         assert states(client) == before
 
 
+def test_a_new_model_that_is_refused_leaves_no_old_one(
+    repository: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving_path(repository) as (client, _):
+        place(repository / "plain" / "1" / "model.onnx", repository, "new", "1").write_bytes(b"garbage")
+        for answer in (admin(client, "models/new/load"), reload(client)):
+            assert_error(answer, 422, "model_refused")
+            assert "new" in answer.text
+            assert "old one" not in answer.text
+        assert "Model new was refused: " in caplog.text
+        assert "Refused: new. What was served stays" in answer.text
+
+
 def test_a_repository_that_went_away_changes_nothing(repository: Path) -> None:
     with serving_path(repository) as (client, _):
         repository.rename(repository.with_name("moved"))
