@@ -11,6 +11,7 @@ from multipart import (
 )
 from starlette.requests import Request
 
+from service.api.bounds import too_many_images
 from service.errors import APIError
 
 FIELD = "image"
@@ -56,7 +57,7 @@ def _images(body: bytes, options: dict[str, str], max_images: int) -> list[bytes
             else:
                 others += 1
             if len(images) > max_images:
-                raise APIError(413, "too_many_images", f"At most {max_images} images per request.")
+                raise too_many_images(max_images)
             if others > _MAX_OTHER_FIELDS:
                 raise _malformed(f"it has more than {_MAX_OTHER_FIELDS} fields besides '{FIELD}'")
     return images

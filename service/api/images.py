@@ -27,6 +27,7 @@ from starlette.requests import Request
 from ducat_serve.images import ImageError
 from ducat_serve.spec import ModelSpec
 from service.api.admission import Admission
+from service.api.bounds import require_shape, too_many_images
 from service.api.forms import FIELD, TOP_K_IN_BODY, uploaded_files
 from service.decoding.decoders import DecoderUnavailable
 from service.errors import APIError
@@ -93,23 +94,8 @@ def read_npy(body: bytes, spec: ModelSpec, max_images: int) -> NDArray[np.uint8]
         shape, fortran, dtype = read_header(file, max_header_size=_MAX_NPY_HEADER)
     except Exception as error:  # NumPy's header parser raises many types on hostile input
         raise APIError(400, "invalid_npy", "The body is not a .npy file of version 1 or 2.") from error
-    expected = (*spec.image_size, spec.channels)
-    is_shape = all(type(size) is int for size in shape)  # the header may say True, which equals 1
-    if (
-        dtype != np.uint8
-        or fortran
-        or not is_shape
-        or len(shape) != 4
-        or shape[1:] != expected
-        or shape[0] < 1
-    ):
-        raise APIError(
-            400,
-            "invalid_shape",
-            f"The array is uint8 [N, {', '.join(map(str, expected))}] in C order; arrays are not resized.",
-        )
-    if shape[0] > max_images:
-        raise APIError(413, "too_many_images", f"At most {max_images} images per request.")
+    message = "Arrays are uint8 in C order and are not resized:"
+    require_shape(() if dtype != np.uint8 or fortran else shape, spec, max_images, message)
     if len(body) - file.tell() != prod(shape):
         raise APIError(400, "invalid_npy", "The .npy file is longer or shorter than its header says.")
     return np.frombuffer(body, dtype=np.uint8, offset=file.tell()).reshape(shape)
@@ -120,6 +106,10 @@ def _from_json(body: bytes, max_images: int) -> list[bytes]:
     # while they are parsed; what is left is parsed as fast as it is copied.
     parts = sum(body.count(sign) for sign in (b"{", b"[", b",", b":"))
     if parts > _MAX_JSON_PARTS + max_images:
+        is_one_list = parts - body.count(b",") <= _MAX_JSON_PARTS
+        is_of_text = body.count(b'"') > 2 * max_images
+        if is_one_list and is_of_text:
+            raise too_many_images(max_images)
         raise APIError(400, "invalid_request", _JSON)
     try:
         document = json.loads(body)
@@ -131,7 +121,7 @@ def _from_json(body: bytes, max_images: int) -> list[bytes]:
     if not isinstance(images, list) or not images or not all(isinstance(text, str) for text in images):
         raise APIError(400, "invalid_request", _JSON)
     if len(images) > max_images:
-        raise APIError(413, "too_many_images", f"At most {max_images} images per request.")
+        raise too_many_images(max_images)
     try:
         return [base64.b64decode(text, validate=True) for text in images]
     except (binascii.Error, ValueError) as error:

@@ -7,6 +7,7 @@ in `Inference-Header-Content-Length`, then the bytes of each binary tensor in or
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -18,11 +19,14 @@ from starlette.responses import JSONResponse, Response
 from ducat_serve import __version__
 from ducat_serve.predictor import Predictions
 from ducat_serve.spec import ModelSpec
+from service.api.bounds import require_shape, too_many_images
 from service.errors import APIError
 
 MAX_JSON = 2 * 2**20  # bytes: pixels of some 300 images of 32x32, or of 4 of 224x224
 _MAX_DIGITS = 12
 MAX_JSON_PARTS = 64  # lists and objects, besides those of nested data
+# How many images there are, as JSON that is not parsed says.
+_COUNT = re.compile(rb'"shape"\s*:\s*\[\s*(\d{1,12})')
 JSON_LENGTH = "Inference-Header-Content-Length"
 OUTPUTS = {"logits": "FP32", "label": "INT64", "dummy_mass": "FP32"}
 
@@ -145,6 +149,8 @@ def _require_few_parts(header: bytes, spec: ModelSpec, max_images: int) -> None:
     height, width = spec.image_size
     lists = max_images * (1 + height * (1 + width)) + MAX_JSON_PARTS
     if header.count(b"[") > lists or header.count(b"{") > MAX_JSON_PARTS:
+        if (said := _COUNT.search(header)) is not None and int(said[1]) > max_images:
+            raise too_many_images(max_images)
         raise APIError(
             400,
             "invalid_request",
@@ -173,19 +179,10 @@ def _only_input(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shape(tensor: dict[str, Any], spec: ModelSpec, max_images: int) -> tuple[int, ...]:
-    expected = [*spec.image_size, spec.channels]
-    shape = tensor.get("shape")
-    if (
-        not isinstance(shape, list)
-        or not all(type(n) is int and n > 0 for n in shape)
-        or shape[1:] != expected
-    ):
-        raise APIError(
-            400, "invalid_shape", f"The shape of 'images' is [N, {', '.join(map(str, expected))}]."
-        )
-    if shape[0] > max_images:
-        raise APIError(413, "too_many_images", f"At most {max_images} images per request.")
-    return tuple(shape)
+    given = tensor.get("shape")
+    shape = tuple(given) if isinstance(given, list) else ()
+    require_shape(shape, spec, max_images, "The shape of 'images' is")
+    return shape
 
 
 def _from_list(data: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:

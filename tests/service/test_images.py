@@ -111,6 +111,7 @@ def test_an_array_of_objects_is_never_unpickled(client: TestClient) -> None:
         pytest.param({"images": ["AAAA"]}, 400, "invalid_image", id="no image inside"),
         pytest.param(base64_of(bomb()), 413, "image_too_large", id="bomb"),
         pytest.param(base64_of(*[GOOD] * 101), 413, "too_many_images", id="101 images"),
+        pytest.param(base64_of(*[GOOD] * 500), 413, "too_many_images", id="500 images"),
     ],
 )
 def test_bad_json(client: TestClient, document: Any, status: int, code: str) -> None:

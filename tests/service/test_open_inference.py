@@ -75,6 +75,12 @@ NO_NAMES: list[Any] = [[], {}, 1, None]
         pytest.param(tensor([], shape=[0, 8, 8, 3]), 400, "invalid_shape", id="no image"),
         pytest.param(tensor(PIXELS, shape=[10**30, 8, 8, 3]), 413, "too_many_images", id="huge N"),
         pytest.param(tensor(PIXELS * 101, shape=[101, 8, 8, 3]), 413, "too_many_images", id="101 images"),
+        pytest.param(
+            tensor(np.zeros((150, 8, 8, 3), int).tolist(), shape=[150, 8, 8, 3]),
+            413,
+            "too_many_images",
+            id="more lists than are parsed",
+        ),
         pytest.param(tensor(PIXELS[1:]), 400, "invalid_data", id="one too few"),
         pytest.param(tensor([*PIXELS, 0]), 400, "invalid_data", id="one too many"),
         pytest.param(tensor([PIXELS[:96]] * 2), 400, "invalid_data", id="nested otherwise"),
