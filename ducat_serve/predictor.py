@@ -102,6 +102,7 @@ class Predictor:
 
     spec: ModelSpec
     source_sha256: str
+    graph_sha256: str
     provider: str
     fallback_reason: str | None
     examples: AttackedExamples | None  # what an evaluation kept, where the export was asked to hold it
@@ -133,13 +134,13 @@ class Predictor:
         return predictor
 
     def _load(self, model: bytes, path: Path, device: Device, threads: int | None, optimised: bool) -> None:
-        graph_sha256 = check_graph(model, str(path))
+        self.graph_sha256 = check_graph(model, str(path))
         self._session, self.fallback_reason = create_session(model, device, threads, optimised)
         self.provider = self._session.get_providers()[0]
         metadata = self._session.get_modelmeta().custom_metadata_map
         if METADATA_KEY not in metadata or SOURCE_KEY not in metadata:
             raise VerificationError(f"{path} has no ducat metadata.", "ducat export model.safetensors --onnx")
-        if metadata.get(GRAPH_KEY, graph_sha256) != graph_sha256:
+        if metadata.get(GRAPH_KEY, self.graph_sha256) != self.graph_sha256:
             raise VerificationError(
                 f"{path} holds another graph than the one that its ModelSpec was written for.",
                 "ducat export model.safetensors --onnx",
@@ -152,6 +153,11 @@ class Predictor:
         self.examples = None
         if (examples := metadata.get(EXAMPLES_KEY)) is not None:
             self.examples = AttackedExamples.from_json(examples, self.spec, str(path))
+
+    @property
+    def function_digest(self) -> str:
+        """SHA-256 of what tells this function from others: its graph and its ModelSpec, without what was measured."""
+        return self.spec.function_digest(self.graph_sha256)
 
     def __call__(self, images: NDArray[np.uint8]) -> Predictions:
         """Predict uint8 images [N, H, W, channels] of exactly the model's image size.

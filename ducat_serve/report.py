@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from ducat_serve.threat_model import format_size
 
@@ -249,6 +256,12 @@ class RobustnessReport(_WithLaterFields):
     broken_by_checks: int | None = None
     seconds: float = Field(default=0, ge=0)
     versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _counts_only_what_is_right_when_clean(self) -> Self:
+        if self.worst_case_accuracy > self.clean_accuracy:
+            raise ValueError("more images are right under every attack than on their clean images")
+        return self
 
     @property
     def failed_checks(self) -> tuple[SanityCheck, ...]:

@@ -159,6 +159,14 @@ class ModelSpec(BaseModel):
         """SHA-256 of the images and labels of the data set that it was trained on, or None."""
         return self._recorded("data_digest")
 
+    def function_digest(self, graph_sha256: str = "") -> str:
+        """SHA-256 of what tells this function from others of the same weights: fold, switch, normalisation and so on.
+
+        What was measured is left out. ``graph_sha256`` is that of the graph of an exported file.
+        """
+        unmeasured = self.model_copy(update={"robustness": None, "quantisation": None})
+        return _digest({**unmeasured.model_dump(mode="json"), "graph": graph_sha256})
+
     def _recorded(self, name: str) -> str | None:
         value = self.training.get(name)
         return value if isinstance(value, str) else None

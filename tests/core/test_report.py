@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from ducat_serve.report import AttackResult, RobustnessReport
 
@@ -62,3 +63,10 @@ def test_an_old_report_is_written_as_it_was_read() -> None:
     new = report({"name": "square", "knows_pairs": False}).model_copy(update={"clean_interval": (0.7, 1.0)})
     assert new.model_dump(mode="json")["clean_interval"] == [0.7, 1.0]
     assert new.model_dump(mode="json")["attacks"][0]["knows_pairs"] is False
+
+
+def test_no_more_images_are_right_under_attack_than_when_clean() -> None:
+    stored = report({"name": "square"}).model_dump(mode="json")
+    with pytest.raises(ValidationError, match="than on their clean images"):
+        RobustnessReport.model_validate({**stored, "worst_case_accuracy": 0.95})
+    RobustnessReport.model_validate({**stored, "worst_case_accuracy": 0.9})

@@ -43,8 +43,7 @@ class AttackRun:
         keeper = self.keeper or ExampleKeeper()
         results = state.restore(self.examples, keeper) if processes.is_first else []
         known = processes.shared({name: tensor.cpu() for name, tensor in self.examples.state().items()})
-        for name, tensor in self.examples.state().items():
-            tensor.copy_(known[name])
+        self.examples.take_over(known)
         self.results = processes.shared(results)
         self.runner.output.say(f"Resumed after {', '.join(result.name for result in self.results)}.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -100,8 +101,17 @@ class Examples:
 
     def inherit(self, smaller: Examples) -> None:
         """Take over what a smaller ball has shown: an image that broke an example there is in this ball too."""
+        self.take_over(smaller.state())
+
+    def take_over(self, state: Mapping[str, Tensor]) -> None:
+        """Put these examples where others with that `state` were.
+
+        Their clean images were evaluated apart, perhaps on another device, where a logit may be rounded to the other
+        side of a decision: what is right under attack stays a part of what is right when clean.
+        """
         for name, tensor in self.state().items():
-            tensor.copy_(smaller.state()[name])
+            tensor.copy_(state[name])
+        self.right &= self.clean
 
     def keep(self, index: Tensor, found: Tensor, raw: Tensor) -> None:
         """Keep the images among ``found`` whose logits ``raw`` are wrong, where images are kept."""

@@ -134,7 +134,7 @@ def prepare(request: Request, output: Output, processes: ProcessGroup, device: t
         processes=processes,
     )
     digest = content_digest(data.class_names, [chosen])
-    state = _state(request.path, subject, plan, digest)
+    state = _state(request.path, subject, plan, digest, loaded.function)
     return Prepared(spec, subject, plan, state, request.eps, index)
 
 
@@ -181,7 +181,7 @@ def choose_images(images: Split, count: int | None, seed: int) -> tuple[Split, t
     return Split(images.images[index], images.labels[index]), tuple(index.tolist())
 
 
-def _state(path: Path, subject: Subject, plan: Plan, data_digest: str) -> EvaluationState:
+def _state(path: Path, subject: Subject, plan: Plan, data_digest: str, function: str) -> EvaluationState:
     """Where the evaluation is kept while it runs, with everything that decides its result."""
     surrogate = plan.surrogate.spec.weights_digest if plan.surrogate is not None else None
     return EvaluationState(
@@ -189,6 +189,7 @@ def _state(path: Path, subject: Subject, plan: Plan, data_digest: str) -> Evalua
         request={
             "version": __version__,
             "weights": subject.weights_digest,
+            "function": function,
             "artefact": f"{subject.artefact} {subject.precision}",
             "surrogate": surrogate,
             "batch size": plan.batch_size,
@@ -205,11 +206,13 @@ def _state(path: Path, subject: Subject, plan: Plan, data_digest: str) -> Evalua
 class _Loaded:
     """A model and the attacks that fit it.
 
-    ``gradients`` is "copy" where they are those of a copy of an int8 file, which ``predictor`` then reads.
+    ``function`` is the `ModelSpec.function_digest`. ``gradients`` is "copy" where they are those of a copy of an int8
+    file, which ``predictor`` then reads.
     """
 
     spec: ModelSpec
     model: Deployed
+    function: str
     attacks: tuple[Attack, ...]
     on_doubt: tuple[Attack, ...]
     surrogate: Deployed | None
@@ -225,7 +228,8 @@ def _load_checkpoint(request: Request, device: torch.device, output: Output) -> 
     surrogate = _standard_tower(model, device) or _pre_dummy(request.path, spec, device, output)
     attacks, doubt = _with_gradients(request, TargetModel(spec.fold, spec.num_classes, surrogate))
     model = model.to(device).to(memory_format=LAYOUT)
-    return _Loaded(spec, model, attacks, doubt, surrogate, _is_thorough(request))
+    thorough = _is_thorough(request)
+    return _Loaded(spec, model, spec.function_digest(), attacks, doubt, surrogate, thorough)
 
 
 def _with_gradients(request: Request, target: TargetModel) -> tuple[tuple[Attack, ...], tuple[Attack, ...]]:
@@ -298,6 +302,7 @@ def _load_export(request: Request, output: Output) -> _Loaded:
     return _Loaded(
         predictor.spec,
         exported_model(predictor),
+        predictor.function_digest,
         tuple(attacks),
         (),
         surrogate,
@@ -322,6 +327,7 @@ def _load_int8(request: Request, file: bytes, predictor: Predictor, surrogate: D
     return _Loaded(
         spec,
         model,
+        predictor.function_digest,
         attacks,
         doubt,
         surrogate,

@@ -11,12 +11,18 @@ import pytest
 import torch
 from torch import nn
 
+from ducat_serve.bundled import model_path
+from ducat_serve.checkpoint import read_checkpoint, write_checkpoint
 from ducat_serve.cli.main import run
 from ducat_serve.deployed import Deployed, load
 from ducat_serve.errors import DataError, UsageError
 from ducat_serve.output import Output
+from ducat_serve.predictor import Predictor
 from ducat_serve.report import AttackResult, RobustnessReport
+from ducat_serve.spec import Normalisation
 from ducat_serve.threat_model import ThreatModel
+from tests.support.int8 import digits_with_dummies
+from tests.support.towers import rows_of, two_patches
 from training.attacks.apgd_ce import APGDCrossEntropy
 from training.attacks.ball import Ball
 from training.attacks.base import Attack, Task
@@ -29,6 +35,8 @@ from training.data.cache import Split
 from training.distributed.processes import ProcessGroup
 from training.evaluation.attack_run import AttackRun
 from training.evaluation.evaluate import Plan, Subject, evaluate
+from training.evaluation.examples import Examples
+from training.evaluation.prepare import Request, prepare
 from training.evaluation.runner import Batches, Onlooker, Runner, counted
 from training.evaluation.state import EvaluationState
 
@@ -162,6 +170,56 @@ def test_a_curve_is_not_resumed_with_other_radii(
     assert run([*command, "--eps", "0.02", "--eps", "0.05"]) == 130
     assert run([*command, "--eps", "0.03", "--eps", "0.05", "--resume"]) == 2
     assert "radii changed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change", [{"fold": "lse"}, {"normalisation": Normalisation(mean=(0.4,) * 3, std=(0.4,) * 3)}]
+)
+def test_the_same_weights_in_another_function_are_not_gone_on_with(
+    change: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checkpoint = digits_with_dummies(tmp_path / "model.safetensors")
+    command = ["evaluate", str(checkpoint), "--attack", "pgd", "--attack", "apgd-ce", "--max-examples", "20"]
+    real = AttackRun._run
+
+    def stops(attack_run: AttackRun, attack: Attack) -> AttackResult:
+        if attack.name == "apgd-ce":
+            raise KeyboardInterrupt
+        return real(attack_run, attack)
+
+    monkeypatch.setattr(AttackRun, "_run", stops)
+    assert run(command) == 130
+    spec, tensors = read_checkpoint(checkpoint)
+    write_checkpoint(checkpoint, tensors, spec.model_copy(update=change))
+    assert run([*command, "--resume"]) == 2
+    assert "function changed" in capsys.readouterr().err
+
+
+def test_the_state_of_an_exported_file_is_bound_to_its_graph(tmp_path: Path) -> None:
+    model = Path(shutil.copy(model_path("digits-small", "onnx"), tmp_path / "model.onnx"))
+    predictor = Predictor(model, "cpu")
+    request = Request(model, attacks=("square",), max_examples=20, device="cpu")
+    prepared = prepare(request, Output(silent=True), ProcessGroup(), torch.device("cpu"))
+    assert prepared.state.request["function"] == predictor.function_digest
+    spec = predictor.spec
+    assert predictor.function_digest == spec.model_copy(update={"robustness": None}).function_digest(
+        predictor.graph_sha256
+    )
+    assert predictor.function_digest != spec.function_digest("0" * 64)
+
+
+def test_an_image_that_is_now_wrong_when_clean_is_not_right_under_attack() -> None:
+    """A resumed evaluation may run on another device, where a logit is rounded to the other side."""
+    labels = torch.arange(4)
+    data = DeviceSplit(rows_of(labels, torch.full((4,), 0.3)), labels)
+    runner = Runner(two_patches(), data, Ball("linf", 0.1), 0, Batches(4, Output()), Output())
+    before, now = Examples.of(runner), Examples.of(runner)
+    before.right[:], now.clean[0] = True, False
+    now.take_over(before.state())
+    assert not (now.right & ~now.clean).any()
 
 
 def test_one_logit_is_no_decision(few: DeviceSplit) -> None:
