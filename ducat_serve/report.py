@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -302,3 +303,7 @@ class RobustnessReport(_WithLaterFields):
             f"{self.clean_accuracy:.1%} clean, {self.worst_case_accuracy:.1%} under {attacks} "
             f"at {self.norm} {format_size(self.eps)} ({self.examples} {self.split} images of {self.dataset}){doubt}"
         )
+
+
+# From the report that a file holds, if any, to the one that it gets.
+MergeReport = Callable[[RobustnessReport | None], RobustnessReport]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -22,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from ducat_serve.errors import VerificationError
+from ducat_serve.errors import VerificationError, command_line
 from ducat_serve.quantisation import Quantisation
 from ducat_serve.report import ExportPrecision, RobustnessReport
 from ducat_serve.threat_model import ThreatModel
@@ -166,6 +167,17 @@ class ModelSpec(BaseModel):
         """
         unmeasured = self.model_copy(update={"robustness": None, "quantisation": None})
         return _digest({**unmeasured.model_dump(mode="json"), "graph": graph_sha256})
+
+    def require_measured(self, function: str, source: Path, graph_sha256: str = "") -> None:
+        """Raise VerificationError unless this is the function that was measured, by its `function_digest`.
+
+        Hours may pass between reading a file and storing a report in it, and the file may be another one by then.
+        """
+        if self.function_digest(graph_sha256) != function:
+            raise VerificationError(
+                f"{source} is another model than the one that was measured; nothing was stored in it.",
+                command_line("ducat", "evaluate", source, "--out", "report.json"),
+            )
 
     def _recorded(self, name: str) -> str | None:
         value = self.training.get(name)

@@ -19,10 +19,11 @@ from ducat_serve import atomic
 from ducat_serve.attacked_examples import EXAMPLES_KEY, AttackedExamples
 from ducat_serve.checkpoint import checkpoint_path, file_sha256
 from ducat_serve.deployed import load
+from ducat_serve.onnx_graph import check_graph
 from ducat_serve.predictor import GRAPH_KEY, SOURCE_KEY, Predictor
 from ducat_serve.quantisation import Quantisation
 from ducat_serve.reference import REFERENCE_KEY, Reference
-from ducat_serve.report import RobustnessReport
+from ducat_serve.report import MergeReport
 from ducat_serve.sealed import SEAL_KEY, read_sealed, seal
 from ducat_serve.spec import METADATA_KEY, ModelSpec
 from export.agreement import Agreement, check_agreement
@@ -151,17 +152,23 @@ def _with_metadata(model: bytes, entries: Mapping[str, str]) -> bytes:
     return serialised
 
 
-def store_report(target: Path, report: RobustnessReport) -> ModelSpec:
+def store_report(target: Path, function: str, merged: MergeReport) -> ModelSpec:
     """Put a report that was measured on an exported file into that file, and seal it again; returns its spec.
 
+    Args:
+        function: the `Predictor.function_digest` of what was measured.
+
     Raises:
-        DataError, VerificationError: as `read_sealed` does, or the report belongs to other weights.
+        DataError, VerificationError: as `read_sealed` does, or the file holds another function by now, or the report
+            belongs to other weights.
     """
-    model = onnx.load_from_string(read_sealed(target))
+    sealed = read_sealed(target)
+    graph_sha256 = check_graph(sealed, str(target))
+    model = onnx.load_from_string(sealed)
     entries = {entry.key: entry.value for entry in model.metadata_props if entry.key != SEAL_KEY}
-    measured = ModelSpec.from_json(entries[METADATA_KEY], str(target)).model_copy(
-        update={"robustness": report}
-    )
+    spec = ModelSpec.from_json(entries[METADATA_KEY], str(target))
+    spec.require_measured(function, target, graph_sha256)
+    measured = spec.model_copy(update={"robustness": merged(spec.robustness)})
     # Read back, so that a report of other weights or another precision is refused.
     spec = ModelSpec.from_json(measured.to_json(), str(target))
     entries[METADATA_KEY] = spec.to_json()

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ducat_serve.bundled import bundled_name
-from ducat_serve.checkpoint import checkpoint_path, read_checkpoint, write_checkpoint
+from ducat_serve.checkpoint import checkpoint_path
 from ducat_serve.deployed import Deployed, load
-from ducat_serve.errors import UsageError, missing_extra
+from ducat_serve.errors import UsageError
 from ducat_serve.library.evaluation import copy_here
 from ducat_serve.library.foreign import ForeignRequest, images_of, read_report, write_report
 from ducat_serve.library.foreign_sources import ServerSource
+from ducat_serve.library.storing import store_in_checkpoint, store_in_export
 from ducat_serve.output import Output
 from ducat_serve.predictor import Predictor
 from ducat_serve.report import CorruptionReport, RobustnessReport
@@ -26,13 +27,17 @@ from training.run.dataset import load_training_data, locate_training_data
 
 @dataclass(frozen=True)
 class MeasuredCorruptions:
-    """What was measured, and of which model. ``path`` is its file; of a model of others, that of its report."""
+    """What was measured, and of which model.
+
+    ``path`` is its file; of a model of others, that of its report. ``function`` is the `ModelSpec.function_digest`.
+    """
 
     path: Path
     corruptions: CorruptionReport
     weights_digest: str
     spec: ModelSpec | None  # None of a model of others
     name: str = ""  # of a model of others
+    function: str = ""  # of a model of ours
 
     def store(self, output: Output) -> None:
         """Add it to the report of attacks on the same weights, which stays as it is; where there is none, that is said.
@@ -46,14 +51,15 @@ class MeasuredCorruptions:
                 "Measure attacks first (another --suite), then corruptions again."
             )
             return
-        whole = report.model_copy(update={"corruptions": self.corruptions})
+
+        def added(now: RobustnessReport | None) -> RobustnessReport:
+            return (now or report).model_copy(update={"corruptions": self.corruptions})
+
         if self.spec is None:
-            write_report(self.name, whole, self.path, output)
-        elif self.path.suffix == ".onnx":
-            _store_in_export(self.path, whole)
+            write_report(self.name, added(report), self.path, output)
         else:
-            _, tensors = read_checkpoint(self.path)
-            write_checkpoint(self.path, tensors, self.spec.model_copy(update={"robustness": whole}))
+            store = store_in_export if self.path.suffix == ".onnx" else store_in_checkpoint
+            store(self.path, self.function, added)
         output.say(f"Added to the report in {self.path}.")
 
 
@@ -71,10 +77,11 @@ def measure_on_corruptions(request: Request, output: Output) -> MeasuredCorrupti
     model: Deployed
     if exported:
         predictor = Predictor(path, device=request.device)
-        spec, model = predictor.spec, exported_model(predictor)
+        spec, model, function = predictor.spec, exported_model(predictor), predictor.function_digest
     else:
         loaded = load(path)
         spec, model = loaded.spec, loaded.to(device).to(memory_format=LAYOUT)
+        function = spec.function_digest()
     name, data_dir = locate_training_data(path, spec, dataset=request.dataset, data_dir=request.data_dir)
     data = load_training_data(
         path, spec, dataset=request.dataset, data_dir=request.data_dir, offline=request.offline, output=output
@@ -99,7 +106,7 @@ def measure_on_corruptions(request: Request, output: Output) -> MeasuredCorrupti
         seed=request.seed,
         output=output,
     )
-    return MeasuredCorruptions(path, found, spec.weights_digest, spec)
+    return MeasuredCorruptions(path, found, spec.weights_digest, spec, function=function)
 
 
 def measure_foreign_on_corruptions(
@@ -144,12 +151,3 @@ def measure_foreign_on_corruptions(
             output=output,
         )
     return MeasuredCorruptions(file, found, opened.origin.digest, None, source.name)
-
-
-def _store_in_export(path: Path, report: RobustnessReport) -> None:
-    try:
-        from export.model_card import update_card
-        from export.onnx_writer import store_report
-    except ImportError as error:
-        raise missing_extra(error.name or "onnx", "export") from error
-    update_card(store_report(path, report), path)

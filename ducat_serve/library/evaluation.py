@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -13,8 +14,9 @@ import torch
 from ducat_serve.atomic import write_bytes, write_text
 from ducat_serve.attacked_examples import FILE_NAME, AttackedExamples
 from ducat_serve.bundled import bundled_name, model_path
-from ducat_serve.checkpoint import checkpoint_path, read_checkpoint, read_spec, write_checkpoint
-from ducat_serve.errors import InterruptedRun, UsageError, command_line, missing_extra
+from ducat_serve.checkpoint import checkpoint_path, read_spec
+from ducat_serve.errors import InterruptedRun, UsageError, command_line
+from ducat_serve.library.storing import require_export, store_in_checkpoint, store_in_export
 from ducat_serve.model_file import read_verified_spec
 from ducat_serve.networks.allowed import options_for
 from ducat_serve.output import Output
@@ -29,7 +31,7 @@ from training.evaluation.curve import measure_curve
 from training.evaluation.evaluate import measure as run_evaluation
 from training.evaluation.kept import ExampleKeeper
 from training.evaluation.outputs import Outputs
-from training.evaluation.prepare import Request, evaluation_device, prepare, threat_model_of
+from training.evaluation.prepare import Prepared, Request, evaluation_device, prepare, threat_model_of
 from training.evaluation.state import EvaluationState
 
 _Store = Callable[[RobustnessReport, Output], None]
@@ -133,7 +135,7 @@ class Measured:
         A report that says more than this one also stays, unless it is to be replaced.
         """
         if replace or not self._says_less(output):
-            self._store(keeping_corruptions(self.report, self.spec.robustness), output)
+            self._store(self.report, output)
             if self.kept is not None and self.kept.examples:
                 write_text(self.path.with_name(FILE_NAME), self.kept.model_dump_json() + "\n")
 
@@ -191,7 +193,7 @@ def _measure_together(
         threat_model_of(request, read_verified_spec(bundled)[0])  # refused before anything is written
         path = processes.first_alone(lambda: copy_here(bundled, output))
     prepared = prepare(replace(request, path=path), output, processes, device)
-    store = (_store_in_export if path.suffix == ".onnx" else _store_in_checkpoint)(path, prepared.spec)
+    store = (_stored_in_export if path.suffix == ".onnx" else _stored_in_checkpoint)(path, prepared)
     keeper = None if path.suffix == ".onnx" else ExampleKeeper()
     plan = replace(prepared.plan, keep_images=outputs.adversarial is not None)
     asked = {"kept images": plan.keep_images, "radii": sorted({*prepared.sizes, plan.threat_model.eps})}
@@ -231,30 +233,27 @@ def copy_here(bundled: Path, output: Output) -> Path:
     return copy
 
 
-def _store_in_checkpoint(path: Path, spec: ModelSpec) -> _Store:
+def _stored_in_checkpoint(path: Path, prepared: Prepared) -> _Store:
+    """How a report of a checkpoint is kept."""
+
     def store(report: RobustnessReport, output: Output) -> None:
-        _, tensors = read_checkpoint(path)
-        write_checkpoint(path, tensors, spec.model_copy(update={"robustness": report}))
+        store_in_checkpoint(path, prepared.function, partial(keeping_corruptions, report))
         output.say(f"Stored in {path}.")
-        output.next(command_line("ducat", "export", path, *options_for(spec.network)))
+        output.next(command_line("ducat", "export", path, *options_for(prepared.spec.network)))
 
     return store
 
 
-def _store_in_export(path: Path, spec: ModelSpec) -> _Store:
+def _stored_in_export(path: Path, prepared: Prepared) -> _Store:
     """How a report of an exported file is kept: a white-box report that is there already stays."""
-    white_box = spec.robustness
+    white_box = prepared.spec.robustness
     if white_box is not None and white_box.artefact == "checkpoint":
         stays = f"stays: {white_box.summary()}."
         return lambda _report, output: output.say(f"The white-box report inside {path} {stays}")
-    try:  # before hours of attack, not after
-        from export.model_card import update_card
-        from export.onnx_writer import store_report
-    except ImportError as error:
-        raise missing_extra(error.name or "onnx", "export") from error
+    require_export()
 
     def store(report: RobustnessReport, output: Output) -> None:
-        update_card(store_report(path, report), path)
+        store_in_export(path, prepared.function, partial(keeping_corruptions, report))
         limit = ": attacks by scores are all that can be said of it" if report.scores_only else ""
         output.say(f"Stored in {path}{limit}.")
 

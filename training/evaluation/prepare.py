@@ -66,7 +66,8 @@ class Request:
 class Prepared:
     """An evaluation that is ready to run.
 
-    ``sizes`` are the radii that were asked for, ``index`` the places of the subject's images in their split.
+    ``sizes`` are the radii that were asked for, ``index`` the places of the subject's images in their split,
+    ``function`` is the `ModelSpec.function_digest`.
     """
 
     spec: ModelSpec
@@ -75,6 +76,7 @@ class Prepared:
     state: EvaluationState
     sizes: tuple[float, ...]
     index: tuple[int, ...]
+    function: str
 
 
 def prepare(request: Request, output: Output, processes: ProcessGroup, device: torch.device) -> Prepared:
@@ -135,7 +137,7 @@ def prepare(request: Request, output: Output, processes: ProcessGroup, device: t
     )
     digest = content_digest(data.class_names, [chosen])
     state = _state(request.path, subject, plan, digest, loaded.function)
-    return Prepared(spec, subject, plan, state, request.eps, index)
+    return Prepared(spec, subject, plan, state, request.eps, index, loaded.function)
 
 
 def evaluation_device(request: Request, output: Output) -> torch.device:

@@ -266,6 +266,8 @@ def command(
             return 0
         report, spec = measured.report, measured.spec
         show_report(report, spec, output)
+        if out is not None:  # before it is stored, which fails where the file is another model by now
+            write_text(out, report.model_dump_json(indent=2) + "\n")
         measured.store(output, replace=replace)
         measured.state.remove()
         beside, architecture = measured.path, spec.network
@@ -279,8 +281,6 @@ def command(
         entry = beside.with_suffix(".robustbench.json")
         write_text(entry, robustbench_entry(report, trained_on, architecture))
         output.say(f"For RobustBench: {entry}; fill in what is empty.")
-    if out is not None:
-        write_text(out, report.model_dump_json(indent=2) + "\n")
     if bar is not None:
         require(report, bar)  # its error is then the one document on stdout; --out has the report
     output.result(report.model_dump(mode="json"))
