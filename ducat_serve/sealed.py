@@ -12,6 +12,7 @@ import io
 from pathlib import Path
 
 from ducat_serve.errors import DataError, VerificationError, command_line
+from ducat_serve.regular_file import read_regular_file
 
 SEAL_KEY = "ducat_sha256"
 _DIGEST_LENGTH = 64
@@ -42,14 +43,7 @@ def read_sealed(path: Path) -> bytes:
         VerificationError: not sealed by `ducat export`, or changed since.
     """
     path = Path(path)
-    if path.exists() and not path.is_file():  # a FIFO or a device would keep us waiting for ever
-        raise DataError(f"{path} is not a file.", "ducat export model.safetensors --onnx")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"Cannot read {path}: {error.strerror}.", "ducat export model.safetensors --onnx"
-        ) from error
+    data = read_regular_file(path, str(path), "ducat export model.safetensors --onnx")
     if path.suffix == ".safetensors":
         raise DataError(
             f"{path} is a checkpoint; this needs its export (.onnx).", command_line("ducat", "export", path)

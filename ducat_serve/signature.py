@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ducat_serve.atomic import replacing
 from ducat_serve.errors import DataError, VerificationError, command_line, missing_extra
+from ducat_serve.regular_file import read_regular_file
 
 if TYPE_CHECKING:
     from model_signing import verifying
@@ -148,14 +149,8 @@ def _verifier(key: bytes, path: Path, folder: Path) -> verifying.Config:
 
 
 def _read_small(path: Path, what: str, next_step: str) -> bytes:
-    """A file that is small when it is what it should be; no pipe, which could keep a server waiting for ever."""
-    if path.exists() and not path.is_file():
-        raise DataError(f"The {what} {path} is not a file.", next_step)
-    try:
-        with path.open("rb") as file:
-            data = file.read(_LARGEST + 1)
-    except OSError as error:
-        raise DataError(f"Cannot read the {what} {path}: {error.strerror}.", next_step) from error
+    """A file that is small when it is what it should be."""
+    data = read_regular_file(path, f"the {what} {path}", next_step, _LARGEST + 1)
     if len(data) > _LARGEST:
         raise DataError(f"{path} is too large for a {what}.", next_step)
     return data

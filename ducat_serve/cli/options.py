@@ -11,7 +11,8 @@ import click
 
 from ducat_serve.cli.manner_options import Function, manner_options
 from ducat_serve.cli.variables import refuse_unknown_variables
-from ducat_serve.errors import DataError, UsageError, unknown_name
+from ducat_serve.errors import UsageError, unknown_name
+from ducat_serve.regular_file import read_regular_file
 from ducat_serve.threat_model import parse_size
 
 if TYPE_CHECKING:
@@ -133,12 +134,9 @@ def _load_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
 
 
 def _read_toml(path: Path, help_command: str) -> dict[str, Any]:
-    if path.exists() and not path.is_file():  # a FIFO or a device would keep us waiting for ever
-        raise DataError(f"The config file {path} is not a file.", help_command)
+    data = read_regular_file(path, f"the config file {path}", help_command)
     try:
-        return tomllib.loads(path.read_text())
-    except OSError as error:
-        raise DataError(f"Cannot read the config file {path}: {error.strerror}.", help_command) from error
+        return tomllib.loads(data.decode())
     except RecursionError as error:
         raise UsageError(
             f"{path} is not valid TOML: it is nested too deeply.", "correct that line"

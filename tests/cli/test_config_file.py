@@ -77,7 +77,7 @@ def test_a_config_that_is_a_fifo_is_not_waited_for(
     os.mkfifo(tmp_path / "c.toml")
     # Nobody ever writes to it: reading would wait for ever.
     assert run(["demo", "--config", str(tmp_path / "c.toml")]) == 4
-    assert "c.toml is not a file" in capsys.readouterr().err
+    assert "c.toml: it is not a file" in capsys.readouterr().err
 
 
 def test_a_list_is_for_options_that_can_be_repeated(tmp_path: Path, given: Given) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -196,6 +197,13 @@ def test_commands(model: Path, keys: KeyPair, tmp_path: Path, capsys: pytest.Cap
     assert run([*verifying, "--signature", other]) == 4
     assert "without the file that was signed" in capsys.readouterr().err
     assert run(signing) == 4
+
+
+def test_a_pipe_is_not_waited_for(keys: KeyPair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = tmp_path / "pipe.onnx"
+    os.mkfifo(pipe)
+    assert run(["verify", str(pipe), "--public-key", str(keys.public)]) == 4
+    assert "not a file" in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_model_of_ours_is_not_signed(model: Path, keys: KeyPair) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from ducat_serve.cli.options import common
-from ducat_serve.errors import DataError
 from ducat_serve.output import Output
 
 
@@ -31,16 +30,12 @@ def command(model: Path, public_key: Path, signature: Path | None, json: bool) -
     Example:
       ducat verify model.onnx --public-key public.pem
     """
+    from ducat_serve.regular_file import read_regular_file
     from ducat_serve.signature import require_signature, signature_path
 
     output = Output(json)
-    try:
-        data = model.read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"Cannot read {model}: {error.strerror}.",
-            "name the model itself; a signature alone says nothing without the file that was signed",
-        ) from error
+    needed = "name the model itself; a signature alone says nothing without the file that was signed"
+    data = read_regular_file(model, str(model), needed)
     require_signature(data, model, public_key, signature)
     output.text(f"{model} is what the owner of {public_key} signed.")
     output.result(

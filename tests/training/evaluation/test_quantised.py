@@ -20,6 +20,7 @@ from ducat_serve.errors import VerificationError
 from ducat_serve.output import Output
 from ducat_serve.predictor import Predictor, create_session
 from ducat_serve.quantisation import Quantisation
+from ducat_serve.sealed import read_sealed
 from ducat_serve.spec import ModelSpec, Normalisation
 from ducat_serve.threat_model import ThreatModel
 from export.calibration import Calibration
@@ -322,15 +323,13 @@ def test_a_fold_that_is_not_the_files_is_refused(int8_folder: Path) -> None:
 
 def test_what_is_attacked_is_what_was_checked(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is read once: another one in its place a moment later would not have been checked."""
-    read_bytes = Path.read_bytes
 
     def read_and_remove(path: Path) -> bytes:
-        contents = read_bytes(path)
-        if path == file:
-            path.unlink()
+        contents = read_sealed(path)
+        path.unlink()
         return contents
 
-    monkeypatch.setattr(Path, "read_bytes", read_and_remove)
+    monkeypatch.setattr("training.evaluation.prepare.read_sealed", read_and_remove)
     request = Request(file, attacks=("pgd",), max_examples=5, device="cpu")
     prepared = prepare(request, Output(silent=True), ProcessGroup(), torch.device("cpu"))
     assert not file.exists()

@@ -1,0 +1,33 @@
+"""Read what must be a file on the disk: a FIFO or a device could keep us waiting for ever."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from ducat_serve.errors import DataError
+
+
+def read_regular_file(path: Path, name: str, next_step: str, most: int = -1) -> bytes:
+    """The bytes of a file, or its first ``most``.
+
+    Args:
+        name: what it is called in messages, such as "the public key k.pem".
+        next_step: what to do where it cannot be read.
+
+    Raises DataError where there is no such file, it cannot be read, or it is no regular one.
+    """
+    try:
+        # The open file is asked and not its path, which may lead elsewhere a moment later.
+        with open(path, "rb", opener=_open_at_once) as file:
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return file.read(most)
+    except OSError as error:
+        raise DataError(f"Cannot read {name}: {error.strerror}.", next_step) from error
+    raise DataError(f"Cannot read {name}: it is not a file.", next_step)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """To open a FIFO would otherwise wait for somebody who writes into it."""
+    return os.open(path, flags | os.O_NONBLOCK)
