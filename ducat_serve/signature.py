@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ducat_serve.atomic import replacing
-from ducat_serve.errors import DataError, VerificationError, command_line, missing_extra
+from ducat_serve.errors import DataError, UsageError, VerificationError, command_line, missing_extra
 from ducat_serve.regular_file import read_regular_file
 
 if TYPE_CHECKING:
@@ -41,9 +41,16 @@ def sign(model: Path, private_key: Path, out: Path | None = None) -> Path:
         out: where the signature goes; None for `signature_path`. One that was there is replaced.
 
     Raises:
+        UsageError: the signature would replace the model or the key.
         DataError: the key cannot be read, is encrypted, or is no such key.
         DucatError: model-signing is not installed, or the signature cannot be written.
     """
+    target = out or signature_path(model)
+    for what, file in (("model", model), ("private key", private_key)):
+        if target.exists() and file.exists() and target.samefile(file):
+            raise UsageError(
+                f"{target} is the {what}, which the signature would replace.", "leave --out away"
+            )
     try:
         from model_signing import signing
     except ImportError as error:
@@ -61,7 +68,6 @@ def sign(model: Path, private_key: Path, out: Path | None = None) -> Path:
         raise DataError(
             f"{private_key} holds no private key on one of the curves P-256, P-384 and P-521.", _KEY_PAIR
         ) from error
-    target = out or signature_path(model)
     with replacing(target) as temporary:
         config.sign(model, temporary)
     return target

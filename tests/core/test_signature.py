@@ -199,6 +199,21 @@ def test_commands(model: Path, keys: KeyPair, tmp_path: Path, capsys: pytest.Cap
     assert run(signing) == 4
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_a_signature_never_replaces_the_model_or_the_key(
+    model: Path, link: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = key_pair(tmp_path / "keys")
+    for file, what in ((model, "the model"), (keys.private, "the private key")):
+        before = file.read_bytes()
+        out = file.with_name("link") if link else file
+        if link:
+            out.symlink_to(file)
+        assert run(["sign", str(model), "--private-key", str(keys.private), "--out", str(out)]) == 2
+        assert f"is {what}, which the signature would replace" in capsys.readouterr().err
+        assert file.read_bytes() == before
+
+
 def test_a_pipe_is_not_waited_for(keys: KeyPair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pipe = tmp_path / "pipe.onnx"
     os.mkfifo(pipe)
