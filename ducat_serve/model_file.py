@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from ducat_serve.checkpoint import read_checkpoint
+from ducat_serve.errors import DucatError
+from ducat_serve.regular_file import read_regular_file
 from ducat_serve.spec import ModelSpec
 
 
@@ -19,3 +22,20 @@ def read_verified_spec(path: Path) -> tuple[ModelSpec, str | None]:
         predictor = Predictor(path, device="cpu", threads=1)
         return predictor.spec, predictor.source_sha256
     return read_checkpoint(path)[0], None
+
+
+def read_verified(path: Path) -> bytes:
+    """The bytes of a model file, read once, so that nobody can change the file between the check and its use.
+
+    Raises DataError or VerificationError as `read_verified_spec` does.
+    """
+    data = read_regular_file(path, str(path), "name a .onnx or .safetensors file")
+    with tempfile.TemporaryDirectory(prefix="ducat-model-") as folder:
+        copy = Path(folder) / path.name
+        copy.write_bytes(data)
+        try:
+            read_verified_spec(copy)
+        except DucatError:
+            read_verified_spec(path)  # says the same, but names the file
+            raise
+    return data

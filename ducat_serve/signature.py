@@ -32,11 +32,11 @@ def signature_path(model: Path) -> Path:
     return model.with_name(model.name + SUFFIX)
 
 
-def sign(model: Path, private_key: Path, out: Path | None = None) -> Path:
-    """Sign a file; returns where the signature is.
+def sign(data: bytes, model: Path, private_key: Path, out: Path | None = None) -> Path:
+    """Sign these bytes, which were read from ``model``; returns where the signature is.
 
     Args:
-        model: any file. That it is a sound model is not looked at here.
+        model: any file, or a link to it. That it is a sound model is not looked at here.
         private_key: PEM, on one of the curves P-256, P-384 and P-521; read once, so it may be a pipe.
         out: where the signature goes; None for `signature_path`. One that was there is replaced.
 
@@ -68,8 +68,11 @@ def sign(model: Path, private_key: Path, out: Path | None = None) -> Path:
         raise DataError(
             f"{private_key} holds no private key on one of the curves P-256, P-384 and P-521.", _KEY_PAIR
         ) from error
-    with replacing(target) as temporary:
-        config.sign(model, temporary)
+    # The library reads paths only, and no links.
+    with tempfile.TemporaryDirectory(prefix="ducat-sign-") as folder, replacing(target) as temporary:
+        copy = Path(folder) / model.name
+        copy.write_bytes(data)
+        config.sign(copy, temporary)
     return target
 
 

@@ -18,10 +18,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from ducat_serve.bundled import model_path
 from ducat_serve.cli.main import run
 from ducat_serve.errors import DataError, MissingPackage, VerificationError
+from ducat_serve.model_file import read_verified_spec
 from ducat_serve.predictor import Predictor
 from ducat_serve.sealed import SEAL_LENGTH, seal
-from ducat_serve.signature import read_public_key, require_signature, sign, signature_path
-from tests.support.keys import KeyPair, key_pair
+from ducat_serve.signature import read_public_key, require_signature, signature_path
+from ducat_serve.spec import ModelSpec
+from tests.support.keys import KeyPair, key_pair, signed
 
 LIBRARY = [sys.executable, "-P", "-m", "model_signing"]
 
@@ -45,7 +47,7 @@ def test_what_was_signed_verifies_under_another_name_too(
     model: Path, tmp_path: Path, curve: ec.EllipticCurve
 ) -> None:
     keys = key_pair(tmp_path / "keys", ec.generate_private_key(curve))
-    signature = sign(model, keys.private)
+    signature = signed(model, keys.private)
     assert signature == signature_path(model) == model.with_name("model.onnx.sig")
     check(model, keys)
     moved = model.rename(model.with_name("other.onnx"))
@@ -54,7 +56,7 @@ def test_what_was_signed_verifies_under_another_name_too(
 
 def test_the_bytes_are_checked_and_not_the_file(model: Path, keys: KeyPair) -> None:
     """What is on the disk may have become another file since it was read."""
-    sign(model, keys.private)
+    signed(model, keys.private)
     data = model.read_bytes()
     model.write_bytes(b"another file")
     require_signature(data, model, keys.public)
@@ -75,7 +77,7 @@ def resealed(model: Path) -> bytes:
 def test_a_changed_file_that_was_sealed_again_is_found_by_its_signature_only(
     model: Path, keys: KeyPair
 ) -> None:
-    sign(model, keys.private)
+    signed(model, keys.private)
     Predictor(model, "cpu", public_key=keys.public)
     model.write_bytes(resealed(model))
     Predictor(model, "cpu")  # every digest is right
@@ -86,7 +88,7 @@ def test_a_changed_file_that_was_sealed_again_is_found_by_its_signature_only(
 def test_an_unsigned_file_and_one_of_another_key(model: Path, keys: KeyPair, tmp_path: Path) -> None:
     with pytest.raises(VerificationError, match=r"is not signed: there is no .*model\.onnx\.sig"):
         check(model, keys)
-    sign(model, key_pair(tmp_path / "other").private)
+    signed(model, key_pair(tmp_path / "other").private)
     with pytest.raises(VerificationError, match="not made with the key that belongs to"):
         check(model, keys)
 
@@ -119,11 +121,11 @@ def test_a_signature_that_was_put_together_is_refused(
     forge: Callable[[Any, Any], None], model: Path, keys: KeyPair, tmp_path: Path
 ) -> None:
     """By another key's hand: with our key's name on it, or with another signature's statement."""
-    signature = sign(model, keys.private)
+    signature = signed(model, keys.private)
     ours = json.loads(signature.read_text())
     changed = tmp_path / "changed.onnx"
     changed.write_bytes(resealed(model))
-    theirs = json.loads(sign(changed, key_pair(tmp_path / "other").private).read_text())
+    theirs = json.loads(signed(changed, key_pair(tmp_path / "other").private).read_text())
     bundle = theirs if forge is with_hint_of else ours
     forge(bundle, ours if forge is with_hint_of else theirs)
     signature.write_text(json.dumps(bundle))
@@ -146,7 +148,7 @@ def test_keys_that_are_none(model: Path, keys: KeyPair, tmp_path: Path) -> None:
     small = key_pair(tmp_path / "small", ec.generate_private_key(ec.SECP256K1()))
     for private in (text, rsa_keys.private, small.private, keys.public):
         with pytest.raises(DataError, match="no private key on one of the curves"):
-            sign(model, private)
+            signed(model, private)
     for public in (text, rsa_keys.public, small.public):
         with pytest.raises(DataError, match="no public key on one of the curves"):
             read_public_key(public)
@@ -157,19 +159,19 @@ def test_keys_that_are_none(model: Path, keys: KeyPair, tmp_path: Path) -> None:
         with pytest.raises(DataError):
             read_public_key(missing)
         with pytest.raises(DataError, match="Cannot read the key"):
-            sign(model, missing)
+            signed(model, missing)
     encrypted = key_pair(tmp_path / "encrypted", password=b"secret")
     with pytest.raises(DataError, match="is encrypted") as refused:
-        sign(model, encrypted.private)
+        signed(model, encrypted.private)
     assert f"<(openssl pkey -in {encrypted.private})" in str(refused.value)
     assert not signature_path(model).exists()
 
 
 def test_without_the_extra_it_says_which(model: Path, keys: KeyPair, monkeypatch: pytest.MonkeyPatch) -> None:
-    sign(model, keys.private)
+    signed(model, keys.private)
     for name in ("model_signing", "model_signing.signing", "model_signing.verifying"):
         monkeypatch.setitem(sys.modules, name, None)
-    for call in (lambda: sign(model, keys.private), lambda: check(model, keys)):
+    for call in (lambda: signed(model, keys.private), lambda: check(model, keys)):
         with pytest.raises(MissingPackage, match=r"model-signing.*\n.*\[sign\]"):
             call()
 
@@ -197,6 +199,25 @@ def test_commands(model: Path, keys: KeyPair, tmp_path: Path, capsys: pytest.Cap
     assert run([*verifying, "--signature", other]) == 4
     assert "without the file that was signed" in capsys.readouterr().err
     assert run(signing) == 4
+
+
+def test_a_link_is_signed_and_what_is_signed_is_what_was_checked(
+    model: Path, keys: KeyPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = model.with_name("link.onnx")
+    link.symlink_to(model)
+    original = model.read_bytes()
+
+    def check_and_replace(path: Path) -> tuple[ModelSpec, str | None]:
+        checked = read_verified_spec(path)
+        model.write_bytes(resealed(model))
+        return checked
+
+    monkeypatch.setattr("ducat_serve.model_file.read_verified_spec", check_and_replace)
+    assert run(["sign", str(link), "--private-key", str(keys.private)]) == 0
+    require_signature(original, link, keys.public)
+    with pytest.raises(VerificationError, match="not the file that was signed"):
+        check(link, keys)
 
 
 @pytest.mark.parametrize("link", [False, True])
@@ -231,7 +252,7 @@ def test_a_file_that_is_no_model_of_ours_is_not_signed(model: Path, keys: KeyPai
 def test_the_librarys_own_command_line_reads_ours_and_we_read_its(
     model: Path, keys: KeyPair, tmp_path: Path
 ) -> None:
-    ours, theirs = sign(model, keys.private), tmp_path / "theirs.sig"
+    ours, theirs = signed(model, keys.private), tmp_path / "theirs.sig"
     verify = [*LIBRARY, "verify", "key", str(model), "--public_key", str(keys.public), "--signature"]
     assert subprocess.run([*verify, ours], timeout=120).returncode == 0
     signing = [*LIBRARY, "sign", "key", str(model), "--private_key", str(keys.private)]

@@ -12,10 +12,9 @@ from cyclonedx.schema import OutputFormat, SchemaVersion
 from cyclonedx.validation import make_schemabased_validator
 
 from ducat_serve.bundled import model_path
-from ducat_serve.signature import sign
 from tests.support.http_client import GOOD
 from tests.support.images import ASK, MARKS, Container, Image, built, make_base, why_not
-from tests.support.keys import key_pair
+from tests.support.keys import key_pair, signed
 
 PROJECT = Path(__file__).parents[2]
 LARGEST = 500_000_000  # bytes of the image for CPUs
@@ -55,7 +54,7 @@ def models(tmp_path: Path) -> Path:
     folder = tmp_path / "models"
     keys = key_pair(tmp_path / "keys")
     folder.mkdir()
-    sign(Path(shutil.copy(model_path("digits-small", "onnx"), folder / "model.onnx")), keys.private)
+    signed(Path(shutil.copy(model_path("digits-small", "onnx"), folder / "model.onnx")), keys.private)
     shutil.copy(keys.public, folder / "public.pem")
     (folder / "request").write_bytes(GOOD)
     return folder

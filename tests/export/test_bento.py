@@ -18,10 +18,10 @@ import pytest
 
 from ducat_serve.cli.main import run
 from ducat_serve.predictor import Predictor
-from ducat_serve.signature import require_signature, sign
+from ducat_serve.signature import require_signature
 from tests.conftest import PROJECT
 from tests.support.http_client import DIGITS, GOOD
-from tests.support.keys import key_pair
+from tests.support.keys import key_pair, signed
 from tests.support.server_process import WAIT, free_port, started
 
 BIN = Path(sys.executable).parent
@@ -89,7 +89,7 @@ def test_everything_that_serves_is_in_it_and_nothing_else(built: Path, onnx_mode
 def test_a_signed_model_with_a_bill_of_materials(onnx_model: Path, store: Path, tmp_path: Path) -> None:
     """The signature goes in and fits what is served, and the Bento requires what checks it."""
     keys, model = key_pair(tmp_path / "keys"), Path(shutil.copy(onnx_model, tmp_path / "digits.onnx"))
-    sign(model, keys.private)
+    signed(model, keys.private)
     answer = bento(model, store, "--sbom", "--name", "signed")
     assert (answer["code"], answer["unpinned"]) == (0, [])
     source = Path(answer["path"]) / "src"

@@ -11,13 +11,13 @@ import pytest
 from ducat_serve.bundled import model_path
 from ducat_serve.cli.main import run
 from ducat_serve.errors import UsageError, VerificationError
-from ducat_serve.signature import sign, signature_path
+from ducat_serve.signature import signature_path
 from service.models.served import load
 from service.models.verification import verify_apart
 from service.settings import Settings
 from tests.support.application import ADMIN, bearer, reload, serving_path
 from tests.support.http_client import GOOD, assert_error, send
-from tests.support.keys import KeyPair, key_pair
+from tests.support.keys import KeyPair, key_pair, signed
 from tests.support.model_repository import place
 
 MODEL = model_path("digits-small", "onnx")
@@ -31,7 +31,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> KeyPair:
 @pytest.fixture
 def repository(tmp_path: Path, keys: KeyPair) -> Path:
     """One model with one version, signed."""
-    sign(place(MODEL, tmp_path / "models", "digits", "1"), keys.private)
+    signed(place(MODEL, tmp_path / "models", "digits", "1"), keys.private)
     return tmp_path / "models"
 
 
@@ -59,7 +59,7 @@ def test_a_running_server_takes_no_version_that_is_not_signed(
         assert caplog.text.count("is not signed") == 2
         assert models.versions("digits") == ["1"]
         assert send(client, GOOD).status_code == 200
-        sign(new, keys.private)
+        signed(new, keys.private)
         assert reload(client).status_code == 200
         assert models.versions("digits") == ["1", "2"]
 

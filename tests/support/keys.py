@@ -14,6 +14,8 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
+from ducat_serve.signature import sign
+
 
 @dataclass(frozen=True)
 class KeyPair:
@@ -36,3 +38,8 @@ def key_pair(
     pair.private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
     pair.public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     return pair
+
+
+def signed(model: Path, private_key: Path) -> Path:
+    """Sign any file, as `ducat sign` does a model; returns where the signature is."""
+    return sign(model.read_bytes(), model, private_key)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import click
 
-from ducat_serve.checkpoint import file_sha256
 from ducat_serve.cli.options import common
 from ducat_serve.errors import command_line
 from ducat_serve.output import Output
@@ -39,13 +39,14 @@ def command(model: Path, private_key: Path, out: Path | None, json: bool) -> Non
       ducat sign model.onnx --private-key key.pem
       ducat serve model.onnx --require-signature public.pem
     """
-    from ducat_serve.model_file import read_verified_spec
+    from ducat_serve.model_file import read_verified
     from ducat_serve.signature import sign, signature_path
 
     output = Output(json)
-    read_verified_spec(model)  # nobody should vouch for what does not load
-    signature = sign(model, private_key, out)
+    data = read_verified(model)  # nobody should vouch for what does not load
+    signature = sign(data, model, private_key, out)
     output.text(f"{signature}")
     where = [] if signature == signature_path(model) else ["--signature", signature]
     output.next(command_line("ducat", "verify", model, "--public-key", "public.pem", *where))
-    output.result({"model": str(model), "sha256": file_sha256(model), "signature": str(signature)})
+    sha256 = hashlib.sha256(data).hexdigest()
+    output.result({"model": str(model), "sha256": sha256, "signature": str(signature)})
