@@ -65,8 +65,8 @@ def export(
         output: where to warn; None prints on stderr, `Output(silent=True)` nothing.
 
     Raises:
-        VerificationError: ONNX Runtime and torch disagree; no file is left. DataError: as `load`, and for int8 where
-            the data set is not on this machine.
+        UsageError: ``out`` does not end in `.onnx`. VerificationError: ONNX Runtime and torch disagree; no file is
+            left. DataError: as `load`, and for int8 where the data set is not on this machine.
 
     Examples:
         >>> exported = export("runs/digits")
@@ -75,6 +75,11 @@ def export(
     """
     checkpoint = checkpoint_path(model_path(model, "safetensors"))
     target = _default_target(checkpoint, precision) if out is None else Path(out)
+    if target.suffix != ".onnx":
+        raise UsageError(
+            f"{target} does not end in .onnx, by which every command knows an exported model.",
+            "--out model.onnx",
+        )
     folder = None if data_dir is None else Path(data_dir)
     output = output or Output()
     kept = _kept_examples(checkpoint) if examples else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 import export.parity as parity
+from ducat_serve.bundled import model_path
 from ducat_serve.checkpoint import file_sha256, read_checkpoint, read_spec, weights_digest, write_checkpoint
 from ducat_serve.cli.main import run
 from ducat_serve.deployed import load
@@ -192,3 +194,15 @@ def test_damaged_checkpoint_is_not_exported(checkpoint: Path, tmp_path: Path) ->
     (tmp_path / "m.safetensors").write_bytes(data)
     assert run(["export", str(tmp_path / "m.safetensors"), "--onnx"]) == 3
     assert not (tmp_path / "model.onnx").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.md", "model"])
+def test_an_export_never_takes_the_place_of_its_checkpoint_or_its_card(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = Path(shutil.copy(model_path("digits-small", "safetensors"), tmp_path / "model.safetensors"))
+    before = checkpoint.read_bytes()
+    assert run(["export", str(checkpoint), "--out", str(tmp_path / name)]) == 2
+    assert "does not end in .onnx" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
+    assert checkpoint.read_bytes() == before
