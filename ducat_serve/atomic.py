@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -44,9 +45,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def require_writable(path: Path, next_step: str = _NEXT_STEP) -> None:
-    """Raise DucatError where no file can be written to ``path``: before hours of work, not after. Leaves nothing."""
+    """Raise DucatError where no file can be written to ``path``: before hours of work, not after. Leaves nothing.
+
+    Folders that are not there yet are made when the file is written.
+    """
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        handle, name = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.", suffix=".tmp")
         os.close(handle)
         Path(name).unlink()
     except OSError as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ducat_serve.atomic import write_text
+from ducat_serve.atomic import require_writable, write_text
 from ducat_serve.attacked_examples import FILE_NAME, MOST_BYTES, AttackedExamples
 from ducat_serve.bundled import bundled_name, model_path
 from ducat_serve.checkpoint import checkpoint_path, read_spec
@@ -80,6 +80,9 @@ def export(
             f"{target} does not end in .onnx, by which every command knows an exported model.",
             "--out model.onnx",
         )
+    card = target.with_suffix(".md")
+    for file in (target, card):  # before minutes of calibration, not after
+        require_writable(file)
     folder = None if data_dir is None else Path(data_dir)
     output = output or Output()
     kept = _kept_examples(checkpoint) if examples else None
@@ -92,7 +95,6 @@ def export(
         spec, parity = export_onnx(
             checkpoint, target, parity_images, precision, reference=real, examples=kept
         )
-    card = target.with_suffix(".md")
     write_text(card, model_card(spec, target.name))
     return Exported(target, card, spec, parity)
 

@@ -79,7 +79,7 @@ def import_model(
     output, target = output or Output(), Path(out)
     if target.exists():
         raise UsageError(f"{target} exists already; nothing was written.", "choose another --out")
-    require_writable(next(parent for parent in target.absolute().parents if parent.is_dir()) / target.name)
+    require_writable(target)
     config = train_config(dataset, network=network, ducat="off", precision="float32", **settings)
     if not is_foreign(config.network):
         raise UsageError(

@@ -103,7 +103,7 @@ def mix(
         raise UsageError("A switch has one dial: give up points or reach a clean accuracy, not both.")
     if target.exists():
         raise UsageError(f"{target} exists already; nothing was written.", "choose another --out")
-    _require_writable(target)
+    require_writable(target)
     fitting = _Fitting.of(towers, target.with_name(FILE_NAME), output)
     answers, front = fitting.answers, dial(fitting.answers)
     if clean is not None:
@@ -136,7 +136,7 @@ def draw_curve(towers: Towers, stem: Path, *, output: Output | None = None) -> t
     Returns the curve and the files written: ``stem`` with .json, .png and .svg.
     """
     output = output or Output()
-    _require_writable(stem)
+    require_writable(stem)
     fitting = _Fitting.of(towers, stem.with_name(FILE_NAME), output)
     front = dial(fitting.answers)
     places = torch.linspace(0, len(front) - 1, min(_ATTACKED_SETTINGS, len(front))).round().long().tolist()
@@ -267,12 +267,6 @@ def _require_robust(answers: Answers, force: bool, output: Output) -> None:
             "are the towers in the right order? --force mixes all the same",
         )
     output.warn(f"{problem}.")
-
-
-def _require_writable(target: Path) -> None:
-    """Before minutes of attacks, not after; folders that are not there yet are made when the file is written."""
-    folder = next(parent for parent in target.absolute().parents if parent.is_dir())
-    require_writable(folder / target.name)
 
 
 def _given(towers: Towers) -> list[str]:

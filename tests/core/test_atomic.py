@@ -53,3 +53,12 @@ def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
     with pytest.raises(DucatError, match="Cannot write") as caught:
         atomic.write_text(tmp_path / "file" / "below", "x")
     assert "--out" in str(caught.value)
+
+
+def test_what_is_asked_before_the_work_is_what_writing_needs(tmp_path: Path) -> None:
+    atomic.require_writable(tmp_path / "new" / "folder" / "file")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file" / "below"):
+        with pytest.raises(DucatError, match="Cannot write"):
+            atomic.require_writable(path)

@@ -206,3 +206,14 @@ def test_an_export_never_takes_the_place_of_its_checkpoint_or_its_card(
     assert "does not end in .onnx" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
     assert checkpoint.read_bytes() == before
+
+
+@pytest.mark.parametrize("folder", ["model.onnx", "model.md"])
+def test_a_place_that_cannot_be_written_is_found_before_any_work(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / folder).mkdir()
+    monkeypatch.setattr("ducat_serve.library.exporting.export_onnx", lambda *_, **__: pytest.fail("work"))
+    assert run(["export", "digits-small", "--out", str(tmp_path / "model.onnx")]) == 1
+    assert f"{folder}: Is a directory" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [tmp_path / folder]
