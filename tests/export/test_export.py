@@ -17,12 +17,13 @@ import export.parity as parity
 from ducat_serve.bundled import model_path
 from ducat_serve.checkpoint import file_sha256, read_checkpoint, read_spec, weights_digest, write_checkpoint
 from ducat_serve.cli.main import run
-from ducat_serve.deployed import load
+from ducat_serve.deployed import Classifier, load
 from ducat_serve.errors import VerificationError
 from ducat_serve.networks.allowed import allow
 from ducat_serve.pairs import dummy_mass, recover
-from ducat_serve.predictor import Predictor
-from ducat_serve.spec import ModelSpec, Normalisation
+from ducat_serve.predictor import SOURCE_KEY, Predictor
+from ducat_serve.sealed import read_sealed, seal
+from ducat_serve.spec import METADATA_KEY, ModelSpec, Normalisation
 from ducat_serve.threat_model import ThreatModel
 from tests.support import tiny_network
 from training.data import load_dataset
@@ -183,8 +184,8 @@ def test_the_gate_sees_a_label_that_forgets_the_dummies(
 def test_gate_covers_what_it_says(checkpoint: Path, onnx_model: Path) -> None:
     real = load_dataset("digits").val.images
     report = parity.check_parity(onnx_model, load(checkpoint, folded=False), real)
-    assert report.real_images == sum(parity.BATCH_SIZES)
-    assert report.images == 6 * sum(parity.BATCH_SIZES)
+    assert report.real_images == len(real)
+    assert report.images == 5 * sum(parity.BATCH_SIZES) + len(real)
     assert report.labels_compared > report.images // 2
 
 
@@ -194,6 +195,41 @@ def test_damaged_checkpoint_is_not_exported(checkpoint: Path, tmp_path: Path) ->
     (tmp_path / "m.safetensors").write_bytes(data)
     assert run(["export", str(tmp_path / "m.safetensors"), "--onnx"]) == 3
     assert not (tmp_path / "model.onnx").exists()
+
+
+def with_head(folder: Path, scale: float, shift: float = 0.0) -> tuple[Path, Classifier]:
+    """digits-small with smaller logits, exported and in torch; in the file alone one of them is shifted."""
+    model = onnx.load_from_string(read_sealed(model_path("digits-small", "onnx")))
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith(("fc.weight", "fc.bias")):
+            values = scale * onnx.numpy_helper.to_array(tensor)
+            if tensor.name.endswith("bias"):
+                values[0] += shift
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float32), tensor.name))
+    entries = {entry.key: entry.value for entry in model.metadata_props}
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, {key: entries[key] for key in (METADATA_KEY, SOURCE_KEY)})
+    file = folder / "model.onnx"
+    file.write_bytes(seal(model.SerializeToString()))
+    raw = load(model_path("digits-small", "safetensors"), folded=False)
+    for name, values in raw.named_parameters():
+        if name.endswith(("fc.weight", "fc.bias")):
+            values.data *= scale
+    return file, raw
+
+
+def test_the_tolerance_is_that_of_small_logits_too(tmp_path: Path) -> None:
+    file, raw = with_head(tmp_path, 0.03)
+    assert parity.check_parity(file, raw).labels_compared > 0
+    file, raw = with_head(tmp_path, 0.03, shift=5e-4)
+    with pytest.raises(VerificationError, match="logits differ"):
+        parity.check_parity(file, raw)
+
+
+def test_a_gate_that_could_compare_no_label_does_not_open(tmp_path: Path) -> None:
+    file, raw = with_head(tmp_path, 1e-6)
+    with pytest.raises(VerificationError, match="no label could be compared"):
+        parity.check_parity(file, raw)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.md", "model"])
