@@ -96,7 +96,7 @@ class Predictor:
     Raises:
         DataError: no such file, or a bundled model that was changed. UsageError: the name of a bundled model and of a
             file or folder here. VerificationError: not written by ducat, changed since, with a graph that no
-            model of ours has, or not signed by the owner of the key.
+            model of ours has or that contradicts its ModelSpec, or not signed by the owner of the key.
         DucatError: the device was asked for and cannot be used, or ONNX Runtime is not installed.
     """
 
@@ -153,6 +153,30 @@ class Predictor:
         self.examples = None
         if (examples := metadata.get(EXAMPLES_KEY)) is not None:
             self.examples = AttackedExamples.from_json(examples, self.spec, str(path))
+        self._require_answers(path)
+
+    def _require_answers(self, path: Path) -> None:
+        """Try two black images, since a graph may contradict the ModelSpec that came with it.
+
+        Raises VerificationError where the answers are not two rows of what the ModelSpec says.
+        """
+        try:
+            answer = self(np.zeros((2, *self.spec.image_size, self.spec.channels), np.uint8))
+        except Exception as error:  # each operator has its own
+            raise VerificationError(
+                f"{path} does not answer images of its ModelSpec: {error}",
+                "ducat export model.safetensors --onnx",
+            ) from error
+        classes = self.spec.num_classes
+        wanted = [(np.float32, (2, classes)), (np.int64, (2,)), (np.float32, (2,))]
+        # Outputs of other graphs may be no arrays at all.
+        found = [(getattr(part, "dtype", None), getattr(part, "shape", None)) for part in answer]
+        if found != wanted or not _are_best(answer):
+            raise VerificationError(
+                f"{path} does not answer as its ModelSpec says: with logits of {classes} classes, and with the label "
+                "of the largest.",
+                "ducat export model.safetensors --onnx",
+            )
 
     @property
     def function_digest(self) -> str:
@@ -210,6 +234,15 @@ class Predictor:
         """Run each batch size once, so that the first request does not pay for lazy initialisation."""
         for size in batch_sizes:
             self(np.zeros((size, *self.spec.image_size, self.spec.channels), dtype=np.uint8))
+
+
+def _are_best(answer: Predictions) -> bool:
+    """Whether every label is that of a class, and of the largest logit. Which one that is, NaN does not tell."""
+    if not ((answer.label >= 0) & (answer.label < answer.logits.shape[1])).all():
+        return False
+    best = answer.logits.max(axis=1)
+    own = np.take_along_axis(answer.logits, answer.label[:, None], axis=1)[:, 0]
+    return bool((np.isnan(best) | (own == best)).all())
 
 
 def import_onnxruntime() -> Any:

@@ -7,14 +7,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
+from ducat_serve.bundled import model_path
 from ducat_serve.errors import DataError, DucatError, UsageError, VerificationError
-from ducat_serve.predictor import Predictor
+from ducat_serve.predictor import SOURCE_KEY, Predictor
 from ducat_serve.sealed import read_sealed, seal
+from ducat_serve.spec import METADATA_KEY
 
 WITHOUT_TORCH = """
 import json, sys
@@ -139,6 +142,64 @@ def test_cpu_by_choice_is_no_fallback(predictor: Predictor) -> None:
 
 
 # Files that are not what `ducat export` wrote
+
+
+def constant_answers(target: Path, **answers: np.ndarray) -> Path:
+    """A sealed file with the ModelSpec of digits-small, whose graph answers to any image what is given."""
+    bundled = onnx.load_from_string(read_sealed(model_path("digits-small", "onnx")))
+    spec = {
+        entry.key: entry.value for entry in bundled.metadata_props if entry.key in (METADATA_KEY, SOURCE_KEY)
+    }
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", [f"{name} of all"], [name]) for name in answers],
+        "constant",
+        [onnx.helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, ["batch", 8, 8, 3])],
+        [onnx.helper.make_empty_tensor_value_info(name) for name in answers],
+        [onnx.numpy_helper.from_array(value, f"{name} of all") for name, value in answers.items()],
+    )
+    for output, value in zip(graph.output, answers.values(), strict=True):
+        output.type.tensor_type.elem_type = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    onnx.helper.set_model_props(model, spec)
+    target.write_bytes(seal(model.SerializeToString()))
+    return target
+
+
+RIGHT = {
+    "logits": np.eye(2, 10, 3, dtype=np.float32),
+    "label": np.array([3, 4]),
+    "dummy_mass": np.zeros(2, np.float32),
+}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"logits": np.zeros((2, 3), np.float32), "label": np.array([0, 0])},
+        {"logits": np.zeros((2, 20), np.float32), "label": np.array([0, 0])},
+        {"logits": RIGHT["logits"][:1], "label": RIGHT["label"][:1]},  # a row for two images
+        {"logits": RIGHT["logits"].astype(np.float64)},
+        {"label": np.array([3, 99])},
+        {"label": np.array([-7, 4])},  # Python counts it from the end
+        {"label": np.array([3, 5])},
+        {"label": np.array([3.0, 4.0], np.float32)},
+        {"dummy_mass": np.zeros((2, 1), np.float32)},
+        {"dummy_mass": None},
+    ],
+    ids=str,
+)
+def test_a_graph_that_contradicts_its_spec_is_refused(wrong: dict[str, Any], tmp_path: Path) -> None:
+    answers = {name: value for name, value in {**RIGHT, **wrong}.items() if value is not None}
+    path = constant_answers(tmp_path / "model.onnx", **answers)
+    with pytest.raises(VerificationError, match="ModelSpec") as refused:
+        Predictor(path, "cpu")
+    assert refused.value.exit_code == 3
+
+
+def test_answers_that_do_not_contradict_it_load(tmp_path: Path) -> None:
+    Predictor(constant_answers(tmp_path / "model.onnx", **RIGHT), "cpu")
+    unknown = np.full((2, 10), np.nan, np.float32)
+    Predictor(constant_answers(tmp_path / "model.onnx", **{**RIGHT, "logits": unknown}), "cpu")
 
 
 def test_a_flipped_byte_anywhere_is_found(onnx_model: Path, tmp_path: Path) -> None:

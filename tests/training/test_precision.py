@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from ducat_serve.checkpoint import read_checkpoint, read_spec, weights_digest, w
 from ducat_serve.cli.main import run
 from ducat_serve.errors import VerificationError
 from ducat_serve.predictor import Predictor
+from ducat_serve.report import RobustnessReport
 from ducat_serve.spec import ModelSpec
 from export.onnx_writer import store_report
 from training.data import load_dataset
@@ -71,6 +73,10 @@ def test_the_report_is_dropped_and_measured_again(folder: Path, capsys: pytest.C
     assert np.array_equal(after(images).logits, before(images).logits)
 
 
+def _instead(report: RobustnessReport, _: RobustnessReport | None) -> RobustnessReport:
+    return report
+
+
 def test_a_report_of_another_precision_or_other_weights_is_refused(folder: Path) -> None:
     spec = read_spec(folder / "model.safetensors")
     report = spec.robustness
@@ -82,7 +88,7 @@ def test_a_report_of_another_precision_or_other_weights_is_refused(folder: Path)
     before, function = half.read_bytes(), Predictor(half, "cpu").function_digest
     for wrong in (report, report.model_copy(update={"precision": "float16", "weights_digest": "0" * 64})):
         with pytest.raises(VerificationError, match="measured"):
-            store_report(half, function, lambda _, wrong=wrong: wrong)
+            store_report(half, function, partial(_instead, wrong))
     assert half.read_bytes() == before
 
 
