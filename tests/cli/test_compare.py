@@ -11,6 +11,7 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
+from ducat_serve.bundled import model_path
 from ducat_serve.checkpoint import read_checkpoint, read_spec, write_checkpoint
 from ducat_serve.cli.main import run
 from ducat_serve.deployed import load
@@ -208,6 +209,18 @@ def test_compare_on_the_command_line(
     assert "robustness not measured; run `ducat evaluate" in captured.err
     assert "not a robustness claim" in captured.err
     assert "gradient masking suspected" in captured.err
+
+
+def test_a_legacy_accuracy_of_none_has_its_footnote_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, tensors = read_checkpoint(model_path("digits-small", "safetensors"))
+    claims = report(found, 0.62, 0.17, legacy_2c_accuracy=0.0)
+    write_checkpoint(tmp_path / "m.safetensors", tensors, found.model_copy(update={"robustness": claims}))
+    assert run(["compare", str(tmp_path / "m.safetensors"), "--out", str(tmp_path / "plot")]) == 0
+    said = capsys.readouterr()
+    assert "legacy*" in said.out
+    assert "not a robustness claim" in said.err
 
 
 def test_a_floor_has_a_column_where_a_model_has_one(

@@ -59,11 +59,12 @@ def command(models: tuple[Path, ...], out: Path, json: bool) -> None:
             output.warn(
                 f"{candidate.name}: {NOT_MEASURED}; run `{command_line('ducat', 'evaluate', candidate.path)}`."
             )
-    if any(candidate.report and candidate.report.legacy_2c_accuracy for candidate in candidates):
+    reports = [candidate.report for candidate in candidates if candidate.report is not None]
+    if any(report.legacy_2c_accuracy is not None for report in reports):
         output.say(f"* {LEGACY}.")
-    if any(candidate.report and candidate.report.failed_checks for candidate in candidates):
+    if any(report.failed_checks for report in reports):
         output.warn(f"masked?: {MASKING}; `ducat evaluate` says by which check.")
-    if any(candidate.report and candidate.report.is_screening for candidate in candidates):
+    if any(report.is_screening for report in reports):
         output.warn(f"screening: {SCREENING}; `ducat evaluate --suite standard` measures that.")
     for what in differences(candidates):
         output.warn(f"not comparable: the models were not measured with the same {what}.")
