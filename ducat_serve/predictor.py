@@ -216,12 +216,14 @@ class Predictor:
         Returns a prediction for one image, and a list for a list.
 
         Raises:
-            DataError: a file cannot be read or decoded. UsageError: something else than an image.
+            DataError: a file cannot be read or decoded. UsageError: something else than an image, or a batch of none.
 
         Examples:
             >>> Predictor("model.onnx").predict("photo.jpg").label
             'cat'
         """
+        if batch_size < 1:
+            raise UsageError(f"A batch holds at least one image, not {batch_size}.", "leave batch_size away")
         if isinstance(images, str | Path | bytes | Image.Image | np.ndarray):
             return split_up(self(read_image(images, self.spec)[None]), self.spec)[0]
         found: list[Prediction] = []

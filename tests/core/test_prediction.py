@@ -86,3 +86,10 @@ def test_an_array_that_is_no_image_is_refused(predictor: Predictor, image: np.nd
 def test_what_is_no_image_at_all_is_refused(predictor: Predictor) -> None:
     with pytest.raises(UsageError, match="int is no image"):
         predictor.predict([3])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_of_no_image_is_refused(batch_size: int) -> None:
+    image = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(UsageError, match="at least one image"):
+        Predictor("digits-small", "cpu").predict([image] * 3, batch_size=batch_size)
