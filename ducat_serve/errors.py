@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import shlex
+import signal
 from collections.abc import Iterable
 
 
@@ -53,6 +54,15 @@ class InterruptedRun(DucatError):
     def __init__(self, signal_number: int, cause: str, next_step: str | None = None) -> None:
         super().__init__(cause, next_step)
         self.exit_code = 128 + signal_number
+
+
+class Terminated(BaseException):
+    """SIGTERM came. As KeyboardInterrupt it is no Exception, so that nothing takes it for a failure and goes on."""
+
+
+def signal_of(stopped: KeyboardInterrupt | Terminated) -> int:
+    """The signal that made an exception of one of these two."""
+    return signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT
 
 
 def command_line(*words: object) -> str:

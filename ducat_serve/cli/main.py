@@ -6,10 +6,12 @@ import importlib
 import io
 import itertools
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import FrameType
 
 import click
 from click.shell_completion import CompletionItem
@@ -17,7 +19,7 @@ from click.shell_completion import CompletionItem
 from ducat_serve import __version__
 from ducat_serve.cli.help_formatter import HelpFormatter
 from ducat_serve.cli.manner_options import manner_options
-from ducat_serve.errors import EXTRAS, DucatError, missing_extra
+from ducat_serve.errors import EXTRAS, DucatError, Terminated, missing_extra
 from ducat_serve.threads import prepare_threads
 
 # Name -> short help; the command itself is `command` in ducat_serve/cli/commands/<name>.py.
@@ -124,7 +126,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names that a terminal's encoding does not have
             stream.reconfigure(errors="backslashreplace")
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(arguments))
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    """By itself SIGTERM ends a process on the spot, and temporary files stay behind."""
+    raise Terminated
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -152,6 +161,9 @@ def run(arguments: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         _report("interrupted", None, 130, as_json)
         return 130
+    except Terminated:
+        _report("interrupted", None, 143, as_json)
+        return 143
     except BrokenPipeError:  # `ducat runs | head`: whoever read has enough; rich ends alike
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +14,7 @@ from ducat_serve.atomic import write_bytes, write_text
 from ducat_serve.attacked_examples import FILE_NAME, AttackedExamples
 from ducat_serve.bundled import bundled_name, model_path
 from ducat_serve.checkpoint import checkpoint_path, read_spec
-from ducat_serve.errors import InterruptedRun, UsageError, command_line
+from ducat_serve.errors import InterruptedRun, Terminated, UsageError, command_line, signal_of
 from ducat_serve.library.storing import require_export, store_in_checkpoint, store_in_export
 from ducat_serve.model_file import read_verified_spec
 from ducat_serve.networks.allowed import options_for
@@ -81,7 +80,7 @@ def evaluate(
 
     Raises:
         UsageError: an unknown name, or something that cannot be measured. DataError, VerificationError: as `load`.
-        InterruptedRun: Ctrl-C; what the finished attacks found is kept for ``resume``.
+        InterruptedRun: Ctrl-C or SIGTERM; what the finished attacks found is kept for ``resume``.
 
     Examples:
         >>> report = evaluate("runs/digits", suite="standard")
@@ -209,9 +208,9 @@ def _measure_together(
             else:
                 found = run_evaluation(prepared.subject, plan, output, state, keeper=keeper)
             write(prepared.subject, plan, found, prepared.index)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as stopped:
         raise InterruptedRun(
-            signal.SIGINT,
+            signal_of(stopped),
             "interrupted; what the finished attacks found is kept.",
             f"{command_line('ducat', 'evaluate', path, '--resume')} (and the same options)",
         ) from None

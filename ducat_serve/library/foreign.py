@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from ducat_serve import atomic
-from ducat_serve.errors import DataError, InterruptedRun, UsageError
+from ducat_serve.errors import DataError, InterruptedRun, Terminated, UsageError, signal_of
 from ducat_serve.library.evaluation import keeping_corruptions
 from ducat_serve.library.foreign_sources import Opened, Source
 from ducat_serve.output import Output
@@ -59,7 +58,8 @@ def measure_foreign(request: ForeignRequest, outputs: Outputs, output: Output) -
 
     Raises:
         UsageError: it cannot be imported or is no classifier, the data set has another number of classes or images
-            of another size, or an eps of 0. DataError, VerificationError: of a file. InterruptedRun: Ctrl-C.
+            of another size, or an eps of 0. DataError, VerificationError: of a file. InterruptedRun: Ctrl-C
+            or SIGTERM.
     """
     if not request.eps or 0 in request.eps:
         raise UsageError("A model of others needs --eps, above 0, in pixels of [0, 1].", "give --eps 8/255")
@@ -68,8 +68,10 @@ def measure_foreign(request: ForeignRequest, outputs: Outputs, output: Output) -
     with joined(device) as processes:
         try:
             return _measure_together(request, outputs, output, processes, device)
-        except KeyboardInterrupt:
-            raise InterruptedRun(signal.SIGINT, "interrupted; nothing was kept.", "run it again") from None
+        except (KeyboardInterrupt, Terminated) as stopped:
+            raise InterruptedRun(
+                signal_of(stopped), "interrupted; nothing was kept.", "run it again"
+            ) from None
 
 
 def _measure_together(

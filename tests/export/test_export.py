@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,10 @@ import pytest
 import torch
 
 import export.parity as parity
+from ducat_serve import atomic
 from ducat_serve.bundled import model_path
 from ducat_serve.checkpoint import file_sha256, read_checkpoint, read_spec, weights_digest, write_checkpoint
-from ducat_serve.cli.main import run
+from ducat_serve.cli.main import main, run
 from ducat_serve.deployed import Classifier, load
 from ducat_serve.errors import VerificationError
 from ducat_serve.networks.allowed import allow
@@ -253,3 +255,22 @@ def test_a_place_that_cannot_be_written_is_found_before_any_work(
     assert run(["export", "digits-small", "--out", str(tmp_path / "model.onnx")]) == 1
     assert f"{folder}: Is a directory" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [tmp_path / folder]
+
+
+def test_sigterm_leaves_no_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(_: Path, target: Path, *_more: object, **_keywords: object) -> None:
+        with atomic.replacing(target):
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("ducat_serve.library.exporting.export_onnx", stopped)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(["export", "digits-small", "--out", str(tmp_path / "model.onnx")])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 143
+    assert "interrupted" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,7 @@ from ducat_serve.bundled import model_path
 from ducat_serve.checkpoint import read_checkpoint, write_checkpoint
 from ducat_serve.cli.main import run
 from ducat_serve.deployed import Deployed, load
-from ducat_serve.errors import DataError, UsageError
+from ducat_serve.errors import DataError, Terminated, UsageError
 from ducat_serve.output import Output
 from ducat_serve.predictor import Predictor
 from ducat_serve.report import AttackResult, RobustnessReport
@@ -173,10 +173,16 @@ def test_a_curve_is_not_resumed_with_other_radii(
 
 
 @pytest.mark.parametrize(
-    "change", [{"fold": "lse"}, {"normalisation": Normalisation(mean=(0.4,) * 3, std=(0.4,) * 3)}]
+    ("change", "stop", "code"),
+    [
+        ({"fold": "lse"}, KeyboardInterrupt, 130),
+        ({"normalisation": Normalisation(mean=(0.4,) * 3, std=(0.4,) * 3)}, Terminated, 143),
+    ],
 )
 def test_the_same_weights_in_another_function_are_not_gone_on_with(
     change: dict[str, Any],
+    stop: type[BaseException],
+    code: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -187,11 +193,11 @@ def test_the_same_weights_in_another_function_are_not_gone_on_with(
 
     def stops(attack_run: AttackRun, attack: Attack) -> AttackResult:
         if attack.name == "apgd-ce":
-            raise KeyboardInterrupt
+            raise stop
         return real(attack_run, attack)
 
     monkeypatch.setattr(AttackRun, "_run", stops)
-    assert run(command) == 130
+    assert run(command) == code
     spec, tensors = read_checkpoint(checkpoint)
     write_checkpoint(checkpoint, tensors, spec.model_copy(update=change))
     assert run([*command, "--resume"]) == 2
