@@ -67,8 +67,7 @@ def command(
     The fold from 2C to C logits is inside the graph. The file is compared with torch before it is kept;
     where they differ the command exits with code 3 and leaves no file. A model card (.md) goes beside it.
 
-    int8 makes another function, which is measured by itself: `ducat evaluate model-int8.onnx`. Its weights take 7 bits
-    where this CPU has no int8 dot product (VNNI), so export it on the kind of machine that will serve it.
+    int8 makes another function, which is measured by itself: `ducat evaluate model-int8.onnx`.
 
     \b
     Example:
