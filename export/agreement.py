@@ -16,7 +16,7 @@ from ducat_serve.deployed import Classifier
 from ducat_serve.errors import VerificationError
 from ducat_serve.pairs import fold_logits
 from ducat_serve.predictor import Predictions, Predictor
-from export.parity import Images
+from export.parity import Images, in_batches, to_pixels
 
 # cifar10-small agrees on 99.6 % (docs/performance.md); below this something is broken.
 LEAST_AGREEMENT = 0.9
@@ -53,8 +53,8 @@ def check_agreement(onnx_file: Path, raw: Classifier, real: Images) -> Agreement
             than `LEAST_SELF_AGREEMENT` of the classes are those of the same graph in float32 (sums overflow on this
             CPU), or less than `LEAST_AGREEMENT` are the checkpoint's.
     """
-    found = _answers(Predictor(onnx_file, device="cpu"), real)
-    written = _answers(Predictor(onnx_file, device="cpu", optimised=False), real)
+    found = all_answers(Predictor(onnx_file, device="cpu"), real)
+    written = all_answers(Predictor(onnx_file, device="cpu", optimised=False), real)
     expected = _torch_logits(raw, real)
     if not (np.isfinite(found.logits).all() and np.isfinite(found.dummy_mass).all()):
         raise VerificationError(
@@ -86,16 +86,14 @@ def check_agreement(onnx_file: Path, raw: Classifier, real: Images) -> Agreement
     return Agreement(len(real), same_class, same_here, difference)
 
 
-def _answers(predictor: Predictor, images: Images) -> Predictions:
-    parts = [predictor(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)]
+def all_answers(predictor: Predictor, images: Images) -> Predictions:
+    """What a file answers to any number of images, at least one."""
+    parts = [predictor(batch) for batch in in_batches(images, _BATCH)]
     return Predictions(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
 
 @torch.no_grad()
 def _torch_logits(raw: Classifier, images: Images) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     """The checkpoint's folded logits, [N, C]."""
-    parts = []
-    for start in range(0, len(images), _BATCH):
-        batch = images[start : start + _BATCH].transpose(0, 3, 1, 2).copy()
-        parts.append(fold_logits(raw(torch.from_numpy(batch).float() / 255), raw.spec.fold))
+    parts = [fold_logits(raw(to_pixels(batch)), raw.spec.fold) for batch in in_batches(images, _BATCH)]
     return torch.cat(parts).numpy()

@@ -26,7 +26,7 @@ from ducat_serve.reference import REFERENCE_KEY, Reference
 from ducat_serve.report import MergeReport
 from ducat_serve.sealed import SEAL_KEY, read_sealed, seal
 from ducat_serve.spec import METADATA_KEY, ModelSpec
-from export.agreement import Agreement, check_agreement
+from export.agreement import Agreement, all_answers, check_agreement
 from export.calibration import Calibration
 from export.graph import DeployGraph, in_precision
 from export.parity import ParityReport, check_parity
@@ -34,7 +34,6 @@ from export.quantise import quantise
 
 OPSET = 18
 IR_VERSION = 10
-_BATCH = 100  # images of the reference at a time
 OUTPUTS = ("logits", "label", "dummy_mass")
 
 
@@ -129,27 +128,28 @@ def _add_answers(
     if examples is not None:
         entries[EXAMPLES_KEY] = examples.model_dump_json()
     if entries:
-        file.write_bytes(seal(_with_metadata(model, entries)))
+        file.write_bytes(resealed(onnx.load_from_string(model), entries))
 
 
 def answers_to(model: Path, images: NDArray[np.uint8]) -> Reference:
     """What an exported file answers to images [N, H, W, channels], on the CPU."""
     predictor = Predictor(model, device="cpu")
-    batches = [predictor(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)]
-    return Reference.of(
-        np.concatenate([batch.label for batch in batches]),
-        np.concatenate([batch.confidence for batch in batches]),
-        predictor.spec.num_classes,
-    )
+    found = all_answers(predictor, images)
+    return Reference.of(found.label, found.confidence, predictor.spec.num_classes)
 
 
-def _with_metadata(model: bytes, entries: Mapping[str, str]) -> bytes:
-    """A serialised model with more metadata."""
-    proto = onnx.load_from_string(model)
-    for key, value in entries.items():
-        proto.metadata_props.add(key=key, value=value)
-    serialised: bytes = proto.SerializeToString(deterministic=True)
-    return serialised
+def resealed(model: onnx.ModelProto, entries: Mapping[str, str]) -> bytes:
+    """A file of the model with these entries in its metadata, beside the others that it has or in their place."""
+    metadata = {**_metadata(model), **entries}
+    del model.metadata_props[:]
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)
+    return seal(model.SerializeToString(deterministic=True))
+
+
+def _metadata(model: onnx.ModelProto) -> dict[str, str]:
+    """Without the seal, which belongs to the bytes before it."""
+    return {entry.key: entry.value for entry in model.metadata_props if entry.key != SEAL_KEY}
 
 
 def store_report(target: Path, function: str, merged: MergeReport) -> ModelSpec:
@@ -165,17 +165,12 @@ def store_report(target: Path, function: str, merged: MergeReport) -> ModelSpec:
     sealed = read_sealed(target)
     graph_sha256 = check_graph(sealed, str(target))
     model = onnx.load_from_string(sealed)
-    entries = {entry.key: entry.value for entry in model.metadata_props if entry.key != SEAL_KEY}
-    spec = ModelSpec.from_json(entries[METADATA_KEY], str(target))
+    spec = ModelSpec.from_json(_metadata(model)[METADATA_KEY], str(target))
     spec.require_measured(function, target, graph_sha256)
     measured = spec.model_copy(update={"robustness": merged(spec.robustness)})
     # Read back, so that a report of other weights or another precision is refused.
     spec = ModelSpec.from_json(measured.to_json(), str(target))
-    entries[METADATA_KEY] = spec.to_json()
-    del model.metadata_props[:]
-    for key, value in entries.items():
-        model.metadata_props.add(key=key, value=value)
-    atomic.write_bytes(target, seal(model.SerializeToString(deterministic=True)))
+    atomic.write_bytes(target, resealed(model, {METADATA_KEY: spec.to_json()}))
     return spec
 
 

@@ -143,7 +143,7 @@ def _smooth(generator: np.random.Generator, shape: tuple[int, ...]) -> Images:
 
 def _adversarial(raw: Classifier, images: Images) -> Images:
     """One large gradient-sign step away from the predicted label: images near decision boundaries."""
-    pixels = _pixels(images).requires_grad_(True)
+    pixels = to_pixels(images).requires_grad_(True)
     logits = fold_logits(raw(pixels), raw.spec.fold)
     (gradient,) = torch.autograd.grad(F.cross_entropy(logits, logits.argmax(dim=1)), pixels)
     moved = (pixels.detach() + raw.spec.threat_model.eps * gradient.sign()).clamp(0, 1)
@@ -163,7 +163,7 @@ class _Expected(NamedTuple):
 
 @torch.no_grad()
 def _torch_answer(raw: Classifier, images: Images) -> _Expected:
-    unfolded, fold = raw(_pixels(images)), raw.spec.fold
+    unfolded, fold = raw(to_pixels(images)), raw.spec.fold
     logits, mass = fold_logits(unfolded, fold), mass_on_dummies(unfolded, fold)
     # The paper's rule, computed without the fold: an independent check of what the graph calls `label`.
     labels = recover(unfolded) if fold == "max" else logits.argmax(dim=1)
@@ -181,5 +181,6 @@ def _margin(logits: torch.Tensor) -> torch.Tensor:
     return best[:, 0] - best[:, 1]
 
 
-def _pixels(images: Images) -> torch.Tensor:
+def to_pixels(images: Images) -> torch.Tensor:
+    """Images as a network takes them: float [N, channels, H, W] in [0, 1]."""
     return torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float() / 255

@@ -24,9 +24,10 @@ from ducat_serve.errors import VerificationError
 from ducat_serve.networks.allowed import allow
 from ducat_serve.pairs import dummy_mass, recover
 from ducat_serve.predictor import SOURCE_KEY, Predictor
-from ducat_serve.sealed import read_sealed, seal
+from ducat_serve.sealed import SEAL_KEY, read_sealed, seal
 from ducat_serve.spec import METADATA_KEY, ModelSpec, Normalisation
 from ducat_serve.threat_model import ThreatModel
+from export.onnx_writer import resealed
 from tests.support import tiny_network
 from training.data import load_dataset
 
@@ -274,3 +275,17 @@ def test_sigterm_leaves_no_temporary_file(
     assert ended.value.code == 143
     assert "interrupted" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_metadata_is_written_beside_what_is_there_or_in_its_place() -> None:
+    file = model_path("digits-small", "onnx")
+
+    def model() -> onnx.ModelProto:
+        return onnx.load_from_string(read_sealed(file))
+
+    assert resealed(model(), {}) == file.read_bytes()
+    before = {entry.key: entry.value for entry in model().metadata_props if entry.key != SEAL_KEY}
+    again = onnx.load_from_string(resealed(model(), {SOURCE_KEY: "another", "new": "one"}))
+    after = {entry.key: entry.value for entry in again.metadata_props if entry.key != SEAL_KEY}
+    assert after == {**before, SOURCE_KEY: "another", "new": "one"}
+    assert len(again.metadata_props) == len(after) + 1
