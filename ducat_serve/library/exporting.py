@@ -122,11 +122,6 @@ def _export_int8(
             f"int8 is calibrated on train images of the model's data set. {error.cause}",
             "name them with --data-dir or --dataset, or export with --precision float32",
         ) from error
-    if data.class_names != spec.labels:
-        raise UsageError(
-            f"{data.title} has other classes than the model, so int8 cannot be calibrated on it.",
-            "name the data set that it was trained on with --dataset",
-        )
     calibration = calibration_images(load(checkpoint), data.train, output)
     return export_int8(checkpoint, target, data.val.at(slice(REFERENCE_IMAGES)), calibration, examples)
 
@@ -169,9 +164,15 @@ def _real_images(
 def _training_data(
     checkpoint: Path, spec: ModelSpec, dataset: str | None, data_dir: Path | None, output: Output
 ) -> Dataset:
-    """The data set of a checkpoint; export never downloads one."""
+    """The data set of a checkpoint; export never downloads one. Raises UsageError for one of other classes."""
     from training.run.dataset import load_training_data
 
-    return load_training_data(
+    data = load_training_data(
         checkpoint, spec, dataset=dataset, data_dir=data_dir, offline=True, output=output
     )
+    if data.class_names != spec.labels:
+        raise UsageError(
+            f"{data.title} has other classes than the model.",
+            "name the data set that it was trained on with --dataset",
+        )
+    return data

@@ -20,6 +20,7 @@ from ducat_serve.cpu import has_int8_dot_product
 from ducat_serve.deployed import load
 from ducat_serve.errors import DucatError, VerificationError
 from ducat_serve.library.calibrating import calibration_images
+from ducat_serve.library.exporting import _real_images
 from ducat_serve.output import Output
 from ducat_serve.predictor import Device, Predictions, Predictor
 from ducat_serve.quantisation import Quantisation
@@ -272,6 +273,12 @@ def test_without_images_to_calibrate_on_nothing_is_written(
     assert "int8 is calibrated on train images" in said
     assert "--data-dir" in said.split("Next:")[1]
     assert list(out.iterdir()) == []
+
+
+def test_images_of_other_classes_are_no_images_of_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    """Drift would be seen beside what the model answered to images that it was never meant for."""
+    assert _real_images(model_path("cifar10-small", "safetensors"), "digits", None, Output()) is None
+    assert "other classes than the model" in capsys.readouterr().err
 
 
 def test_other_classes_calibrate_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
