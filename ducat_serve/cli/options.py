@@ -93,6 +93,11 @@ def data_options(function: Function) -> Function:
     function = click.option(
         "--offline", is_flag=True, envvar="DUCAT_OFFLINE", show_envvar=True, help="Never download."
     )(function)
+    return data_dir_option(function)
+
+
+def data_dir_option(function: Function) -> Function:
+    """Add `--data-dir` alone, where nothing is ever downloaded."""
     return click.option(
         "--data-dir",
         type=click.Path(path_type=Path, file_okay=False),

@@ -215,9 +215,10 @@ def with_head(folder: Path, scale: float, shift: float = 0.0) -> tuple[Path, Cla
     file = folder / "model.onnx"
     file.write_bytes(seal(model.SerializeToString()))
     raw = load(model_path("digits-small", "safetensors"), folded=False)
-    for name, values in raw.named_parameters():
-        if name.endswith(("fc.weight", "fc.bias")):
-            values.data *= scale
+    with torch.no_grad():
+        for name, parameter in raw.named_parameters():
+            if name.endswith(("fc.weight", "fc.bias")):
+                parameter *= scale
     return file, raw
 
 
@@ -289,3 +290,10 @@ def test_metadata_is_written_beside_what_is_there_or_in_its_place() -> None:
     after = {entry.key: entry.value for entry in again.metadata_props if entry.key != SEAL_KEY}
     assert after == {**before, SOURCE_KEY: "another", "new": "one"}
     assert len(again.metadata_props) == len(after) + 1
+
+
+def test_what_never_downloads_has_no_option_to_forbid_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["export", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--data-dir" in shown
+    assert "--offline" not in shown

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ducat_serve.cli.network_options import import_from_option, own_network_option
-from ducat_serve.cli.options import ModelPath, common, data_options
+from ducat_serve.cli.options import ModelPath, common, data_dir_option
 from ducat_serve.errors import command_line
 from ducat_serve.output import Output
 from ducat_serve.report import NOT_MEASURED
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 )
 @own_network_option
 @import_from_option
-@data_options
+@data_dir_option
 @common
 def command(
     model: Path,
@@ -59,7 +59,6 @@ def command(
     examples: bool,
     dataset: str | None,
     data_dir: Path | None,
-    offline: bool,  # noqa: ARG001 (export never downloads)
     json: bool,
 ) -> None:
     """Export MODEL (a model.safetensors, its run folder, or a bundled model) to ONNX with C outputs.
