@@ -218,7 +218,7 @@ def with_head(folder: Path, scale: float, shift: float = 0.0) -> tuple[Path, Cla
     with torch.no_grad():
         for name, parameter in raw.named_parameters():
             if name.endswith(("fc.weight", "fc.bias")):
-                parameter *= scale
+                parameter.mul_(scale)
     return file, raw
 
 
