@@ -74,8 +74,13 @@ def test_a_runtime_that_computes_something_else_fails(monkeypatch: pytest.Monkey
         answer = original(self, images)
         return answer._replace(logits=answer.logits * np.float32(1 + 0.1 * images.mean() / 255))
 
-    calls = itertools.count()
-    monkeypatch.setattr(Predictor, "__call__", lambda self, x: (original if next(calls) else wrong)(self, x))
+    opened: list[Predictor] = []
+
+    def of_one_runtime(self: Predictor, images: Any) -> Predictions:
+        opened.append(self)
+        return (wrong if self is opened[0] else original)(self, images)
+
+    monkeypatch.setattr(Predictor, "__call__", of_one_runtime)
     assert only("onnx-parity").state == "failed"
 
 
