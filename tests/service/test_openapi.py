@@ -235,7 +235,7 @@ def test_limits_are_answered_as_described(predictor: Predictor) -> None:
         refused = send(client, GOOD)
         assert conforms(client, "POST", "/v1/predict", refused) == 429
         assert refused.headers["retry-after"]
-    model = FakeModel(predictor, deadline=0.05)
+    model = FakeModel(predictor, deadline=0.5)  # enough to decode in, also where other work runs
     with serve(model) as client:
         until(lambda: is_ready(client))
         model.gate.clear()
