@@ -17,9 +17,9 @@ from training.attacks.ball import Ball
 from training.attacks.inner import InnerAttack
 from training.batches import TrainingBatches
 from training.config import TrainConfig
-from training.device import LAYOUT
+from training.device import LAYOUT, exact_float32
 from training.distributed.processes import ProcessGroup
-from training.fused_classifier import FusedClassifier
+from training.fused_classifier import FusedClassifier, fused_if_equal
 from training.objectives import create_objective
 from training.objectives.ducat import PLAIN, Ducat
 from training.objectives.objective import Batch, Objective, in_float
@@ -30,6 +30,7 @@ from training.signals import StopSignal
 from training.weight_perturbation import WeightPerturbation, backward
 
 _BACKEND = "inductor"
+_PROBES = 8  # images that the folded copy is compared with the network on
 
 
 class TrainingStep:
@@ -53,8 +54,7 @@ class TrainingStep:
         self.classifier = classifier
         if config.checkpoint_activations:
             checkpoint_blocks(classifier.network, config.network)
-        # In a graph that BatchNorm is folded out of, blocks are no modules any more that could be computed again.
-        self.fused = FusedClassifier(classifier, fold=not config.checkpoint_activations)
+        self.fused = _fused(config, classifier, device)
         compiled = _compile if config.compile else _as_it_is
         self.attack_model = compiled(self.fused.model, device)
         self.train_model = processes.wrap(compiled(classifier, device), device)
@@ -151,6 +151,16 @@ class TrainingStep:
     def _autocast(self) -> torch.autocast:
         """Perturbations and weights stay float32; only the network's arithmetic is bfloat16."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+
+
+def _fused(config: TrainConfig, classifier: Classifier, device: torch.device) -> FusedClassifier:
+    # In a graph that BatchNorm is folded out of, blocks are no modules any more that could be computed again.
+    if config.checkpoint_activations:
+        return FusedClassifier(classifier, fold=False)
+    shape = (_PROBES, classifier.spec.channels, *classifier.spec.image_size)
+    probe = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=classifier.pixel_mean.dtype)
+    exact_float32()  # as the run itself: TF32 would hide small differences
+    return fused_if_equal(classifier, probe.to(device))
 
 
 def _part(tensor: Tensor, part: slice, views: int) -> Tensor:

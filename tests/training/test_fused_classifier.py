@@ -1,0 +1,75 @@
+"""The copy for crafting is the network itself, also where BatchNorm must not be folded into a convolution."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training.fused_classifier import FusedClassifier, fused_if_equal
+
+
+class Net(nn.Module):
+    """A convolution and a norm; ``kind`` says what is unusual about them."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        conv: nn.Module = nn.Conv2d(3, 3, 3, padding=1)
+        if kind == "parametrised":
+            conv = nn.utils.parametrizations.spectral_norm(conv)
+        if kind == "hook":
+            conv = nn.utils.spectral_norm(conv)
+        self.kind, self.conv = kind, conv
+        self.norm, self.other = (nn.BatchNorm2d(3, affine=kind != "no weights") for _ in range(2))
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.norm(self.conv(images)).relu()
+        if self.kind == "shared convolution":
+            x = self.other(self.conv(x)).relu()
+        if self.kind == "weight read elsewhere":
+            x = F.conv2d(x, self.conv.get_parameter("weight"))
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
+
+
+def trained(network: nn.Module) -> nn.Module:
+    """A few large steps, after which weights and statistics are no longer those of the beginning."""
+    optimizer = torch.optim.SGD(network.parameters(), 0.5)
+    network.train()
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(network(torch.rand(16, 3, 8, 8)), torch.arange(16) % 4)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return network
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["parametrised", "hook", "shared convolution", "no weights", "weight read elsewhere", "plain"],
+)
+def test_what_cannot_be_folded_is_not(kind: str) -> None:
+    torch.manual_seed(0)
+    network = Net(kind)
+    state = torch.get_rng_state()
+    fused = fused_if_equal(network, torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)))
+    assert torch.equal(state, torch.get_rng_state()), "the run's own random numbers"
+    trained(network)
+    fused.refresh()
+    images = torch.rand(16, 3, 8, 8)
+    torch.testing.assert_close(fused(images), network.eval()(images))
+    is_folded = not any(isinstance(module, nn.BatchNorm2d) for module in fused.model.modules())
+    assert is_folded == (kind == "plain")
+
+
+@pytest.mark.parametrize("kind", ["parametrised", "hook", "shared convolution"])
+def test_layers_that_no_fold_fits_are_seen_without_a_comparison(kind: str) -> None:
+    torch.manual_seed(0)
+    network = Net(kind)
+    fused = FusedClassifier(network)
+    trained(network)
+    fused.refresh()
+    images = torch.rand(16, 3, 8, 8)
+    torch.testing.assert_close(fused(images), network.eval()(images))
