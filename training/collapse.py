@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from ducat_serve.errors import DucatError, command_line
 from training.config import TrainConfig
 from training.run.folder import RunFolder
-from training.run.metrics import COLLAPSED, EpochRow
+from training.run.metrics import AT_CHANCE, COLLAPSED, EpochRow, kind_of
 from training.validation import ValidationResult
 
-AT_CHANCE, NOT_ROBUST, LOST_CLASS = "at-chance", "not-robust", "lost-class"
+NOT_ROBUST, LOST_CLASS = "not-robust", "lost-class"
 PATIENCE = {AT_CHANCE: 3, NOT_ROBUST: 3, LOST_CLASS: 5}
 # Epochs at chance of a run that never was above it: fresh weights and a hard attack may take their time.
 PATIENCE_OF_FRESH_WEIGHTS = 10
@@ -27,6 +27,32 @@ LEAST_ROBUST = 0.01
 _KNOWN_EPOCHS = 3
 _ENOUGH_IMAGES = 100
 _LAGS = 3  # time constants of the averaged weights, after which they are those of the run
+
+
+@dataclass(frozen=True)
+class _Chance:
+    """What knowing nothing of an image is worth on val, whose classes have so many images."""
+
+    class_sizes: Sequence[int]
+
+    def is_exceeded_by(self, row: EpochRow) -> bool:
+        """Whether an epoch beats naming the most common class, or, on average over classes, naming any one.
+
+        On imbalanced data, a model that finds the rare classes may be less accurate than one that never names them.
+        """
+        share = max(self.class_sizes) / sum(self.class_sizes)
+        if row.val_clean_accuracy > self._no_more_than(share):
+            return True
+        of_a_class = 1 / sum(size > 0 for size in self.class_sizes)
+        balanced = row.val_balanced_accuracy
+        return balanced is not None and balanced > self._no_more_than(of_a_class)
+
+    def _no_more_than(self, accuracy: float) -> float:
+        """What may be no better than ``accuracy``, rounded as rows are."""
+        images = sum(self.class_sizes)
+        # Of few images, noise would cover real success.
+        noise = 2 * math.sqrt(accuracy * (1 - accuracy) / images) if images >= _ENOUGH_IMAGES else 0.0
+        return round(accuracy + noise, 6)
 
 
 @dataclass(frozen=True)
@@ -47,17 +73,11 @@ class CollapseGuard:
 
     def warning(self, rows: Sequence[EpochRow], row: EpochRow, result: ValidationResult) -> str:
         """What to write into ``row``, which follows ``rows``: nothing, a sign, or a sign behind `COLLAPSED`."""
-        # What always naming the most common class is worth, and what is no more than that.
-        images = sum(result.class_sizes)
-        share = max(result.class_sizes) / images
-        noise = 2 * math.sqrt(share * (1 - share) / images)
-        chance = share + (
-            noise if images >= _ENOUGH_IMAGES else 0.0
-        )  # of few images, noise would cover real success
-        was_better = any(earlier.val_clean_accuracy > chance for earlier in rows)
+        chance = _Chance(result.class_sizes)
+        was_better = any(map(chance.is_exceeded_by, rows))
         judged = row.epoch >= self.first_epoch or row.epoch == self.config.epochs
         sign = ""
-        if row.val_clean_accuracy <= chance:
+        if not chance.is_exceeded_by(row):
             sign = AT_CHANCE if judged or was_better else ""
         elif judged:
             sign = self._sign_above_chance(rows, row, result)
@@ -81,11 +101,6 @@ class CollapseGuard:
 def _was_known(rows: Sequence[EpochRow], index: int) -> bool:
     """Whether some images of a class were right in several epochs: a class that was never learnt is not lost."""
     return sum(str(index) not in row.val_lost_classes.split() for row in rows) >= _KNOWN_EPOCHS
-
-
-def kind_of(warning: str) -> str:
-    """The sign alone, without its classes."""
-    return warning.removeprefix(COLLAPSED).partition(" ")[0]
 
 
 def has_collapsed(rows: Sequence[EpochRow]) -> bool:

@@ -105,6 +105,33 @@ def test_few_images_end_no_run_that_is_better_than_chance() -> None:
     assert guard.warning(rows, epoch_row(9, val_clean_accuracy=0.6), result) == ""
 
 
+@pytest.mark.parametrize(
+    ("by_class", "sign"),
+    [
+        ((1.0, 0.0), "at-chance"),  # always the common class
+        ((0.8, 0.85), ""),  # less accurate than that, and it tells the classes apart
+    ],
+)
+@pytest.mark.parametrize("sizes", [(900, 100), (18, 2)])
+def test_a_model_that_finds_the_rare_class_is_not_at_chance(
+    by_class: tuple[float, float], sign: str, sizes: tuple[int, int]
+) -> None:
+    clean = sum(a * size for a, size in zip(by_class, sizes, strict=True)) / sum(sizes)
+    result = ValidationResult(clean, 0.5, class_accuracies=by_class, class_sizes=sizes)
+    rows = [
+        epoch_row(n, val_clean_accuracy=clean, val_balanced_accuracy=result.balanced_accuracy) for n in (1, 2)
+    ]
+    assert CollapseGuard(config(balanced=True), 10).warning(rows[:1], rows[1], result) == sign
+
+
+def test_chance_among_six_classes_of_few_images_is_seen() -> None:
+    """A sixth has no end, and rows are rounded."""
+    guard = CollapseGuard(config(), 10)
+    result = ValidationResult(1 / 6, 0.1, class_accuracies=(1.0,) + (0.0,) * 5, class_sizes=(2,) * 6)
+    row = epoch_row(1, val_clean_accuracy=round(1 / 6, 6), val_balanced_accuracy=round(1 / 6, 6))
+    assert guard.warning([], row, result) == "at-chance"
+
+
 def test_epochs_of_one_step_attacks_have_a_guard_of_their_own() -> None:
     assert not has_collapsed(judged(config(), [BRITTLE] * 9, val_fgsm_accuracy=0.9))
 

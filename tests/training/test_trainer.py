@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,17 @@ def test_without_attacks_the_most_accurate_epoch_is_kept(method: str, kept: int)
     ]
     row = kept_row(epochs, resolve("digits", {"method": method, "ducat": "off"}))
     assert row is epochs[kept - 1]
+
+
+@pytest.mark.parametrize("method", ["standard", "pgd-at"])
+@pytest.mark.parametrize("sign", ["at-chance", "collapsed at-chance"])
+def test_an_epoch_at_chance_is_kept_only_where_there_is_no_other(method: str, sign: str) -> None:
+    """Always naming the class that 90 % of the images have is accurate, and no attack breaks it."""
+    config = resolve("digits", {"method": method, "ducat": "off"})
+    majority = replace(epoch_row(1, val_clean_accuracy=0.9, val_pgd_accuracy=0.9), warning=sign)
+    learnt = epoch_row(2, val_clean_accuracy=0.85, val_pgd_accuracy=0.6)
+    assert kept_row([majority], config) is majority
+    assert kept_row([majority, learnt], config) is learnt
 
 
 def test_training_without_attacks_learns_and_resumes_exactly(

@@ -112,6 +112,7 @@ class EpochRow:
 
 
 COLLAPSED = "collapsed "  # before the warning of the epoch that ended a run
+AT_CHANCE = "at-chance"  # the sign of an epoch that is no more accurate than guessing
 COLUMNS = tuple(field.name for field in dataclasses.fields(EpochRow))
 
 
@@ -130,12 +131,22 @@ def kept_row(rows: Sequence[EpochRow], config: Phases) -> EpochRow | None:
 
     The most robust epoch, by the legacy accuracy where it was measured (see docs/architecture.md), then the most
     accurate, then the first. Once dummies are trained, earlier epochs no longer count. Without adversarial training the
-    most accurate one: its robust accuracy is that of chance, and best where it has learnt least.
+    most accurate one: its robust accuracy is that of chance, and best where it has learnt least. Epochs at chance count
+    only where there are no others: on imbalanced data, always naming the most common class is accurate and very robust.
     """
     if not config.is_adversarial:
-        return max(rows, key=lambda row: row.val_clean_accuracy, default=None)
+        return max(_above_chance(rows), key=lambda row: row.val_clean_accuracy, default=None)
     with_dummies = [row for row in rows if row.epoch >= (config.ducat_start or 0)]
-    return max(with_dummies or rows, key=_selection_score, default=None)
+    return max(_above_chance(with_dummies or rows), key=_selection_score, default=None)
+
+
+def kind_of(warning: str) -> str:
+    """The sign alone, without its classes."""
+    return warning.removeprefix(COLLAPSED).partition(" ")[0]
+
+
+def _above_chance(rows: Sequence[EpochRow]) -> Sequence[EpochRow]:
+    return [row for row in rows if kind_of(row.warning) != AT_CHANCE] or rows
 
 
 def _selection_score(row: EpochRow) -> tuple[float, float]:
