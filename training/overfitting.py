@@ -16,13 +16,15 @@ _RECENT = 50
 
 
 def is_sound(loss: float, losses: Sequence[float], num_logits: int) -> bool:
-    """Whether a loss is finite, and in proportion to those before it in the epoch."""
+    """Whether a loss is finite, and in proportion to those before it."""
     return math.isfinite(loss) and not is_spike(loss, losses, num_logits)
 
 
 def is_spike(loss: float, losses: Sequence[float], num_logits: int) -> bool:
-    """Whether a loss is out of all proportion to those before it in the epoch."""
-    usual = statistics.median(losses[-_RECENT:]) if losses else 0.0
+    """Whether a loss is out of all proportion to those before it; without any, nothing is known of the proportion."""
+    if not losses:
+        return False
+    usual = statistics.median(losses[-_RECENT:])
     return loss > SPIKE * max(usual, math.log(num_logits))
 
 

@@ -290,7 +290,7 @@ class Trainer:
             return
         first = self.state.step - len(self._unread)
         for step, loss in enumerate(torch.stack(self._unread).tolist(), first):
-            if not is_sound(loss, self.state.losses, self.spec.num_logits):
+            if not is_sound(loss, self.state.recent_losses, self.spec.num_logits):
                 self.state.step = step
                 raise self._diverged(f"{loss:.4g}")
             self.state.losses.append(loss)

@@ -294,7 +294,7 @@ def test_dummies_are_not_thrown_away(
         (2.9, [0.1] * 60, False),  # thirty times as much, but no more than guessing costs
         (29.0, [2.3] * 60, False),
         (31.0, [2.3] * 60, True),
-        (31.0, [], True),
+        (31.0, [], False),  # accurate start weights under attack: nothing to compare with
         (95.0, [10.0] * 60, False),
         (101.0, [10.0] * 60, True),
     ],
@@ -310,6 +310,14 @@ def test_a_spike_stops_the_run_and_the_state_before_is_kept(tmp_path: Path) -> N
         subject.run()
     fresh = resumed(tmp_path / "run")
     assert (fresh.state.epoch, fresh.state.step) == (2, 0)
+
+
+def test_the_first_loss_may_be_any_and_later_epochs_remember_the_one_before(tmp_path: Path) -> None:
+    """Methods that multiply a distance by 20 begin at 60 and more from weights that were never attacked."""
+    subject = trainer(tmp_path / "run")
+    around_steps(subject, lambda n, step: step() * {1: 100, 6: 1000}.get(n, 1))
+    with pytest.raises(DucatError, match=r"at epoch 2, step 0\. The last good state is kept"):
+        subject.run()
 
 
 def test_a_signal_in_a_long_attack_saves_at_once(tmp_path: Path) -> None:

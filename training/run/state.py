@@ -37,6 +37,11 @@ class RunState:
     seconds: float = 0.0
     rows: list[EpochRow] = field(default_factory=list)
 
+    @property
+    def recent_losses(self) -> list[float]:
+        """Of this epoch; at its beginning the mean of the one before, if there was one."""
+        return self.losses or [row.loss for row in self.rows[-1:]]
+
 
 def save_state(path: Path, state: RunState) -> None:
     """Write atomically; a full disk or a crash leaves the file that was there. Raises DucatError."""
