@@ -58,8 +58,9 @@ def _statistics_stay(block: nn.Module) -> Iterator[None]:
     """BatchNorm has counted these images in the first computation, and would count them twice."""
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+    for norm, _, count in before:
+        # A copy counts in its place: SyncBatchNorm does not take None.
+        norm.momentum, norm.num_batches_tracked = 0.0, None if count is None else count.clone()
     try:
         yield
     finally:

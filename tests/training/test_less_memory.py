@@ -154,3 +154,16 @@ def test_settings_that_contradict_each_other(tmp_path: Path) -> None:
         trainer(tmp_path, batch_size=5, accumulate=3)
     with pytest.raises(UsageError, match="says nothing to --compile"):
         trainer(tmp_path, checkpoint_activations=True, compile=True)
+
+
+def test_synchronised_norms_are_computed_again_too() -> None:
+    """SyncBatchNorm, which several GPUs have, always counts its batches."""
+    networks = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        network = create_network("resnet-small", channels=3, image_size=(32, 32), outputs=4)
+        networks.append(nn.SyncBatchNorm.convert_sync_batchnorm(network).train())  # type: ignore[no-untyped-call]
+    checkpoint_blocks(networks[1], "resnet-small")
+    (_, expected), (_, found) = map(answered, networks)
+    for one, other in zip(expected, found, strict=True):
+        assert torch.equal(one, other)
