@@ -112,14 +112,63 @@ processes.leave()
 """
 
 
-def steps(tmp_path: Path, processes: int) -> dict[str, Any]:
-    """Loss and gradients of the first step of both phases, by method and mode."""
-    out = tmp_path / str(processes)
+_START_WEIGHTS = """
+import json, sys
+from pathlib import Path
+import torch
+from ducat_serve.networks.allowed import allow
+from ducat_serve.output import Output
+from tests.support import tiny_network
+from training.config import resolve
+from training.data import Dataset, load_dataset
+from training.distributed.processes import ProcessGroup
+from training.pretrained import Pretrained
+from training.run.folder import RunFolder
+from training.start_robustness import head_alone
+from training.state_dict_file import StateDict
+from training.trainer import Trainer
+
+out, cpu, silent = Path(sys.argv[1]), torch.device("cpu"), Output(silent=True)
+processes = ProcessGroup.join(cpu)
+allow(tiny_network.NAME)
+data = load_dataset("digits")
+data = Dataset(data.title, data.class_names, data.train.first(64), data.val.first(32), data.test, data.digest)
+given = {"network": tiny_network.NAME, "ducat": "off", "epochs": 1, "batch_size": 16, "attack_steps": 1}
+config = resolve("digits", {**given, "precision": "float32"})
+weights = Pretrained("weights", "0" * 64, StateDict(tiny_network.make(10, 3).state_dict()))
+result = head_alone(config, data, cpu, silent, weights, processes)
+
+config = resolve("digits", {**given, "method": "standard", "batch_size": 64, "accumulate": 2})
+trainer = Trainer(config, data, RunFolder(out), cpu, silent, processes=processes)
+trainer.classifier.train()
+order = trainer.batches.order(1)
+trainer.train_step(order, 1, 0)
+if processes.is_first:
+    # What both portions of both processes leave in the first layer's statistics, averaged.
+    images, _ = trainer.batches.batch(order, 1, 0)
+    torch.manual_seed(config.seed)
+    layers = tiny_network.make(10, 3)
+    means = []
+    for rank in range(2):
+        fresh = torch.nn.BatchNorm2d(24)
+        for portion in ProcessGroup(rank, 2).portions(64, 2):
+            fresh(layers.conv1((images[portion] - trainer.classifier.pixel_mean) / trainer.classifier.pixel_std))
+        means.append(fresh.running_mean)
+    found = trainer.classifier.network.bn1.running_mean
+    error = (found - torch.stack(means).mean(0)).norm() / found.norm()
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "seen.json").write_text(json.dumps({"clean": result.clean_accuracy, "error": error.item()}))
+processes.leave()
+"""
+
+
+def seen_by(script: str, out: Path, processes: int) -> dict[str, Any]:
+    """What the first of so many processes writes that run a script."""
     port = str(29500 + os.getpid() % 10000)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", _GRADIENTS, str(out)],
+            [sys.executable, "-c", script, str(out)],
             env={**environment, "RANK": str(rank), "WORLD_SIZE": str(processes)},
         )
         for rank in range(processes)
@@ -131,12 +180,19 @@ def steps(tmp_path: Path, processes: int) -> dict[str, Any]:
 
 def test_two_processes_compute_the_gradients_of_one(tmp_path: Path) -> None:
     """In float64, also where the parts differ in size: same data, noise, loss and gradients."""
-    one, two = steps(tmp_path, 1), steps(tmp_path, 2)
+    one, two = (seen_by(_GRADIENTS, tmp_path / str(count), count) for count in (1, 2))
     assert len(one) == 10
     for case, tensors in one.items():
         for mine, theirs in zip(tensors, two[case], strict=True):
             assert np.abs(np.array(mine) - np.array(theirs)).max() < 1e-10, case
             assert np.abs(np.array(mine)).max() > 0, case
+
+
+def test_two_processes_measure_start_weights_and_share_statistics(tmp_path: Path) -> None:
+    """An epoch of the head alone, and the statistics of a batch in portions: the mean of those of both processes."""
+    seen = seen_by(_START_WEIGHTS, tmp_path / "run", 2)
+    assert 0 <= seen["clean"] <= 1
+    assert seen["error"] < 1e-5
 
 
 @pytest.mark.extended

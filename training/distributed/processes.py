@@ -76,10 +76,12 @@ class ProcessGroup:
         return share
 
     def wrap(self, module: nn.Module, device: torch.device) -> nn.Module:
-        """``module`` with gradients averaged over all processes in its backward pass."""
+        """``module`` with gradients averaged over all processes in its backward pass; buffers are left to `average`."""
         if self.size == 1:
             return module
-        return DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
+        devices = [device.index] if device.type == "cuda" else None
+        # Else each forward pass would begin with the first one's buffers, and its statistics alone would count.
+        return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over all processes."""
