@@ -21,6 +21,7 @@ from ducat_serve.spec import ModelSpec, Normalisation
 from training.config import TrainConfig
 from training.data import Dataset, dataset_reference
 from training.data.cache import Split
+from training.data.selection import Selection
 from training.objectives.ducat import FOLDS
 
 _CHUNK = 256  # images that are counted at a time
@@ -100,25 +101,43 @@ class InitialWeights:
         for what, (theirs, ours) in pairs.items():
             if theirs != ours:
                 raise UsageError(f"{self.path} has other {what}: {_short(theirs)}, not {_short(ours)}.")
-        recipe = self._recipe_on(dataset)
-        seed, fraction = recipe.get("seed"), recipe.get("val_fraction")
-        if isinstance(seed, int) and (seed, fraction) != (config.seed, config.val_fraction):
-            also = "" if fraction is None else f" --val-fraction {fraction}"
-            raise UsageError(
-                f"{self.path} was trained on images that are held out as val here: the seed chooses them.",
-                f"train with --seed {seed}{also}",
-            )
+        self._require_same_held_out(config, dataset)
         if self.spec.fold != "none" and config.ducat == "off":
             raise UsageError(
                 f"{self.path} has dummy classes, which --ducat off has not.", "choose --ducat paper or folded"
             )
 
-    def _recipe_on(self, dataset: Dataset) -> dict[str, Any]:
-        """What it was trained with, if on these very data; else nothing."""
+    def _require_same_held_out(self, config: TrainConfig, dataset: Dataset) -> None:
+        recipe = self._recipe_on(config, dataset)
+        if not isinstance(recipe.get("seed"), int):
+            return
+        names = ("seed", *Selection.__dataclass_fields__)
+        theirs, ours = (
+            {name: values.get(name) or None for name in names} for values in (recipe, dict(config))
+        )
+        if theirs == ours:
+            return
+        given = {
+            "seed": recipe["seed"],
+            **{name: value for name, value in theirs.items() if value is not None},
+        }
+        left_out = [_option(name) for name in names if ours[name] is not None and name not in given]
+        raise UsageError(
+            f"{self.path} was trained on images that are held out as val or test here: the seed and the fractions "
+            "choose them.",
+            f"train with {' '.join(_option(name, value) for name, value in given.items())}"
+            + (f", and without {' and '.join(left_out)}" if left_out else ""),
+        )
+
+    def _recipe_on(self, config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
+        """What it was trained with, if on these very data, or on another selection of them; else nothing."""
         recipe = self.spec.training.get("recipe")
-        if self.spec.data_digest != dataset.digest or not isinstance(recipe, dict):
+        if not isinstance(recipe, dict):
             return {}
-        return recipe
+        is_same = self.spec.data_digest == dataset.digest or recipe.get("dataset") == dataset_reference(
+            config.dataset
+        )
+        return recipe if is_same else {}
 
     def tensors(self, classifier: Classifier) -> dict[str, NDArray[Any]]:
         """The weights as ``classifier`` takes them: with a dummy beside every class if it has dummies.
@@ -137,6 +156,12 @@ class InitialWeights:
         weight, bias = (torch.from_numpy(self.weights[name]) for name in names)
         wide = (tensor.numpy() for tensor in widen_head(weight, bias))
         return {**self.weights, **dict(zip(names, wide, strict=True))}
+
+
+def _option(name: str, value: object = True) -> str:
+    """A setting as the command line has it."""
+    flag = f"--{name.replace('_', '-')}"
+    return flag if value is True else f"{flag} {value}"
 
 
 def _short(value: object) -> str:

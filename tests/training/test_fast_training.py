@@ -15,7 +15,7 @@ from torch import Tensor
 from ducat_serve.checkpoint import read_checkpoint, read_spec
 from ducat_serve.cli.main import run
 from ducat_serve.deployed import load
-from ducat_serve.errors import DucatError
+from ducat_serve.errors import DucatError, UsageError
 from ducat_serve.pairs import fold_logits, folded_log_posterior, widen_head
 from tests.support.training_runs import (
     around_steps,
@@ -27,6 +27,9 @@ from tests.support.training_runs import (
     trainer,
 )
 from training.attacks.inner import NFGSM, PGD, CornerFGSM
+from training.config import resolve
+from training.data import Dataset, load_dataset
+from training.initial import InitialWeights, initial_spec
 from training.overfitting import is_catastrophic, is_spike
 from training.trainer import Trainer
 
@@ -268,6 +271,38 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
     assert run([*command, "--out", str(tmp_path / "run")]) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("recorded", "given", "advice"),
+    [
+        ({}, {"test_fraction": 0.5}, "train with --seed 3, and without --test-fraction"),
+        ({"test_fraction": 0.5}, {}, "train with --seed 3 --test-fraction 0.5"),
+        ({"val_fraction": 0.3}, {"seed": 4}, "train with --seed 3 --val-fraction 0.3"),
+        ({}, {"skip_broken": True}, "train with --seed 3, and without --skip-broken"),
+        ({"skip_broken": True, "test_fraction": 0.5}, {"skip_broken": True, "test_fraction": 0.5}, None),
+        ({"dataset": "folder:others"}, {"test_fraction": 0.5, "seed": 4}, None),
+    ],
+)
+def test_another_selection_of_the_same_folder_is_refused(
+    recorded: dict[str, object], given: dict[str, object], advice: str | None
+) -> None:
+    """Its train images may be test images here; the digests of both selections differ."""
+    split = load_dataset("digits")
+    data = Dataset("photos", split.class_names, split.train, split.val, split.test, "0" * 64)
+    config = resolve(
+        "folder:/home/me/photos", {"ducat": "off", "seed": 3, "image_size": 8, **given}, "folder"
+    )
+    spec = initial_spec(config, data)
+    recipe = {"dataset": "folder:photos", "seed": 3, **recorded}
+    training = {"recipe": recipe, "data": "photos", "data_digest": "1" * 64}
+    start = InitialWeights(Path("a.safetensors"), spec.model_copy(update={"training": training}), {})
+    if advice is None:
+        start.require_fit(config, data)
+        return
+    with pytest.raises(UsageError, match="held out as val or test here") as caught:
+        start.require_fit(config, data)
+    assert caught.value.next_step == advice
 
 
 def test_dummies_are_not_thrown_away(
