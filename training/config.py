@@ -164,6 +164,11 @@ class TrainConfig(BaseModel):
                 f"--eps-ramp {self.eps_ramp} is longer than the {self.epochs} epochs of training",
                 f"give --eps-ramp 1 to {self.epochs}, or more --epochs",
             )
+        if self.warmup is not None and self.warmup > self.epochs:
+            raise Contradiction(
+                f"--warmup {self.warmup} is longer than the {self.epochs} epochs of training",
+                f"give --warmup 1 to {self.epochs}, or more --epochs",
+            )
         if self.warmup is not None and self.schedule == "one-cycle":
             raise Contradiction(
                 "--warmup says nothing to --schedule one-cycle, which begins at 0 by itself",
@@ -320,6 +325,8 @@ def resolve(dataset: str, given: dict[str, Any], recipe: str | None = None) -> T
         values["lr_milestones"] = ()
     elif "lr_milestones" not in given:  # a shorter run than the recipe's has its drops at the same fractions
         values["lr_milestones"] = _scaled(settings["lr_milestones"], epochs / settings["epochs"])
+    if "warmup" in settings and "warmup" not in given:
+        values["warmup"] = max(1, round(settings["warmup"] * epochs / settings["epochs"]))
     # The paper: dummies from epoch 105 of 130.
     if values.setdefault("ducat", _default_mode(values["method"])) != "off":
         values.setdefault("ducat_start", int(epochs * 0.8) + 1)

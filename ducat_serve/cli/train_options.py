@@ -154,7 +154,7 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
     click.option(
         "--warmup",
         type=click.IntRange(min=1),
-        help="Epochs over which the learning rate grows from 0.  [default: none]",
+        help="Epochs over which the learning rate grows from 0.  [default: the recipe's, scaled to --epochs; none]",
     ),
     click.option("--momentum", type=FiniteRange(0, 1, max_open=True), help="[default: 0.9]"),
     click.option("--weight-decay", type=FiniteRange(min=0), help="[default: 5e-4]"),

@@ -133,6 +133,11 @@ def test_a_ramp_of_the_recipe_that_does_not_fit_says_what_would() -> None:
             "--eps-ramp 61 is longer than the 60 epochs",
             "give --eps-ramp 1 to 60, or more --epochs",
         ),
+        (
+            {"warmup": 61},
+            "--warmup 61 is longer than the 60 epochs",
+            "give --warmup 1 to 60, or more --epochs",
+        ),
         ({"ema_warmup": True}, "--ema-warmup needs --ema-decay", "give --ema-decay 0.999 with it"),
         (
             {"schedule": "cosine", "lr_milestones": (3,)},

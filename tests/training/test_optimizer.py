@@ -38,10 +38,22 @@ def test_warm_up_and_what_a_configuration_writes() -> None:
         resolve("digits", {"warmup": 2, "schedule": "one-cycle"})
 
 
+def test_the_warm_up_of_a_recipe_is_a_share_of_the_run() -> None:
+    epochs = resolve("folder:photos", {}, "folder-finetune").epochs
+    found = [
+        resolve("folder:photos", {"epochs": n}, "folder-finetune").warmup for n in (epochs, epochs // 5, 2)
+    ]
+    assert found == [5, 1, 1]
+    assert resolve("folder:photos", {"epochs": 10, "warmup": 4}, "folder-finetune").warmup == 4
+
+
 @pytest.mark.integration
 def test_a_frozen_backbone_stays_and_the_head_moves(tmp_path: Path) -> None:
     subject = trainer(
-        tmp_path / "run", **{**ADAMW, "backbone_lr": 0.0, "epochs": 1}, ducat="off", ducat_start=None
+        tmp_path / "run",
+        **{**ADAMW, "backbone_lr": 0.0, "epochs": 1, "warmup": 1},
+        ducat="off",
+        ducat_start=None,
     )
     before = {name: value.clone() for name, value in subject.classifier.network.named_parameters()}
     subject.run()
