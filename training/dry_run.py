@@ -46,7 +46,7 @@ def dry_run(trainer: Trainer) -> dict[str, Any]:
 
 
 def _seconds_per_step(trainer: Trainer, epoch: int) -> float:
-    trainer.classifier.train()
+    trainer.train_mode()
     order = trainer.batches.order(epoch)
     started = time.monotonic()
     for step in range(_WARM_UP + _TIMED):

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ducat_serve.checkpoint import weights_digest, write_checkpoint
 from ducat_serve.deployed import Classifier, Deployed, build_classifier, load_weights, numpy_weights
 from ducat_serve.errors import DataError, DucatError, InterruptedRun, UsageError, command_line
 from ducat_serve.networks.allowed import options_for
+from ducat_serve.networks.head import head_of
 from ducat_serve.output import Output
 from ducat_serve.spec import ModelSpec
 from training.attacks.ball import require_size
@@ -197,7 +199,7 @@ class Trainer:
         """The steps of the epoch that are not done yet."""
         state, epoch = self.state, self.state.epoch
         order = self.batches.order(epoch)
-        self.classifier.train()
+        self.train_mode()
         saved = time.monotonic()
         with self.output.progress(f"epoch {epoch}/{self.config.epochs}", self.batches.steps) as advance:
             advance(state.step)
@@ -217,6 +219,18 @@ class Trainer:
                 if due:
                     self._save()
                     saved = time.monotonic()
+
+    def train_mode(self) -> None:
+        """Put the classifier into train mode; where the head alone is trained, BatchNorm below it into eval mode.
+
+        Else its statistics would move, and with them what the head is given.
+        """
+        self.classifier.train()
+        if self.config.backbone_lr == 0:
+            head = set(head_of(self.classifier.network).modules())
+            for module in self.classifier.modules():
+                if isinstance(module, _BatchNorm) and module not in head:
+                    module.eval()
 
     def train_step(self, order: Tensor, epoch: int, step: int) -> Tensor:
         """Craft, update, average; returns the loss. ``order`` is that of the epoch."""

@@ -149,7 +149,8 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
     click.option(
         "--backbone-lr",
         type=FiniteRange(0, 1),
-        help="What the rate of all layers but the head is multiplied by; 0 trains the head alone.  [default: 1]",
+        help="What the rate of all layers but the head is multiplied by; 0 trains the head alone, "
+        "and BatchNorm below it keeps its statistics.  [default: 1]",
     ),
     click.option(
         "--warmup",
