@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ducat_serve.checkpoint import checkpoint_path, file_sha256, read_checkpoint, weights_digest
 from ducat_serve.deployed import Classifier
 from ducat_serve.errors import DataError, DucatError, UsageError, missing_extra
+from ducat_serve.networks.foreign import normalisation_of_weights
 from ducat_serve.networks.head import head_name
 from ducat_serve.spec import METADATA_KEY, Normalisation
 from training.config import TrainConfig
@@ -104,8 +105,9 @@ class Pretrained:
         return self._matched(classifier).brings_head
 
     def normalisation_for(self, classifier: Classifier) -> Normalisation | None:
-        """What the file itself holds, else what it came with; None where neither says anything."""
-        return self._matched(classifier).normalisation or self.declared
+        """What the file itself holds, else what it came with, else what such weights need; None where none says it."""
+        found = self._matched(classifier).normalisation or self.declared
+        return found or normalisation_of_weights(classifier.spec.network)
 
     def _matched(self, classifier: Classifier) -> Matched:
         network = classifier.network
@@ -162,7 +164,9 @@ def _of_torchvision(network: str, name: str, offline: bool, licence: str | None)
     if file.is_file():
         _require_digest(file)
     preset = weights.transforms()
-    normalisation = Normalisation(mean=tuple(preset.mean), std=tuple(preset.std))
+    normalisation = normalisation_of_weights(network)
+    if normalisation is None:
+        normalisation = Normalisation(mean=tuple(preset.mean), std=tuple(preset.std))
     return _fetched(network, f"torchvision {weights}", state, licence, normalisation)
 
 

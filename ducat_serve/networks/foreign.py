@@ -20,6 +20,9 @@ from ducat_serve.spec import NetworkSource, Normalisation
 
 # What nearly all networks of torchvision were trained with.
 _IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+# Their weights are older, and expect pixels in [-1, 1]. torchvision's transforms name the others' all the same: with
+# weights, these networks scale their inputs again by themselves (`transform_input`), which ours do not.
+_OLD_WEIGHTS = ("torchvision:googlenet", "torchvision:inception_v3")
 _PROBES = 2
 
 
@@ -66,6 +69,12 @@ def describe(name: str, *, channels: int, image_size: tuple[int, int], outputs: 
     config: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
     mean, std = (tuple(float(v) for v in config[key])[:channels] for key in ("mean", "std"))
     return Description(_source(library, version, call), Normalisation(mean=mean, std=std))
+
+
+def normalisation_of_weights(name: str) -> Normalisation | None:
+    """What weights for a network were made for, where that is not what `describe` says of the network."""
+    half = (0.5, 0.5, 0.5)
+    return Normalisation(mean=half, std=half) if name in _OLD_WEIGHTS else None
 
 
 def _source(library: str, version: str, call: str) -> NetworkSource:
@@ -131,7 +140,7 @@ def _torchvision(name: str, channels: int, image_size: tuple[int, int], outputs:
         options["image_size"] = image_size[0]
     if name == "maxvit_t":
         options["input_size"] = image_size
-    if name in ("googlenet", "inception_v3"):  # their second heads are of use in training from scratch alone
+    if f"torchvision:{name}" in _OLD_WEIGHTS:  # their second heads are of use in training from scratch alone
         options.update(aux_logits=False, init_weights=True)
     return _built(f"torchvision:{name}", models.get_model, name, weights=None, num_classes=outputs, **options)
 

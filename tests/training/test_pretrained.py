@@ -18,6 +18,7 @@ from ducat_serve.cli.main import run
 from ducat_serve.deployed import Classifier, build_classifier
 from ducat_serve.errors import DataError, UsageError
 from ducat_serve.networks import create_network
+from ducat_serve.networks.foreign import normalisation_of_weights
 from ducat_serve.pairs import fold_logits
 from tests.support.checkpoints import SPEC, forged, untrained
 from training.pretrained import Pretrained, package_weights
@@ -255,6 +256,28 @@ def test_weights_in_torchs_cache_are_taken_offline_if_their_digest_is_right(
     assert found.source == "torchvision ResNet18_Weights.IMAGENET1K_V1"
     assert found.licence == "unknown"
     assert found.normalisation_for(classifier("torchvision:resnet18")) is not None
+
+
+def test_old_weights_of_torchvision_get_the_pixels_that_they_were_trained_on(tmp_path: Path) -> None:
+    """torchvision loads them into a network that scales its inputs again; one with fresh weights does not."""
+    from torchvision import models
+
+    torch.manual_seed(0)
+    theirs = models.googlenet(
+        weights=None, transform_input=True, aux_logits=False, init_weights=True, num_classes=3
+    )
+    torch.save(theirs.state_dict(), tmp_path / "googlenet.pth")
+    ours = classifier("torchvision:googlenet")
+    ours.network.load_state_dict(theirs.state_dict())
+    wanted = Pretrained.read(tmp_path / "googlenet.pth").normalisation_for(ours)
+    assert wanted is not None
+    ours = Classifier(ours.network, ours.spec.model_copy(update={"normalisation": wanted}))
+    images = torch.rand(2, 3, 32, 32)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    torch.testing.assert_close(
+        ours.eval()(images), theirs.eval()((images - mean) / std), rtol=1e-4, atol=1e-4
+    )
+    assert normalisation_of_weights("torchvision:inception_v3") == wanted
 
 
 @pytest.mark.integration
