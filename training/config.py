@@ -32,6 +32,7 @@ NORM_DEFAULTS: dict[Norm, tuple[float, float]] = {
 }
 FOLDED_SPLIT_WEIGHT = 0.1
 BETA = 6.0
+MOMENTUM = 0.9
 
 _ONLY_WHERE_SET = (
     "val_fraction",
@@ -118,7 +119,7 @@ class TrainConfig(BaseModel):
     lr_milestones: tuple[
         int, ...
     ]  # of "steps": after each of these epochs the learning rate drops to a tenth
-    momentum: float = Field(default=0.9, ge=0, lt=1)
+    momentum: float = Field(default=MOMENTUM, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0)
     crop_padding: int = Field(ge=0)
     flip: bool
@@ -127,7 +128,7 @@ class TrainConfig(BaseModel):
     compile: bool = False
     save_every: int | None = Field(default=None, ge=1)  # epochs; besides the best and the last
     precision: TrainPrecision = "float32"
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
     @field_validator("eps", "step_size", mode="before")
     @classmethod
@@ -173,6 +174,11 @@ class TrainConfig(BaseModel):
             raise Contradiction(
                 "--warmup says nothing to --schedule one-cycle, which begins at 0 by itself",
                 "leave out --warmup",
+            )
+        if self.optimizer == "adamw" and self.momentum != MOMENTUM:
+            raise Contradiction(
+                "--momentum says nothing to --optimizer adamw, which has moments of its own",
+                "leave out --momentum",
             )
         if self.accumulate is not None and 2 * self.accumulate > self.batch_size:
             raise Contradiction(
@@ -263,7 +269,13 @@ class TrainConfig(BaseModel):
     def learning_rate(self, epoch: int, step: int = 0, steps: int = 1) -> float:
         """The learning rate in a step (counted from 0) of the ``steps`` of an epoch (counted from 1)."""
         done = share_done(epoch, step, steps, self.epochs)
-        grown = ramp_factor(self.warmup, epoch, step, steps)
+        return self._rate(ramp_factor(self.warmup, epoch, step, steps), epoch, done)
+
+    def rate_of_epoch(self, epoch: int) -> float:
+        """The learning rate in the middle of an epoch (counted from 1), which metrics.csv has of it."""
+        return self._rate(ramp_factor(self.warmup, epoch, 0, 2), epoch, share_done(epoch, 0, 1, self.epochs))
+
+    def _rate(self, grown: float, epoch: int, done: float) -> float:
         return grown * self.lr * rate_factor(self.schedule, done, epoch, self.lr_milestones)
 
     def is_dummy_phase(self, epoch: int) -> bool:

@@ -198,7 +198,7 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
         metavar="TEXT",
         help="Of the weights of --pretrained, for the card: Apache-2.0.  [default: as their package says; unknown]",
     ),
-    click.option("--seed", type=click.IntRange(min=0), help="[default: 0]"),
+    click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="[default: 0]"),
     click.option(
         "--precision",
         type=click.Choice(["auto", "float32", "bfloat16"]),

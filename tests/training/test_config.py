@@ -138,6 +138,11 @@ def test_a_ramp_of_the_recipe_that_does_not_fit_says_what_would() -> None:
             "--warmup 61 is longer than the 60 epochs",
             "give --warmup 1 to 60, or more --epochs",
         ),
+        (
+            {"optimizer": "adamw", "momentum": 0.5},
+            "--momentum says nothing to --optimizer adamw",
+            "leave out --momentum",
+        ),
         ({"ema_warmup": True}, "--ema-warmup needs --ema-decay", "give --ema-decay 0.999 with it"),
         (
             {"schedule": "cosine", "lr_milestones": (3,)},
@@ -159,6 +164,7 @@ def test_a_contradiction_is_a_usage_error_that_says_what_to_give(
     [
         ({"eps": 0.0}, "eps"),
         ({"epochs": 0}, "epochs"),
+        ({"seed": 2**63}, "seed"),
         ({"lr": float("nan")}, "lr"),
         ({"method": "guided", "beta": -1.0}, "beta"),
         ({"method": "pairing", "beta": float("inf")}, "beta"),

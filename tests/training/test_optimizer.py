@@ -47,6 +47,14 @@ def test_the_warm_up_of_a_recipe_is_a_share_of_the_run() -> None:
     assert resolve("folder:photos", {"epochs": 10, "warmup": 4}, "folder-finetune").warmup == 4
 
 
+def test_the_rate_of_an_epoch_is_that_of_its_middle() -> None:
+    """Also under a warm-up, where it was that of the end."""
+    config = resolve("digits", {"warmup": 2, "epochs": 10, "lr": 0.1, "schedule": "cosine"})
+    for epoch in (1, 2, 3):
+        steps = [config.learning_rate(epoch, step, 1000) for step in range(1000)]
+        assert config.rate_of_epoch(epoch) == pytest.approx(sum(steps) / 1000, rel=0.01)
+
+
 @pytest.mark.integration
 def test_a_frozen_backbone_stays_and_the_head_moves(tmp_path: Path) -> None:
     subject = trainer(

@@ -21,7 +21,7 @@ class EpochRow:
 
     epoch: int  # counted from 1
     phase: str  # "adversarial", then "dummy"; "standard" in a run without adversarial images
-    learning_rate: float
+    learning_rate: float  # in the middle of the epoch
     loss: float  # the mean over the epoch's steps
     val_clean_accuracy: float
     val_pgd_accuracy: float
@@ -50,7 +50,7 @@ class EpochRow:
         return cls(
             epoch=epoch,
             phase=config.phase(epoch),
-            learning_rate=round(config.learning_rate(epoch), 10),
+            learning_rate=round(config.rate_of_epoch(epoch), 10),
             loss=round(loss, 6),
             val_clean_accuracy=round(result.clean_accuracy, 6),
             val_pgd_accuracy=round(result.pgd_accuracy, 6),
