@@ -38,9 +38,7 @@ def load_run_data(
             output=output,
         )
 
-    dataset = load() if processes.is_first else None
-    processes.wait()
-    return dataset or load()
+    return processes.first_alone(load)
 
 
 def load_training_data(
