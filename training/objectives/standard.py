@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from training.attacks.ball import Ball
 from training.attacks.inner import InnerAttack, NoAttack
-from training.objectives.ducat import DUMMY_WEIGHT_BENIGN
 from training.objectives.objective import Batch, Objective, in_float
 
 
@@ -22,4 +21,4 @@ class Standard(Objective):
 
     def loss(self, model: nn.Module, batch: Batch, adversarial: Tensor) -> Tensor:  # noqa: ARG002
         logits = in_float(model(batch.images))
-        return self.ducat.classification(logits, batch.labels, DUMMY_WEIGHT_BENIGN).mean()
+        return self.ducat.classification(logits, batch.labels, dummy_weight=0.0).mean()
