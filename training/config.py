@@ -19,7 +19,7 @@ from ducat_serve.errors import UsageError
 from ducat_serve.spec import Normalisation, first_problem
 from ducat_serve.threat_model import Norm, ThreatModel, parse_size
 from training.data.selection import Selection
-from training.objectives import METHODS, methods_with, objective_class
+from training.objectives import METHODS, is_adversarial, methods_with, objective_class
 from training.objectives.ducat import Mode
 from training.recipes import load_recipe, recipe_of
 from training.schedules import Schedule, ramp_factor, rate_factor, share_done
@@ -225,7 +225,7 @@ class TrainConfig(BaseModel):
                 "--clean-share 1 leaves pgd-at no adversarial images: that is --method standard",
                 "give --method standard, or a smaller --clean-share",
             )
-        if objective.is_adversarial:
+        if is_adversarial(method):
             return self
         if self.ducat != "off":
             raise Contradiction(
@@ -305,7 +305,7 @@ class TrainConfig(BaseModel):
     @property
     def is_adversarial(self) -> bool:
         """Whether the method trains on adversarial images."""
-        return objective_class(self.method).is_adversarial
+        return is_adversarial(self.method)
 
     def phase(self, epoch: int) -> str:
         """What an epoch (counted from 1) trains on, in a word."""
@@ -379,16 +379,15 @@ def _of_one_method(method: str) -> list[str]:
     if method not in METHODS:  # refused with the rest of the configuration
         return names
     objective = objective_class(method)
-    if objective.attacks_in_one_step or not objective.is_adversarial:
+    if objective.attacks_in_one_step or not is_adversarial(method):
         names.append("inner_attack")
-    if not objective.is_adversarial:
+    if not is_adversarial(method):
         names.append("eps_ramp")
     return names
 
 
 def _default_mode(method: str) -> Mode:
-    known = method in METHODS  # another name is refused with the rest of the configuration
-    return "paper" if not known or objective_class(method).is_adversarial else "off"
+    return "paper" if is_adversarial(method) else "off"
 
 
 def _scaled(milestones: list[int], factor: float) -> tuple[int, ...]:

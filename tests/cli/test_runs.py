@@ -19,7 +19,6 @@ from ducat_serve.checkpoint import read_spec
 from ducat_serve.cli.main import run
 from tests.support.training_runs import contents, epoch_row
 from training.config import resolve
-from training.objectives import METHODS, WITHOUT_ATTACKS, objective_class
 from training.overfitting import is_overfitting
 from training.run.curves import draw_curves
 from training.run.folder import RunFolder
@@ -127,11 +126,6 @@ def test_runs_are_listed(run_folder: Path, tmp_path: Path, capsys: pytest.Captur
     assert "there is no run" in capsys.readouterr().err
     assert run(["runs", str(tmp_path / "nowhere")]) == 4
     assert f"There is no folder {tmp_path / 'nowhere'}" in capsys.readouterr().err
-
-
-def test_what_a_list_knows_of_methods_is_what_they_say() -> None:
-    """`ducat runs` may not load them."""
-    assert {name for name in METHODS if not objective_class(name).is_adversarial} == WITHOUT_ATTACKS
 
 
 def test_the_row_that_is_shown_is_that_of_the_kept_weights() -> None:

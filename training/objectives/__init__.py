@@ -24,10 +24,12 @@ METHODS = {
     "pairing": "training.objectives.pairing:Pairing",
     "standard": "training.objectives.standard:Standard",
 }
+_ON_CLEAN_IMAGES_ALONE = frozenset({"standard"})
 
 
-# Of these, the methods that train on clean images alone: known without loading them, for `ducat runs`.
-WITHOUT_ATTACKS = frozenset({"standard"})
+def is_adversarial(method: str) -> bool:
+    """Whether a method trains on adversarial images; said here, since `ducat runs` loads no method."""
+    return method not in _ON_CLEAN_IMAGES_ALONE
 
 
 def objective_class(method: str) -> type[Objective]:

@@ -42,7 +42,6 @@ class Objective(ABC):
     clean_share: float | None = None
     views: ClassVar[int] = 1  # augmented views of each image in a batch
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")  # that its inner attack is made for
-    is_adversarial: ClassVar[bool] = True  # whether it trains on adversarial images at all
     attacks_in_one_step: ClassVar[bool] = False  # by an attack of its own, in every epoch
     plain_clean_share: ClassVar[float] = 0.0  # of the published method, without dummies
 

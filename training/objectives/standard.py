@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor, nn
 
 from training.attacks.ball import Ball
@@ -13,8 +11,6 @@ from training.objectives.objective import Batch, Objective, in_float
 
 class Standard(Objective):
     """Cross entropy on clean images. It has nothing to teach dummies, so it is for `off` alone."""
-
-    is_adversarial: ClassVar[bool] = False
 
     def inner_attack(self, ball: Ball, steps: int, step_size: float) -> InnerAttack:  # noqa: ARG002
         return NoAttack()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from training.objectives import WITHOUT_ATTACKS
+from training.objectives import is_adversarial
 
 
 class RecordedRun(BaseModel):
@@ -20,4 +20,4 @@ class RecordedRun(BaseModel):
     @property
     def is_adversarial(self) -> bool:
         """Whether the method trains on adversarial images."""
-        return self.method not in WITHOUT_ATTACKS
+        return is_adversarial(self.method)
