@@ -32,12 +32,12 @@ def classifier(name: str = NAME, classes: int = 3, fold: Any = "none") -> Classi
     return build_classifier(SPEC.model_copy(update={**update, "image_size": (32, 32)}))
 
 
-def state(outputs: int = 1000, name: str = NAME) -> State:
-    """Weights of the network that no other test has."""
+def state(outputs: int = 1000, name: str = NAME, shift: float = 0.25) -> State:
+    """Weights of the network that no other test has; shifted ones cannot be trained from."""
     torch.manual_seed(7)
     network = create_network(name, channels=3, image_size=(32, 32), outputs=outputs)
     return {
-        key: value + 0.25 if value.is_floating_point() else value
+        key: value + shift if value.is_floating_point() else value
         for key, value in network.state_dict().items()
     }
 
@@ -284,7 +284,7 @@ def test_old_weights_of_torchvision_get_the_pixels_that_they_were_trained_on(tmp
 def test_a_run_from_weights_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Recorded, in the card, kept over a resumption; and it really starts from them."""
     net = "timm:test_resnet"
-    weights = state(1000)
+    weights = state(1000, shift=0)
     torch.save(robustbench(weights), tmp_path / "robust weights.pth")
     flags = [
         "--dataset",
