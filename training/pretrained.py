@@ -20,7 +20,7 @@ from ducat_serve.networks.foreign import normalisation_of_weights
 from ducat_serve.networks.head import head_name
 from ducat_serve.spec import METADATA_KEY, Normalisation
 from training.config import TrainConfig
-from training.data import Dataset
+from training.data import Dataset, dataset_reference
 from training.state_dict_file import StateDict, read_state_dict
 from training.weight_matching import Matched, match
 
@@ -38,6 +38,7 @@ class Pretrained:
         licence: as the user or the package says, else "unknown".
         declared: the normalisation that they come with, unless the file itself holds one.
         data_digest: of the data that a checkpoint of ours was trained on.
+        trained_on: the name and the classes of these data.
     """
 
     source: str
@@ -47,6 +48,7 @@ class Pretrained:
     declared: Normalisation | None = None
     network: str | None = None
     data_digest: str | None = None
+    trained_on: tuple[object, tuple[str, ...]] | None = None
 
     @classmethod
     def read(cls, file: Path, licence: str | None = None) -> Pretrained:
@@ -66,6 +68,7 @@ class Pretrained:
                 spec.normalisation,
                 spec.network,
                 spec.data_digest,
+                (spec.recipe.get("dataset"), spec.labels),
             )
         state = read_state_dict(file)
         for name, tensor in state.tensors.items():
@@ -76,11 +79,14 @@ class Pretrained:
         return cls(file.name, file_sha256(file), state, licence or UNKNOWN)
 
     def require_fit(self, config: TrainConfig, dataset: Dataset) -> None:
-        """Raise UsageError for weights of a run on these very data, which may have been trained on its val images."""
-        del config
-        if self.data_digest is not None and self.data_digest == dataset.digest:
+        """Raise UsageError for weights of a run on the same data set, whose train images may be held out here.
+
+        Its digest tells the very same data; its name and classes, another selection of them.
+        """
+        same = self.data_digest is not None and self.data_digest == dataset.digest
+        if same or self.trained_on == (dataset_reference(config.dataset), dataset.class_names):
             raise UsageError(
-                f"{self.source} was trained on these very data, perhaps on images that are held out as val here.",
+                f"{self.source} was trained on this data set, perhaps on images that are held out as val or test here.",
                 "go on with it by --initial-checkpoint, which holds out the same images",
             )
 

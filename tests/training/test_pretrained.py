@@ -21,6 +21,8 @@ from ducat_serve.networks import create_network
 from ducat_serve.networks.foreign import normalisation_of_weights
 from ducat_serve.pairs import fold_logits
 from tests.support.checkpoints import SPEC, forged, untrained
+from training.config import resolve
+from training.data import Dataset, load_dataset
 from training.pretrained import Pretrained, package_weights
 
 NAME = "timm:test_resnet"  # BatchNorm, 0.5 M parameters
@@ -214,12 +216,35 @@ def test_files_that_are_damaged_or_missing(tmp_path: Path, name: str) -> None:
 
 
 def test_a_checkpoint_of_ours_for_another_task(tmp_path: Path) -> None:
-    """Its body and its normalisation are taken; on the same data it is refused."""
-    path = forged(tmp_path / "model.safetensors", untrained(), training={"data_digest": "same"})
-    found = Pretrained.read(path)
+    """Its body and its normalisation are taken."""
+    found = Pretrained.read(forged(tmp_path / "model.safetensors", untrained()))
     ours = build_classifier(SPEC.model_copy(update={"num_classes": 5, "labels": tuple("abcde")}))
     assert found.tensors(ours)["fc.weight"].shape[0] == 5
     assert found.normalisation_for(ours) == SPEC.normalisation
+
+
+@pytest.mark.parametrize(
+    ("digest", "dataset", "classes", "refused"),
+    [
+        ("same", "digits", SPEC.labels, True),
+        ("other", "digits", SPEC.labels, True),  # another selection: what is held out here was trained on
+        ("other", "folder:photos", SPEC.labels, False),
+        ("other", "digits", ("cat", "bird"), False),  # a folder of the same name, say
+    ],
+)
+def test_a_checkpoint_of_ours_on_the_same_data_set_is_refused(
+    tmp_path: Path, digest: str, dataset: str, classes: tuple[str, ...], refused: bool
+) -> None:
+    training = {"data_digest": "same", "recipe": {"dataset": "digits"}}
+    found = Pretrained.read(forged(tmp_path / "model.safetensors", untrained(), training=training))
+    split = load_dataset("digits")
+    data = Dataset("data", classes, split.train, split.val, split.test, digest)
+    config = resolve("digits", {"ducat": "off"}).model_copy(update={"dataset": dataset})
+    if not refused:
+        found.require_fit(config, data)
+        return
+    with pytest.raises(UsageError, match="held out as val or test here"):
+        found.require_fit(config, data)
 
 
 def test_offline_refuses_to_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
