@@ -7,11 +7,11 @@ READY := $(VENV)/.ready
 
 setup: $(READY)
 
-# --no-compile: of 16,000 modules few are ever imported, and those are compiled when they are.
+# --no-compile: of 16,000 modules few are ever imported, and those are compiled when they are. timm comes without what it
+# depends on: its hub client would bring another HTTP client for every test (docs/dependencies.md).
 $(READY): pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
 	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	# Without what it depends on: its hub client would bring another HTTP client for every test (docs/dependencies.md).
 	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --no-deps timm
 	touch $(READY)
 

@@ -59,6 +59,9 @@ def command(epochs: int, out: Path | None, json: bool) -> None:
     # SIGTERM becomes an exception, so that the server is stopped.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     folder = out or _free_folder(Path("runs"))
+    output.say(
+        "The model has dummy classes (--ducat paper), so that one sees them; README says what they cost."
+    )
     _ducat(output, "train", "--dataset", "digits", *QUICK, "--epochs", str(epochs), "--out", str(folder))
     report = _ducat(output, "evaluate", str(folder))
     exported = _ducat(output, "export", str(folder), "--onnx", "--examples")
@@ -78,8 +81,8 @@ def command(epochs: int, out: Path | None, json: bool) -> None:
         f"{report['worst_case_accuracy']:.1%} under a screening by {attacks} at eps {QUICK[1]}."
     )
     output.text(f"{right} of {len(rows)} images right over HTTP. Took {seconds:.0f} s.")
-    for model in bundled_models().values():
-        output.say(f"A model that comes with the package, trained for longer: ducat serve {model.name}")
+    longer = " and ".join(f"`ducat serve {model.name}`" for model in bundled_models().values())
+    output.say(f"Models that come with the package, trained for longer: {longer}.")
     output.say(f"The model is kept in {folder}.")
     output.say(
         f"The page to try it yourself: {command_line('ducat', 'serve', folder, '--samples', samples, '--attack-demo')}"
