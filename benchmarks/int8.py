@@ -1,7 +1,7 @@
 """int8 beside float32: size and speed of networks with random weights, which need no training.
 
     python benchmarks/int8.py                     # resnet-small and resnet18, one thread, by the CPU's time
-    python benchmarks/int8.py --clock wall        # by the wall clock: for a machine that does nothing else
+    python benchmarks/int8.py --clock wall --threads 2    # by the wall clock: for a machine that does nothing else
 
 Configurations take turns, as in `ducat benchmark`. The CPU's time of this process does not count what others do, though
 they still disturb its caches. Prints a table in Markdown.
@@ -28,7 +28,7 @@ from export.calibration import Calibration
 from export.onnx_writer import export_int8, export_onnx
 
 NETWORKS = ("resnet-small", "resnet18")
-BATCHES = (1, 8)
+BATCHES = (1, 8, 32)
 SPEC = ModelSpec(
     network="resnet-small",
     num_classes=10,
@@ -63,11 +63,13 @@ def main() -> int:
     )
     parser.add_argument("--seconds", type=float, default=60.0, help="by the chosen clock, for each network")
     parser.add_argument("--clock", choices=["cpu", "wall"], default="cpu")
+    parser.add_argument("--threads", type=int, default=1, help="more than one only with --clock wall")
     given = parser.parse_args()
+    if given.threads > 1 and given.clock == "cpu":
+        parser.error("the CPU's time of several threads is a sum, and says nothing of latency: --clock wall")
     clock = time.process_time if given.clock == "cpu" else time.perf_counter
-    print(
-        f"int8 dot product (VNNI): {'yes' if has_int8_dot_product() else 'no'}; 1 thread, {given.clock} time\n"
-    )
+    dot_product = "yes" if has_int8_dot_product() else "no"
+    print(f"int8 dot product (VNNI): {dot_product}; threads: {given.threads}; {given.clock} time\n")
     print(
         "| network | size | batch | float32, ms | int8, ms | int8 is faster by |\n|---|---|---|---|---|---|"
     )
@@ -75,7 +77,9 @@ def main() -> int:
         for network in NETWORKS:
             float32, int8 = exports(network, Path(folder))
             size = int8.stat().st_size / float32.stat().st_size
-            timings = measure(inferences([float32, int8], "cpu", [1], BATCHES), given.seconds, clock)
+            timings = measure(
+                inferences([float32, int8], "cpu", [given.threads], BATCHES), given.seconds, clock
+            )
             median = {(t.configuration.precision, t.configuration.batch): t.latency(50) for t in timings}
             for batch in BATCHES:
                 full, small = (1000 * median[precision, batch] for precision in ("float32", "int8"))
