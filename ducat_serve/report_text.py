@@ -225,7 +225,7 @@ def dummy_mass_in_words(report: RobustnessReport) -> str | None:
     return (
         f"In the measurement it was {_percent(mass.clean_mean)} on average for unchanged images, and "
         f"{_percent(mass.adversarial_mean)} for changed ones that fooled the model. It told the two apart with an "
-        f"AUROC of {mass.auroc:.2f}{hidden}; 0.5 is no better than a coin."
+        f"AUROC of {mass.auroc:.2f}{hidden}; 1 is perfect, and 0.5 or less no better than a coin."
     )
 
 

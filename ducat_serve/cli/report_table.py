@@ -81,6 +81,8 @@ def show_report(report: RobustnessReport, spec: ModelSpec | None, output: Output
     for sentence in () if spec is None else other_threat_model(report, spec):
         output.text(sentence)
     ticked = tick_off(report)
-    output.text(f"Checklist, {sum(holds for _, holds in ticked)} of {len(ticked)} (docs/evaluation.md):")
+    output.text(
+        f"Checklist, {sum(holds for _, holds in ticked)} of {len(ticked)} (docs/evaluation.md says why each):"
+    )
     for item, holds in ticked:
-        output.text(f"{'yes' if holds else 'no':<4}{item.name}: {item.text}")
+        output.text(f"[{'x' if holds else ' '}] {item.name}: {item.text}")

@@ -65,7 +65,7 @@ class AttackRun:
             self.keeper.judge(runner, attack.name)
         left, total = int(examples.right.sum()), len(runner.data)
         runner.output.say(
-            f"{attack.name:<14} attacked {len(index):>5}, worst case now {left / total:.1%}  "
+            f"{attack.name:<14} on {len(index):>5} images, {left / total:.1%} of all still right  "
             f"({attempt.seconds:.0f} s)"
         )
         return attempt.result(left, total)

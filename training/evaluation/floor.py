@@ -42,7 +42,8 @@ def floor(runner: Runner, examples: Examples) -> tuple[Floor, SanityCheck] | Non
         carried[index] = ~criterion(attempt.raw, runner.data.labels[index])
         left, total = int(carried.sum()), len(carried)
         runner.output.say(
-            f"floor: {name:<14} attacked {len(index):>5}, floor now {left / total:.1%}  ({attempt.seconds:.0f} s)"
+            f"floor: {name:<14} on {len(index):>5} images, {left / total:.1%} of all still carried  "
+            f"({attempt.seconds:.0f} s)"
         )
         results.append(attempt.result(left, total))
     return _result(carried, examples.right, tuple(results))
