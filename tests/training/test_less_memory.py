@@ -9,14 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from ducat_serve.cli.main import run
 from ducat_serve.deployed import Classifier
-from ducat_serve.errors import UsageError
+from ducat_serve.errors import DucatError, UsageError
 from ducat_serve.networks import create_network
 from ducat_serve.spec import ModelSpec
 from tests.support.training_runs import trainer
 from training.activation_checkpoints import checkpoint_blocks
+from training.config import resolve
 from training.distributed.processes import ProcessGroup
+from training.memory import enough_memory_for
 from training.objectives import METHODS
+from training.trainer import Trainer
 
 BATCH, PORTIONS = 13, 3
 CASES = [
@@ -167,3 +171,44 @@ def test_synchronised_norms_are_computed_again_too() -> None:
     (_, expected), (_, found) = map(answered, networks)
     for one, other in zip(expected, found, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.integration
+def test_a_training_without_enough_memory_says_what_takes_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def step(self: Trainer, *_: object) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nSee the documentation")
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    flags = [
+        "--batch-size",
+        "64",
+        "--accumulate",
+        "3",
+        "--epochs",
+        "1",
+        "--attack-steps",
+        "1",
+        "--ducat",
+        "off",
+    ]
+    assert run(["train", "--dataset", "digits", *flags, "--out", str(tmp_path / "run")]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "not enough memory to train on 22 images at once (CUDA out of memory. Tried to allocate 2 GiB.)"
+        in said
+    )
+    assert (
+        "begin again with --accumulate 6 (the same batch in smaller portions), --checkpoint-activations"
+        in said
+    )
+    assert "Traceback" not in said
+
+
+def test_other_errors_are_no_lack_of_memory() -> None:
+    config = resolve("digits", {})
+    with pytest.raises(RuntimeError, match="shapes"), enough_memory_for(config):
+        raise RuntimeError("shapes do not match")
+    with pytest.raises(DucatError, match="not enough memory"), enough_memory_for(config):
+        torch.empty(1 << 62, dtype=torch.uint8)  # the CPU allocator's own error

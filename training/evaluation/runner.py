@@ -18,10 +18,8 @@ from training.attacks.base import Attack, Task
 from training.attacks.criteria import Criterion
 from training.batches import DeviceSplit, to_pixels
 from training.distributed.processes import ProcessGroup
+from training.memory import is_out_of_memory
 from training.randomness import stream
-
-# What torch's CPU allocator, cuBLAS, cuDNN and ONNX Runtime say when there is no memory.
-_SIGNS = ("DefaultCPUAllocator", "ALLOC_FAILED", "Failed to allocate memory", "BFCArena", "std::bad_alloc")
 
 T = TypeVar("T")
 
@@ -74,7 +72,7 @@ class Batches:
             try:
                 results.append(work(offset + start, batch))
             except Exception as error:  # ONNX Runtime's are no RuntimeErrors
-                if not _out_of_memory(error) or self.size == 1:
+                if not is_out_of_memory(error) or self.size == 1:
                     raise
                 self._halve(len(batch))
             else:
@@ -86,12 +84,6 @@ class Batches:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self.output.warn(f"out of memory with {tried} images at once; going on with --batch-size {self.size}")
-
-
-def _out_of_memory(error: Exception) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return any(sign in str(error) for sign in _SIGNS)
 
 
 class _Found(NamedTuple):

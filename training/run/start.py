@@ -20,6 +20,7 @@ from training.data import DATASETS
 from training.device import fastest_precision
 from training.distributed.processes import ProcessGroup, local_device
 from training.initial import InitialWeights, StartWeights
+from training.memory import enough_memory_for
 from training.pretrained import Pretrained, package_weights
 from training.provenance import Provenance, git_revision, installed_versions
 from training.recipes import load_recipe
@@ -152,7 +153,7 @@ def opened(
 
     Raises:
         UsageError: ``initial`` does not fit. DataError: missing or corrupt data.
-        DucatError: the other processes cannot be reached.
+        DucatError: the other processes cannot be reached, or memory runs out, also while it is trained.
     """
     device = local_device(machine.device)
     processes = ProcessGroup.join(device)
@@ -162,17 +163,10 @@ def opened(
         dataset = load_run_data(config, machine.data_dir, machine.offline, output, processes)
         if initial is not None:
             initial.require_fit(config, dataset)
-        if config.measure_start and not only_look:
-            config = with_measured_ramp(config, dataset, device, output, initial, processes)
-        yield Trainer(
-            config,
-            dataset,
-            folder,
-            device,
-            output,
-            initial=initial,
-            processes=processes,
-        )
+        with enough_memory_for(config):
+            if config.measure_start and not only_look:
+                config = with_measured_ramp(config, dataset, device, output, initial, processes)
+            yield Trainer(config, dataset, folder, device, output, initial=initial, processes=processes)
     finally:
         processes.leave()
 
