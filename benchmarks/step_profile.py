@@ -32,10 +32,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from ducat_serve.output import Output
 from training.attacks.frozen import frozen
-from training.config import resolve
 from training.device import LAYOUT
 from training.fused_classifier import FusedClassifier
 from training.objectives.objective import Batch
+from training.resolve import resolve
 from training.run.folder import RunFolder
 from training.trainer import Trainer
 

@@ -18,10 +18,11 @@ import torch
 
 from ducat_serve.deployed import Deployed
 from ducat_serve.output import Output
-from training.config import TrainConfig, resolve
+from training.config import TrainConfig
 from training.data import load_dataset
 from training.data.cache import Split
 from training.device import fastest_precision
+from training.resolve import resolve
 from training.run.folder import RunFolder
 from training.streamed import StreamedSplit
 from training.textbook import Textbook

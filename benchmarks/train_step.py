@@ -28,11 +28,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from ducat_serve.networks import NETWORKS
 from ducat_serve.output import Output
 from training.attacks.frozen import frozen
-from training.config import resolve
 from training.data import Dataset
 from training.data.cache import Split
 from training.device import LAYOUT, fastest_precision
 from training.objectives.objective import Batch
+from training.resolve import resolve
 from training.run.folder import RunFolder
 from training.textbook import Textbook
 from training.trainer import Trainer

@@ -1,4 +1,4 @@
-"""The resolved configuration of a training run: a recipe, and what the user set on top of it."""
+"""The settings of a training run, and which of them contradict each other."""
 
 from __future__ import annotations
 
@@ -9,28 +9,18 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
-    ValidationError,
     field_validator,
     model_serializer,
     model_validator,
 )
 
-from ducat_serve.errors import UsageError
-from ducat_serve.spec import Normalisation, first_problem
+from ducat_serve.spec import Normalisation
 from ducat_serve.threat_model import Norm, ThreatModel, parse_size
 from training.data.selection import Selection
 from training.objectives import METHODS, is_adversarial, methods_with, objective_class
 from training.objectives.ducat import Mode
-from training.recipes import load_recipe, recipe_of
 from training.schedules import Schedule, ramp_factor, rate_factor, share_done
 
-# eps and step size of the paper's three threat models (arXiv 2410.12671, section 5), in pixels.
-NORM_DEFAULTS: dict[Norm, tuple[float, float]] = {
-    "linf": (8 / 255, 2 / 255),
-    "l2": (128 / 255, 15 / 255),
-    "l1": (2000 / 255, 400 / 255),
-}
-FOLDED_SPLIT_WEIGHT = 0.1
 BETA = 6.0
 MOMENTUM = 0.9
 
@@ -312,97 +302,3 @@ class TrainConfig(BaseModel):
         if not self.is_adversarial:
             return "standard"
         return "dummy" if self.is_dummy_phase(epoch) else "adversarial"
-
-
-def resolve(dataset: str, given: dict[str, Any], recipe: str | None = None) -> TrainConfig:
-    """Overlay what the user gave (None = not given) on a recipe, and derive the rest.
-
-    Args:
-        recipe: its name; that of the data set unless given.
-
-    Raises:
-        UsageError: a value out of range or a combination that makes no sense.
-    """
-    given = {key: value for key, value in given.items() if value is not None}
-    settings = load_recipe(recipe or recipe_of(dataset))
-    if recipe is not None:
-        _require_recipe_for(dataset, recipe, settings)
-    if given.get("method", settings["method"]) != settings["method"]:
-        for name in _of_one_method(given["method"]):
-            settings.pop(name, None)
-    values = {**settings, **given, "dataset": dataset}
-    values.update(_threat_model(settings, given))
-    epochs = values["epochs"]
-    if "lr_milestones" not in given and values.get("schedule", "steps") != "steps":
-        values["lr_milestones"] = ()
-    elif "lr_milestones" not in given:  # a shorter run than the recipe's has its drops at the same fractions
-        values["lr_milestones"] = _scaled(settings["lr_milestones"], epochs / settings["epochs"])
-    if "warmup" in settings and "warmup" not in given:
-        values["warmup"] = max(1, round(settings["warmup"] * epochs / settings["epochs"]))
-    # The paper: dummies from epoch 105 of 130.
-    if values.setdefault("ducat", _default_mode(values["method"])) != "off":
-        values.setdefault("ducat_start", int(epochs * 0.8) + 1)
-    if "eps_ramp" in given or values.get("eps_ramp") is None:
-        # The user has said what the start weights are, or there is nothing to ramp.
-        values.pop("measure_start", None)
-    # A ramp that is decided by measurement is a share of the run; a fixed one that does not fit is refused below.
-    if values.get("measure_start") and values["eps_ramp"] > epochs:
-        values["eps_ramp"] = max(1, round(values["eps_ramp"] * epochs / settings["epochs"]))
-    if values["ducat"] == "folded":
-        values.setdefault("split_weight", FOLDED_SPLIT_WEIGHT)
-    if values["method"] in methods_with("beta"):
-        values.setdefault("beta", objective_class(values["method"]).default("beta"))
-    try:
-        return TrainConfig.model_validate(values)
-    except ValidationError as error:
-        cause = error.errors()[0].get("ctx", {}).get("error")
-        raise UsageError(
-            f"Invalid training configuration: {first_problem(error)}.",
-            cause.instead if isinstance(cause, Contradiction) else "ducat train --help",
-        ) from error
-
-
-def _require_recipe_for(dataset: str, recipe: str, settings: dict[str, Any]) -> None:
-    """A recipe may be taken for images of one's own, but not for another data set with a recipe of its own."""
-    made_for = settings.get("dataset")
-    if made_for in (None, dataset) or dataset.startswith("folder:"):
-        return
-    raise UsageError(
-        f"The recipe {recipe} is made for {made_for}, not for {dataset}.",
-        f"ducat train --recipe {recipe}, or ducat train --dataset {dataset}",
-    )
-
-
-def _of_one_method(method: str) -> list[str]:
-    """The settings that a recipe made for another method does not hand on to ``method``: what the user gives stays."""
-    names = ["beta"]  # each method's weight is its own
-    if method not in METHODS:  # refused with the rest of the configuration
-        return names
-    objective = objective_class(method)
-    if objective.attacks_in_one_step or not is_adversarial(method):
-        names.append("inner_attack")
-    if not is_adversarial(method):
-        names.append("eps_ramp")
-    return names
-
-
-def _default_mode(method: str) -> Mode:
-    return "paper" if is_adversarial(method) else "off"
-
-
-def _scaled(milestones: list[int], factor: float) -> tuple[int, ...]:
-    """Milestones at the same fractions of another length, a whole epoch apart at least."""
-    scaled = [round(milestone * factor) for milestone in milestones]
-    for later in range(len(scaled) - 1, 0, -1):
-        scaled[later - 1] = max(0, min(scaled[later - 1], scaled[later] - 1))
-    return tuple(scaled)
-
-
-def _threat_model(recipe: dict[str, Any], given: dict[str, Any]) -> dict[str, float]:
-    norm: Norm = given.get("norm", recipe["norm"])
-    eps, step_size = NORM_DEFAULTS[norm]
-    if norm == recipe["norm"]:
-        eps, step_size = parse_size(recipe["eps"]), parse_size(recipe["step_size"])
-    chosen = given.get("eps", eps)
-    # A larger ball needs larger steps to be crossed in as many.
-    return {"eps": chosen, "step_size": given.get("step_size", step_size * chosen / eps)}

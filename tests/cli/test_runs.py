@@ -18,8 +18,8 @@ from tensorboardX.proto.event_pb2 import Event
 from ducat_serve.checkpoint import read_spec
 from ducat_serve.cli.main import run
 from tests.support.training_runs import contents, epoch_row
-from training.config import resolve
 from training.overfitting import is_overfitting
+from training.resolve import resolve
 from training.run.curves import draw_curves
 from training.run.folder import RunFolder
 from training.run.metrics import EpochRow, kept_row

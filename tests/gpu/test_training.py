@@ -18,9 +18,9 @@ from ducat_serve.networks.allowed import allow
 from ducat_serve.output import Output
 from tests.support import tiny_network
 from tests.support.training_runs import IMPORT_FROM, TINY, TINY_FLAGS
-from training.config import resolve
 from training.data import load_dataset
 from training.provenance import Provenance
+from training.resolve import resolve
 from training.run.folder import RunFolder
 from training.run.metrics import EpochRow
 from training.trainer import Trainer

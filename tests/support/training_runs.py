@@ -20,9 +20,9 @@ from ducat_serve.networks.allowed import allow
 from ducat_serve.output import Output
 from ducat_serve.spec import ModelSpec
 from tests.support import tiny_network
-from training.config import resolve
 from training.data import load_dataset
 from training.provenance import Provenance
+from training.resolve import resolve
 from training.run.folder import RunFolder
 from training.run.metrics import EpochRow
 from training.trainer import Trainer

@@ -14,7 +14,8 @@ from ducat_serve.checkpoint import read_spec
 from ducat_serve.cli.main import run
 from tests.support.training_runs import epoch_row
 from training.collapse import CollapseGuard, collapsed, has_collapsed, is_to_be_said
-from training.config import TrainConfig, resolve
+from training.config import TrainConfig
+from training.resolve import resolve
 from training.run.folder import RunFolder
 from training.run.metrics import COLLAPSED, EpochRow
 from training.validation import ValidationResult

@@ -6,9 +6,9 @@ import pytest
 
 from ducat_serve.errors import UsageError
 from ducat_serve.threat_model import format_size, parse_size
-from training.config import resolve
 from training.data import DATASETS
 from training.recipes import load_recipe, recipe_of
+from training.resolve import resolve
 
 
 def test_the_paper_setting_is_the_default_of_its_data_sets() -> None:

@@ -27,10 +27,10 @@ from tests.support.training_runs import (
     trainer,
 )
 from training.attacks.inner import NFGSM, PGD, CornerFGSM
-from training.config import resolve
 from training.data import Dataset, load_dataset
 from training.initial import InitialWeights, initial_spec
 from training.overfitting import is_catastrophic, is_spike
+from training.resolve import resolve
 from training.trainer import Trainer
 
 pytestmark = pytest.mark.integration
@@ -196,9 +196,9 @@ def test_dummies_are_added_to_a_plain_model(plain: Path, tmp_path: Path, mode: s
     import training.trainer as module
     from ducat_serve.deployed import Deployed
     from ducat_serve.output import Output
-    from training.config import resolve
     from training.data import load_dataset
     from training.initial import InitialWeights
+    from training.resolve import resolve
     from training.run.folder import RunFolder
 
     initial = InitialWeights.read(plain)

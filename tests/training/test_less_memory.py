@@ -16,10 +16,10 @@ from ducat_serve.networks import create_network
 from ducat_serve.spec import ModelSpec
 from tests.support.training_runs import trainer
 from training.activation_checkpoints import checkpoint_blocks
-from training.config import resolve
 from training.distributed.processes import ProcessGroup
 from training.memory import enough_memory_for
 from training.objectives import METHODS
+from training.resolve import resolve
 from training.trainer import Trainer
 
 BATCH, PORTIONS = 13, 3

@@ -10,8 +10,9 @@ import torch
 
 from ducat_serve.errors import UsageError
 from tests.support.training_runs import assert_same_run, resumed, run_until, trainer
-from training.config import TrainConfig, resolve
+from training.config import TrainConfig
 from training.optimizer import parameters_of
+from training.resolve import resolve
 
 ADAMW: dict[str, Any] = {"optimizer": "adamw", "lr": 1e-3, "backbone_lr": 0.5, "warmup": 2, "epochs": 2}
 

@@ -21,9 +21,9 @@ from ducat_serve.networks import create_network
 from ducat_serve.networks.foreign import normalisation_of_weights
 from ducat_serve.pairs import fold_logits
 from tests.support.checkpoints import SPEC, forged, untrained
-from training.config import resolve
 from training.data import Dataset, load_dataset
 from training.pretrained import Pretrained, package_weights
+from training.resolve import resolve
 
 NAME = "timm:test_resnet"  # BatchNorm, 0.5 M parameters
 State = dict[str, Tensor]

@@ -55,7 +55,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from ducat_serve.output import Output
-from training.config import resolve
+from training.resolve import resolve
 from training.data import load_dataset
 from training.run.folder import RunFolder
 import training.trainer as module
@@ -119,7 +119,7 @@ import torch
 from ducat_serve.networks.allowed import allow
 from ducat_serve.output import Output
 from tests.support import tiny_network
-from training.config import resolve
+from training.resolve import resolve
 from training.data import Dataset, load_dataset
 from training.distributed.processes import ProcessGroup
 from training.pretrained import Pretrained

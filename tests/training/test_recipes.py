@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from ducat_serve.cli.main import run
-from training.config import TrainConfig, resolve
+from training.config import TrainConfig
 from training.recipes import load_recipe, recipe_cost, recipe_names, recipe_reached, recommended_recipe
+from training.resolve import resolve
 
 
 def started_with(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> TrainConfig:

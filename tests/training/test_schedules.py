@@ -14,7 +14,8 @@ from ducat_serve.checkpoint import read_checkpoint
 from tests.support.training_runs import around_steps, assert_same_run, resumed, run_until, trainer
 from training.attacks.inner import NFGSM, PGD, CornerFGSM
 from training.average import warm_decay
-from training.config import TrainConfig, resolve
+from training.config import TrainConfig
+from training.resolve import resolve
 from training.schedules import Schedule, ramp_factor
 
 EPOCHS, STEPS = 10, 4

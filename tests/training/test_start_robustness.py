@@ -11,7 +11,8 @@ import torch
 
 from ducat_serve.cli.main import run
 from tests.support.image_folders import write_colours
-from training.config import TrainConfig, resolve
+from training.config import TrainConfig
+from training.resolve import resolve
 from training.start_robustness import is_robust, settings_of_the_head
 from training.validation import ValidationResult
 

@@ -37,7 +37,7 @@ from tests.support.training_runs import (
     trainer,
 )
 from training.attacks.pgd import PGD
-from training.config import resolve
+from training.resolve import resolve
 from training.run.metrics import COLUMNS, kept_row
 
 pytestmark = pytest.mark.integration

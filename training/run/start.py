@@ -15,7 +15,7 @@ from ducat_serve.networks import require_name
 from ducat_serve.networks.allowed import options_for
 from ducat_serve.output import Output
 from training.attacks.ball import require_size
-from training.config import TrainConfig, resolve
+from training.config import TrainConfig
 from training.data import DATASETS
 from training.device import fastest_precision
 from training.distributed.processes import ProcessGroup, local_device
@@ -24,6 +24,7 @@ from training.memory import enough_memory_for
 from training.pretrained import Pretrained, package_weights
 from training.provenance import Provenance, git_revision, installed_versions
 from training.recipes import load_recipe
+from training.resolve import resolve
 from training.run.curves import draw_curves
 from training.run.dataset import load_run_data
 from training.run.folder import RunFolder

@@ -16,11 +16,11 @@ from torch import Tensor
 from ducat_serve.library.device_proof.items import Check, Figures, Skipped, require
 from ducat_serve.library.device_proof.runtime import median_seconds
 from ducat_serve.output import Output
-from training.config import resolve
 from training.data import Dataset
 from training.data.cache import Split
 from training.device import LAYOUT, exact_float32, fastest_precision
 from training.objectives.objective import Batch
+from training.resolve import resolve
 from training.run.folder import RunFolder
 from training.textbook import Textbook
 from training.trainer import Trainer
