@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from mutations import MUTATIONS, PROJECT, Mutation
+from mutation_table import MUTATIONS, Mutation
+from mutations import PROJECT
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.what)

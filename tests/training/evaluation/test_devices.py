@@ -15,6 +15,7 @@ import torch
 
 from ducat_serve.cli.main import run
 from ducat_serve.output import Output
+from tests.support.interrupted import stop_in
 from training.distributed.processes import ProcessGroup
 from training.evaluation.runner import Batches
 
@@ -85,17 +86,8 @@ def test_two_processes_find_what_one_finds(alone: Path, run_folder: Path, tmp_pa
 def test_an_evaluation_is_resumed_by_more_processes(
     alone: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from training.evaluation.attack_run import AttackRun
-
     shutil.copytree(run_folder, tmp_path / "run")
-    original = AttackRun._run
-
-    def interrupted(attack_run: AttackRun, attack: Any) -> Any:
-        if attack.name == "square-warm":
-            raise KeyboardInterrupt
-        return original(attack_run, attack)
-
-    monkeypatch.setattr(AttackRun, "_run", interrupted)
+    stop_in(monkeypatch, "square-warm")
     # Images are kept by both or by neither: what is kept is a part of what is resumed.
     kept = ["--save-adversarial", str(tmp_path / "broken")]
     assert run(["evaluate", str(tmp_path / "run"), *ASKED, *kept]) == 130

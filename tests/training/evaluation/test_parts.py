@@ -22,6 +22,7 @@ from ducat_serve.report import AttackResult, RobustnessReport
 from ducat_serve.spec import Normalisation
 from ducat_serve.threat_model import ThreatModel
 from tests.support.int8 import digits_with_dummies
+from tests.support.interrupted import stop_in
 from tests.support.towers import rows_of, two_patches
 from training.attacks.apgd_ce import APGDCrossEntropy
 from training.attacks.ball import Ball
@@ -159,14 +160,7 @@ def test_a_curve_is_not_resumed_with_other_radii(
     folder = tmp_path / "run"
     shutil.copytree(run_folder, folder)
     command = ["evaluate", str(folder), "--attack", "pgd", "--attack", "apgd-ce", "--max-examples", "20"]
-    real = AttackRun._run
-
-    def stops(attack_run: AttackRun, attack: Attack) -> AttackResult:
-        if attack.name == "apgd-ce" and attack_run.runner.ball.eps == 0.05:
-            raise KeyboardInterrupt
-        return real(attack_run, attack)
-
-    monkeypatch.setattr(AttackRun, "_run", stops)
+    stop_in(monkeypatch, "apgd-ce", eps=0.05)
     assert run([*command, "--eps", "0.02", "--eps", "0.05"]) == 130
     assert run([*command, "--eps", "0.03", "--eps", "0.05", "--resume"]) == 2
     assert "radii changed" in capsys.readouterr().err
@@ -189,14 +183,7 @@ def test_the_same_weights_in_another_function_are_not_gone_on_with(
 ) -> None:
     checkpoint = digits_with_dummies(tmp_path / "model.safetensors")
     command = ["evaluate", str(checkpoint), "--attack", "pgd", "--attack", "apgd-ce", "--max-examples", "20"]
-    real = AttackRun._run
-
-    def stops(attack_run: AttackRun, attack: Attack) -> AttackResult:
-        if attack.name == "apgd-ce":
-            raise stop
-        return real(attack_run, attack)
-
-    monkeypatch.setattr(AttackRun, "_run", stops)
+    stop_in(monkeypatch, "apgd-ce", error=stop)
     assert run(command) == code
     spec, tensors = read_checkpoint(checkpoint)
     write_checkpoint(checkpoint, tensors, spec.model_copy(update=change))
