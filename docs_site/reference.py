@@ -1,7 +1,8 @@
 """MkDocs hook: fills in the parts of the reference that are made from code.
 
 `<!-- http -->` in a page stands for the routes of the OpenAPI document, `<!-- http-schemas -->` for its objects,
-`<!-- commands -->` for the command line and `<!-- report -->` for the fields of the robustness report.
+`<!-- commands -->` for the command line and `<!-- report -->` for the fields of the robustness report. The paragraph
+after `<!-- repository -->` is for those who read the page in the repository, and is left out of the site.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ EVERYTHING = Settings(
 # Every route takes this header and may answer with these; the page says so once.
 _EVERY_PARAMETER, _EVERY_STATUS = "X-Request-Id", ("413", "415", "421", "500")
 _MARK = re.compile(r"^<!-- ([\w-]+) -->$", re.MULTILINE)
+_IN_THE_REPOSITORY = re.compile(r"^<!-- repository -->\n(?:.+\n)+\n", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Fill in what the page asks for."""
+    markdown = _IN_THE_REPOSITORY.sub("", markdown)
     return _MARK.sub(lambda found: PARTS[found[1]]() if found[1] in PARTS else found[0], markdown)
 
 

@@ -78,6 +78,16 @@ def test_other_comments_of_a_page_stay() -> None:
     assert on_page_markdown("<!-- a remark -->\n<!-- remark -->") == "<!-- a remark -->\n<!-- remark -->"
 
 
+@pytest.mark.parametrize("page", ["cli", "http", "python", "report"])
+def test_what_is_said_of_the_repository_is_left_out_of_the_site(page: str) -> None:
+    written = (PROJECT / f"docs/reference/{page}.md").read_text()
+    assert "<!-- repository -->" in written
+    assert "`make docs`" in written
+    made = on_page_markdown(written)
+    assert "<!-- repository -->" not in made
+    assert "`make docs`" not in made
+
+
 def test_the_notebook_is_a_page_with_its_code_and_what_it_printed() -> None:
     page = as_page(PROJECT / "docs" / "notebooks" / "digits.ipynb")
     assert page.startswith("# Digits, from training to a prediction\n")

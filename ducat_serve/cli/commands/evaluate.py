@@ -47,8 +47,9 @@ if TYPE_CHECKING:
     "--suite",
     default="quick",
     show_default=True,
-    help="quick (PGD, APGD, pair margin), standard (all our attacks, and whether images can be flagged) or full "
-    "(also AutoAttack and Square); corruptions runs no attack, but CIFAR-10-C and its kind.",
+    help="quick (a few attacks: a screening), standard (the strongest few, more where gradients mislead, and whether "
+    "images can be flagged) or full (also AutoAttack and Square); corruptions runs no attack, but CIFAR-10-C and its "
+    "kind.",
 )
 @click.option("--attack", multiple=True, metavar="NAME", help="Instead of a suite; repeatable.")
 @click.option(

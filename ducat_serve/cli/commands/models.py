@@ -14,9 +14,9 @@ from ducat_serve.output import Output
 def command(json: bool) -> None:
     """List the trained models that come with the package. Their names stand for MODEL in every command.
 
-    Accuracies are measured on test images by the standard suite (`ducat evaluate --suite standard`), with 95 %
-    intervals. A model whose files were changed is named, and no command takes it. Network, origin and digests are in
-    `ducat models --json` and `ducat inspect NAME`.
+    Accuracies are measured on test images, with 95 % intervals; `ducat inspect NAME` says by which attacks. A
+    model whose files were changed is named, and no command takes it. Network, origin and digests are in `ducat models
+    --json` and `ducat inspect NAME`.
 
     \b
     Example:
