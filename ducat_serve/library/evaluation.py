@@ -30,7 +30,7 @@ from training.evaluation.curve import measure_curve
 from training.evaluation.evaluate import measure as run_evaluation
 from training.evaluation.kept import ExampleKeeper
 from training.evaluation.outputs import Outputs
-from training.evaluation.prepare import Prepared, Request, evaluation_device, prepare, threat_model_of
+from training.evaluation.prepare import Prepared, Request, evaluation_device, prepare, require_possible
 from training.evaluation.state import EvaluationState
 
 _Store = Callable[[RobustnessReport, Output], None]
@@ -189,7 +189,7 @@ def _measure_together(
     path = checkpoint_path(request.path)
     if bundled_name(path) is not None:
         bundled = path
-        threat_model_of(request, read_verified_spec(bundled)[0])  # refused before anything is written
+        require_possible(request, read_verified_spec(bundled)[0])  # refused before anything is written
         path = processes.first_alone(lambda: copy_here(bundled, output))
     prepared = prepare(replace(request, path=path), output, processes, device)
     store = (_stored_in_export if path.suffix == ".onnx" else _stored_in_checkpoint)(path, prepared)

@@ -76,7 +76,10 @@ def test_an_eps_of_0_among_several_is_refused(folder: Path, capsys: pytest.Captu
     assert "--eps 0 is no attack" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("wrong", [["--eps", "0"], ["--norm", "l2"]])
+@pytest.mark.parametrize(
+    "wrong",
+    [["--eps", "0"], ["--norm", "l2"], ["--attack", "no"], ["--attack", "transfer"], ["--suite", "no"]],
+)
 def test_a_bundled_model_is_not_copied_for_what_is_refused(
     wrong: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,6 +146,13 @@ def evaluation_device(request: Request, output: Output) -> torch.device:
     return local_device(choose_device("cpu" if exported else request.device, output))
 
 
+def require_possible(request: Request, spec: ModelSpec) -> None:
+    """Raise what `prepare` raises for a request that no images and no weights are needed to refuse."""
+    threat_model_of(request, spec)
+    if request.path.suffix != ".onnx":  # whose attacks follow from how it was exported
+        _with_gradients(request, TargetModel(spec.fold, spec.num_classes))
+
+
 def threat_model_of(request: Request, spec: ModelSpec) -> ThreatModel:
     """The threat model of the report: that of training where it is among those asked for, else the largest eps.
 
