@@ -1,23 +1,21 @@
 // The model under attack: images that an evaluation kept, asked about anew, before and after.
 
-import { showTrio, trioAnswer } from "./trio.js";
+import { hideTrio, showTrio, trioAnswer } from "./trio.js";
 import { $, element, sizeText } from "./dom.js";
 import { fromPixels, pngOf } from "./picture.js";
 import { ask, formOf, which } from "./server.js";
 import { page } from "./state.js";
 
-let shown = 0; // counts up, so that only the last example's answers are shown
-
-export async function showExamples() {
-  const asked = (shown += 1);
-  const kept = await ask("/v1/examples" + which()).catch(() => null);
-  if (asked !== shown) return;
+/** Offer those of the model that is described; the signal says when another one is. */
+export async function showExamples(signal) {
+  hideTrio();
+  const kept = await ask("/v1/examples" + which(), { signal }).catch(() => null);
+  if (signal.aborted) return;
   const examples = kept?.examples ?? [];
   $("example-list").replaceChildren(...examples.map((one, index) => exampleButton(one, index, kept.threat_model)));
   $("kept-examples").hidden = !examples.length;
   $("live-attack").hidden = !kept?.attack_demo;
   $("under-attack").hidden = !examples.length && !kept?.attack_demo;
-  $("trio").hidden = true;
   if (kept?.attack_demo) {
     const { most_queries: queries, levels } = kept.attack_demo;
     $("attack-help").textContent =
@@ -35,18 +33,16 @@ function exampleButton(example, index, threatModel) {
 }
 
 async function showExample(example, button, { norm, eps }) {
-  const asked = (shown += 1);
   for (const other of $("example-list").children) other.setAttribute("aria-pressed", String(other === button));
   const [before, after] = [example.original, example.attacked].map((text) => fromPixels(text, page.model.spec));
-  showTrio(before, after);
-  $("trio-caption").textContent =
-    `A ${example.label}. Changed by ${example.attack}, by at most ${norm} ${sizeText(eps)}. Both answers are the model's own, now.`;
+  const change = `Changed by ${example.attack}, by at most ${norm} ${sizeText(eps)}.`;
+  const signal = showTrio(before, after, `A ${example.label}. ${change} Both answers are the model's own, now.`);
   try {
     const form = formOf(await pngOf(before), "before.png");
     form.append("image", await pngOf(after), "after.png");
-    const { predictions } = await ask("/v1/predict" + which(), { method: "POST", body: form });
-    if (asked === shown) trioAnswer(predictions[0], predictions[1]);
+    const { predictions } = await ask("/v1/predict" + which(), { method: "POST", body: form, signal });
+    trioAnswer(predictions[0], predictions[1]);
   } catch (error) {
-    if (asked === shown) $("trio-caption").textContent = error.message;
+    if (!signal.aborted) $("trio-caption").textContent = error.message;
   }
 }

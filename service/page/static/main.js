@@ -1,6 +1,6 @@
 // The page's events.
 
-import { attackLive } from "./attack.js";
+import { attackOrStop } from "./attack.js";
 import { classifyAll, saveCsv } from "./batch.js";
 import { $ } from "./dom.js";
 import { meet } from "./model.js";
@@ -29,7 +29,7 @@ $("which").addEventListener("change", () => meet(choose));
 $("beside").addEventListener("change", () => (page.picture ? predict() : null));
 $("again").addEventListener("click", () => choose(page.picture.file));
 $("batch-save").addEventListener("click", saveCsv);
-$("attack-live").addEventListener("click", attackLive);
+$("attack-live").addEventListener("click", attackOrStop);
 $("snippets").addEventListener("toggle", showSnippets);
 $("copy-curl").addEventListener("click", () => copySnippet($("copy-curl"), $("curl-text")));
 $("copy-python").addEventListener("click", () => copySnippet($("copy-python"), $("python-text")));

@@ -1,9 +1,11 @@
 // What is served: which models, what they are, what was measured on them.
 
+import { forgetAttack } from "./attack.js";
 import { $, element } from "./dom.js";
 import { showExamples } from "./examples.js";
 import { scaleNoise } from "./noise.js";
 import { showReport } from "./report.js";
+import { start } from "./running.js";
 import { ask, askForKey, showProblem, which } from "./server.js";
 import { showSnippets } from "./snippets.js";
 import { page } from "./state.js";
@@ -14,12 +16,14 @@ export async function meet(choose) {
 }
 
 export async function describe(choose) {
+  const signal = start("model");
   try {
-    offerModels((await ask("/v1/models")).models);
-    showModel(await ask("/v1/model" + which()));
+    offerModels((await ask("/v1/models", { signal })).models);
+    showModel(await ask("/v1/model" + which(), { signal }), signal);
     return true;
   } catch (error) {
-    if (error.status === 503) setTimeout(meet, 1000 * (error.wait || 1), choose);
+    if (signal.aborted) return false;
+    if (error.status === 503) setTimeout(() => signal.aborted || meet(choose), 1000 * (error.wait || 1));
     if (error.status === 401) askForKey();
     if (error.status !== 401 || page.key) showProblem(error.message);
     $("model").textContent = error.message;
@@ -39,7 +43,8 @@ function offerModels(models) {
   $("which-field").hidden = $("beside-field").hidden = models.length < 2;
 }
 
-function showModel(found) {
+function showModel(found, signal) {
+  forgetAttack();
   page.model = found;
   const { spec } = found;
   showProblem("");
@@ -63,5 +68,5 @@ function showModel(found) {
     : "says that nobody measured what it does to this model.";
   showReport();
   showSnippets();
-  showExamples();
+  showExamples(signal);
 }

@@ -1,23 +1,23 @@
 // One image: shown as the model sees it, and asked about. One request at a time; of what was asked for meanwhile only the
 // last counts.
 
+import { forgetAttack } from "./attack.js";
 import { clearAnswer, showAnswer, showBeside } from "./answer.js";
 import { $ } from "./dom.js";
 import { remember } from "./history.js";
 import { describe } from "./model.js";
 import { noiseLevel } from "./noise.js";
 import { decodePixels, fitPixels, greyPixels, noisyPixels, paintPixels, pngOf } from "./picture.js";
+import { start } from "./running.js";
 import { ask, askForKey, formOf, showProblem, which } from "./server.js";
 import { page } from "./state.js";
 
 let wanted = 0;
 let isAsking = false;
-let asking = null; // of the request that is on its way
 
 export async function choose(file) {
-  page.picture = { file, seen: null, original: null };
-  const chosen = page.picture;
-  asking?.abort();
+  const chosen = (page.picture = { file, signal: start("image"), seen: null, original: null });
+  forgetAttack();
   clearAnswer("Asking the model…");
   showProblem("");
   $("attack-live").disabled = true;
@@ -31,7 +31,7 @@ export async function choose(file) {
       // Not an image for this browser; the server has the last word and says why.
     }
   }
-  if (chosen !== page.picture) return;
+  if (chosen.signal.aborted) return;
   showPicture();
   $("attack-live").disabled = !chosen.seen;
   predict();
@@ -67,8 +67,7 @@ export async function predict() {
 }
 
 async function predictOnce(chosen, level) {
-  asking = new AbortController();
-  const { signal } = asking;
+  const { signal } = chosen;
   const { model } = page;
   $("prediction").setAttribute("aria-busy", "true");
   try {
@@ -77,17 +76,15 @@ async function predictOnce(chosen, level) {
     const started = performance.now();
     const body = await ask("/v1/predict" + which(), { method: "POST", body: form, signal });
     const best = body.predictions[0];
-    if (chosen === page.picture) {
-      showAnswer(best, performance.now() - started, noisy ? level : 0);
-      if (!chosen.isShown) bringIntoView();
-      chosen.isShown = true;
-      if (!noisy) remember(chosen, best, () => choose(chosen.file));
-      await askBeside(form, best, signal, chosen);
-    }
+    showAnswer(best, performance.now() - started, noisy ? level : 0);
+    if (!chosen.isShown) bringIntoView();
+    chosen.isShown = true;
+    if (!noisy) remember(chosen, best, () => choose(chosen.file));
+    await askBeside(form, best, signal);
     // Somebody put another model in its place: what the page says of it is out of date.
     if (model && body.model.weights_digest !== model.spec.weights_digest) describe(choose);
   } catch (error) {
-    if (chosen !== page.picture || error.name === "AbortError") return;
+    if (signal.aborted) return;
     clearAnswer("No prediction for this image.");
     if (error.status === 401) askForKey();
     showProblem(error.message);
@@ -97,12 +94,11 @@ async function predictOnce(chosen, level) {
 }
 
 /** Ask the model that was chosen to stand beside the first. */
-async function askBeside(form, best, signal, chosen) {
+async function askBeside(form, best, signal) {
   const other = $("beside").value;
   $("beside-answer").hidden = true;
   if ($("beside-field").hidden || !other) return;
   const body = await ask(`/v1/predict?${other}`, { method: "POST", body: form, signal });
-  if (chosen !== page.picture) return;
   const { name, version } = body.model;
   showBeside(`${name}, version ${version}`, body.predictions[0], body.predictions[0].label === best.label);
 }

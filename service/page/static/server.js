@@ -3,10 +3,11 @@
 import { $, duration } from "./dom.js";
 import { page } from "./state.js";
 
-/** An answer of the server, as JSON. Throws an Error whose message is meant for people. */
+/** An answer of the server, as JSON. Throws an Error whose message is meant for people; always, once its signal is aborted. */
 export async function ask(path, options = {}) {
   const response = await send(path, options);
   const body = await response.json().catch(() => null);
+  options.signal?.throwIfAborted();
   if (body === null) throw new Error("The server's answer cannot be read.");
   return body;
 }
@@ -15,7 +16,7 @@ export async function ask(path, options = {}) {
 export async function send(path, options = {}) {
   const headers = page.key ? { Authorization: `Bearer ${page.key}` } : {};
   const response = await fetch(path, { ...options, headers }).catch((error) => {
-    if (error.name === "AbortError") throw error;
+    if (options.signal?.aborted) throw error;
     throw new Error("The server did not answer. It may be down, or the file too large for it.");
   });
   if (response.ok) return response;

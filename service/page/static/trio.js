@@ -3,8 +3,10 @@
 import { inWords } from "./answer.js";
 import { $ } from "./dom.js";
 import { differenceOf, paintPixels } from "./picture.js";
+import { start, stop } from "./running.js";
 
-export function showTrio(before, after) {
+/** Show these pictures in the place of others; the signal says when others take theirs. */
+export function showTrio(before, after, caption) {
   const pictures = { "trio-before": before, "trio-change": differenceOf(before, after, 10), "trio-after": after };
   for (const [id, pixels] of Object.entries(pictures)) {
     paintPixels($(id), pixels);
@@ -12,12 +14,19 @@ export function showTrio(before, after) {
   }
   $("trio-before-answer").replaceChildren("…");
   $("trio-after-answer").replaceChildren("…");
+  $("trio-caption").textContent = caption;
   $("trio").hidden = false;
+  return start("trio");
 }
 
-/** What the model says of both; null where it is not known yet. */
+export function hideTrio() {
+  stop("trio");
+  $("trio").hidden = true;
+}
+
+/** What the model says of both. */
 export function trioAnswer(before, after) {
-  if (before) $("trio-before-answer").replaceChildren(...inWords(before));
-  if (after) $("trio-after-answer").replaceChildren(...inWords(after));
-  $("trio-after-answer").classList.toggle("changed", Boolean(before && after && before.label !== after.label));
+  $("trio-before-answer").replaceChildren(...inWords(before));
+  $("trio-after-answer").replaceChildren(...inWords(after));
+  $("trio-after-answer").classList.toggle("changed", before.label !== after.label);
 }
