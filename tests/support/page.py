@@ -6,11 +6,12 @@ import base64
 import io
 import re
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from playwright.sync_api import FilePayload, Page, expect
+from playwright.sync_api import FilePayload, Page, Route, expect
 
 from ducat_serve.predictor import Predictor
 from tests.support.http_client import DIGITS, encode
@@ -47,12 +48,64 @@ def last_sent(page: Page) -> NDArray[np.uint8] | None:
 KEEP_SENT = """() => {
     const real = window.fetch;
     window.fetch = async (path, options) => {
-        const file = options?.body?.get("image");
-        const bytes = file?.name === "noise.png" ? new Uint8Array(await file.arrayBuffer()) : null;
-        if (file) window.sent = bytes && btoa(String.fromCharCode(...bytes));
+        const files = options?.body?.getAll("image") ?? [];
+        if (files.length !== 1) return real(path, options); // nothing, or a pair of kept examples
+        const [file] = files;
+        const bytes = file.name === "noise.png" ? new Uint8Array(await file.arrayBuffer()) : null;
+        window.sent = bytes && btoa(String.fromCharCode(...bytes));
         return real(path, options);
     };
 }"""
+
+
+# Keeps what the page asks of addresses with this in them until `release` lets it through, so that order is certain.
+HOLD = """(part) => {
+    const real = window.fetch;
+    window.held = [];
+    window.fetch = async (path, options) => {
+        if (!path.includes(part)) return real(path, options);
+        const one = { path };
+        window.held.push(one);
+        await new Promise((letThrough) => { one.letThrough = letThrough; });
+        return (one.answer = real(path, options));
+    };
+}"""
+
+
+def hold(page: Page, part: str) -> None:
+    page.evaluate(HOLD, part)
+
+
+def held(page: Page, count: int) -> list[str]:
+    """The addresses that are held, once there are so many."""
+    page.wait_for_function("(count) => window.held.length >= count", arg=count)
+    return cast("list[str]", page.evaluate("window.held.map((one) => one.path)"))
+
+
+def release(page: Page, index: int) -> None:
+    """Let it through; the page has its answer afterwards, and has made of it what it does."""
+    page.evaluate(
+        """async (index) => {
+            const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+            window.held[index].letThrough();
+            await pause(0);
+            await window.held[index].answer.catch(() => null);
+            await pause(100);
+        }""",
+        index,
+    )
+
+
+def change_model(page: Page, address: str, **changes: object) -> None:
+    """Tell the page other things about a model than its server says, from its next question on."""
+
+    def changed(route: Route) -> None:
+        answer = route.fetch()
+        body = answer.json()
+        body["spec"].update(changes)
+        route.fulfill(response=answer, json=body)
+
+    page.route(address, changed)
 
 
 def set_noise(page: Page, level: int) -> None:

@@ -1,4 +1,4 @@
-// The answer to one image: headline, bars, dummy mass; and the same of another model beside it.
+// The answer to one image: headline, bars, dummy mass.
 
 import { $, element, percent } from "./dom.js";
 import { showProblem } from "./server.js";
@@ -16,7 +16,7 @@ export function clearAnswer(instead) {
 export function showAnswer(best, milliseconds, level) {
   showProblem("");
   const noise = level ? `, with noise of ${level}/255` : "";
-  $("headline").replaceChildren(...inWords(best, noise));
+  $("headline").replaceChildren(...inWords(best, page.model?.spec, noise));
   $("bars").replaceChildren(...best.top_k.slice(0, 5).map(bar));
   $("dummy-meter").value = best.dummy_mass;
   $("dummy-meter").setAttribute("aria-valuetext", percent(best.dummy_mass));
@@ -28,27 +28,19 @@ export function showAnswer(best, milliseconds, level) {
   $("answer").hidden = false;
 }
 
-/** What another model says of the same image. */
-export function showBeside(name, best, isSame) {
-  $("beside-title").textContent = name;
-  $("beside-headline").replaceChildren(...inWords(best, isSame ? ": the same answer" : ": another answer"));
-  $("beside-bars").replaceChildren(...best.top_k.slice(0, 5).map(bar));
-  $("beside-answer").hidden = false;
-}
-
-/** A label, and how sure the model is; it says so where it is not. */
-export function inWords(best, more = "") {
+/** A label, and how sure the model of this spec is; it says so where it is not. */
+export function inWords(best, spec, more = "") {
   const words = [element("strong", {}, best.label), ` ${percent(best.confidence)} confidence${more}`];
-  return isUnsure(best) ? [...words, " ", element("span", { className: "unsure" }, "unsure")] : words;
+  return isUnsure(best, spec) ? [...words, " ", element("span", { className: "unsure" }, "unsure")] : words;
 }
 
 /** Below the confidence at which the measurement flagged images, where it did; else below a half. */
-export function isUnsure({ confidence }) {
-  const flagged = page.model?.spec.robustness?.rejection?.find((one) => one.score === "confidence");
+export function isUnsure({ confidence }, spec) {
+  const flagged = spec?.robustness?.rejection?.find((one) => one.score === "confidence");
   return confidence < (flagged?.threshold ?? UNSURE_BELOW);
 }
 
-function bar({ label, confidence }) {
+export function bar({ label, confidence }) {
   const meter = element("meter", { value: confidence });
   meter.setAttribute("aria-hidden", "true"); // the number beside it says the same
   return element(

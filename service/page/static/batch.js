@@ -57,7 +57,7 @@ function rowOf(row, show) {
     made.append(element("td", { colSpan: 3, className: "bad" }, row.problem));
     return made;
   }
-  const sure = isUnsure(row) ? element("span", { className: "unsure" }, "unsure") : "";
+  const sure = isUnsure(row, page.model?.spec) ? element("span", { className: "unsure" }, "unsure") : "";
   made.append(
     element("td", {}, row.label, " ", sure),
     element("td", {}, percent(row.confidence)),

@@ -18,7 +18,7 @@ export function remember(picture, best, again) {
     { type: "button", className: "past" },
     small,
     element("span", { className: "past-name" }, picture.file.name || "pasted image"),
-    element("span", {}, `${best.label}, ${percent(best.confidence)}${isUnsure(best) ? ", unsure" : ""}`),
+    element("span", {}, `${best.label}, ${percent(best.confidence)}${isUnsure(best, page.model?.spec) ? ", unsure" : ""}`),
     element("span", { className: "quiet" }, page.model ? page.model.name : ""),
   );
   button.addEventListener("click", again);

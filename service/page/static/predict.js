@@ -1,8 +1,9 @@
 // One image: shown as the model sees it, and asked about. One request at a time; of what was asked for meanwhile only the
 // last counts.
 
+import { clearAnswer, showAnswer } from "./answer.js";
 import { forgetAttack } from "./attack.js";
-import { clearAnswer, showAnswer, showBeside } from "./answer.js";
+import { askBeside } from "./beside.js";
 import { $ } from "./dom.js";
 import { remember } from "./history.js";
 import { describe } from "./model.js";
@@ -91,16 +92,6 @@ async function predictOnce(chosen, level) {
   } finally {
     $("prediction").removeAttribute("aria-busy");
   }
-}
-
-/** Ask the model that was chosen to stand beside the first. */
-async function askBeside(form, best, signal) {
-  const other = $("beside").value;
-  $("beside-answer").hidden = true;
-  if ($("beside-field").hidden || !other) return;
-  const body = await ask(`/v1/predict?${other}`, { method: "POST", body: form, signal });
-  const { name, version } = body.model;
-  showBeside(`${name}, version ${version}`, body.predictions[0], body.predictions[0].label === best.label);
 }
 
 /** Where image and answer are below each other, the answer to a new image would be out of sight. */

@@ -4,6 +4,7 @@ import { inWords } from "./answer.js";
 import { $ } from "./dom.js";
 import { differenceOf, paintPixels } from "./picture.js";
 import { start, stop } from "./running.js";
+import { page } from "./state.js";
 
 /** Show these pictures in the place of others; the signal says when others take theirs. */
 export function showTrio(before, after, caption) {
@@ -26,7 +27,7 @@ export function hideTrio() {
 
 /** What the model says of both. */
 export function trioAnswer(before, after) {
-  $("trio-before-answer").replaceChildren(...inWords(before));
-  $("trio-after-answer").replaceChildren(...inWords(after));
+  $("trio-before-answer").replaceChildren(...inWords(before, page.model.spec));
+  $("trio-after-answer").replaceChildren(...inWords(after, page.model.spec));
   $("trio-after-answer").classList.toggle("changed", before.label !== after.label);
 }
