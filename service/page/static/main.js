@@ -6,7 +6,7 @@ import { $ } from "./dom.js";
 import { meet } from "./model.js";
 import { sayNoise } from "./noise.js";
 import { choose, predict, showPicture } from "./predict.js";
-import { markSample, offerSamples } from "./samples.js";
+import { offerSamples } from "./samples.js";
 import { showProblem } from "./server.js";
 import { copySnippet, showSnippets } from "./snippets.js";
 import { page } from "./state.js";
@@ -15,7 +15,6 @@ const SLIDER_REST = 150; // milliseconds without a move before the model is aske
 
 /** The files of a drop or a paste; says so where there is none. */
 function chooseFrom(files, origin) {
-  markSample(null);
   if (files.length > 1) classifyAll(files, choose);
   else if (files.length) choose(files[0]);
   else showProblem(`There is no image file in what was ${origin}.`);

@@ -9,7 +9,8 @@ import { remember } from "./history.js";
 import { describe } from "./model.js";
 import { noiseLevel } from "./noise.js";
 import { decodePixels, fitPixels, greyPixels, noisyPixels, paintPixels, pngOf } from "./picture.js";
-import { start } from "./running.js";
+import { start, stop } from "./running.js";
+import { markSample } from "./samples.js";
 import { ask, askForKey, formOf, showProblem, which } from "./server.js";
 import { page } from "./state.js";
 
@@ -18,6 +19,8 @@ let isAsking = false;
 
 export async function choose(file) {
   const chosen = (page.picture = { file, signal: start("image"), seen: null, original: null });
+  stop("sample"); // one that is still being loaded
+  markSample(file);
   forgetAttack();
   clearAnswer("Asking the model…");
   showProblem("");

@@ -1,7 +1,8 @@
 // The operator's own sample images.
 
 import { $, element } from "./dom.js";
-import { ask, showProblem } from "./server.js";
+import { start } from "./running.js";
+import { ask, send, showProblem } from "./server.js";
 
 export async function offerSamples(choose) {
   const names = await ask("/samples").catch(() => []);
@@ -21,18 +22,19 @@ function sampleButton(name, choose) {
   const image = button.firstChild;
   image.addEventListener("load", () => image.classList.toggle("few-pixels", image.naturalWidth < 160));
   button.addEventListener("click", async () => {
-    markSample(button);
+    const signal = start("sample");
     try {
-      const response = await fetch(path);
-      if (!response.ok) throw new Error();
-      choose(new File([await response.blob()], name));
+      // Kept, so that the history knows it as the same image.
+      button.file ??= new File([await (await send(path, { signal })).blob()], name);
     } catch {
-      showProblem("The sample could not be loaded from the server.");
+      if (!signal.aborted) showProblem("The sample could not be loaded from the server.");
     }
+    if (button.file && !signal.aborted) choose(button.file);
   });
   return button;
 }
 
-export function markSample(chosen) {
-  for (const button of $("sample-list").children) button.setAttribute("aria-pressed", String(button === chosen));
+/** Mark the sample that is the chosen file. */
+export function markSample(file) {
+  for (const button of $("sample-list").children) button.setAttribute("aria-pressed", String(button.file === file));
 }

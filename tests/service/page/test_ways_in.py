@@ -14,13 +14,18 @@ from ducat_serve.predictor import Predictor
 from ducat_serve.report_text import broken_by_checks_in_words
 from tests.support.http_client import DIGITS, encode
 from tests.support.page import (
+    OTHER_PNG,
     PNG,
     expect_answer,
+    held,
+    hold,
     label_of,
+    release,
 )
 from tests.support.server_process import Server
 
 pytestmark = pytest.mark.slow
+PASTE_NOTHING = "body => body.dispatchEvent(new ClipboardEvent('paste', { bubbles: true, cancelable: true }))"
 
 
 def test_an_upload_shows_the_models_own_answer(
@@ -98,6 +103,7 @@ def test_an_image_is_pasted(look: Callable[..., Page], server: Server, measured:
     page.evaluate("navigator.clipboard.writeText('only text')")
     page.keyboard.press("Control+V")
     expect(page.get_by_role("alert")).to_have_text("There is no image file in what was pasted.")
+    expect(page.get_by_role("button", name="Try again")).to_be_hidden()  # it would ask about the image before
 
 
 def test_a_sample_is_picked(look: Callable[..., Page], server: Server, measured: Path) -> None:
@@ -107,5 +113,35 @@ def test_a_sample_is_picked(look: Callable[..., Page], server: Server, measured:
     samples.nth(2).click()
     expect_answer(page, label_of(measured, DIGITS[2]))
     expect(samples.nth(2)).to_have_attribute("aria-pressed", "true")
+    page.locator("body").evaluate(PASTE_NOTHING)
+    expect(page.get_by_role("alert")).not_to_be_empty()
+    expect(samples.nth(2)).to_have_attribute("aria-pressed", "true")  # it is still shown
     page.get_by_label("Choose images").set_input_files(PNG)
     expect(samples.nth(2)).to_have_attribute("aria-pressed", "false")
+
+
+def test_a_sample_picked_twice_is_remembered_once(
+    look: Callable[..., Page], server: Server, measured: Path
+) -> None:
+    page = look(server)
+    for number in (2, 1, 2):
+        page.get_by_role("button", name=f"digit {number}").first.click()
+        expect_answer(page, label_of(measured, DIGITS[number]))
+    past = page.get_by_role("region", name="This visit").get_by_role("button")
+    expect(past).to_have_count(2)
+    past.nth(1).click()
+    samples = page.get_by_role("group", name="Or try a sample").get_by_role("button")
+    expect(samples.nth(1)).to_have_attribute("aria-pressed", "true")  # shown again, it is marked again
+
+
+def test_a_sample_that_comes_late_takes_nothing_away(look: Callable[..., Page], server: Server) -> None:
+    page = look(server)
+    hold(page, "/samples/digit-0")
+    page.get_by_role("button", name="digit 0").click()
+    held(page, 1)
+    page.get_by_label("Choose images").set_input_files(OTHER_PNG)
+    expect(page.get_by_text("Answered in")).to_be_visible()
+    answer = page.get_by_role("status").inner_text()
+    release(page, 0)
+    assert page.get_by_role("status").inner_text() == answer
+    expect(page.get_by_role("button", name="digit 0")).to_have_attribute("aria-pressed", "false")
