@@ -9,10 +9,23 @@ export function element(tag, properties, ...children) {
   return made;
 }
 
+/** Scroll to a card where the part of it that has just been filled would be out of sight. */
+export function bringIntoView(card, filled) {
+  const { top, bottom } = filled.getBoundingClientRect();
+  if (top >= 0 && bottom <= innerHeight) return;
+  const isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  card.scrollIntoView({ block: "start", behavior: isCalm ? "auto" : "smooth" });
+}
+
 export function duration(seconds) {
   if (seconds < 120) return `${seconds}\u00a0s`;
   if (seconds < 7200) return `${Math.ceil(seconds / 60)} minutes`;
   return `${Math.ceil(seconds / 3600)} hours`;
+}
+
+/** For the keyboard, where the element that had the focus goes away. */
+export function focusPrediction() {
+  $("prediction").focus({ preventScroll: true });
 }
 
 /** As the field writes sizes: a short decimal, else 8/255 where it is one of the 255 levels. */

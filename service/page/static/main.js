@@ -2,7 +2,7 @@
 
 import { attackOrStop } from "./attack.js";
 import { classifyAll, saveCsv } from "./batch.js";
-import { $ } from "./dom.js";
+import { $, focusPrediction } from "./dom.js";
 import { meet } from "./model.js";
 import { sayNoise } from "./noise.js";
 import { choose, predict, showPicture } from "./predict.js";
@@ -26,7 +26,10 @@ $("file").addEventListener("change", () => {
 });
 $("which").addEventListener("change", () => meet(choose));
 $("beside").addEventListener("change", () => (page.picture ? predict() : null));
-$("again").addEventListener("click", () => choose(page.picture.file));
+$("again").addEventListener("click", () => {
+  focusPrediction(); // the button hides itself
+  meet(choose);
+});
 $("batch-save").addEventListener("click", saveCsv);
 $("attack-live").addEventListener("click", attackOrStop);
 $("snippets").addEventListener("toggle", showSnippets);

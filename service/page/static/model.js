@@ -25,7 +25,7 @@ export async function describe(choose) {
     if (signal.aborted) return false;
     if (error.status === 503) setTimeout(() => signal.aborted || meet(choose), 1000 * (error.wait || 1));
     if (error.status === 401) askForKey();
-    if (error.status !== 401 || page.key) showProblem(error.message);
+    if (error.status !== 401 || page.key) showProblem(error.message, true);
     $("model").textContent = error.message;
     return false;
   }

@@ -4,7 +4,7 @@
 import { clearAnswer, showAnswer } from "./answer.js";
 import { forgetAttack } from "./attack.js";
 import { askBeside } from "./beside.js";
-import { $ } from "./dom.js";
+import { $, bringIntoView } from "./dom.js";
 import { remember } from "./history.js";
 import { describe } from "./model.js";
 import { noiseLevel } from "./noise.js";
@@ -25,12 +25,18 @@ export async function choose(file) {
   clearAnswer("Asking the model…");
   showProblem("");
   $("attack-live").disabled = true;
+  await fit(chosen);
+  if (!chosen.signal.aborted) predict();
+}
+
+/** Show the chosen image as the model takes it. */
+async function fit(chosen) {
   if (page.model) {
-    const [height, width] = page.model.spec.image_size;
+    const { channels, image_size: [height, width] } = page.model.spec;
     try {
-      const { pixels, original } = await decodePixels(file);
+      const { pixels, original } = await decodePixels(chosen.file);
       const fitted = fitPixels(pixels, width, height);
-      Object.assign(chosen, { seen: page.model.spec.channels === 1 ? greyPixels(fitted) : fitted, original });
+      Object.assign(chosen, { seen: channels === 1 ? greyPixels(fitted) : fitted, original });
     } catch {
       // Not an image for this browser; the server has the last word and says why.
     }
@@ -38,7 +44,6 @@ export async function choose(file) {
   if (chosen.signal.aborted) return;
   showPicture();
   $("attack-live").disabled = !chosen.seen;
-  predict();
 }
 
 export function showPicture() {
@@ -72,35 +77,38 @@ export async function predict() {
 
 async function predictOnce(chosen, level) {
   const { signal } = chosen;
-  const { model } = page;
   $("prediction").setAttribute("aria-busy", "true");
   try {
-    const noisy = chosen.seen && level ? await pngOf(noisyPixels(chosen.seen, level, model.spec.channels)) : null;
+    const noisy = chosen.seen && level ? await pngOf(noisyPixels(chosen.seen, level, page.model.spec.channels)) : null;
     const form = formOf(noisy ?? chosen.file, noisy ? "noise.png" : chosen.file.name);
     const started = performance.now();
     const body = await ask("/v1/predict" + which(), { method: "POST", body: form, signal });
+    const milliseconds = performance.now() - started;
+    if (body.model.weights_digest !== page.model?.spec.weights_digest) await meetAnew(chosen, body.model);
+    signal.throwIfAborted();
     const best = body.predictions[0];
-    showAnswer(best, performance.now() - started, noisy ? level : 0);
-    if (!chosen.isShown) bringIntoView();
+    showAnswer(best, milliseconds, noisy ? level : 0);
+    if (!chosen.isShown) bringIntoView($("prediction"), $("headline"));
     chosen.isShown = true;
     if (!noisy) remember(chosen, best, () => choose(chosen.file));
     await askBeside(form, best, signal);
-    // Somebody put another model in its place: what the page says of it is out of date.
-    if (model && body.model.weights_digest !== model.spec.weights_digest) describe(choose);
   } catch (error) {
     if (signal.aborted) return;
     clearAnswer("No prediction for this image.");
     if (error.status === 401) askForKey();
-    showProblem(error.message);
+    showProblem(error.message, true);
   } finally {
     $("prediction").removeAttribute("aria-busy");
   }
 }
 
-/** Where image and answer are below each other, the answer to a new image would be out of sight. */
-function bringIntoView() {
-  const { top, bottom } = $("headline").getBoundingClientRect();
-  if (top >= 0 && bottom <= innerHeight) return;
-  const isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  $("prediction").scrollIntoView({ block: "start", behavior: isCalm ? "auto" : "smooth" });
+/**
+ * Another model answered than the one that the page describes: somebody put it in the other's place, or the first question
+ * about it failed. What is said of it is out of date, and so is a picture that was made for it.
+ */
+async function meetAnew(chosen, answered) {
+  if (!(await describe(choose))) return;
+  await fit(chosen);
+  // The noise was on the picture for the other model.
+  if (noiseLevel() && page.model.spec.weights_digest === answered.weights_digest) predict();
 }

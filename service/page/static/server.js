@@ -3,7 +3,7 @@
 import { $, duration } from "./dom.js";
 import { page } from "./state.js";
 
-/** An answer of the server, as JSON. Throws an Error whose message is meant for people; always, once its signal is aborted. */
+/** An answer of the server, as JSON. Throws an Error whose message is meant for people, or any once its signal is aborted. */
 export async function ask(path, options = {}) {
   const response = await send(path, options);
   const body = await response.json().catch(() => null);
@@ -30,10 +30,10 @@ export async function send(path, options = {}) {
   });
 }
 
-export function showProblem(message) {
+export function showProblem(message, canTryAgain = false) {
   $("alert").textContent = message;
   $("problem").classList.toggle("shown", Boolean(message));
-  $("again").hidden = !message || !page.picture;
+  $("again").hidden = !canTryAgain;
 }
 
 export function askForKey() {

@@ -50,6 +50,7 @@ def test_a_server_that_is_gone_is_told(look: Callable[..., Page], server: Server
     page.get_by_role("button", name="Try again").click()
     expect_answer(page, label_of(measured, DIGITS[0]))
     expect(page.get_by_role("button", name="Try again")).to_be_hidden()
+    expect(page.locator("#prediction")).to_be_focused()  # the button is gone
 
 
 def test_keys_limits_and_a_model_that_nobody_measured(
