@@ -54,3 +54,35 @@ def test_one_file_makes_no_table(look: Callable[..., Page], server: Server) -> N
     page.get_by_label("Choose images").set_input_files([PNG])
     expect(page.get_by_text("Answered in")).to_be_visible()
     expect(page.locator("#batch")).to_be_hidden()
+
+
+def test_on_a_phone_the_table_is_in_sight(look: Callable[..., Page], server: Server) -> None:
+    small = {"width": 390, "height": 844}
+    page = look(server, viewport=small, is_mobile=True, has_touch=True, reduced_motion="reduce")
+    names = [f"IMG_20240512_1234567{number} as a phone names it.png" for number in range(3)]
+    page.get_by_label("Choose images").set_input_files([file(name, encode(DIGITS[0])) for name in names])
+    expect(page.locator("#batch-count")).to_have_text("3 files, all answered.")
+    for cell in page.locator("#batch-rows").get_by_role("row").first.get_by_role("cell").all()[:2]:
+        expect(cell).to_be_in_viewport(ratio=1)
+
+
+# A server that has answered enough for the moment when it is asked for the second time.
+LIMITED = """() => {
+    const real = window.fetch;
+    let asked = 0;
+    window.fetch = async (path, options) => {
+        if (!path.startsWith("/v1/predict") || ++asked !== 2) return real(path, options);
+        return new Response("{}", { status: 429, headers: { "Retry-After": "0.1" } });
+    };
+}"""
+
+
+def test_a_file_waits_where_the_server_says_so(look: Callable[..., Page], server: Server) -> None:
+    page = look(server)
+    expect(page.get_by_text("resnet-small · 10 classes")).to_be_visible()
+    page.evaluate(LIMITED)
+    page.get_by_label("Choose images").set_input_files(
+        [file(f"{n}.png", encode(DIGITS[n])) for n in range(3)]
+    )
+    expect(page.locator("#batch-count")).to_have_text("3 files, all answered.")
+    expect(page.locator("#batch-rows").get_by_role("row")).to_have_count(3)
