@@ -169,11 +169,11 @@ def how_measured(report: RobustnessReport, spec: ModelSpec) -> str:
 
 
 def other_threat_model(report: RobustnessReport, spec: ModelSpec) -> list[str]:
-    """One sentence where it was measured under another threat model than it was trained for."""
+    """One sentence where it was measured under another threat model than its own."""
     if (report.norm, report.eps) == (spec.threat_model.norm, spec.threat_model.eps):
         return []
     measured = f"{report.norm} {format_size(report.eps)}"
-    return [f"It was trained against changes of {spec.threat_model}, and measured under {measured}."]
+    return [f"It is meant to withstand changes of {spec.threat_model}, and was measured under {measured}."]
 
 
 def server_access(report: RobustnessReport) -> str | None:

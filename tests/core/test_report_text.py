@@ -93,7 +93,8 @@ def test_every_norm_and_another_one_than_in_training(
 ) -> None:
     said = words(spec, norm=norm, eps=eps)["sentences"]
     assert text in said[1]
-    assert said[3].startswith("It was trained against changes of linf 0.2, and measured under " + norm)
+    # Others may have trained it, or nobody against attacks: how it was trained is not in its threat model.
+    assert said[3].startswith("It is meant to withstand changes of linf 0.2, and was measured under " + norm)
 
 
 def test_every_doubt_is_a_warning(spec: ModelSpec) -> None:

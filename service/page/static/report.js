@@ -53,7 +53,7 @@ function showFacts() {
   const { spec, resizing, provider } = page.model;
   const facts = {
     Network: `${spec.network}, ${spec.num_classes} classes, in ${spec.precision}`,
-    "Trained against": `${spec.threat_model.norm} ${sizeText(spec.threat_model.eps)}`,
+    "Threat model": `${spec.threat_model.norm} ${sizeText(spec.threat_model.eps)}`,
     Input: `${spec.image_size[1]} × ${spec.image_size[0]} pixels, ${spec.channels === 1 ? "greyscale" : "colour"}`,
     "Other sizes": resizing,
     "Runs on": provider,

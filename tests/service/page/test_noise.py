@@ -29,6 +29,7 @@ def test_the_slider_asks_again_with_the_same_noise_scaled(look: Callable[..., Pa
     slider = page.get_by_role("slider", name="Add random noise")
     assert slider.get_attribute("max") == "102", "four times 0.1 of 255"
     expect(page.get_by_text("Random noise is not an attack")).to_be_visible()
+    expect(page.get_by_text("The model is meant to withstand at most 0.1")).to_be_visible()
     original = DIGITS[0].astype(int)
     inner = (original >= 40) & (original <= 215)  # never cut off at black or white
     signs = []
