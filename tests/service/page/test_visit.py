@@ -13,7 +13,7 @@ from playwright.sync_api import Page, Route, expect
 
 from ducat_serve.predictor import Predictor
 from tests.support.http_client import DIGITS, encode
-from tests.support.page import KEY, OTHER_PNG, PNG, expect_answer, label_of
+from tests.support.page import KEY, OTHER_PNG, PNG, change_model, expect_answer, label_of
 from tests.support.server_process import WAIT, Server
 
 pytestmark = pytest.mark.slow
@@ -53,6 +53,17 @@ def test_it_lists_what_the_model_knows(look: Callable[..., Page], server: Server
     expect(page.locator("#class-list").get_by_role("listitem")).to_have_text(
         list(Predictor(measured).spec.labels)
     )
+
+
+def test_very_many_classes_are_scrolled_downwards(look: Callable[..., Page], server: Server) -> None:
+    page = look(server)
+    labels = [f"an animal of the forest, number {number}" for number in range(200)]
+    change_model(page, "**/v1/model", labels=labels, num_classes=200)
+    page.reload()
+    page.get_by_text("The 200 classes it knows").click()
+    listed = page.get_by_role("region", name="The 200 classes it knows")
+    expect(listed.get_by_role("listitem")).to_have_count(200)
+    assert listed.evaluate("e => e.scrollWidth === e.clientWidth && e.scrollHeight > e.clientHeight")
 
 
 def test_accuracy_is_told_class_by_class(look: Callable[..., Page], server: Server, measured: Path) -> None:
