@@ -1,7 +1,7 @@
 // What was asked in this visit. It is kept in the page, and gone when it is left.
 
 import { isUnsure } from "./answer.js";
-import { $, element, percent } from "./dom.js";
+import { $, element, focusPrediction, percent } from "./dom.js";
 import { paintPixels } from "./picture.js";
 import { page } from "./state.js";
 
@@ -21,7 +21,10 @@ export function remember(picture, best, again) {
     element("span", {}, `${best.label}, ${percent(best.confidence)}${isUnsure(best, page.model?.spec) ? ", unsure" : ""}`),
     element("span", { className: "quiet" }, page.model ? page.model.name : ""),
   );
-  button.addEventListener("click", again);
+  button.addEventListener("click", () => {
+    focusPrediction(); // this entry is replaced by a new one
+    again();
+  });
   const entry = element("li", {}, button);
   entry.pastFile = picture.file;
   for (const other of [...$("past-list").children]) {
