@@ -46,9 +46,11 @@ $("noise").addEventListener("input", () => {
 
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  page.key = $("key").value.trim();
-  if (/^[\x21-\x7e]+$/.test(page.key)) meet(choose);
-  else showProblem("An API key is made of letters, digits and signs, without blanks.");
+  const key = $("key").value.trim();
+  if (/^[\x21-\x7e]+$/.test(key)) {
+    page.key = key;
+    meet(choose);
+  } else showProblem("An API key is made of letters, digits and signs, without blanks.");
 });
 
 document.addEventListener("paste", (event) => {
