@@ -12,6 +12,7 @@ import { decodePixels, fitPixels, greyPixels, noisyPixels, paintPixels, pngOf } 
 import { start, stop } from "./running.js";
 import { markSample } from "./samples.js";
 import { ask, askForKey, formOf, showProblem, which } from "./server.js";
+import { showSnippets } from "./snippets.js";
 import { page } from "./state.js";
 
 let wanted = 0;
@@ -24,6 +25,7 @@ export async function choose(file) {
   forgetAttack();
   clearAnswer("Asking the model…");
   showProblem("");
+  showSnippets();
   $("attack-live").disabled = true;
   await fit(chosen);
   if (!chosen.signal.aborted) predict();

@@ -32,6 +32,7 @@ def test_what_was_asked_can_be_shown_again(look: Callable[..., Page], server: Se
     past.nth(1).get_by_role("button").focus()
     page.keyboard.press("Enter")
     expect(past.first).to_contain_text("digit.png")
+    expect(page.locator("#prediction")).to_be_focused()  # the entry was replaced by another one
     expect(past).to_have_count(2)
     expect_answer(page, label_of(measured, DIGITS[0]))
 
@@ -122,6 +123,15 @@ def test_what_is_copied_works(
             rf'"label":"{label_of(measured, DIGITS[0])}"|^{label_of(measured, DIGITS[0])}$', done.stdout, re.M
         )
         expect(button).to_be_visible()
+
+
+def test_what_is_copied_names_the_image_that_is_shown(look: Callable[..., Page], server: Server) -> None:
+    page = look(server)
+    page.get_by_text("The same from a program").click()
+    for name in ("cat.png", "dog.png"):
+        page.get_by_label("Choose images").set_input_files({**PNG, "name": name})
+        for text in page.locator("#curl-text, #python-text").all():
+            expect(text).to_contain_text(name)
 
 
 def test_no_key_is_ever_copied(look: Callable[..., Page], strict_server: Server) -> None:
