@@ -12,6 +12,8 @@ const WHY = {
   fooled: "The answer changed.",
   queries: "The answer stayed: the search gave up.",
   time: "The answer stayed: the time was up.",
+  rate_limited: "Stopped: more questions a second than the server allows.",
+  budget_spent: "Stopped: the budget of images is spent.",
 };
 
 export function attackOrStop() {
