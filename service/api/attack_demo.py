@@ -38,7 +38,7 @@ MOST_QUERIES = 1000
 MOST_SECONDS = 20.0
 _MOST_SEARCHES = 3  # one runs, the others wait
 _AT_A_TIME = 10  # questions between two looks at the client and its budget
-_OTHER_NORMS_LEVELS = 8  # of 255, for models that were not trained against changes of single pixels
+_OTHER_NORMS_LEVELS = 8  # of 255, for models that are not meant to withstand changes of single pixels
 _LOWEST_PRIORITY = 19
 _YIELD_SECONDS = 0.005
 
