@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ducat_serve.errors import DataError
+from ducat_serve.folder_walk import files_below
 from ducat_serve.images import IMAGE_SUFFIXES
 from ducat_serve.output import Output
 
@@ -55,18 +56,19 @@ def image_arguments(arguments: tuple[str, ...], output: Output) -> Iterator[Imag
 
 def _below(folder: str, output: Output) -> Iterator[ImageArgument]:
     others: Counter[str] = Counter()
+    unreadable: list[OSError] = []
     found = False
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(name for name in files if not name.startswith(".")):
-            suffix = Path(name).suffix.lower()
-            if suffix in IMAGE_SUFFIXES:
-                found = True
-                yield ImageArgument(str(Path(place, name)))
-            else:
-                others[suffix or "without a suffix"] += 1
+    for path in files_below(Path(folder), unreadable.append, hidden=False):
+        suffix = path.suffix.lower()
+        if suffix in IMAGE_SUFFIXES:
+            found = True
+            yield ImageArgument(str(path))
+        else:
+            others[suffix or "without a suffix"] += 1
+    for error in unreadable:
+        yield ImageArgument(str(error.filename), f"Cannot read {error.filename}: {error.strerror}.")
     if others:
         counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
         output.say(f"{folder}: passed over what is no image: {counts}.")
-    if not found:
+    if not found and not unreadable:
         yield ImageArgument(folder, f"{folder} holds no image.")

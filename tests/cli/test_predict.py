@@ -13,6 +13,7 @@ from PIL import Image
 
 from ducat_serve.cli.main import run
 from tests.support.http_client import DIGITS, GOOD
+from tests.support.image_folders import make_unreadable
 
 Capture = pytest.CaptureFixture[str]
 
@@ -77,6 +78,29 @@ def test_an_empty_folder_is_a_failure(onnx_model: Path, tmp_path: Path, capsys: 
     (tmp_path / "empty").mkdir()
     assert run(["predict", str(onnx_model), str(tmp_path / "empty")]) == 4
     assert "empty holds no image" in capsys.readouterr().err
+
+
+def test_links_to_folders_are_followed_unless_they_lead_back(
+    onnx_model: Path, photos: Path, capsys: Capture
+) -> None:
+    Path("links").mkdir()
+    Path("links/photos").symlink_to(photos)
+    (photos / "more" / "up").symlink_to(photos)
+    assert run(["predict", str(onnx_model), "links"]) == 0
+    found = [row[0] for row in rows(capsys.readouterr().out)]
+    assert found == [f"links/photos/{name}" for name in ("a.png", "b.gif", "more/c.tif")]
+
+
+def test_a_folder_that_cannot_be_read_is_a_failure(
+    onnx_model: Path, photos: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_unreadable(photos / "more", monkeypatch)
+    assert run(["predict", str(onnx_model), "photos", "--json"]) == 4
+    document = json.loads(capsys.readouterr().out)
+    assert [p["image"] for p in document["predictions"]] == ["photos/a.png", "photos/b.gif"]
+    assert document["failed"] == [
+        {"image": "photos/more", "error": "Cannot read photos/more: Permission denied."}
+    ]
 
 
 def test_lines_hold_the_whole_name_and_the_further_classes(

@@ -71,11 +71,14 @@ def list_files(tree: Tree, selection: Selection = Selection()) -> Listing:  # no
     present = set(tree.names())
     if f"{root}wnids.txt" in present:
         return _tiny_imagenet(tree, root)
-    splits = {split: _by_class(tree, f"{root}{split}/") for split in _SPLITS}
+    places = {split: f"{root}{split}/" for split in _SPLITS}
+    splits = {split: _by_class(tree, place) for split, place in places.items()}
     if not splits["train"] and f"{root}{label_file.NAME}" in present:
         splits = _labelled(tree, root)
     elif not splits["train"] and not any(name.startswith(f"{root}train/") for name in present):
+        places["train"] = root
         splits = {"train": _by_class(tree, root), "val": {}, "test": {}}
+    _refuse_odd_classes(tree, places, splits)
     return _listing(tree, root, splits, selection)
 
 
@@ -133,23 +136,32 @@ def _labelled(tree: Tree, root: str) -> dict[str, ByClass]:
     return splits
 
 
-def _listing(tree: Tree, root: str, splits: dict[str, ByClass], selection: Selection) -> Listing:
-    classes = sorted(splits["train"])
+def _refuse_odd_classes(tree: Tree, places: Mapping[str, str], splits: Mapping[str, ByClass]) -> None:
+    """Raise DataError for classes to train on that are fewer than 2, no text, elsewhere missing or empty.
+
+    ``places`` is where the class folders of each split are.
+    """
+    classes = set(splits["train"])
     if len(classes) < 2:
         found = f"{len(classes)} class{'es' * (len(classes) != 1)}"
         raise DataError(f"{tree.source} has {found} to train on; a classifier needs at least 2.", _LAYOUTS)
-    for name in classes:
+    for name in sorted(classes):
         require_text(name, f"{tree.source} has a class folder")
     for split, members in splits.items():
-        strange = sorted(set(members) - set(classes))
+        strange = sorted(set(members) - classes)
         if strange:
-            raise DataError(f"{tree.source}: {split}/ has class '{strange[0]}', which train/ does not have.")
+            raise DataError(
+                f"{tree.source}: {places[split]} has class '{strange[0]}', which train/ does not have."
+            )
         empty = sorted(name for name, files in members.items() if not files)
         if empty:
             raise DataError(
-                f"{tree.source}: the class folder {split}/{empty[0]} holds no image.",
+                f"{tree.source}: the class folder {places[split]}{empty[0]} holds no image.",
                 "remove the folder or put images into it",
             )
+
+
+def _listing(tree: Tree, root: str, splits: dict[str, ByClass], selection: Selection) -> Listing:
     test_share = None
     if not splits["test"] and not splits["val"]:
         test_share = TEST_SHARE if selection.test_fraction is None else selection.test_fraction
@@ -159,6 +171,7 @@ def _listing(tree: Tree, root: str, splits: dict[str, ByClass], selection: Selec
             f"{tree.source} names its test images itself, and a test fraction of {selection.test_fraction} is wanted.",
             "leave out --test-fraction",
         )
+    classes = sorted(splits["train"])
     index = {name: i for i, name in enumerate(classes)}
     files = {split: _flatten(members, index) for split, members in splits.items()}
     # With val/ alone it is the final test, as for ImageNet; models are then chosen on a part of train/.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import threading
 import zipfile
 from contextlib import nullcontext
@@ -15,6 +16,7 @@ from fsspec.implementations.tar import TarFileSystem
 from fsspec.implementations.zip import ZipFileSystem
 
 from ducat_serve.errors import DataError
+from ducat_serve.folder_walk import files_below
 
 MAX_FILE_BYTES = 64 << 20  # of an image or a list of labels; an archive of megabytes can hold gigabytes
 # Whose decompression can be stopped at a number of bytes. The others give whatever a few bytes of input unfold to.
@@ -24,10 +26,11 @@ _BOUNDED = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 class Tree:
     """The files of a zip or uncompressed tar archive or a folder, by their POSIX path relative to its root.
 
-    Links in a tar archive are left out.
+    Links in a tar archive are left out; those in a folder are followed, to files and to folders.
 
     Raises:
-        DataError: missing, not such an archive, truncated, or holding paths that point outside of it.
+        DataError: missing, not such an archive, truncated, holding paths that point outside of it, or a folder with
+            something below it that cannot be read.
     """
 
     def __init__(self, source: Path) -> None:
@@ -42,14 +45,11 @@ class Tree:
                 self._files = TarFileSystem(source.open("rb"))
             else:  # an open file, because fsspec reads "::" and "://" in a path as parts of a URL
                 self._files = ZipFileSystem(source.open("rb"))
-            found = self._files.find("")
+            self._names = _files_in(source) if self._is_folder else self._files_in_archive()
+        except DataError:
+            raise
         except Exception as error:  # zipfile, codecs and the operating system have their own
             raise self._unreadable("", error) from error
-        if not self._is_folder:
-            for name in found:
-                refuse_escape(name, source)
-        # fsspec lists links in folders as files: this keeps those that lead to a file.
-        self._names = [name for name in found if self._files.isfile(name) and not self._is_link(name)]
 
     def names(self) -> list[str]:
         """All file paths, sorted."""
@@ -100,9 +100,15 @@ class Tree:
             digest.update(os.fsencode(f"{name}|{stat.st_size}|{stat.st_mtime_ns}\n"))
         return digest.hexdigest()
 
+    def _files_in_archive(self) -> list[str]:
+        found = self._files.find("")
+        for name in found:
+            refuse_escape(name, self.source)
+        return [name for name in found if self._files.isfile(name) and not self._is_link(name)]
+
     def _is_link(self, name: str) -> bool:
         """Whether it is a link of a tar archive, which says where it leads; files there say so with nothing."""
-        return not self._is_folder and bool(self._files.info(name).get("linkname"))
+        return bool(self._files.info(name).get("linkname"))
 
     def _refused(self, name: str, what: str) -> DataError:
         return DataError(
@@ -112,8 +118,10 @@ class Tree:
 
     def _unreadable(self, name: str, error: Exception) -> DataError:
         if self._is_folder:
+            place = getattr(error, "filename", None) or self.source / name
             return DataError(
-                f"Cannot read {self.source / name}: {getattr(error, 'strerror', None) or error}."
+                f"Cannot read {place}: {getattr(error, 'strerror', None) or error}.",
+                "see to it that it is there and may be read, or remove it from the data set",
             )
         detail = ": ".join(part for part in (name, str(error) or type(error).__name__) if part)
         kind = self.source.suffix[1:] or "zip"
@@ -121,6 +129,24 @@ class Tree:
             f"{self.source} is not a readable {kind} archive; it is truncated or corrupt ({detail}).",
             f"delete {self.source} and run the command again to download it, or copy it again",
         )
+
+
+def _files_in(folder: Path) -> list[str]:
+    """The files below a folder, as an archive of it would name them. Raises OSError for what cannot be read."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    found = files_below(folder, refuse, hidden=True)
+    return sorted(path.relative_to(folder).as_posix() for path in found if _is_file(path))
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is a regular file. Links that lead nowhere are none, as FIFOs and devices are not."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def refuse_escape(name: str, source: Path) -> None:

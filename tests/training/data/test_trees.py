@@ -14,6 +14,7 @@ from PIL import Image
 
 from ducat_serve.errors import DataError, DucatError
 from ducat_serve.output import Output
+from tests.support.image_folders import make_unreadable
 from training.data import decoding
 from training.data.cache import Decoded
 from training.data.decoding import decode_tree
@@ -100,11 +101,34 @@ def test_links_in_a_folder_lead_to_files_or_are_no_files(tmp_path: Path) -> None
     assert tree.read("train/a/link.png") == png("blue")
 
 
-def test_a_link_to_a_class_folder_is_not_followed_and_named(tmp_path: Path) -> None:
+def test_links_to_folders_are_followed(tmp_path: Path) -> None:
+    """Subsets are put together so; one folder may be linked twice."""
+    full = write_folder(tmp_path / "full", tree_of(*TWO_CLASSES))
+    folder = tmp_path / "subset"
+    folder.mkdir()
+    (folder / "cat").symlink_to(full / "train" / "a")
+    (folder / "dog").symlink_to(full / "train" / "a")
+    assert Tree(folder).names() == ["cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png"]
+    assert list_files(Tree(folder)).labels == ("cat", "dog")
+    splits = tmp_path / "splits"
+    splits.mkdir()
+    for split in ("train", "test"):
+        (splits / split).symlink_to(full / split)
+    assert list_files(Tree(splits)) == list_files(Tree(full))
+
+
+def test_a_link_to_a_folder_above_it_is_not_followed(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "set", tree_of(*TWO_CLASSES))
-    (folder / "train" / "c").symlink_to(folder / "train" / "a")
-    with pytest.raises(DataError, match="class folder train/c holds no image"):
-        list_files(Tree(folder))
+    (folder / "train" / "a" / "up").symlink_to(folder)
+    (folder / "train" / "a" / "here").symlink_to(".")
+    assert Tree(folder).names() == sorted(TWO_CLASSES)
+
+
+def test_a_folder_below_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_folder(tmp_path / "set", tree_of(*TWO_CLASSES, "train/a/more/3.png"))
+    make_unreadable(folder / "train" / "a" / "more", monkeypatch)
+    with pytest.raises(DataError, match="Cannot read .*set/train/a/more: Permission denied"):
+        Tree(folder)
 
 
 def test_the_path_of_an_archive_is_no_url(tmp_path: Path) -> None:
@@ -186,6 +210,11 @@ def test_an_empty_class_folder_is_named(split: str, tmp_path: Path) -> None:
         (folder / "test" / "c").mkdir()
     with pytest.raises(DataError, match=f"class folder {split}/c holds no image"):
         list_files(Tree(folder))
+
+
+def test_an_empty_class_folder_without_splits_is_named_by_where_it_is(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="class folder top/c holds no image"):
+        listing(tmp_path, "top/a/1.png", "top/b/1.png", "top/c/notes.txt")
 
 
 @pytest.mark.parametrize("entry", ["train/c/", "train/c/.DS_Store"])
