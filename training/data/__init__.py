@@ -198,7 +198,8 @@ def _find(
     path = find_archive(info, data_dir) or _obtain(info, info.archive, data_dir, offline, output)
     if info.cifar is not None and path.name == info.archive.filename:
         return info.title, read_cifar(path, info.cifar)
-    return _title(info, path), decode_tree(Tree(path), image_size, output)
+    tree = Tree(path, is_download=path.name == info.archive.filename)
+    return _title(info, path), decode_tree(tree, image_size, output)
 
 
 def _candidates(info: DatasetInfo, data_dir: Path) -> Iterator[Path]:

@@ -28,20 +28,25 @@ class Tree:
 
     Links in a tar archive are left out; those in a folder are followed, to files and to folders.
 
+    Args:
+        source: the archive or folder.
+        is_download: whether ducat downloads it where it is not there.
+
     Raises:
         DataError: missing, not such an archive, truncated, holding paths that point outside of it, or a folder with
             something below it that cannot be read.
     """
 
-    def __init__(self, source: Path) -> None:
+    def __init__(self, source: Path, *, is_download: bool = False) -> None:
         self.source = source
+        self._is_download = is_download
         self._is_folder = source.is_dir()
         # fsspec does not promise that several threads can read one archive; files of a folder are apart.
         self._lock = nullcontext() if self._is_folder else threading.Lock()
         try:
             if self._is_folder:
                 self._files = DirFileSystem(str(source.absolute()), LocalFileSystem())
-            elif source.suffix == ".tar":
+            elif source.suffix.lower() == ".tar":
                 self._files = TarFileSystem(source.open("rb"))
             else:  # an open file, because fsspec reads "::" and "://" in a path as parts of a URL
                 self._files = ZipFileSystem(source.open("rb"))
@@ -123,11 +128,19 @@ class Tree:
                 f"Cannot read {place}: {getattr(error, 'strerror', None) or error}.",
                 "see to it that it is there and may be read, or remove it from the data set",
             )
+        suffix = self.source.suffix.lower()
+        if not name and suffix not in (".zip", ".tar"):
+            return DataError(
+                f"{self.source} is neither a folder nor a zip or tar archive.",
+                "give a folder, a .zip or an uncompressed .tar",
+            )
         detail = ": ".join(part for part in (name, str(error) or type(error).__name__) if part)
-        kind = self.source.suffix[1:] or "zip"
+        kind = "tar" if suffix == ".tar" else "zip"
         return DataError(
             f"{self.source} is not a readable {kind} archive; it is truncated or corrupt ({detail}).",
-            f"delete {self.source} and run the command again to download it, or copy it again",
+            f"delete {self.source} and run the command again to download it"
+            if self._is_download
+            else "copy it again from where it came from, or make it anew",
         )
 
 

@@ -226,6 +226,7 @@ def test_load_dataset_downloads_what_is_absent(
     """It arrives in the data folder; that it is no zip shows afterwards."""
     info = DatasetInfo("set", "Set", 2, 4, site.archive())
     monkeypatch.setitem(DATASETS, "set", info)
-    with pytest.raises(DataError, match="not a readable zip"):
+    with pytest.raises(DataError, match="not a readable zip") as failure:
         load_dataset("set", data_dir=tmp_path)
+    assert "run the command again to download it" in str(failure.value.next_step)
     assert contents(tmp_path) == {NAME: CONTENT}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import NoReturn
@@ -127,7 +128,7 @@ def test_a_link_to_a_folder_above_it_is_not_followed(tmp_path: Path) -> None:
 def test_a_folder_below_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_folder(tmp_path / "set", tree_of(*TWO_CLASSES, "train/a/more/3.png"))
     make_unreadable(folder / "train" / "a" / "more", monkeypatch)
-    with pytest.raises(DataError, match="Cannot read .*set/train/a/more: Permission denied"):
+    with pytest.raises(DataError, match=r"Cannot read .*set/train/a/more: Permission denied"):
         Tree(folder)
 
 
@@ -167,6 +168,31 @@ def test_a_file_that_is_no_zip_is_refused(tmp_path: Path) -> None:
     path.write_bytes(png())
     with pytest.raises(DataError, match=r"set\.zip is not a readable zip"):
         Tree(path)
+
+
+@pytest.mark.parametrize("name", ["photo.png", "set.tar.gz"])
+def test_a_file_that_is_no_archive_is_not_called_corrupt(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(png())
+    with pytest.raises(DataError, match=rf"{name} is neither a folder nor a zip or tar archive") as failure:
+        Tree(path)
+    assert failure.value.next_step == "give a folder, a .zip or an uncompressed .tar"
+
+
+def test_an_archive_of_ones_own_is_not_to_be_deleted(tmp_path: Path) -> None:
+    path = tmp_path / "set.zip"
+    path.write_bytes(png())
+    for is_download in (False, True):
+        with pytest.raises(DataError, match="truncated or corrupt") as failure:
+            Tree(path, is_download=is_download)
+        assert ("delete" in str(failure.value.next_step)) == is_download
+
+
+def test_a_tar_may_end_in_capitals(tmp_path: Path) -> None:
+    path = tmp_path / "SET.TAR"
+    with tarfile.open(path, "w") as archive:
+        archive.add(write_folder(tmp_path / "set", tree_of(*TWO_CLASSES)), "set")
+    assert list_files(Tree(path)).labels == ("a", "b")
 
 
 @pytest.mark.parametrize("flip", [0x01, 0x80, 0xFF])
