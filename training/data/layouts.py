@@ -25,6 +25,8 @@ _LAYOUTS = (
     "<class>/*.png; or with a labels.csv of the columns file,label"
 )
 _SPLITS = ("train", "val", "test")
+# What else people call the folder of a split, in small letters.
+_OTHER_NAMES = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,11 @@ def list_files(tree: Tree, selection: Selection = Selection()) -> Listing:  # no
     splits = {split: _by_class(tree, place) for split, place in places.items()}
     if not splits["train"] and f"{root}{label_file.NAME}" in present:
         splits = _labelled(tree, root)
-    elif not splits["train"] and not any(name.startswith(f"{root}train/") for name in present):
-        places["train"] = root
-        splits = {"train": _by_class(tree, root), "val": {}, "test": {}}
+    else:
+        _refuse_misnamed_splits(tree, root)
+        if not any(name.startswith(places["train"]) for name in present):
+            places["train"] = root
+            splits = {"train": _by_class(tree, root), "val": {}, "test": {}}
     _refuse_odd_classes(tree, places, splits)
     return _listing(tree, root, splits, selection)
 
@@ -134,6 +138,23 @@ def _labelled(tree: Tree, root: str) -> dict[str, ByClass]:
     for row in read_labels(tree, root):
         splits[row.split or "train"].setdefault(row.label, []).append(row.file)
     return splits
+
+
+def _refuse_misnamed_splits(tree: Tree, root: str) -> None:
+    """Raise DataError for folders such as Train/ and Test/, which would be classes, or passed over."""
+    meant = {}
+    for folder in tree.folders(root):
+        split = _OTHER_NAMES.get(folder.lower(), folder.lower())
+        if split in _SPLITS:
+            meant[folder] = split
+    wrong = {folder: split for folder, split in meant.items() if folder != split}
+    # One of them alone may well be a class: people train for sports.
+    if wrong and "train" in meant.values() and len(set(meant.values())) > 1:
+        raise DataError(
+            f"{tree.source}: {root}{next(iter(wrong))} looks like a folder of a split, which are called "
+            "train, val and test.",
+            "; ".join(f"rename {root}{folder} to {root}{split}" for folder, split in wrong.items()),
+        )
 
 
 def _refuse_odd_classes(tree: Tree, places: Mapping[str, str], splits: Mapping[str, ByClass]) -> None:
@@ -233,7 +254,16 @@ def _tiny_imagenet(tree: Tree, root: str) -> Listing:
         test.append((name, index[wnid]))
     if not test:
         raise DataError(f"{tree.source}: val/val_annotations.txt names no image.")
-    return Listing(tuple(names.get(wnid, wnid) for wnid in wnids), train, None, test)
+    return Listing(_labels_of(wnids, names), train, None, test)
+
+
+def _labels_of(wnids: list[str], names: Mapping[str, str]) -> tuple[str, ...]:
+    """A name for each wnid: its words, and the wnid itself beside them where another class has the same words."""
+    words = [names.get(wnid, wnid) for wnid in wnids]
+    shared = {word for word, count in Counter(words).items() if count > 1}
+    return tuple(
+        f"{word} ({wnid})" if word in shared else word for wnid, word in zip(wnids, words, strict=True)
+    )
 
 
 def require_text(name: str, where: str) -> None:

@@ -73,6 +73,11 @@ def test_tiny_imagenet_in_its_original_layout(tmp_path: Path) -> None:
     assert sorted(data.val.labels.tolist()) == [0, 1, 2]
 
 
+def test_classes_of_the_same_words_are_told_apart_by_their_wnid(tmp_path: Path) -> None:
+    files = {**TINY, "tiny-imagenet-200/words.txt": b"n01\tcrane\nn02\tcrane\nn03\tking penguin\n"}
+    assert load_tiny(tmp_path, files).class_names == ("crane (n01)", "crane (n02)", "king penguin")
+
+
 @pytest.mark.parametrize(
     ("file", "title"),
     [
