@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import posixpath
 from dataclasses import dataclass
 
 from ducat_serve.errors import DataError
@@ -26,7 +27,8 @@ class Labelled:
 def read_labels(tree: Tree, root: str) -> list[Labelled]:
     """The rows of ``root``labels.csv. Paths in it are relative to it.
 
-    Raises DataError for other columns, a file that is not there or named twice, and an unknown or missing split.
+    Raises DataError for other columns or one that is there twice, a file that is not there or named twice, and an
+    unknown or missing split.
     """
     where = f"{tree.source}: {root}{NAME}"
     text = tree.read_text(f"{root}{NAME}").removeprefix("\ufeff")  # Excel begins UTF-8 files so
@@ -35,16 +37,16 @@ def read_labels(tree: Tree, root: str) -> list[Labelled]:
     try:
         reader = csv.DictReader(io.StringIO(text), skipinitialspace=True, strict=True)
         columns = reader.fieldnames or []
-        if not {"file", "label"} <= set(columns):
+        if not {"file", "label"} <= set(columns) or len(set(columns)) < len(columns):
             raise DataError(f"{where} has the columns {', '.join(columns)}.", f"name them {_COLUMNS}")
         for row in reader:
-            file, label = f"{root}{row['file'] or ''}", (row["label"] or "").strip()
+            # As `find` writes paths, with ./ before them, and as people align them, with blanks behind.
+            file = root + posixpath.normpath((row["file"] or "").strip())
+            label = (row["label"] or "").strip()
             split = (row["split"] or "").strip() if "split" in columns else None
             line = f"{where}, line {reader.line_num}"
             if file not in present:
-                raise DataError(
-                    f"{line}: there is no file {row['file']}.", "give paths relative to labels.csv"
-                )
+                raise DataError(f"{line}: there is no file {row['file']}.", _advice(row["file"] or ""))
             if file in seen:
                 raise DataError(f"{line}: {row['file']} is named a second time.", "give every file one label")
             if not label:
@@ -58,3 +60,7 @@ def read_labels(tree: Tree, root: str) -> list[Labelled]:
     if not rows:
         raise DataError(f"{where} names no image.", f"its columns are {_COLUMNS}")
     return rows
+
+
+def _advice(path: str) -> str:
+    return "write / instead of \\" if "\\" in path else "give paths relative to labels.csv"

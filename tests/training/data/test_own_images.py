@@ -101,6 +101,21 @@ def test_a_class_of_one_image_is_named(tmp_path: Path) -> None:
         list_files(Tree(folder))
 
 
+@pytest.mark.parametrize("splits", [("Train", "Test"), ("training", "validation"), ("train", "Test")])
+def test_folders_that_look_like_splits_are_no_classes(splits: tuple[str, str], tmp_path: Path) -> None:
+    folder = write(tmp_path / "pets", *(n for split in splits for n in pets(below=f"{split}/", images=4)))
+    with pytest.raises(DataError, match="looks like a folder of a split") as failure:
+        list_files(Tree(folder))
+    assert f"rename {splits[1]} to {'val' if splits[1] == 'validation' else 'test'}" in str(failure.value)
+
+
+def test_a_class_may_be_called_as_a_split_is(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path / "sports", *(f"{label}/{i}.png" for label in ("match", "training") for i in range(4))
+    )
+    assert list_files(Tree(folder)).labels == ("match", "training")
+
+
 def test_a_train_folder_of_images_alone_is_no_class(tmp_path: Path) -> None:
     folder = write(tmp_path / "pets", "train/1.png", "test/1.png", "other/1.png")
     with pytest.raises(DataError, match="has 0 classes to train on"):
@@ -133,12 +148,21 @@ def test_labels_by_csv_without_splits_are_held_out(tmp_path: Path) -> None:
     assert [len(files) for files in listing.splits.values()] == [4, 2]
 
 
+def test_paths_in_a_csv_may_begin_with_a_dot_and_end_with_a_blank(tmp_path: Path) -> None:
+    rows = "".join(f"./images/{i}.png ,{'ab'[i % 2]}\n" for i in range(6))
+    listing = list_files(labelled(tmp_path / "set", f"file,label\n{rows}"))
+    assert sorted(name for name, _ in listing.train + listing.test) == [f"images/{i}.png" for i in range(6)]
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
         ("id,breed\n1,a\n", "has the columns id, breed"),
         ("file,label\nimages/9.png,a\n", r"line 2: there is no file images/9\.png"),
         ("file,label\n../labels.csv,a\n", r"there is no file \.\./labels\.csv"),
+        ("file,label,label\nimages/1.png,a,b\n", "has the columns file, label, label"),
+        ("file,label\nimages\\1.png,a\n", r"no file images\\1\.png.*\n.*write / instead"),
+        ("file,label\nimages/1.png,a\n./images/1.png,b\n", "line 3: .* is named a second time"),
         ("file,label\nimages/1.png,a\nimages/1.png,b\n", "line 3: .* is named a second time"),
         ("file,label\nimages/1.png,\n", "has no label"),
         ("file,label\nimages/1.png\n", "has no label"),
