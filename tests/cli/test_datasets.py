@@ -69,10 +69,24 @@ def test_the_next_command_after_check_resizes_where_sizes_differ(tmp_path: Path,
     folder = class_folders(tmp_path / "set", "a", "b")
     assert run(["datasets", "check", str(folder)]) == 0
     assert "--image-size" not in capsys.readouterr().err
-    Image.new("RGB", (9, 9)).save(folder / "train" / "a" / "1.png")
+    for label in ("a", "b"):
+        Image.new("RGB", (9, 9)).save(folder / "train" / label / "1.png")
     assert run(["datasets", "check", str(folder)]) == 0
     command = f"ducat train --dataset folder:{folder} --recipe folder-hours --image-size 64"
     assert command in capsys.readouterr().err.replace("\n", "")
+
+
+def test_check_proposes_no_training_that_a_class_would_be_refused_for(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    for label, count in {"a": 2, "b": 4}.items():
+        (tmp_path / label).mkdir()
+        for number in range(count):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / label / f"{number}.png")
+    assert run(["datasets", "check", str(tmp_path)]) == 0
+    said = capsys.readouterr().err
+    assert "class 'a' has 1 training image" in said
+    assert "ducat train" not in said
 
 
 def test_the_next_command_after_check_has_a_batch_that_the_images_fill(

@@ -28,12 +28,15 @@ MAX_BITS = 4  # of 64 that may differ; other sizes and compressions of one photo
 MAX_DIFFERENCE = 8.0  # grey levels of 255, on the average of the thumbnail
 IMBALANCE = 10  # the largest class has so many times the images of the smallest
 _THUMBNAIL = 16
-_ROWS = 256  # of one split, compared with all of another at a time
+_AT_A_TIME = 1024  # thumbnails that are compared
 
 
 @dataclass(frozen=True)
 class Duplicate:
-    """Two files of different splits that show the same; ``bits`` of their hashes differ."""
+    """Two files of different splits that show the same; ``bits`` of their hashes differ.
+
+    ``other`` is of the later split, and has no more than one such ``one`` in each of those before.
+    """
 
     one: str
     other: str
@@ -63,6 +66,19 @@ class DataCheck:
         return sum(count - held_out_of(count, share) for count in counts)
 
     @property
+    def too_small(self) -> list[str]:
+        """Classes that a training would be refused for: val, which the data set has not, would leave them nothing."""
+        if "val" in self.splits:
+            return []
+        return [label for label, splits in self.classes.items() if splits["train"] < 2]
+
+    def _near_names(self) -> list[str]:
+        by_letters: dict[str, list[str]] = {}
+        for label in self.classes:
+            by_letters.setdefault(label.casefold(), []).append(f"'{label}'")
+        return [" and ".join(names) for names in by_letters.values() if len(names) > 1]
+
+    @property
     def imbalance(self) -> float:
         """Images of the largest class in train for one of the smallest."""
         counts = [splits.get("train", 0) for splits in self.classes.values()]
@@ -78,13 +94,18 @@ class DataCheck:
             found.append(f"{what} not decode, first {name} ({self.broken[name]})")
         if self.duplicates:
             pair = self.duplicates[0]
-            count = len(self.duplicates)
-            what = (
-                "1 pair of images in two splits shows"
-                if count == 1
-                else f"{count:,} pairs of images in two splits show"
+            count = len({pair.other for pair in self.duplicates})
+            what = "1 image shows" if count == 1 else f"{count:,} images show"
+            found.append(
+                f"{what} the same as one of another split, first {pair.other} and {pair.one}: accuracies would be "
+                "too high"
             )
-            found.append(f"{what} the same, first {pair.one} and {pair.other}: accuracies would be too high")
+        found += [
+            f"class '{label}' has 1 training image, and val needs one held out of it too: add images of it, remove "
+            "the class, or lay out val/ and test/ yourself"
+            for label in self.too_small
+        ]
+        found += [f"the classes {names} differ in capitals alone" for names in self._near_names()]
         if self.imbalance >= IMBALANCE:
             found.append(f"the largest class has {self.imbalance:.0f} times the images of the smallest")
         if len(self.sizes) > 1:
@@ -173,14 +194,29 @@ def _duplicates(listing: Listing, looks: dict[str, _Look]) -> list[Duplicate]:
 
 
 def _alike(some: list[str], others: list[str], looks: dict[str, _Look]) -> list[Duplicate]:
+    """For each of ``some`` the one of ``others`` that is most like it, where one shows the same.
+
+    Not all of them: of a placeholder that is there a thousand times in each split, these would be a million.
+    """
+    if not others:
+        return []
     hashes = np.array([looks[name].hash for name in others], np.uint64)
+    thumbnails = np.stack([looks[name].thumbnail for name in others])
     found = []
-    for start in range(0, len(some), _ROWS):
-        names = some[start : start + _ROWS]
-        rows = np.array([looks[name].hash for name in names], np.uint64)
-        bits = np.bitwise_count(rows[:, None] ^ hashes[None])
-        for row, column in np.argwhere(bits <= MAX_BITS):
-            one, other = looks[names[row]], looks[others[column]]
-            if np.abs(one.thumbnail - other.thumbnail).mean() <= MAX_DIFFERENCE:
-                found.append(Duplicate(others[column], names[row], int(bits[row, column])))
+    for name in some:
+        bits = np.bitwise_count(hashes ^ np.uint64(looks[name].hash))
+        if (nearest := _nearest(bits, thumbnails, looks[name])) is not None:
+            found.append(Duplicate(others[nearest], name, int(bits[nearest])))
     return found
+
+
+def _nearest(bits: NDArray[np.uint8], thumbnails: NDArray[np.int16], look: _Look) -> int | None:
+    """The index of the image that agrees with ``look`` in its thumbnail too, and in the most bits of the hash."""
+    candidates = np.flatnonzero(bits <= MAX_BITS)
+    candidates = candidates[np.argsort(bits[candidates], kind="stable")]
+    for start in range(0, len(candidates), _AT_A_TIME):
+        some = candidates[start : start + _AT_A_TIME]
+        is_alike = np.abs(thumbnails[some] - look.thumbnail).mean(axis=(1, 2)) <= MAX_DIFFERENCE
+        if is_alike.any():
+            return int(some[is_alike.argmax()])
+    return None

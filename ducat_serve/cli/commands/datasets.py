@@ -116,7 +116,7 @@ def _show(path: Path, found: DataCheck, output: Output) -> None:
         output.warn(f"{pair.one} and {pair.other} show the same.")
     for warning in found.warnings:
         output.warn(f"{warning}.")
-    if not found.broken:
+    if not found.broken and not found.too_small:
         output.say("The next command says how long a training takes here; without --dry-run it trains.")
         options = _options_to_train(found)
         output.next(command_line("ducat", "train", "--dataset", f"folder:{path}", *options, "--dry-run"))

@@ -92,6 +92,18 @@ def test_imbalance(tmp_path: Path) -> None:
     assert "10 times" in found.warnings[-1]
 
 
+def test_classes_that_leave_nothing_for_val_or_differ_in_capitals_are_named(tmp_path: Path) -> None:
+    found = check(
+        write(
+            tmp_path,
+            photos("Cat/0.png", "Cat/1.png", *(f"{c}/{i}.png" for c in ("cat", "dog") for i in range(3))),
+        )
+    )
+    assert found.too_small == ["Cat"]
+    assert "class 'Cat' has 1 training image, and val needs one" in found.warnings[0]
+    assert found.warnings[1] == "the classes 'Cat' and 'cat' differ in capitals alone"
+
+
 @pytest.mark.parametrize("change", ["same", "jpeg", "smaller", "brighter"])
 def test_an_image_in_two_splits_is_found_however_it_was_saved(change: str, tmp_path: Path) -> None:
     original = photo()
@@ -104,6 +116,17 @@ def test_an_image_in_two_splits_is_found_however_it_was_saved(change: str, tmp_p
     found = check(write(tmp_path, pets() | {"train/a/1.png": encode(original), "test/b/9.png": changed}))
     assert [(pair.one, pair.other) for pair in found.duplicates] == [("train/a/1.png", "test/b/9.png")]
     assert "accuracies would be too high" in " ".join(found.warnings)
+
+
+def test_an_image_that_is_in_each_split_many_times_is_named_once_for_each_later_one(tmp_path: Path) -> None:
+    """A placeholder, say: to name all pairs would take gigabytes."""
+    placeholder = encode(photo())
+    files = {
+        f"{split}/a/same{i}.png": placeholder for split, n in (("train", 20), ("test", 10)) for i in range(n)
+    }
+    found = check(write(tmp_path, pets() | files))
+    assert sorted(pair.other for pair in found.duplicates) == [f"test/a/same{i}.png" for i in range(10)]
+    assert "10 images show the same as one of another split, first test/a/same0.png and" in found.warnings[0]
 
 
 def test_the_same_image_twice_in_one_split_is_no_leak(tmp_path: Path) -> None:
