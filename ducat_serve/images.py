@@ -154,7 +154,10 @@ def _check_tiff(image: Image.Image, max_pixels: int) -> None:
 def _upright(image: Image.Image) -> Image.Image:
     """Not by `ImageOps.exif_transpose`, which writes all of the EXIF anew and fails on tags that are odd."""
     image.load()
-    orientation: Any = image.getexif().get(ExifTags.Base.Orientation)
+    try:
+        orientation: Any = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # of a PNG or WebP whose EXIF is none, which says as much as no EXIF
+        return image
     turn = _TURNS.get(orientation)
     return image if turn is None else image.transpose(turn)
 

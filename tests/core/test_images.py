@@ -126,6 +126,12 @@ def test_odd_tags_beside_the_orientation_do_no_harm(orientation: int, tag: bytes
     assert image.size == ((20, 12) if orientation == 1 else (12, 20))
 
 
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "JPEG"])
+def test_exif_that_is_none_does_no_harm(format: str) -> None:
+    image = decode(encode(Image.new("RGB", (20, 12)), format, exif=b"garbagegarbage"))
+    assert image.size == (20, 12)
+
+
 def test_palette_is_resolved() -> None:
     image = Image.fromarray(np.array([[0, 1], [2, 1]], dtype=np.uint8), "P")
     image.putpalette([255, 0, 0, 0, 128, 0, 1, 2, 3])
