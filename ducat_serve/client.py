@@ -30,7 +30,7 @@ _FIRST_WAIT = 0.5  # seconds; doubled with each retry where the server names no 
 
 
 class ServerError(DucatError):
-    """The server refused or failed; ``status`` and ``code`` are those of its answer."""
+    """The server refused, failed or answered something else; ``status`` and ``code`` are those of its answer."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(f"{message} ({status} {code})")
@@ -105,7 +105,8 @@ class Client(_Base):
         """Predict image files, given as paths or as their bytes, one by one or in a list; one answer each.
 
         Raises:
-            DataError: a file cannot be read. ServerError: the server refused. DucatError: it cannot be reached.
+            DataError: a file cannot be read. ServerError: the server refused, or is not `ducat serve`. DucatError: it
+                cannot be reached.
         """
         return _predictions(self._send("POST", "/v1/predict", files=_files(images)))
 
@@ -215,10 +216,22 @@ def _checked(response: httpx.Response | None, lost: httpx.TransportError | None)
 
 
 def _document(response: httpx.Response) -> dict[str, Any]:
-    document: dict[str, Any] = response.json()
+    try:
+        document = response.json()
+    except ValueError:  # a page of a proxy, or of another program
+        document = None
+    if not isinstance(document, dict):
+        raise _other_answer(response, "no JSON object")
     return document
 
 
 def _predictions(response: httpx.Response) -> list[dict[str, Any]]:
-    predictions: list[dict[str, Any]] = response.json()["predictions"]
+    predictions = _document(response).get("predictions")
+    if not isinstance(predictions, list):
+        raise _other_answer(response, "no predictions")
     return predictions
+
+
+def _other_answer(response: httpx.Response, what: str) -> ServerError:
+    message = f"The server answered with {what}: it is not `ducat serve`, or something before it answers"
+    return ServerError(response.status_code, "http_error", message)

@@ -178,6 +178,16 @@ _RETRIES = 20
 _ALL_CLASSES = 999_999  # the server lists as many as it has, up to a hundred
 
 
+def _is_address(url: str) -> bool:
+    """Whether this is an address of `/v1/predict`; ports that are no numbers and broken IPv6 addresses are none."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # which is not looked at before it is asked for
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.path.endswith(_PATH)
+
+
 @dataclass(frozen=True)
 class ServerSource(Source):
     """A running server: the address of its `/v1/predict`, and how many images may be sent there."""
@@ -191,8 +201,7 @@ class ServerSource(Source):
 
     def __post_init__(self) -> None:
         """Raises UsageError for an address of something else."""
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or not parts.path.endswith(_PATH):
+        if not _is_address(self.url):
             raise UsageError(
                 f"--url {self.url} is not the address of a server's {_PATH}.",
                 f"give one like http://127.0.0.1:3000{_PATH}",

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from ducat_serve.cli.main import run
+from ducat_serve.errors import UsageError
+from ducat_serve.library.foreign_sources import ServerSource
 from ducat_serve.output import Output
 from training.evaluation.foreign import import_model
 
@@ -52,6 +54,12 @@ def no_module():
 def broken():
     raise RuntimeError("no weights here")
 """
+
+
+@pytest.mark.parametrize("host", ["[::1", "localhost:abc", "localhost:99999", ""])
+def test_an_address_that_is_none_is_a_usage_error(host: str) -> None:
+    with pytest.raises(UsageError, match="is not the address of a server's /v1/predict"):
+        ServerSource(f"http://{host}/v1/predict", query_budget=1)
 
 
 @pytest.fixture

@@ -16,6 +16,9 @@ import numpy as np
 import pytest
 import uvicorn
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 import ducat_serve
 from ducat_serve.client import AsyncClient, Client, ServerError
@@ -201,6 +204,24 @@ def test_only_what_may_succeed_is_sent_again_and_not_for_ever(
         ask(url, "predict", GOOD, retries=2)
     assert len(given) == expected
     assert pauses == [0] * (expected - 1)
+
+
+@both
+def test_an_answer_of_another_program_is_an_error_of_the_server(ask: Ask) -> None:
+    """A login page, say, with status 200."""
+    bodies = ["<!doctype html>", "[1]", "{}"]
+    with serving_app(Starlette(routes=[Route("/v1/predict", answer_next(bodies), methods=["POST"])])) as url:
+        for problem in ("no JSON object", "no JSON object", "no predictions"):
+            with pytest.raises(
+                ServerError, match=f"answered with {problem}: it is not `ducat serve`"
+            ) as caught:
+                ask(url, "predict", GOOD)
+            assert caught.value.status == 200
+
+
+def answer_next(bodies: list[str]) -> Callable[[Request], Response]:
+    left = iter(bodies)
+    return lambda _: Response(next(left))
 
 
 @both

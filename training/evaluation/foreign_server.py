@@ -54,9 +54,11 @@ class ServerClassifier(nn.Module):
             self.image = (int(spec["channels"]), height, width)
             self.weights_digest = str(spec["weights_digest"])
         except ServerError as error:
-            if error.status != 429:
-                raise
-            raise self._stopped(error) from error
+            if error.status == 429:
+                raise self._stopped(error) from error
+            if error.status == 200:
+                raise _other_contract(url, "/v1/model is no JSON object") from error
+            raise
         except (KeyError, TypeError, ValueError) as error:
             raise _other_contract(url, f"/v1/model has no {error}") from error
 
