@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
-    field_validator,
     model_serializer,
     model_validator,
 )
@@ -51,6 +52,21 @@ class Contradiction(ValueError):
         self.instead = instead
 
 
+def _size(value: object) -> object:
+    return parse_size(value) if isinstance(value, str) else value
+
+
+def _known(method: str) -> str:
+    if method not in METHODS:
+        raise ValueError(f"'{method}' is none of {', '.join(METHODS)}")
+    return method
+
+
+PixelSize = Annotated[
+    float, BeforeValidator(_size), Field(gt=0, allow_inf_nan=False)
+]  # may be written as 8/255
+MethodName = Annotated[str, AfterValidator(_known)]  # a key of METHODS
+
 # Of an average: from here on, without a warm-up, 1 % of the fresh statistics are left after 4,600 updates. They are 1,
 # and those of a trained layer can be a hundredth of that.
 LONG_MEMORY = 0.999
@@ -68,7 +84,7 @@ class TrainConfig(BaseModel):
     test_fraction: float | None = Field(default=None, gt=0, lt=1)
     skip_broken: bool = False
     network: str
-    method: str = "pgd-at"  # a name in METHODS
+    method: MethodName = "pgd-at"
     # Weight of the method's regulariser, where it has one; its published value unless given.
     beta: float = Field(default=BETA, ge=0, allow_inf_nan=False)
     # How much of the classification loss clean images have; None leaves it to the method.
@@ -79,8 +95,8 @@ class TrainConfig(BaseModel):
     ducat_start: int | None = None  # first epoch of the dummy phase, counted from 1; None when ducat is off
     split_weight: float = Field(default=1.0, ge=0, le=1)
     norm: Norm
-    eps: float = Field(gt=0, allow_inf_nan=False)
-    step_size: float = Field(gt=0, allow_inf_nan=False)
+    eps: PixelSize
+    step_size: PixelSize
     attack_steps: int = Field(ge=1)
     inner_attack: Literal["pgd", "n-fgsm"] = "pgd"  # before the dummy phase; in it, always PGD
     eps_ramp: int | None = Field(default=None, ge=1)  # epochs over which the inner attack's eps grows from 0
@@ -119,18 +135,6 @@ class TrainConfig(BaseModel):
     save_every: int | None = Field(default=None, ge=1)  # epochs; besides the best and the last
     precision: TrainPrecision = "float32"
     seed: int = Field(default=0, ge=0, lt=2**63)
-
-    @field_validator("eps", "step_size", mode="before")
-    @classmethod
-    def _size(cls, value: Any) -> Any:
-        return parse_size(value) if isinstance(value, str) else value
-
-    @field_validator("method")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in METHODS:
-            raise ValueError(f"'{value}' is none of {', '.join(METHODS)}")
-        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

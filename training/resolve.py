@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import ValidationError, create_model
 
 from ducat_serve.errors import UsageError
 from ducat_serve.spec import first_problem
@@ -32,7 +32,7 @@ def resolve(dataset: str, given: dict[str, Any], recipe: str | None = None) -> T
     Raises:
         UsageError: a value out of range or a combination that makes no sense.
     """
-    given = {key: value for key, value in given.items() if value is not None}
+    given = _each_checked({key: value for key, value in given.items() if value is not None})
     settings = load_recipe(recipe or recipe_of(dataset))
     if recipe is not None:
         _require_recipe_for(dataset, recipe, settings)
@@ -64,11 +64,29 @@ def resolve(dataset: str, given: dict[str, Any], recipe: str | None = None) -> T
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
-        cause = error.errors()[0].get("ctx", {}).get("error")
-        raise UsageError(
-            f"Invalid training configuration: {first_problem(error)}.",
-            cause.instead if isinstance(cause, Contradiction) else "ducat train --help",
-        ) from error
+        raise _invalid(error) from error
+
+
+def _each_checked(given: dict[str, Any]) -> dict[str, Any]:
+    """Every value by itself, as its setting has it: what is derived from it relies on its kind and range.
+
+    Names of no setting stay; they are refused with the whole. Raises UsageError.
+    """
+    known = {name: field for name, field in TrainConfig.model_fields.items() if name in given}
+    fields: dict[str, Any] = {name: (field.annotation, field) for name, field in known.items()}
+    try:
+        checked = create_model("Given", **fields).model_validate({name: given[name] for name in known})
+    except ValidationError as error:
+        raise _invalid(error) from error
+    return {**given, **{name: getattr(checked, name) for name in known}}
+
+
+def _invalid(error: ValidationError) -> UsageError:
+    cause = error.errors()[0].get("ctx", {}).get("error")
+    return UsageError(
+        f"Invalid training configuration: {first_problem(error)}.",
+        cause.instead if isinstance(cause, Contradiction) else "ducat train --help",
+    )
 
 
 def _require_recipe_for(dataset: str, recipe: str, settings: dict[str, Any]) -> None:

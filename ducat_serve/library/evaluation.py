@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -15,6 +15,7 @@ from ducat_serve.attacked_examples import FILE_NAME, AttackedExamples
 from ducat_serve.bundled import bundled_name, model_path
 from ducat_serve.checkpoint import checkpoint_path, read_spec
 from ducat_serve.errors import InterruptedRun, Terminated, UsageError, command_line, signal_of
+from ducat_serve.library.arguments import require_device, require_one_of, require_whole, sizes
 from ducat_serve.library.storing import require_export, store_in_checkpoint, store_in_export
 from ducat_serve.model_file import read_verified_spec
 from ducat_serve.networks.allowed import options_for
@@ -22,7 +23,7 @@ from ducat_serve.output import Output
 from ducat_serve.predictor import Device
 from ducat_serve.report import RobustnessReport
 from ducat_serve.spec import ModelSpec
-from ducat_serve.threat_model import Norm, parse_size
+from ducat_serve.threat_model import Norm
 from training.distributed.environment import is_first_process
 from training.distributed.processes import ProcessGroup, joined
 from training.evaluation.comparison import losses
@@ -40,7 +41,7 @@ def evaluate(
     model: str | Path,
     *,
     suite: str = "quick",
-    attacks: Sequence[str] = (),
+    attacks: str | Sequence[str] = (),
     split: Literal["val", "test"] = "test",
     norm: Norm | None = None,
     eps: float | str | Sequence[float | str] | None = None,
@@ -65,7 +66,7 @@ def evaluate(
     Args:
         model: a `model.safetensors`, its run folder, a `model.onnx`, or as text the name of a bundled model, of which a
             copy in the current folder is measured.
-        suite: "quick", "standard" or "full". attacks: names, instead of a suite.
+        suite: "quick", "standard" or "full". attacks: a name or several, instead of a suite.
         split: which images. norm, eps: the threat model, in pixels of [0, 1], as trained unless given. Several eps give
             a curve, `report.curve`. lattice: "8bit" lets attacks make only images of 8 bits.
         max_examples: only so many images of a seeded shuffle. batch_size: 256 unless given, and fewer of large
@@ -79,7 +80,8 @@ def evaluate(
         output: where to say what happens; None prints on stderr as the command does, `Output(silent=True)` nothing.
 
     Raises:
-        UsageError: an unknown name, or something that cannot be measured. DataError, VerificationError: as `load`.
+        UsageError: an unknown name, a value out of range, or something that cannot be measured. DataError,
+            VerificationError: as `load`.
         InterruptedRun: Ctrl-C or SIGTERM; what the finished attacks found is kept for ``resume``.
 
     Examples:
@@ -88,15 +90,22 @@ def evaluate(
         (0.95, 0.71, (0.66, 0.76))
     """
     output = output or Output()
+    require_whole("max_examples", max_examples, 1)
+    require_whole("batch_size", batch_size, 1)
+    require_whole("seed", seed, 0)
+    require_one_of("split", split, ("val", "test"))
+    require_one_of("norm", norm, (None, *get_args(Norm)))
+    require_one_of("lattice", lattice, (None, "8bit"))
+    require_device(device)
     request = Request(
         model_path(model, "safetensors"),
         checkpoint=None if checkpoint is None else Path(checkpoint),
         split=split,
         norm=norm,
-        eps=_sizes(eps),
+        eps=sizes("eps", eps),
         eight_bit=lattice == "8bit",
         suite=suite,
-        attacks=tuple(attacks),
+        attacks=(attacks,) if isinstance(attacks, str) else tuple(attacks),
         max_examples=max_examples,
         batch_size=batch_size,
         seed=seed,
@@ -155,13 +164,6 @@ def keeping_corruptions(report: RobustnessReport, old: RobustnessReport | None) 
     if old is None or old.corruptions is None or old.weights_digest != report.weights_digest:
         return report
     return report.model_copy(update={"corruptions": old.corruptions})
-
-
-def _sizes(eps: float | str | Sequence[float | str] | None) -> tuple[float, ...]:
-    if eps is None:
-        return ()
-    several = (eps,) if isinstance(eps, float | int | str) else eps
-    return tuple(parse_size(size) if isinstance(size, str) else float(size) for size in several)
 
 
 def measure(

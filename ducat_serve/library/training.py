@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ducat_serve.library.arguments import require_device
 from ducat_serve.output import Output
 from ducat_serve.predictor import Device
-from ducat_serve.threat_model import parse_size
 from training.config import TrainConfig
 from training.device import choose_device
 from training.run.folder import RunFolder
@@ -56,8 +56,8 @@ def train_config(
         >>> config.network, config.lr
         ('resnet-small', 0.1)
     """
-    sizes = {name: parse_size(value) for name, value in settings.items() if _is_fraction(name, value)}
-    given = {"network": None, "precision": None, **settings, **sizes, "dataset": dataset}
+    require_device(device)
+    given = {"network": None, "precision": None, **settings, "dataset": dataset}
     initial = start_weights(
         None if initial_checkpoint is None else Path(initial_checkpoint),
         None if pretrained is None else str(pretrained),
@@ -136,7 +136,3 @@ def resume(
     with opened(config, folder, machine, output) as trainer:
         summary = train_opened(trainer, machine.data_dir, resumed=True)
     return TrainedRun(folder.path, folder.model, config, summary)
-
-
-def _is_fraction(name: str, value: object) -> bool:
-    return name in ("eps", "step_size") and isinstance(value, str)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import ducat_serve
@@ -69,6 +71,56 @@ def test_settings_are_the_recipes_and_what_is_given() -> None:
         train_config("digits", epocs=5)
     with pytest.raises(UsageError, match="Unknown data set 'digit'"):
         train_config("digit")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("eps", "abc"),
+        ("eps", math.nan),
+        ("step_size", "-1/255"),
+        ("epochs", "three"),
+        ("epochs", 0),
+        ("norm", "l3"),
+        ("method", "nope"),
+        ("device", "tpu"),
+    ],
+)
+def test_settings_of_another_kind_or_out_of_range_are_usage_errors(setting: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"{setting}: "):
+        train_config("digits", **{setting: value})
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("eps", "abc"),
+        ("eps", math.nan),
+        ("eps", -0.1),
+        ("eps", [0.1, None]),
+        ("max_examples", 0),
+        ("max_examples", -5),
+        ("batch_size", -1),
+        ("batch_size", 1.5),
+        ("seed", -1),
+        ("split", "train"),
+        ("norm", "l3"),
+        ("lattice", "4bit"),
+        ("device", "tpu"),
+    ],
+)
+def test_arguments_that_cannot_be_measured_are_refused_at_once(argument: str, value: Any) -> None:
+    """Before the model is looked for."""
+    with pytest.raises(UsageError, match=f"{argument}: ") as caught:
+        evaluate("nowhere/model.safetensors", **{argument: value})
+    assert caught.value.next_step is not None
+
+
+def test_sizes_may_be_of_numpy_and_attacks_one_name(checkpoint: Path) -> None:
+    size: Any = np.float32(0.1)
+    report = evaluate(checkpoint, eps=size, attacks="pgd", max_examples=20, store=False, output=SILENT)
+    assert [attack.name for attack in report.attacks] == ["pgd"]
+    assert report.eps == pytest.approx(0.1)
 
 
 @pytest.mark.integration

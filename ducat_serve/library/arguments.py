@@ -1,0 +1,50 @@
+"""Arguments that Python lets through, refused as the options of the commands refuse them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
+from typing import get_args
+
+from ducat_serve.errors import UsageError
+from ducat_serve.predictor import Device
+from ducat_serve.threat_model import parse_size
+
+
+def sizes(name: str, given: float | str | Sequence[float | str] | None) -> tuple[float, ...]:
+    """Perturbation sizes: none, one or several. Raises UsageError for what is no size of pixels in [0, 1]."""
+    if given is None:
+        return ()
+    several = given if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+    return tuple(_size(name, one) for one in several)
+
+
+def _size(name: str, given: object) -> float:
+    try:
+        if isinstance(given, str):
+            return parse_size(given)
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}.", f'give {name}="8/255" or {name}=0.03') from error
+    if not isinstance(given, Real) or not 0 <= float(given) < math.inf:
+        raise UsageError(f"{name}: {given!r} is not a size.", f'give {name}="8/255" or {name}=0.03')
+    return float(given)
+
+
+def require_whole(name: str, given: object, least: int) -> None:
+    """Raise UsageError for what is neither None nor a whole number from ``least`` on."""
+    if given is not None and not (isinstance(given, Integral) and int(given) >= least):
+        raise UsageError(
+            f"{name}: {given!r} is not a whole number from {least} on.", f"give {name}={least} or more"
+        )
+
+
+def require_one_of(name: str, given: object, known: Sequence[object]) -> None:
+    """Raise UsageError for what is none of these."""
+    if given not in known:
+        raise UsageError(f"{name}: {given!r} is unknown.", f"choose one of: {', '.join(map(repr, known))}")
+
+
+def require_device(device: object) -> None:
+    """Raise UsageError for what is no name of a device."""
+    require_one_of("device", device, get_args(Device))
