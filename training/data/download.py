@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import http.client
 import os
@@ -10,6 +11,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from ducat_serve.atomic import cannot_write
 from ducat_serve.errors import DataError, VerificationError
@@ -36,6 +38,8 @@ class Archive:
 def download(archive: Archive, folder: Path, output: Output) -> Path:
     """Download ``archive`` into ``folder`` and return its path. A started `.part` file is continued.
 
+    Of several processes one downloads, and the others wait for it.
+
     Raises:
         DataError: unreachable, or another size or digest than expected (the `.part` is then removed).
         DucatError: the folder is not writable.
@@ -44,10 +48,45 @@ def download(archive: Archive, folder: Path, output: Output) -> Path:
     part = target.with_name(target.name + ".part")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        part.touch()
+        held = _opened_alone(part, output)
     except OSError as error:
         raise cannot_write(part, error, _REMEDY) from error
-    output.say(f"Downloading {archive.url} ({archive.size:,} bytes) to {target}")
+    with held:
+        if target.is_file():  # another process was faster
+            part.unlink()
+            return target
+        output.say(f"Downloading {archive.url} ({archive.size:,} bytes) to {target}")
+        _complete(archive, part, output)
+        _check(archive, part)
+        part.replace(target)
+    return target
+
+
+def _opened_alone(part: Path, output: Output) -> BinaryIO:
+    """The `.part` file, made where there is none, and locked against other downloads of it until it is closed."""
+    while True:
+        file = part.open("ab")
+        try:
+            _lock(file, part, output)
+            if part.exists() and os.path.samestat(os.fstat(file.fileno()), part.stat()):
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()  # whoever held it has renamed or removed it since
+
+
+def _lock(file: BinaryIO, part: Path, output: Output) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        output.say(f"Waiting for another process, which downloads {part.name.removesuffix('.part')} already.")
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:  # a disk that knows no locks; a single download works there as well
+        return
+
+
+def _complete(archive: Archive, part: Path, output: Output) -> None:
     try:
         _fetch(archive, part, output)
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
@@ -59,11 +98,8 @@ def download(archive: Archive, folder: Path, output: Output) -> Path:
             part.unlink()
         raise DataError(
             f"Cannot download {archive.url}: {reason}.{kept}",
-            f"run the command again to go on, or put {archive.filename} into {folder} yourself",
+            f"run the command again to go on, or put {archive.filename} into {part.parent} yourself",
         ) from error
-    _check(archive, part)
-    part.replace(target)
-    return target
 
 
 def _fetch(archive: Archive, part: Path, output: Output) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -199,6 +201,35 @@ def test_a_server_without_the_file(behaviour: str, reason: str, site: Site, tmp_
     assert failure.value.exit_code == 4
     assert str(tmp_path) in str(failure.value.next_step)
     assert not (tmp_path / NAME).exists()
+
+
+def test_a_second_download_waits_for_the_first(site: Site, tmp_path: Path) -> None:
+    part = tmp_path / f"{NAME}.part"
+    output = Told()
+    with part.open("wb") as first:
+        fcntl.flock(first, fcntl.LOCK_EX)
+        with ThreadPoolExecutor() as pool:
+            second = pool.submit(download, site.archive(), tmp_path, output)
+            assert output.waits.wait(10)
+            first.write(CONTENT)
+            first.flush()
+            part.replace(tmp_path / NAME)
+            fcntl.flock(first, fcntl.LOCK_UN)
+            assert second.result(30) == tmp_path / NAME
+    assert site.ranges == []
+    assert contents(tmp_path) == {NAME: CONTENT}
+
+
+class Told(Output):
+    """Tells a test that a download waits for another."""
+
+    def __init__(self) -> None:
+        super().__init__(silent=True)
+        self.waits = threading.Event()
+
+    def say(self, message: str) -> None:
+        if message.startswith("Waiting for another process"):
+            self.waits.set()
 
 
 def test_no_server(site: Site, tmp_path: Path) -> None:
