@@ -12,6 +12,7 @@ from PIL import Image
 
 from ducat_serve.errors import DataError, UsageError
 from ducat_serve.images import FILE_FORMATS, ImageError, decode, fit, to_array, to_rgb
+from ducat_serve.regular_file import read_regular_file
 from ducat_serve.spec import ModelSpec, Tower
 
 if TYPE_CHECKING:
@@ -87,11 +88,7 @@ def _as_rgb(image: ImageLike, name: str) -> Image.Image:
     if isinstance(image, bytes):
         return _decode(image, name)
     if isinstance(image, str | Path):
-        try:
-            data = Path(image).read_bytes()
-        except OSError as error:
-            raise DataError(f"Cannot read {image}: {error.strerror}.") from error
-        return _decode(data, str(image))
+        return _decode(read_regular_file(Path(image), str(image), "give an image file"), str(image))
     raise UsageError(
         f"{type(image).__name__} is no image.", "give a path, bytes, a PIL image or an array of uint8"
     )

@@ -14,6 +14,7 @@ from ducat_serve.errors import DataError
 from ducat_serve.folder_walk import files_below
 from ducat_serve.images import IMAGE_SUFFIXES
 from ducat_serve.output import Output
+from ducat_serve.regular_file import read_regular_file
 
 STDIN = "-"
 _PATTERN = "*?["
@@ -30,8 +31,10 @@ class ImageArgument:
         """The bytes of the file. Raises DataError where it cannot be read."""
         if self.problem is not None:
             raise DataError(self.problem)
+        if self.name != STDIN:
+            return read_regular_file(Path(self.name), self.name, "give image files")
         try:
-            return sys.stdin.buffer.read() if self.name == STDIN else Path(self.name).read_bytes()
+            return sys.stdin.buffer.read()
         except OSError as error:
             raise DataError(f"Cannot read {self.name}: {error.strerror}.") from error
 

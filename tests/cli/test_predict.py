@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -100,6 +101,16 @@ def test_a_folder_that_cannot_be_read_is_a_failure(
     assert [p["image"] for p in document["predictions"]] == ["photos/a.png", "photos/b.gif"]
     assert document["failed"] == [
         {"image": "photos/more", "error": "Cannot read photos/more: Permission denied."}
+    ]
+
+
+def test_a_fifo_is_not_waited_for(onnx_model: Path, photos: Path, capsys: Capture) -> None:
+    os.mkfifo(photos / "more" / "pipe.png")
+    assert run(["predict", str(onnx_model), "photos", "--json"]) == 4
+    document = json.loads(capsys.readouterr().out)
+    assert len(document["predictions"]) == 3
+    assert document["failed"] == [
+        {"image": "photos/more/pipe.png", "error": "Cannot read photos/more/pipe.png: it is not a file."}
     ]
 
 

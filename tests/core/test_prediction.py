@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,9 @@ def test_a_file_that_is_no_image_is_named(predictor: Predictor, tmp_path: Path) 
         predictor.predict(tmp_path / "text.png")
     with pytest.raises(DataError, match=r"Cannot read .*nowhere\.png"):
         predictor.predict([str(tmp_path / "nowhere.png")])
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(DataError, match=r"Cannot read .*pipe\.png: it is not a file"):
+        predictor.predict(tmp_path / "pipe.png")
     with pytest.raises(DataError, match="the image: not an image"):
         predictor.predict(b"none")
 
