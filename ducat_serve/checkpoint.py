@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ Tensors = Mapping[str, NDArray[Any]]
 
 def checkpoint_path(path: str | Path) -> Path:
     """A run folder stands for the `model.safetensors` inside it."""
-    path = Path(path)
-    return path / "model.safetensors" if path.is_dir() else path
+    is_folder = os.path.isdir(path)  # noqa: PTH112 (a Path raises for a name that no file system takes)
+    return Path(path, "model.safetensors") if is_folder else Path(path)
 
 
 def weights_digest(tensors: Tensors) -> str:
@@ -92,7 +93,7 @@ def file_sha256(path: Path) -> str:
 
 def _open(path: Path) -> Any:
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 (as above)
         raise DataError(f"There is no checkpoint at {path}.", "ducat train --dataset digits --out runs/NAME")
     if path.suffix == ".onnx":
         raise DataError(

@@ -7,6 +7,7 @@ Beside this file lie, for each model, `NAME.safetensors` (the checkpoint with it
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -133,7 +134,7 @@ def model_path(model: str | Path, kind: Kind) -> Path:
         return models[name].file(kind)
     if name != model:
         raise unknown_name("bundled model", name, models)
-    if not Path(model).exists():
+    if not os.path.exists(model):  # noqa: PTH110 (a Path raises for a name that no file system takes)
         near = difflib.get_close_matches(name, models, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         raise DataError(

@@ -179,12 +179,12 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
     ),
     click.option(
         "--val-fraction",
-        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        type=FiniteRange(0, 1, min_open=True, max_open=True),
         help="Of the training images, held out to choose models on.  [default: 0.1, at most 1,000 images]",
     ),
     click.option(
         "--test-fraction",
-        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        type=FiniteRange(0, 1, min_open=True, max_open=True),
         help="Of the images of folder:PATH, held out as test where it names none.  [default: 0.2]",
     ),
     click.option(

@@ -132,6 +132,34 @@ def test_the_next_command_after_check_runs_as_it_is(tmp_path: Path, capsys: Capt
     assert "30 of 30 epochs" in printed
 
 
+def test_a_share_of_nearly_all_is_not_said_to_be_all(tmp_path: Path, capsys: Capture) -> None:
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for number in range(4):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / label / f"{number}.png")
+    assert run(["datasets", "check", str(tmp_path), "--test-fraction", "0.999"]) == 0
+    assert "99.9% of each class are held out as test" in capsys.readouterr().out.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["datasets", "check", ".", "--test-fraction"],
+        ["train", "--test-fraction"],
+        ["train", "--val-fraction"],
+    ],
+)
+def test_a_share_that_is_no_number_is_a_usage_error(command: list[str], capsys: Capture) -> None:
+    assert run([*command, "nan"]) == 2
+    assert "'nan' is not a finite number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", ["~nosuchuser/x", "x" * 300])
+def test_a_folder_that_cannot_be_is_not_there(path: str, capsys: Capture) -> None:
+    assert run(["train", "--dry-run", "--dataset", f"folder:{path}"]) == 4
+    assert "There is no folder" in capsys.readouterr().err
+
+
 def test_check_of_no_data_set(tmp_path: Path, capsys: Capture) -> None:
     assert run(["datasets", "check", str(tmp_path / "nowhere")]) == 2
     assert run(["datasets", "check", str(tmp_path)]) == 4

@@ -13,7 +13,7 @@ import torch
 import ducat_serve
 from ducat_serve import bundled
 from ducat_serve.bundled import KINDS, BundledModel, Kind, bundled_models, bundled_name, model_path
-from ducat_serve.checkpoint import read_checkpoint, read_spec
+from ducat_serve.checkpoint import checkpoint_path, read_checkpoint, read_spec
 from ducat_serve.deployed import parameter_count
 from ducat_serve.errors import DataError, UsageError
 from ducat_serve.predictor import Predictor
@@ -174,3 +174,10 @@ def test_an_unknown_name_lists_the_bundled_ones(here: Path) -> None:
         model_path("bundled:x", "onnx")
     (here / "run").mkdir()
     assert model_path("run", "onnx") == Path("run")
+
+
+def test_a_name_that_no_file_system_takes_is_not_there(here: Path) -> None:
+    with pytest.raises(DataError, match="There is no file or folder"):
+        model_path("x" * 300, "onnx")
+    with pytest.raises(DataError, match="There is no checkpoint"):
+        read_spec(checkpoint_path(here / ("x" * 300)))

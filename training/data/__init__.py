@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -139,6 +140,18 @@ def dataset_reference(name: str) -> str:
     return f"folder:{Path(name.removeprefix('folder:')).name}" if name.startswith("folder:") else name
 
 
+def folder_path(name: str) -> Path:
+    """The path of `folder:PATH`, with ~ as the home folder. Raises DataError for ~NAME of a user that is not there."""
+    path = Path(name.removeprefix("folder:"))
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise DataError(
+            f"There is no folder {path}: no user is called so.",
+            "give --dataset folder:PATH with an existing path",
+        ) from error
+
+
 def default_data_dir() -> Path:
     """Where archives are kept when nobody says otherwise."""
     return cache_root() / "data"
@@ -183,8 +196,8 @@ def _find(
     output: Output,
 ) -> tuple[str, Decoded]:
     if name.startswith("folder:"):
-        path = Path(name.removeprefix("folder:")).expanduser()
-        if not path.exists():
+        path = folder_path(name)
+        if not os.path.exists(path):  # noqa: PTH110 (a Path raises for a name that no file system takes)
             raise DataError(f"There is no folder {path}.", "give --dataset folder:PATH with an existing path")
         require_text(path.resolve().name, "The data set is a folder")  # its name goes into the model file
         return f"folder:{path.resolve().name}", decode_tree(Tree(path), image_size, output, selection)

@@ -15,7 +15,7 @@ from ducat_serve.images import FILE_FORMATS, ImageError, decode, fit, to_array
 from ducat_serve.output import Output
 from training.data.cache import Decoded, cached, new_images
 from training.data.layouts import Files, Listing, list_files, unused
-from training.data.selection import Selection
+from training.data.selection import Selection, share_in_words
 from training.data.trees import Tree
 
 
@@ -91,7 +91,7 @@ def _say_what_is_used(tree: Tree, listing: Listing, output: Output) -> None:
         output.warn(f"{tree.source}: passed over {passed_over}.")
     if listing.test_share is not None:
         output.say(
-            f"{tree.source.name} names no test images: {listing.test_share:.0%} of each class "
+            f"{tree.source.name} names no test images: {share_in_words(listing.test_share)} "
             f"({len(listing.test):,} images) are held out, the same ones for every seed."
         )
 

@@ -25,6 +25,11 @@ class Selection:
     skip_broken: bool = False
 
 
+def share_in_words(share: float) -> str:
+    """A share of every class as a percentage, not rounded: 99.9% are not all."""
+    return f"{100 * share:.10g}% of each class"
+
+
 def held_out(names: list[str], fraction: float, label: str) -> set[str]:
     """The part of a class's images that is test: at least one, and never all of them.
 

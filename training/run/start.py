@@ -16,7 +16,7 @@ from ducat_serve.networks.allowed import options_for
 from ducat_serve.output import Output
 from training.attacks.ball import require_size
 from training.config import TrainConfig
-from training.data import DATASETS
+from training.data import DATASETS, folder_path
 from training.device import fastest_precision
 from training.distributed.processes import ProcessGroup, local_device
 from training.initial import InitialWeights, StartWeights
@@ -41,7 +41,8 @@ def new_config(
     """The configuration of a new run from what the user gave (None = not given).
 
     Raises:
-        UsageError: an unknown name, a value out of range, or a combination that makes no sense.
+        UsageError: an unknown name, a value out of range, or a combination that makes no sense. DataError: a folder
+            of a user that is not there.
     """
     if given["network"] is not None:
         require_name(given["network"])
@@ -218,4 +219,4 @@ def _absolute(dataset: str) -> str:
     """`folder:PATH` with an absolute path, so that the run can be resumed from anywhere."""
     if not dataset.startswith("folder:"):
         return dataset
-    return f"folder:{Path(dataset.removeprefix('folder:')).expanduser().resolve()}"
+    return f"folder:{folder_path(dataset).resolve()}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ducat_serve.cli.options import common, data_options
+from ducat_serve.cli.options import FiniteRange, common, data_options
 from ducat_serve.errors import DataError, UsageError, command_line
 from ducat_serve.output import Output
 
@@ -68,7 +68,7 @@ def command(ctx: click.Context, data_dir: Path | None, offline: bool, json: bool
 @click.argument("path", type=click.Path(path_type=Path, exists=True))
 @click.option(
     "--test-fraction",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=FiniteRange(0, 1, min_open=True, max_open=True),
     help="As for `ducat train`.  [default: 0.2]",
 )
 @common
@@ -94,6 +94,8 @@ def check(path: Path, test_fraction: float | None, json: bool) -> int:
 
 
 def _show(path: Path, found: DataCheck, output: Output) -> None:
+    from training.data.selection import share_in_words
+
     splits = tuple(found.splits)
     output.table(
         f"{path}: {sum(found.splits.values()):,} images, {len(found.classes):,} classes",
@@ -107,9 +109,7 @@ def _show(path: Path, found: DataCheck, output: Output) -> None:
     sizes = [f"{height}x{width} {count:,}" for (height, width), count in found.sizes.items()]
     output.table("", ("", ""), [("files", _first(kinds)), ("height x width", _first(sizes))])
     if found.test_share is not None:
-        output.text(
-            f"{path} names no test images: {found.test_share:.0%} of each class are held out as test."
-        )
+        output.text(f"{path} names no test images: {share_in_words(found.test_share)} are held out as test.")
     for name, why in list(found.broken.items())[:_SHOWN]:
         output.warn(f"{name}: {why}.")
     for pair in found.duplicates[:_SHOWN]:
