@@ -36,7 +36,8 @@ class Exporter:
     def __call__(self, command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
         self.commands.append(command)
         if self.code == 0:
-            shutil.copy(self.model, Path(command[5]).with_suffix(".onnx"))
+            out = command.index("--out") + 1 if "--out" in command else None
+            shutil.copy(self.model, command[out] if out else Path(command[5]).with_name("model.onnx"))
         return subprocess.CompletedProcess(command, self.code)
 
 
@@ -48,20 +49,53 @@ def test_a_checkpoint_is_exported_once(
     checkpoint, output = run_copy / "model.safetensors", Output(silent=True)
     assert exported(run_copy, output) == run_copy / "model.onnx"
     assert exported(checkpoint, output) == run_copy / "model.onnx"
-    assert exported(run_copy, output) == run_copy, "it has something to serve now"
+    assert exported(run_copy, output) == run_copy / "model.onnx", "a folder that was exported before"
     [command] = exporter.commands
-    assert command[3:] == ["ducat_serve", "export", str(checkpoint), "--quiet"]
+    assert command[3:] == [
+        "ducat_serve",
+        "export",
+        str(checkpoint),
+        "--out",
+        f"{run_copy}/model.onnx",
+        "--quiet",
+    ]
 
 
+def test_the_export_of_other_weights_in_the_folder_stays_as_it_is(
+    run_copy: Path, onnx_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`last.safetensors` lies in every run folder beside the export of the best weights."""
+    monkeypatch.setattr(on_the_fly.subprocess, "run", Exporter(onnx_model))  # type: ignore[attr-defined]
+    last = (run_copy / "model.safetensors").rename(run_copy / "last.safetensors")
+    (run_copy / "model.onnx").write_bytes(b"precious")
+    assert exported(last, Output(silent=True)) == run_copy / "last.onnx"
+    assert (run_copy / "last.onnx").read_bytes() == onnx_model.read_bytes()
+    assert (run_copy / "model.onnx").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("given", [".", "model.safetensors"])
 def test_an_export_of_another_checkpoint_is_neither_served_nor_replaced(
-    run_copy: Path, other_model: Path
+    given: str, run_copy: Path, other_model: Path
 ) -> None:
     shutil.copy(other_model, run_copy / "model.onnx")
     before = (run_copy / "model.onnx").read_bytes()
-    with pytest.raises(VerificationError, match="another checkpoint") as error:
-        exported(run_copy / "model.safetensors", Output(silent=True))
+    with pytest.raises(VerificationError, match="another model") as error:
+        exported(run_copy / given, Output(silent=True))
     assert f"'{run_copy}/model.onnx'" in str(error.value.next_step)
     assert (run_copy / "model.onnx").read_bytes() == before
+
+
+@pytest.mark.parametrize("given", [".", "model.safetensors"])
+def test_an_export_from_before_the_evaluation_is_served_and_called_that(
+    given: str, run_copy: Path, measured_folder: Path, onnx_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(measured_folder / "model.safetensors", run_copy)
+    shutil.copy(onnx_model, run_copy / "model.onnx")
+    assert exported(run_copy / given, Output()) == run_copy / "model.onnx"
+    said = capsys.readouterr().err
+    assert "was exported before its report changed" in said
+    again = f"ducat export '{run_copy}/model.safetensors' --out '{run_copy}/model.onnx'"
+    assert said.rstrip().endswith(again)
 
 
 def test_an_export_that_fails_keeps_its_exit_code(

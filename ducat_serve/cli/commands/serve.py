@@ -164,7 +164,8 @@ def command(
     """Serve MODEL over HTTP with BentoML, until SIGTERM or Ctrl-C; SIGHUP reads it again.
 
     MODEL is a model.onnx, a folder with one, a bundled model (`ducat models`), or a model repository: a folder with
-    NAME/VERSION/model.onnx. A model.safetensors, or a run folder without a model.onnx, is exported first, beside it.
+    NAME/VERSION/model.onnx. A model.safetensors, or a run folder without a model.onnx, is exported first, beside it;
+    an export that is there already is served if it has the same weights.
 
     \b
     Example:
