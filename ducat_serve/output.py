@@ -34,6 +34,7 @@ from rich.progress import (
 from ducat_serve.tables import boxed, plain_lines
 
 _UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format (bidirectional, zero width), surrogates, line ends
+_COMMANDS = ("Next: ", "$ ")  # what a line begins with that is to be pasted into a shell
 _LOG_SECONDS = 60.0  # between two lines of progress where there is no terminal
 
 
@@ -143,8 +144,9 @@ class Results:
     def document(self, document: dict[str, Any]) -> None:
         """The command's result under `--json`; nothing otherwise."""
         if self.as_json and not self.silent:
-            json.dump(document, sys.stdout, indent=2, sort_keys=True, allow_nan=False)
-            sys.stdout.write("\n")
+            # Whole before its first byte is printed: what cannot be JSON would leave half a document behind.
+            text = json.dumps(document, indent=2, sort_keys=True, allow_nan=False)
+            sys.stdout.write(text + "\n")
             sys.stdout.flush()
 
 
@@ -249,7 +251,7 @@ def visible(text: str, keep: str = "") -> str:
 
 
 def _print(console: Console, message: str, style: str | None = None) -> None:
-    """On a terminal, lines are wrapped between words; in a pipe or a file they stay as long as they are."""
+    """On a terminal, lines are wrapped between words, but no commands; elsewhere they stay as long as they are."""
     text = visible(message, keep="\n\t")
     if not console.is_terminal:
         if not console.quiet:
@@ -261,6 +263,8 @@ def _print(console: Console, message: str, style: str | None = None) -> None:
 
 
 def _wrapped(line: str, width: int) -> str:
+    if line.startswith(_COMMANDS):  # pasted with a line break in it, half of it would run
+        return line
     return textwrap.fill(
         line,
         width,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import io
 import itertools
@@ -9,8 +11,10 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 import click
@@ -52,12 +56,16 @@ _WITHOUT_TORCH = ("serve", "bento")
 click.Context.formatter_class = HelpFormatter  # of every command, wherever it is defined
 
 
-@dataclass(frozen=True)
+@dataclass
 class Invocation:
-    """How `ducat` was called: its arguments, and the environment as the user has it."""
+    """How `ducat` was called: its arguments, and the environment as the user has it.
+
+    ``as_json`` is whether errors are JSON documents too: known for sure only once the options have been read.
+    """
 
     arguments: list[str]
     environment: dict[str, str]
+    as_json: bool
 
 
 class LazyGroup(click.Group):
@@ -97,10 +105,8 @@ class LazyGroup(click.Group):
 )
 @click.version_option(__version__, prog_name="ducat")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show a traceback when a command fails.")
-@click.option("--json", is_flag=True, help="Print one JSON document on stdout.")
 @manner_options
-@click.pass_context
-def cli(ctx: click.Context, json: bool) -> None:
+def cli(json: bool) -> None:
     """Robust image classifiers that can be deployed (DUCAT, arXiv 2410.12671).
 
     Every option also reads an environment variable, DUCAT_<COMMAND>_<OPTION>, and a TOML file given with
@@ -115,19 +121,20 @@ def cli(ctx: click.Context, json: bool) -> None:
       ducat export runs/digits --onnx
       ducat serve runs/digits/model.onnx
     """
-    from ducat_serve.output import manner
-
-    ctx.with_resource(manner(as_json=json))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: run a command and turn every failure into one paragraph and the right exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    # `>&-` leaves None in their place; and a file that is opened next would get their number, and what is printed.
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names that a terminal's encoding does not have
             stream.reconfigure(errors="backslashreplace")
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminate)
+    warnings.showwarning = _show_warning
     sys.exit(run(arguments))
 
 
@@ -136,60 +143,91 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
     raise Terminated
 
 
+def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    """What libraries warn of is for who develops with them; with `-v` it is said, in the form of all else."""
+    from ducat_serve.output import Output
+
+    Output().detail(f"{category.__name__}: {message}")
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run `ducat ARGUMENTS` and return its exit code."""
     command = next((word for word in arguments if word in COMMANDS), "")
     debug = "--debug" in itertools.takewhile(lambda word: word != command, arguments) or _is_set(
         "DUCAT_DEBUG"
     )
-    as_json = "--json" in arguments or _is_set("DUCAT_JSON") or _is_set(f"DUCAT_{command.upper()}_JSON")
-    invocation = Invocation(list(arguments), dict(os.environ))
+    invocation = Invocation(list(arguments), dict(os.environ), _asks_for_json(command, arguments))
     if command not in _WITHOUT_TORCH:
         prepare_threads()
     try:
         code = cli.main(args=list(arguments), prog_name="ducat", standalone_mode=False, obj=invocation)
         return code if isinstance(code, int) else 0
-    except DucatError as error:
-        if debug:
-            traceback.print_exc()
-        _report(error.cause, error.next_step, error.exit_code, as_json)
-        return error.exit_code
-    except click.ClickException as error:
-        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "ducat"
-        _report(error.format_message(), f"{command} --help", error.exit_code, as_json)
-        return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        _report("interrupted", None, 130, as_json)
-        return 130
-    except Terminated:
-        _report("interrupted", None, 143, as_json)
-        return 143
     except BrokenPipeError:  # `ducat runs | head`: whoever read has enough; rich ends alike
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return 1
-    except Exception as error:
-        if debug:
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
+    except (Exception, KeyboardInterrupt, Terminated) as error:
+        if debug and not isinstance(
+            error, (click.ClickException, click.Abort, KeyboardInterrupt, Terminated)
+        ):
             traceback.print_exc()
-        if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
-            missing = missing_extra(error.name, EXTRAS[error.name])
-            _report(missing.cause, missing.next_step, missing.exit_code, as_json)
-            return missing.exit_code
-        _report(
-            f"{type(error).__name__}: {error}",
-            "run it again as `ducat --debug ...` and report it",
-            1,
-            as_json,
-        )
-        return 1
+        failure = _failure(error)
+        _report(failure, invocation.as_json)
+        return failure.exit_code
+
+
+def _asks_for_json(command: str, arguments: Sequence[str]) -> bool:
+    """What can be told before the options are read, for errors that come before."""
+    prefixes = ["DUCAT", f"DUCAT_{command}", *(f"DUCAT_{command}_{word}" for word in arguments)]
+    return "--json" in arguments or any(_is_set(f"{prefix.upper()}_JSON") for prefix in prefixes)
 
 
 def _is_set(variable: str) -> bool:
-    return os.environ.get(variable, "") not in ("", "0")
+    """Whether click takes the variable of a flag for yes."""
+    return bool(click.BOOL.str_to_bool(os.environ.get(variable, "")))
 
 
-def _report(cause: str, next_step: str | None, exit_code: int, as_json: bool) -> None:
+def _failure(error: BaseException) -> DucatError:
+    """What is said of an error, and the exit code for it."""
+    if isinstance(error, DucatError):
+        return error
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+        return missing_extra(error.name, EXTRAS[error.name])
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return DucatError(f"Cannot write: {error.strerror}.", "free some space, or write to another disk")
+    if isinstance(error, click.ClickException):
+        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "ducat"
+        return _ended(error.exit_code, error.format_message(), f"{command} --help")
+    if isinstance(error, Terminated):
+        return _ended(143, "interrupted")
+    if isinstance(error, (click.Abort, KeyboardInterrupt)):
+        return _ended(130, "interrupted")
+    return _ended(1, f"{type(error).__name__}: {error}", "run it again as `ducat --debug ...` and report it")
+
+
+def _ended(exit_code: int, cause: str, next_step: str | None = None) -> DucatError:
+    failure = DucatError(cause, next_step)
+    failure.exit_code = exit_code
+    return failure
+
+
+def _report(failure: DucatError, as_json: bool) -> None:
+    """Say why on stderr, and under `--json` on stdout; neither may be writable any more."""
     from ducat_serve.output import Output
 
     output = Output(as_json)
-    output.fail(cause, next_step)
-    output.result({"error": {"message": cause, "next": next_step, "exit_code": exit_code}})
+    with contextlib.suppress(OSError):
+        output.fail(failure.cause, failure.next_step)
+    document = {"message": failure.cause, "next": failure.next_step, "exit_code": failure.exit_code}
+    try:
+        output.result({"error": document})
+        sys.stdout.flush()
+    except OSError:
+        _drop_stdout()
+
+
+def _drop_stdout() -> None:
+    """What could not be written would be tried again at the end of the process, and be its error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""`--quiet` and `--verbose`, which `ducat` itself and every command has. Imports neither rich nor pydantic."""
+"""`--json`, `--quiet` and `--verbose`, which `ducat` and every command has. Imports neither rich nor pydantic."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def manner_options(function: Function) -> Function:
-    """Add `--quiet` and `--verbose`, which may stand before a command as well as behind it."""
+    """Add `--json`, `--quiet` and `--verbose`, which may stand before a command as well as behind it."""
     function = click.option(
         "-q",
         "--quiet",
@@ -20,8 +20,11 @@ def manner_options(function: Function) -> Function:
         callback=_set_manner,
         help="Only results, warnings and errors.",
     )(function)
-    return click.option(
+    function = click.option(
         "-v", "--verbose", is_flag=True, expose_value=False, callback=_set_manner, help="Say more on stderr."
+    )(function)
+    return click.option(
+        "--json", is_flag=True, callback=_set_json, help="Print one JSON document on stdout."
     )(function)
 
 
@@ -30,3 +33,13 @@ def _set_manner(ctx: click.Context, parameter: click.Parameter, wanted: bool) ->
 
     if wanted and parameter.name:
         ctx.with_resource(manner(**{parameter.name: True}))
+
+
+def _set_json(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> bool:
+    """Errors are reported after the command's context has ended, so that they have to be told by themselves."""
+    if wanted:
+        from ducat_serve.output import manner
+
+        ctx.with_resource(manner(as_json=True))
+        ctx.find_root().obj.as_json = True
+    return wanted

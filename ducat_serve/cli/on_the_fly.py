@@ -44,8 +44,9 @@ def _require_same_model(target: Path, checkpoint: Path, output: Output, public_k
     elif _function(found.spec) == _function(read_spec(checkpoint)):
         output.warn(
             f"serving {target}, which has the weights of {checkpoint} but was exported before its report changed. "
-            f"To take the report over: {again}"
+            "The next command takes the report over."
         )
+        output.next(again)
     else:
         raise VerificationError(
             f"{target} was exported from another model than {checkpoint} now holds.",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 import tomllib
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from PIL import Image
 from rich.console import Console
 
 from ducat_serve import output as output_module
-from ducat_serve.cli.main import run
+from ducat_serve.cli.main import cli, main, run
 from ducat_serve.networks import NETWORKS
 from ducat_serve.output import Output
 from tests.support.training_runs import epoch_row
@@ -104,6 +106,19 @@ def test_no_word_is_broken_on_a_terminal(width: int, monkeypatch: pytest.MonkeyP
     assert all(len(line) <= width or line == DIGEST for line in screen.getvalue().splitlines())
 
 
+@pytest.mark.parametrize("width", [100, 80, 40])
+def test_no_command_is_broken_on_a_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of it would run: a training, say, without the --dry-run that stood on the second line."""
+    screen = on_terminal(monkeypatch, width)
+    command = "ducat train --dataset folder:photos --recipe folder-hours --batch-size 4 --dry-run " * 2
+    output = Output()
+    output.next(command)
+    output.fail("Cause.", command)
+    output.say(f"\n$ {command}")
+    lines = screen.getvalue().splitlines()
+    assert [line for line in lines if "ducat" in line] == [*[f"Next: {command}"] * 2, f"$ {command}"]
+
+
 def test_a_table_that_would_need_more_than_the_terminal_has_no_box(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = on_terminal(monkeypatch, 60)
     Output().table("", ("", ""), [("SHA-256", DIGEST)])
@@ -162,6 +177,98 @@ def test_json_may_stand_before_the_command(arguments: list[str], capsys: pytest.
 def test_json_before_the_command_holds_for_its_errors(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--json", "inspect", "none.onnx"]) == 4
     assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == 4
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "as_json"),
+    [
+        ("DUCAT_JSON", "false", False),
+        ("DUCAT_JSON", "1", True),
+        ("DUCAT_RECIPES_JSON", "off", False),
+        ("DUCAT_RECIPES_JSON", "yes", True),
+        ("DUCAT_RECIPES_SHOW_JSON", "1", True),
+    ],
+)
+def test_errors_are_json_where_results_would_be(
+    variable: str,
+    value: str,
+    as_json: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(variable, value)
+    for wrong in (["nosuch"], ["digits", "--nosuch"]):
+        assert run(["recipes", "show", *wrong]) == 2
+        assert bool(capsys.readouterr().out) == as_json
+
+
+def test_errors_are_json_where_a_config_file_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.toml").write_text("[runs]\njson = true\n")
+    assert run(["runs", str(tmp_path / "nowhere"), "--config", str(tmp_path / "c.toml")]) == 4
+    assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == 4
+
+
+def test_debug_that_is_off_prints_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DUCAT_DEBUG", "false")
+    assert run(["runs", "nowhere"]) == 4
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_what_cannot_be_json_leaves_no_half_a_document(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        Output(as_json=True).result({"a": 1, "b": float("nan")})
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_full_disk_is_told_in_a_sentence(
+    options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        monkeypatch.setattr(sys, "stdout", full)
+        assert run(["networks", *options]) == 1
+        monkeypatch.undo()
+    error = capsys.readouterr().err
+    assert "Cannot write: No space left on device." in error
+    assert "free some space" in error
+
+
+@pytest.mark.integration
+def test_a_stdout_that_is_closed_is_printed_to_by_nobody() -> None:
+    command = 'exec "$@" >&-'
+    done = subprocess.run(
+        ["sh", "-c", command, "sh", *DUCAT, "networks", "--json"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_ducat_alone_prints_its_help_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("Usage: ducat")
+    assert "Error" not in error
+
+
+def test_what_libraries_warn_of_is_an_event_for_who_wants_to_know(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def warned(**_: object) -> int:
+        warnings.warn("Corrupt EXIF data.", UserWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    command = cli.get_command(None, "networks")  # type: ignore[arg-type]
+    monkeypatch.setattr(command, "callback", warned)
+    for options, said in (([], ""), (["-v"], "UserWarning: Corrupt EXIF data.\n")):
+        with warnings.catch_warnings(), pytest.raises(SystemExit):
+            warnings.simplefilter("always")
+            main(["networks", *options])
+        assert capsys.readouterr().err == said
 
 
 def test_without_a_terminal_progress_is_a_line_a_minute(

@@ -83,10 +83,8 @@ def command(epochs: int, out: Path | None, json: bool) -> None:
     output.text(f"{right} of {len(rows)} images right over HTTP. Took {seconds:.0f} s.")
     longer = " and ".join(f"`ducat serve {model.name}`" for model in bundled_models().values())
     output.say(f"Models that come with the package, trained for longer: {longer}.")
-    output.say(f"The model is kept in {folder}.")
-    output.say(
-        f"The page to try it yourself: {command_line('ducat', 'serve', folder, '--samples', samples, '--attack-demo')}"
-    )
+    output.say(f"The model is kept in {folder}. The next command serves a page to try it yourself.")
+    output.next(command_line("ducat", "serve", folder, "--samples", samples, "--attack-demo"))
     output.result(
         {
             "run": str(folder),
