@@ -9,10 +9,13 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from ducat_serve.cli.main import run
+from ducat_serve.predictor import Predictions, Predictor
 from tests.support.http_client import DIGITS, GOOD
 from tests.support.image_folders import make_unreadable
 
@@ -73,6 +76,31 @@ def test_one_bad_file_does_not_stop_the_others(onnx_model: Path, photos: Path, c
     document = json.loads(capsys.readouterr().out)
     assert [p["image"] for p in document["predictions"]] == ["photos/a.png", "photos/more/c.tif"]
     assert [f["image"] for f in document["failed"]] == ["photos/bad.png", "nowhere.png", "none/*.png"]
+
+
+@pytest.mark.parametrize("form", [[], ["--json"], ["--csv"]])
+def test_an_image_on_which_the_model_says_nan_is_no_class(
+    form: list[str], photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    answer = Predictor.__call__
+
+    def nan_for_the_first(self: Predictor, images: NDArray[np.uint8]) -> Predictions:
+        logits, *others = answer(self, images)
+        logits[0] = np.nan
+        return Predictions(logits, *others)
+
+    monkeypatch.setattr(Predictor, "_require_answers", lambda *_: None)
+    monkeypatch.setattr(Predictor, "__call__", nan_for_the_first)
+    assert run(["predict", "digits-small", "photos", *form]) == 4
+    captured = capsys.readouterr()
+    assert "photos/a.png: the model answers with NaN" in captured.err
+    if form == ["--json"]:
+        document = json.loads(captured.out)
+        assert [f["image"] for f in document["failed"]] == ["photos/a.png"]
+        assert [p["image"] for p in document["predictions"]] == ["photos/b.gif", "photos/more/c.tif"]
+    else:
+        assert "photos/a.png" not in captured.out
+        assert "photos/b.gif" in captured.out
 
 
 def test_an_empty_folder_is_a_failure(onnx_model: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 
 import click
@@ -52,8 +52,8 @@ def command(model: Path, images: tuple[str, ...], top_k: int, csv: bool, device:
     is below them, patterns such as 'photos/*.jpg', or - for one image on stdin.
 
     Predictions go to stdout: a table on a terminal, elsewhere a line per image with tabs between image, label,
-    confidence, dummy mass and the further classes. An image that cannot be read does not stop the others; the command
-    then ends with exit code 4.
+    confidence, dummy mass and the further classes. An image that cannot be read, or on which the
+    model answers NaN, does not stop the others; the command then ends with exit code 4.
 
     \b
     Example:
@@ -75,7 +75,7 @@ def command(model: Path, images: tuple[str, ...], top_k: int, csv: bool, device:
         readable, pixels = _read(batch, spec, failed, output)
         if not readable:
             continue
-        answer = infer(np.stack(pixels))
+        readable, answer = _answered(readable, infer(np.stack(pixels)), failed, output)
         predictions = list(zip(readable, split_up(answer, spec), strict=True))
         if table is not None:
             table.write(predictions)
@@ -118,6 +118,19 @@ def _read(
         else:
             names.append(image.name)
     return names, pixels
+
+
+def _answered(
+    names: list[str], answer: Predictions, failed: list[dict[str, str]], output: Output
+) -> tuple[list[str], Predictions]:
+    """Without the images on which the model says NaN or infinite, which is no class; they are added to ``failed``."""
+    finite = answer.is_finite
+    for name in compress(names, ~finite):
+        problem = f"{name}: the model answers with NaN or infinite numbers."
+        output.warn(problem)
+        failed.append({"image": name, "error": problem})
+    kept = Predictions(answer.logits[finite], answer.label[finite], answer.dummy_mass[finite])
+    return list(compress(names, finite)), kept
 
 
 def _open(model: Path, device: Device, output: Output) -> tuple[ModelSpec, Infer]:
