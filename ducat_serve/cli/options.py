@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ducat_serve.cli.manner_options import Function, manner_options
 from ducat_serve.cli.variables import refuse_unknown_variables
@@ -63,7 +65,6 @@ class ModelPath(click.ParamType[Path]):
 def common(function: Function) -> Function:
     """Add what every command has: `--json`, `--quiet`, `--verbose` and `--config`."""
     function = manner_options(function)
-    function = click.option("--json", is_flag=True, help="Print one JSON document on stdout.")(function)
     return click.option(
         "--config",
         type=click.Path(path_type=Path, dir_okay=False),
@@ -88,10 +89,37 @@ def device_option(function: Function) -> Function:
     )(function)
 
 
+class InheritedOption(click.Option):
+    """An option of a group and of its subcommands, which may stand before a subcommand as well as behind it."""
+
+    def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> tuple[Any, ParameterSource]:
+        """Where both were given, the one that was given more directly holds: a flag before a variable or a file."""
+        value, source = super().consume_value(ctx, opts)
+        group, name = ctx.parent, self.name or ""
+        of_group = None if group is None else group.get_parameter_source(name)
+        if group is None or of_group is None or _DIRECTNESS.index(source) <= _DIRECTNESS.index(of_group):
+            return value, source
+        return group.params[name], of_group
+
+
+_DIRECTNESS = (
+    ParameterSource.PROMPT,
+    ParameterSource.COMMANDLINE,
+    ParameterSource.ENVIRONMENT,
+    ParameterSource.DEFAULT_MAP,
+    ParameterSource.DEFAULT,
+)
+
+
 def data_options(function: Function) -> Function:
     """Add `--data-dir` and `--offline`."""
     function = click.option(
-        "--offline", is_flag=True, envvar="DUCAT_OFFLINE", show_envvar=True, help="Never download."
+        "--offline",
+        cls=InheritedOption,
+        is_flag=True,
+        envvar="DUCAT_OFFLINE",
+        show_envvar=True,
+        help="Never download.",
     )(function)
     return data_dir_option(function)
 
@@ -100,6 +128,7 @@ def data_dir_option(function: Function) -> Function:
     """Add `--data-dir` alone, where nothing is ever downloaded."""
     return click.option(
         "--data-dir",
+        cls=InheritedOption,
         type=click.Path(path_type=Path, file_okay=False),
         envvar="DUCAT_DATA",
         show_envvar=True,
@@ -117,31 +146,45 @@ def _load_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
     for table in document:
         if table not in COMMANDS:
             raise unknown_name(f"table in {path}:", table, COMMANDS)
-    name = ctx.command.name or ""
+    group = _of_table(ctx)
+    name = group.name or ""
     values = document.get(name, {})
     if not isinstance(values, dict):
         raise UsageError(f"{path}: '{name}' must be a table.", f"write [{name}] and the options below it")
-    parameters = {parameter.name: parameter for parameter in ctx.command.params}
+    commands = [group, *(group.commands.values() if isinstance(group, click.Group) else ())]
+    known = {option: parameter for command in commands for option, parameter in _parameters(command).items()}
     defaults: dict[str, Any] = {}
     for key, value in values.items():
         option = key.replace("-", "_")
-        if option not in parameters or option == "config":
-            raise unknown_name(f"key in {path}:", key, (n.replace("_", "-") for n in parameters if n))
-        if not _fits(value, parameters[option]):
+        if option not in known:
+            raise unknown_name(f"key in {path}:", key, (n.replace("_", "-") for n in known))
+        if not _fits(value, known[option]):
             raise UsageError(
-                f"{path}: '{key}' in [{name}] must be a text, a finite number or true or false, and a list of them "
-                "only where the option takes several.",
+                f"{path}: '{key}' in [{name}] must be a text, a finite number or, for a flag, true or false, and a "
+                "list of them only where the option takes several.",
                 f"{ctx.command_path} --help",
             )
-        single = parameters[option].multiple and not isinstance(value, list)
+        single = known[option].multiple and not isinstance(value, list)
         defaults[option] = [value] if single else value
-    ctx.default_map = {**(ctx.default_map or {}), **defaults}
+    of_subcommands = {command.name: defaults for command in commands[1:]} if ctx.command is group else {}
+    ctx.default_map = {**(ctx.default_map or {}), **defaults, **of_subcommands}
+
+
+def _of_table(ctx: click.Context) -> click.Command:
+    """The command whose table holds: a subcommand has none of its own, and shares that of its group."""
+    is_subcommand = ctx.parent is not None and ctx.parent.parent is not None
+    return ctx.parent.command if ctx.parent is not None and is_subcommand else ctx.command
+
+
+def _parameters(command: click.Command) -> dict[str, click.Parameter]:
+    """What can stand in a file: all but the file itself."""
+    return {p.name: p for p in command.params if p.name and p.name != "config"}
 
 
 def _read_toml(path: Path, help_command: str) -> dict[str, Any]:
     data = read_regular_file(path, f"the config file {path}", help_command)
     try:
-        return tomllib.loads(data.decode())
+        return tomllib.loads(data.decode("utf-8-sig"))  # some editors begin a file with a mark
     except RecursionError as error:
         raise UsageError(
             f"{path} is not valid TOML: it is nested too deeply.", "correct that line"
@@ -157,8 +200,12 @@ def _fits(value: object, parameter: click.Parameter) -> bool:
             parameter.multiple or parameter.nargs != 1 or getattr(parameter.type, "takes_list", False)
         )
         return takes_list and all(map(_is_plain, value))
+    if isinstance(value, bool):
+        return isinstance(parameter.type, click.types.BoolParamType)
     return _is_plain(value)
 
 
 def _is_plain(value: object) -> bool:
+    if isinstance(value, bool):  # which is an int for Python
+        return False
     return isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))

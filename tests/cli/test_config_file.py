@@ -37,6 +37,8 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Given:
         (b"[demo]\nepochs = [1, 2]\n", "'epochs' in [demo] must be"),
         (b"[demo]\nepochs = 2026-01-01\n", "'epochs' in [demo] must be"),
         (b"[demo]\nepochs = inf\n", "'epochs' in [demo] must be"),
+        (b"[demo]\nepochs = true\n", "'epochs' in [demo] must be"),
+        (b"[evaluate]\neps = true\n", "'eps' in [evaluate] must be"),
         (b"[evaluate]\neps = nan\n", "'eps' in [evaluate] must be"),
         (b"[evaluate]\nattack = [['a']]\n", "'attack' in [evaluate] must be"),
     ],
@@ -49,6 +51,8 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Given:
         "list",
         "date",
         "inf",
+        "true for a number",
+        "true for a size",
         "nan",
         "list of lists",
     ],
@@ -87,3 +91,48 @@ def test_a_list_is_for_options_that_can_be_repeated(tmp_path: Path, given: Given
     assert run(["evaluate", "m.safetensors", "--config", str(tmp_path / "c.toml")]) == 0
     assert given["attack"] == ("apgd-ce", "targeted")
     assert (given["eps"], given["resume"]) == ((8 / 255,), True), "one value is a list of one"
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path, given: Given) -> None:
+    (tmp_path / "c.toml").write_bytes(b"\xef\xbb\xbf[demo]\nepochs = 3\n")
+    assert run(["demo", "--config", str(tmp_path / "c.toml")]) == 0
+    assert given["epochs"] == 3
+
+
+def test_the_choices_for_an_unknown_key_do_not_name_the_file_itself(
+    tmp_path: Path, given: Given, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.toml").write_text("[demo]\nnosuch = 3\n")
+    assert run(["demo", "--config", str(tmp_path / "c.toml")]) == 2
+    assert "choose one of: epochs, json, out, quiet, verbose\n" in capsys.readouterr().err
+    assert not given
+
+
+def test_the_table_of_a_group_holds_for_its_subcommands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = ["--config", str(tmp_path / "c.toml")]
+    (tmp_path / "c.toml").write_text("[datasets]\ndata-dir = '/of/file'\ntest-fraction = 0.3\n")
+
+    def looked_in(*arguments: str) -> str:
+        assert run(["datasets", *arguments]) == 4
+        return capsys.readouterr().err.partition(".\n")[0].partition(" not in ")[2]
+
+    verify = ["verify", "cifar10"]
+    assert looked_in(*verify, *config) == looked_in(*config, *verify) == "/of/file"
+    assert looked_in("--data-dir", "/flag", *verify, *config) == "/flag"
+    monkeypatch.setenv("DUCAT_DATASETS_DATA_DIR", "/of/variable")
+    assert looked_in(*verify, *config) == "/of/variable"
+    monkeypatch.setenv("DUCAT_DATA", "/of/variable")
+    assert looked_in("--data-dir", "/flag", *verify) == "/flag"
+    assert looked_in("--data-dir", "/flag", *verify, "--data-dir", "/nearer") == "/nearer"
+    (tmp_path / "c.toml").write_text("[datasets]\nnosuch = 3\n")
+    assert run(["datasets", *verify, *config]) == 2
+    assert "Unknown key" in capsys.readouterr().err
+
+
+def test_flags_of_a_group_may_stand_before_its_subcommand(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["datasets", "--offline", "download", "digits"]) == 2
+    assert "--offline forbids" in capsys.readouterr().err
+    assert run(["recipes", "--json", "show", "digits"]) == 0
+    assert '"recipe": {' in capsys.readouterr().out
