@@ -137,13 +137,24 @@ def read_report(file: Path) -> RobustnessReport | None:
         raise DataError(f"{file} is not a robustness report.", "name another file with --out") from error
 
 
+def card_beside(file: Path) -> Path:
+    """Where the card of a report goes: the same name with .md. Raises UsageError where that is the report itself."""
+    card = file.with_suffix(".md")
+    if card == file:
+        raise UsageError(
+            f"--out {file} is for the report, which is JSON; the card would be written to the same file.",
+            f"--out {file.with_suffix('.json')}, beside which the card is {file}",
+        )
+    return card
+
+
 def write_report(name: str, report: RobustnessReport, file: Path, output: Output) -> None:
-    """Write the report of the model ``name`` to ``file``, and its card to the same name with .md.
+    """Write the report of the model ``name`` to ``file``, and its card beside it.
 
     What an earlier report there says of corruptions, of the same weights, stays. Raises DataError where it is damaged.
     """
     report = keeping_corruptions(report, None if report.corruptions else read_report(file))
     atomic.write_text(file, report.model_dump_json(indent=2) + "\n")
-    card = file.with_suffix(".md")
+    card = card_beside(file)
     atomic.write_text(card, report_card(name, report))
     output.say(f"Report: {file}, for people: {card}")

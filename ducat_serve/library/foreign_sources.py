@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import torch
 from torch import nn
@@ -126,7 +126,7 @@ class CallableSource(Source):
 
     @property
     def file_name(self) -> str:
-        return self.callable_name.rpartition(":")[2]
+        return self.callable_name.replace(":", ".")
 
     @contextmanager
     def opened(self, device: torch.device, output: Output) -> Iterator[Opened]:
@@ -209,23 +209,32 @@ class ServerSource(Source):
 
     @property
     def name(self) -> str:
-        """The address without what is behind a question mark, and without a password."""
+        """The address without a password, and behind a question mark nothing but the model that is asked."""
+        return self._address + (f"?{urlencode(self._asked)}" if self._asked else "")
+
+    @property
+    def file_name(self) -> str:
+        words = [urlsplit(self._address).netloc, *self._asked.values()]
+        return re.sub(r"[^\w.-]+", "-", "-".join(words)).strip("-")
+
+    @property
+    def _address(self) -> str:
         parts = urlsplit(self.url)
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
     @property
-    def file_name(self) -> str:
-        return re.sub(r"[^\w.-]+", "-", urlsplit(self.name).netloc)
+    def _asked(self) -> dict[str, str]:
+        """Which model of the server, and which version of it, where the address says that."""
+        return {k: v for k, v in parse_qsl(urlsplit(self.url).query) if k in ("model", "version")}
 
     @contextmanager
     def opened(self, device: torch.device, output: Output) -> Iterator[Opened]:  # noqa: ARG002
         twin = None if self.twin is None else import_model(self.twin, self.import_from, output=output)
-        base, asked = self.name.removesuffix(_PATH), dict(parse_qsl(urlsplit(self.url).query))
         client = Client(
-            base,
+            self._address.removesuffix(_PATH),
             key=self.key,
-            model=asked.get("model"),
-            version=asked.get("version"),
+            model=self._asked.get("model"),
+            version=self._asked.get("version"),
             timeout=60.0,
             retries=_RETRIES,
             max_wait=_PATIENCE,

@@ -185,12 +185,14 @@ def test_published_images_are_taken_where_they_are(
     command += ["--data-dir", str(tmp_path)]
     assert run([*command, "--eps", "0.1", "--attack", "pgd", "--max-examples", "20"]) == 0
     assert run([*command, "--suite", "corruptions"]) == 0
-    report = RobustnessReport.model_validate_json((tmp_path / "make.robustness.json").read_text())
+    report = RobustnessReport.model_validate_json(
+        (tmp_path / "somebodys_net.make.robustness.json").read_text()
+    )
     assert report.corruptions is not None
     assert report.corruptions.source == "CIFAR-10-C"
     assert report.corruptions.generated_by is None
     assert report.corruptions.accuracy == pytest.approx(0.1)  # one answer to all of the same black images
-    assert "(CIFAR-10-C)" in (tmp_path / "make.robustness.md").read_text()
+    assert "(CIFAR-10-C)" in (tmp_path / "somebodys_net.make.robustness.md").read_text()
 
     np.save(published / "labels.npy", np.tile(np.repeat(np.arange(9), 3), 5))
     capsys.readouterr()

@@ -10,7 +10,7 @@ import pytest
 
 from ducat_serve.cli.main import run
 from ducat_serve.errors import UsageError
-from ducat_serve.library.foreign_sources import ServerSource
+from ducat_serve.library.foreign_sources import CallableSource, ServerSource
 from ducat_serve.output import Output
 from training.evaluation.foreign import import_model
 
@@ -85,14 +85,14 @@ def test_report_and_card_of_somebody_elses_model(here: Path, capsys: pytest.Capt
     command += ["--per-image", "rows.csv"]
     assert run([*command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report == json.loads((here / "make.robustness.json").read_text())
+    assert report == json.loads((here / "somebodys_nets.make.robustness.json").read_text())
     assert [point["eps"] for point in report["curve"]] == [0.05, 0.1]
     assert report["worst_case_accuracy"] <= report["curve"][0]["worst_case_accuracy"]
-    card = (here / "make.robustness.md").read_text()
+    card = (here / "somebodys_nets.make.robustness.md").read_text()
     assert "somebodys" in card
     assert report["weights_digest"] in card
     assert len((here / "rows.csv").read_text().splitlines()) == 41
-    assert (here / "make.robustness.robustbench.json").is_file()
+    assert (here / "somebodys_nets.make.robustness.robustbench.json").is_file()
     assert (here / "accuracy-over-eps.png").is_file()
 
 
@@ -174,7 +174,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_attacks(
     monkeypatch.chdir("/proc")  # where nobody can write, root included
     assert run([*command, "--eps", "0.1"]) == 1
     said = capsys.readouterr().err
-    assert "Cannot write make.robustness.json" in said
+    assert "Cannot write somebodys_nets.make.robustness.json" in said
     assert "still right" not in said
 
 
@@ -185,3 +185,23 @@ def test_a_model_in_train_mode_is_put_into_eval_mode_and_that_is_said(
     model = import_model(f"somebodys_nets:{name}", here, output=Output())
     assert not any(module.training for module in model.modules())
     assert ("in train mode; it is measured in eval mode" in capsys.readouterr().err) is is_said
+
+
+def test_a_report_is_not_written_where_its_card_goes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["evaluate", "somebodys_nets:make", "--import-from", ".", "--dataset", "digits", "--eps", "0.1"]
+    assert run([*command, "--attack", "pgd", "--max-examples", "5", "--out", "report.md"]) == 2
+    error = capsys.readouterr().err
+    assert "the card would be written to the same file" in error
+    assert "--out report.json" in error
+    assert not (here / "report.md").exists()
+
+
+def test_reports_of_other_models_have_other_names() -> None:
+    one, other = CallableSource("nets:make"), CallableSource("my.other:make")
+    assert (one.file_name, other.file_name) == ("nets.make", "my.other.make")
+    url = "https://me:secret@host:3000/v1/predict"
+    a, b = (ServerSource(f"{url}?key=secret&model={model}&version=2", 10) for model in ("a", "b"))
+    assert a.name == "https://host:3000/v1/predict?model=a&version=2"
+    assert (a.file_name, b.file_name) == ("host-3000-a-2", "host-3000-b-2")
+    assert ServerSource(url, 10).name == "https://host:3000/v1/predict"
+    assert ServerSource("http://[::1]:3000/v1/predict", 10).file_name == "1-3000"

@@ -85,9 +85,9 @@ def test_an_image_on_which_the_model_says_nan_is_no_class(
     answer = Predictor.__call__
 
     def nan_for_the_first(self: Predictor, images: NDArray[np.uint8]) -> Predictions:
-        logits, *others = answer(self, images)
-        logits[0] = np.nan
-        return Predictions(logits, *others)
+        found = answer(self, images)
+        found.logits[0] = np.nan
+        return found
 
     monkeypatch.setattr(Predictor, "_require_answers", lambda *_: None)
     monkeypatch.setattr(Predictor, "__call__", nan_for_the_first)

@@ -182,7 +182,7 @@ def command(
 
     from ducat_serve.library.corruptions import measure_foreign_on_corruptions, measure_on_corruptions
     from ducat_serve.library.evaluation import measure
-    from ducat_serve.library.foreign import ForeignRequest, measure_foreign, write_report
+    from ducat_serve.library.foreign import ForeignRequest, card_beside, measure_foreign, write_report
     from training.evaluation.outputs import Outputs
     from training.evaluation.prepare import Request
     from training.evaluation.robustbench import robustbench_entry
@@ -214,7 +214,8 @@ def command(
         if dataset is None:
             raise UsageError(f"{source.name} says nothing of its data.", "name them: --dataset cifar10")
         out = out or Path(f"{source.file_name}.robustness.json")
-        require_writable(out)
+        for file in (out, card_beside(out)):  # before minutes of attacks, not after
+            require_writable(file)
         asked = ForeignRequest(
             source,
             dataset,
