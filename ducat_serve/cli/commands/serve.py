@@ -209,12 +209,11 @@ def command(
     from service.server.process import bind, ignore_sighup
 
     bind(host, port).close()
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     environment = {**os.environ, **variables}
     environment["BENTOML_DO_NOT_TRACK"] = "True"
-    output.say(
-        f"Serving {', '.join(names)} on http://{host}:{port} (page at /, POST /v1/predict); Ctrl-C stops it."
-    )
-    output.result({"model": str(path), "names": names, "url": f"http://{host}:{port}"})
+    output.say(f"Serving {', '.join(names)} on {url} (page at /, POST /v1/predict); Ctrl-C stops it.")
+    output.result({"model": str(path), "names": names, "url": url})
     ignore_sighup()
     # The server takes this process's place, so signals reach it and nothing of the check above stays in memory.
     # -P: a service.py in the current directory must not shadow ours.
