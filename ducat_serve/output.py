@@ -34,6 +34,9 @@ from rich.progress import (
 from ducat_serve.tables import boxed, plain_lines
 
 _UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format (bidirectional, zero width), surrogates, line ends
+_JOINERS = (
+    "\u200c\u200d"  # are part of how words are written, in Persian or Hindi, and change nothing around them
+)
 _COMMANDS = ("Next: ", "$ ")  # what a line begins with that is to be pasted into a shell
 _LOG_SECONDS = 60.0  # between two lines of progress where there is no terminal
 
@@ -245,7 +248,9 @@ def visible(text: str, keep: str = "") -> str:
     the text around them. ``keep`` are characters that stay.
     """
     return "".join(
-        char if char in keep or unicodedata.category(char) not in _UNSEEN else ascii(char)[1:-1]
+        char
+        if char in keep or char in _JOINERS or unicodedata.category(char) not in _UNSEEN
+        else ascii(char)[1:-1]
         for char in text
     )
 

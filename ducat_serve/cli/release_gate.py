@@ -23,6 +23,8 @@ class Bar(click.ParamType[dict[str, float]]):
         bar: dict[str, float] = {}
         for part in str(value).split(","):
             name, _, number = part.partition("=")
+            if name.strip() in bar:  # one of the two would be a bar that nobody has to reach
+                self.fail(f"'{value}' says {name.strip()} twice", param, ctx)
             try:
                 bar[name.strip()] = float(number)
             except ValueError:

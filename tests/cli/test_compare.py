@@ -211,6 +211,15 @@ def test_compare_on_the_command_line(
     assert "gradient masking suspected" in captured.err
 
 
+def test_a_folder_of_the_name_of_the_plot_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "compare").mkdir()
+    assert run(["compare", "digits-small"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"compare", "compare.png", "compare.svg"}
+
+
 def test_a_legacy_accuracy_of_none_has_its_footnote_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

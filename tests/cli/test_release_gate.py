@@ -103,3 +103,8 @@ def test_a_bar_is_held_against_the_stored_intervals() -> None:
     old = report.model_copy(update={"clean_interval": None})
     with pytest.raises(VerificationError, match="older version"):
         require(old, {"clean": 0.1})
+
+
+def test_a_bar_says_everything_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["evaluate", "digits-small", "--bar", "clean=0.99,clean=0.01"]) == 2
+    assert "says clean twice" in capsys.readouterr().err

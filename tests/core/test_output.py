@@ -15,6 +15,8 @@ HOSTILE = "cat\x1b[2J\x1b]0;owned\x07\u202egpj.exe\u2028\x9b31m\udc80"
     ("text", "shown"),
     [
         ("größe, 猫, \N{FAMILY}", "größe, 猫, \N{FAMILY}"),
+        ("می\u200cخواهم", "می\u200cخواهم"),  # with a joiner, as it is written
+        ("a\u200bb", r"a\u200bb"),
         ("a\x1b[31mb", r"a\x1b[31mb"),
         ("a\nb", r"a\nb"),
         ("\u202eabc", r"\u202eabc"),
