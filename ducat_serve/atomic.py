@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ducat_serve.errors import DucatError
 
-_NEXT_STEP = "free some space or choose another place with --out"
+# Of any command: not all have --out, and some write a copy of what comes with the package to the current folder.
+_NEXT_STEP = "free some space, write to another folder, or run it in another one"
 
 
 @contextlib.contextmanager

@@ -5,10 +5,21 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from ducat_serve.checkpoint import read_checkpoint
+from ducat_serve.checkpoint import checkpoint_path, read_checkpoint
 from ducat_serve.errors import DucatError
 from ducat_serve.regular_file import read_regular_file
 from ducat_serve.spec import ModelSpec
+
+
+def exported_in(path: Path) -> Path:
+    """A folder stands for the `model.onnx` inside it."""
+    return path / "model.onnx" if path.is_dir() else path
+
+
+def model_in(path: Path) -> Path:
+    """A folder stands for the checkpoint inside it, and where there is none for the export."""
+    checkpoint = checkpoint_path(path)
+    return checkpoint if checkpoint.exists() or not exported_in(path).exists() else exported_in(path)
 
 
 def read_verified_spec(path: Path) -> tuple[ModelSpec, str | None]:

@@ -43,7 +43,7 @@ def read_sealed(path: Path) -> bytes:
         VerificationError: not sealed by `ducat export`, or changed since.
     """
     path = Path(path)
-    data = read_regular_file(path, str(path), "ducat export model.safetensors --onnx")
+    data = read_regular_file(path, str(path), _next_step(path))
     if path.suffix == ".safetensors":
         raise DataError(
             f"{path} is a checkpoint; this needs its export (.onnx).", command_line("ducat", "export", path)
@@ -52,11 +52,19 @@ def read_sealed(path: Path) -> bytes:
     if not tail.startswith(_PREFIX):
         raise VerificationError(
             f"{path} was not written by ducat (its metadata is missing) or is truncated.",
-            "ducat export model.safetensors --onnx",
+            _next_step(path),
         )
     if tail[len(_PREFIX) :] != hashlib.sha256(body).hexdigest().encode():
         raise VerificationError(
             f"{path} was changed after it was exported (SHA-256 mismatch).",
-            "ducat export model.safetensors --onnx",
+            _next_step(path),
         )
     return data
+
+
+def _next_step(path: Path) -> str:
+    """To export again, where the checkpoint is beside the file."""
+    checkpoint = path.with_suffix(".safetensors")
+    if path.suffix == ".onnx" and checkpoint.is_file():
+        return command_line("ducat", "export", checkpoint, "--out", path)
+    return "name a .onnx file that `ducat export` wrote, or a bundled model (`ducat models`)"

@@ -25,14 +25,21 @@ def allow_folder(_ctx: click.Context, _param: click.Parameter, value: Path | Non
     return value
 
 
+def _allow_networks(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> None:
+    for value in values:
+        allow_network(_ctx, _param, value)
+
+
 def own_network_option(function: Function) -> Function:
-    """Add `--network` to a command that loads a checkpoint."""
+    """Add `--network` to a command that loads a checkpoint; one of two towers may have two such networks."""
     return click.option(
         "--network",
         metavar="PACKAGE.MODULE:FACTORY",
+        multiple=True,
         expose_value=False,
-        callback=allow_network,
-        help="Of a checkpoint whose network is code of your own: that code, which is imported only if you name it.",
+        callback=_allow_networks,
+        help="Of a checkpoint whose network is code of your own: that code, which is imported only if you name it; "
+        "repeatable.",
     )(function)
 
 

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from ducat_serve.checkpoint import checkpoint_path, file_sha256, read_spec
-from ducat_serve.errors import DucatError, VerificationError, command_line
+from ducat_serve.errors import DucatError, UsageError, VerificationError, command_line
+from ducat_serve.networks import is_own
 from ducat_serve.output import Output
 from ducat_serve.predictor import Predictor
 from ducat_serve.spec import ModelSpec
@@ -21,7 +22,7 @@ def exported(path: Path, output: Output, public_key: Path | None = None) -> Path
 
     Raises:
         VerificationError: the export beside the checkpoint is of another model, and is not replaced, or is not signed.
-        DucatError: the export failed; why was printed.
+        UsageError: its network is code of the user's own. DucatError: the export failed; why was printed.
     """
     checkpoint = _checkpoint(path)
     if checkpoint is None:
@@ -60,6 +61,7 @@ def _function(spec: ModelSpec) -> str:
 
 
 def _export(checkpoint: Path, target: Path, output: Output) -> None:
+    _require_no_code(checkpoint, target)
     output.say(f"{checkpoint} is a checkpoint: exporting it first.")
     words = _to_export(checkpoint, target)
     # Quiet, since what export names as the next step is what is being done.
@@ -72,6 +74,19 @@ def _export(checkpoint: Path, target: Path, output: Output) -> None:
         )
         error.exit_code = code if code > 0 else 1
         raise error
+
+
+def _require_no_code(checkpoint: Path, target: Path) -> None:
+    """Raise UsageError where the network is code of the user's own: nobody names that to a server."""
+    spec = read_spec(checkpoint)
+    own = [part.network for part in spec.towers or (spec,) if is_own(part.network)]
+    if own:
+        named = [word for network in dict.fromkeys(own) for word in ("--network", network)]
+        raise UsageError(
+            f"The network of {checkpoint} is {own[0]}, somebody's own code, which a server does not import.",
+            f"{command_line('ducat', *_to_export(checkpoint, target), *named)}, with --import-from DIR where "
+            f"it lies in a folder; then {command_line('ducat', 'serve', target)}",
+        )
 
 
 def _to_export(checkpoint: Path, target: Path) -> list[str]:

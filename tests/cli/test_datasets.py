@@ -192,6 +192,15 @@ def test_download_then_verify(site: Path, tmp_path: Path, capsys: Capture) -> No
     assert "its authors published" in capsys.readouterr().err
 
 
+def test_what_verify_names_next_is_for_the_same_folder(tmp_path: Path, capsys: Capture) -> None:
+    folder = tmp_path / "my data"
+    assert run(["datasets", "verify", "cifar10", "--data-dir", str(folder)]) == 4
+    assert f"Next: ducat datasets download cifar10 --data-dir '{folder}'" in capsys.readouterr().err
+    archive = class_folders(folder / "cifar10-mine", "a", "b")
+    assert run(["datasets", "verify", "cifar10", "--data-dir", str(folder)]) == 2
+    assert f"Next: ducat datasets check '{archive}'" in capsys.readouterr().err
+
+
 def test_a_download_that_was_changed_on_the_way_leaves_nothing(site: Path, tmp_path: Path) -> None:
     site.write_bytes(CONTENT[::-1])
     assert run(["datasets", "download", "cifar10", "--data-dir", str(tmp_path / "data")]) == 4

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from ducat_serve.cli.commands.demo import _ducat, _free_folder
+from ducat_serve.cli.commands.demo import _ducat, _free_folder, _require_success
 from ducat_serve.cli.main import run
 from ducat_serve.errors import DucatError, InterruptedRun
 from ducat_serve.output import Output
 from tests.conftest import PROJECT
 from tests.support.documents import SMALL, blocks
+from training.signals import StopSignal
 
 
 def test_the_demo_looks_for_its_packages_before_it_trains(
@@ -45,6 +46,13 @@ def test_the_demo_keeps_its_model_in_a_folder_of_its_own(tmp_path: Path) -> None
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo-2").mkdir()
     assert _free_folder(tmp_path) == tmp_path / "demo-3"
+
+
+def test_what_a_command_of_the_demo_said_is_said_once_and_keeps_its_exit_code() -> None:
+    with pytest.raises(DucatError) as error:
+        _require_success("ducat train", 2, StopSignal())
+    assert error.value.exit_code == 2
+    assert "above" in str(error.value.next_step)
 
 
 @pytest.mark.slow

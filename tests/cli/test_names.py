@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from click.shell_completion import ShellComplete
 
+from ducat_serve.bundled import model_path
 from ducat_serve.cli.main import cli, run
+from ducat_serve.networks.allowed import require_allowed
 from service.settings import Settings
 
 
@@ -72,3 +75,38 @@ def test_variables_of_subcommands_and_of_every_option_of_serve_are_known(
 def test_shells_complete_values(words: list[str], incomplete: str, expected: set[str]) -> None:
     found = ShellComplete(cli, {}, "ducat", "_DUCAT_COMPLETE").get_completions(words, incomplete)
     assert {item.value for item in found} == expected
+
+
+def test_a_folder_stands_for_the_export_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "only onnx"
+    folder.mkdir()
+    shutil.copy(model_path("digits-small", "onnx"), folder / "model.onnx")
+    for command in (["inspect"], ["compare"], ["benchmark", "--seconds", "0.01", "--batch", "1"]):
+        capsys.readouterr()
+        assert run([*command, str(folder), "--json"]) == 0, command
+        assert "digits" in capsys.readouterr().out or command[0] == "benchmark"
+
+
+def test_a_missing_export_is_made_from_the_checkpoint_beside_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "a run" / "model.onnx"
+    missing.parent.mkdir()
+    assert run(["benchmark", str(missing)]) == 4
+    assert "name a .onnx file that `ducat export` wrote" in capsys.readouterr().err
+    shutil.copy(model_path("digits-small", "safetensors"), missing.with_suffix(".safetensors"))
+    assert run(["benchmark", str(missing.parent)]) == 4
+    command = f"ducat export '{missing.with_suffix('.safetensors')}' --out '{missing}'"
+    assert f"Next: {command}" in capsys.readouterr().err
+
+
+def test_towers_of_ones_own_can_be_named_to_mix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["one.net:make", "other.net:make"]
+    options = [word for name in names for word in ("--network", name)]
+    where = ["--import-from", str(tmp_path)]
+    assert run(["mix", "nowhere/a", "nowhere/b", *options, *where]) == 4
+    assert "nowhere/a" in capsys.readouterr().err
+    assert all(require_allowed(name) == tmp_path for name in names)

@@ -97,6 +97,15 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
         pass
 
 
+def test_a_run_itself_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "a run"
+    folder.mkdir()
+    (folder / "config.json").write_text("{")
+    capsys.readouterr()
+    assert run(["runs", str(folder), "--json"]) == 0
+    assert [r["name"] for r in json.loads(capsys.readouterr().out)["runs"]] == ["a run"]
+
+
 def test_runs_are_listed(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("finished", "stopped", "damaged", "garbled"):
         shutil.copytree(run_folder, tmp_path / name)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ducat_serve.cli import on_the_fly
+from ducat_serve.cli.main import run
 from ducat_serve.cli.on_the_fly import exported
 from ducat_serve.errors import DataError, DucatError, UsageError, VerificationError
 from ducat_serve.output import Output
 from service.models.repository import Repository
 from service.server.process import bind
+from tests.support.checkpoints import forged
 
 
 @pytest.fixture
@@ -105,6 +109,29 @@ def test_an_export_that_fails_keeps_its_exit_code(
     with pytest.raises(DucatError, match="could not be exported") as error:
         exported(run_copy, Output(silent=True))
     assert error.value.exit_code == 3
+
+
+def test_code_of_ones_own_is_exported_by_who_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "im p" / "model.safetensors"
+    path.parent.mkdir()
+    forged(path, {"weight": np.zeros(1, np.float32)}, network="nets:make")
+    with pytest.raises(UsageError, match="somebody's own code") as error:
+        exported(path.parent, Output(silent=True))
+    command = f"ducat export '{path}' --out '{path.with_suffix('.onnx')}' --network nets:make"
+    assert str(error.value.next_step).startswith(command)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"), [("::1", "http://[::1]:39789"), ("127.0.0.1", "http://127.0.0.1:39789")]
+)
+def test_the_address_that_is_printed_can_be_asked(
+    host: str, url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("service.server.process.bind", lambda *_: socket.socket())
+    monkeypatch.setattr("service.server.process.ignore_sighup", lambda: None)
+    monkeypatch.setattr("os.execve", lambda *_: None)
+    assert run(["serve", "digits-small", "--host", host, "--port", "39789", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["url"] == url
 
 
 def test_a_folder_with_nothing_to_serve_names_a_step_that_exists(tmp_path: Path) -> None:

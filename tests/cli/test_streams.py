@@ -89,6 +89,16 @@ def test_what_comes_next_is_on_stderr_and_can_be_pasted(
     assert captured.err == f"Next: ducat train --config '{target}'\n"
 
 
+def test_a_recipe_for_images_of_ones_own_asks_for_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "my recipe.toml"
+    assert run(["recipes", "copy", "folder", str(target)]) == 0
+    assert capsys.readouterr().err == f"Next: ducat train --config '{target}' --dataset folder:PATH\n"
+    first = target.read_text().partition("\n")[0]
+    assert first.endswith("ducat train --config 'my recipe.toml' --dataset folder:PATH")
+
+
 def test_long_rows_are_neither_cut_nor_wrapped_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     Output().table("", ("name", "what"), [(DIGEST, SENTENCE.strip()), ("x", "y")])
     assert capsys.readouterr().out.splitlines()[1] == f"{DIGEST}  {SENTENCE.strip()}"

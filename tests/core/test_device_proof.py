@@ -149,3 +149,15 @@ def test_the_command_writes_one_document_and_fails_where_a_check_does(
     assert "good" in said.out
     assert json.loads(out.read_text())["items"][2]["state"] == "failed"
     assert run(["doctor", "--gpu", "--out", str(tmp_path / "none" / "gpu.json")]) == 1
+
+
+def test_a_proof_can_be_printed_for_a_bug_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    item = Item(name="arithmetic", state="passed", figures={"error": "1e-6"})
+    found = Proof(device="a GPU", machine={}, items=(item,))
+    monkeypatch.setattr(proof, "prove_gpu", lambda: found)
+    assert run(["doctor", "--gpu", "--markdown"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("a GPU\n\n| | check | found |\n")
+    assert "| passed | arithmetic | error 1e-6 |" in out

@@ -12,6 +12,7 @@ from ducat_serve.bundled import bundled_name
 from ducat_serve.cli.options import FiniteRange, ModelPath, common, device_option
 from ducat_serve.cpu import has_int8_dot_product, overflow_warning
 from ducat_serve.errors import UsageError, command_line, missing_extra
+from ducat_serve.model_file import exported_in
 from ducat_serve.output import Output
 from ducat_serve.threads import usable_cpus
 
@@ -79,7 +80,7 @@ def command(
     if plot is not None:
         _require_plot(plot)
 
-    files = list(dict.fromkeys(models))
+    files = list(dict.fromkeys(map(exported_in, models)))
     for path in files:
         warning = overflow_warning(Predictor(path, "cpu", threads=1).spec)
         if warning is not None:

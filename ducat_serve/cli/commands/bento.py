@@ -10,6 +10,7 @@ import click
 
 from ducat_serve.cli.options import ModelPath, common
 from ducat_serve.errors import UsageError, command_line, missing_extra
+from ducat_serve.model_file import exported_in
 from ducat_serve.output import Output
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
@@ -62,7 +63,7 @@ def command(
             "use lower-case letters and digits, and - _ . between them; at most 63",
         )
     output = Output(json)
-    path = model / "model.onnx" if model.is_dir() else model
+    path = exported_in(model)
     spec = Predictor(path, device="cpu", threads=1).spec  # whole, ours, and it loads
     # BentoML 1.4 finds a Bento in a folder by its absolute path only.
     bento = build_bento(path, spec, name, device, out.resolve() if out else None, with_sbom=sbom)

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 import click
 
 from ducat_serve.bundled import bundled_name
-from ducat_serve.checkpoint import checkpoint_path
 from ducat_serve.cli.options import ModelPath, common
 from ducat_serve.errors import DucatError, command_line, missing_extra
-from ducat_serve.model_file import read_verified_spec
+from ducat_serve.model_file import model_in, read_verified_spec
 from ducat_serve.output import Output
 from ducat_serve.report import MASKING, NOT_MEASURED, SCREENING, RobustnessReport
 from ducat_serve.report_text import LEGACY
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 @click.argument("models", nargs=-1, required=True, type=ModelPath("safetensors"))
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path),
     default=Path("compare"),
     show_default=True,
     help="The plot is written to OUT.png and OUT.svg.",
@@ -99,7 +98,7 @@ def _read(models: tuple[Path, ...]) -> list[Candidate]:
 
     candidates = []
     for name, given in zip(_names(models), models, strict=True):
-        path = checkpoint_path(given)
+        path = model_in(given)
         spec, _ = read_verified_spec(path)
         candidates.append(Candidate(name, path, spec, _parameters(spec), path.stat().st_size))
     return candidates

@@ -185,11 +185,13 @@ def verify(name: str, data_dir: Path | None, offline: bool, json: bool) -> None:
     if info.archive is None:
         raise UsageError(f"{name} comes with scikit-learn; there is no archive of it.")
     if path is None:
-        raise DataError(f"{info.title} is not in {folder}.", f"ducat datasets download {name}")
+        there = [] if data_dir is None else ["--data-dir", data_dir]
+        download = command_line("ducat", "datasets", "download", name, *there)
+        raise DataError(f"{info.title} is not in {folder}.", download)
     if path.name != info.archive.filename:
         raise UsageError(
             f"{path} is not an archive of its authors ({info.archive.filename}); no digest of it is known.",
-            f"ducat datasets check {path}",
+            command_line("ducat", "datasets", "check", path),
         )
     verify_archive(info.archive, path)
     output.text(

@@ -152,7 +152,11 @@ def _require_success(command: str, code: int, stop: StopSignal) -> None:
         if stop.received == number or code in (-number, 128 + number):
             raise InterruptedRun(number, f"The demo was interrupted in `{command}`.")
     if code != 0:
-        raise DucatError(f"`{command}` ended with exit code {code}.", "ducat doctor")
+        error = DucatError(
+            f"`{command}` ended with exit code {code}.", "do what it names as the next step above"
+        )
+        error.exit_code = code if code > 0 else 1
+        raise error
 
 
 def _quietly(output: Output) -> list[str]:

@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from json import dumps
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -58,27 +58,24 @@ def command(markdown: bool, gpu: bool, out: Path | None, json: bool) -> None:
     if out is not None and not gpu:
         raise UsageError("--out is for what --gpu finds.", "ducat doctor --gpu --out gpu.json")
     if gpu:
-        _prove_gpu(output, out)
+        _prove_gpu(output, out, markdown)
         return
     checks = [*_machine(), *_packages(), _runtime_conflict(), *_accelerators(), _cache()]
-    if markdown:
-        output.text("\n".join(["| | check | found |", "|---|---|---|", *map(_markdown, checks)]))
-    else:
-        output.table("", ("", "check", "found"), ((c.state, c.name, c.found) for c in checks))
+    _show("", [(c.state, c.name, c.found) for c in checks], markdown, output)
     broken = [c for c in checks if c.state == "FAIL"]
     if broken:
         raise DucatError(f"{broken[0].name}: {broken[0].found}", "mend that and run `ducat doctor` again")
     output.result({"checks": [{**c._asdict(), "ok": c.state != "FAIL"} for c in checks]})
 
 
-def _prove_gpu(output: Output, out: Path | None) -> None:
+def _prove_gpu(output: Output, out: Path | None, markdown: bool) -> None:
     from ducat_serve.library.device_proof.proof import prove_gpu
 
     if out is not None:
         require_writable(out)  # before ten minutes of work, not after
     proof = prove_gpu()
     rows = [(item.state, item.name, item.reason or _figures(item.figures)) for item in proof.items]
-    output.table(proof.device, ("", "check", "found"), rows)
+    _show(proof.device, rows, markdown, output)
     document = proof.model_dump(mode="json")
     if out is not None:
         write_text(out, f"{dumps(document, indent=2)}\n")
@@ -96,9 +93,18 @@ def _figures(figures: Mapping[str, float | str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in figures.items())
 
 
-def _markdown(check: Check) -> str:
-    found = check.found.replace(str(Path.home()), "~")  # a report need not name its author
-    return f"| {check.state} | {check.name} | {found.replace('|', chr(92) + '|')} |"
+def _show(title: str, rows: Sequence[tuple[str, str, str]], markdown: bool, output: Output) -> None:
+    if not markdown:
+        output.table(title, ("", "check", "found"), rows)
+        return
+    heading = [title, ""] if title else []
+    lines = [_markdown(*row) for row in rows]
+    output.text("\n".join([*heading, "| | check | found |", "|---|---|---|", *lines]))
+
+
+def _markdown(state: str, name: str, found: str) -> str:
+    found = found.replace(str(Path.home()), "~")  # a report need not name its author
+    return f"| {state} | {name} | {found.replace('|', chr(92) + '|')} |"
 
 
 def _machine() -> list[Check]:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from ducat_serve.checkpoint import checkpoint_path, file_sha256
+from ducat_serve.checkpoint import file_sha256
 from ducat_serve.cli.options import ModelPath, common
-from ducat_serve.model_file import read_verified_spec
+from ducat_serve.model_file import model_in, read_verified_spec
 from ducat_serve.output import Output
 from ducat_serve.report import NOT_MEASURED
 from ducat_serve.report_text import DIGESTS, NOT_RECORDED, versions_in_words
@@ -27,7 +27,7 @@ def command(model: Path, json: bool) -> None:
       ducat inspect runs/digits --json
     """
     output = Output(json)
-    path = checkpoint_path(model)
+    path = model_in(model)
     spec, source = read_verified_spec(path)
     extra = {} if source is None else {"source checkpoint": source}
     robustness = NOT_MEASURED if spec.robustness is None else spec.robustness.summary()

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ducat_serve.cli.network_options import import_from_option, own_network_option
 from ducat_serve.cli.options import FiniteRange, ModelPath, common, data_options, device_option
 from ducat_serve.cli.threads_option import threads_option
 from ducat_serve.errors import UsageError, command_line
+from ducat_serve.networks.allowed import options_for
 from ducat_serve.output import Output
 from ducat_serve.threads import choose_threads
 
@@ -52,6 +54,8 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the attacks.")
 @click.option("--dataset", help="Where the val images are.  [default: as ROBUST was trained]")
 @click.option("--force", is_flag=True, help="Mix even if ROBUST gets nothing right under attack.")
+@own_network_option
+@import_from_option
 @data_options
 @device_option
 @threads_option
@@ -127,7 +131,9 @@ def _show(mixed: Mixed, output: Output) -> None:
         ],
     )
     output.text(f"{mixed.model}: the switch overrules at a lead of {setting.switch.threshold:g}.")
-    output.next(command_line("ducat", "evaluate", mixed.model, "--suite", "standard"))
+    own = dict.fromkeys(tower.network for tower in mixed.spec.towers or ())
+    options = [word for network in own for word in options_for(network)]
+    output.next(command_line("ducat", "evaluate", mixed.model, *options, "--suite", "standard"))
     output.result(
         {
             "model": str(mixed.model),

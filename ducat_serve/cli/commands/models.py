@@ -12,7 +12,9 @@ from ducat_serve.output import Output
 @click.command("models")
 @common
 def command(json: bool) -> None:
-    """List the trained models that come with the package. Their names stand for MODEL in every command.
+    """List the trained models that come with the package.
+
+    Their names stand for MODEL in every command but sign and verify, which are for files of your own.
 
     Accuracies are measured on test images, with 95 % intervals; `ducat inspect NAME` says by which attacks. A
     model whose files were changed is named, and no command takes it. Network, origin and digests are in `ducat models

@@ -11,7 +11,7 @@ import click
 from ducat_serve.cli.completion import complete_recipes
 from ducat_serve.cli.options import common
 from ducat_serve.errors import UsageError, command_line
-from ducat_serve.output import Output
+from ducat_serve.output import Output, visible
 
 
 @click.group("recipes", invoke_without_command=True)
@@ -78,9 +78,11 @@ def copy(name: str, file: Path, json: bool) -> None:
     output = Output(json)
     if file.exists():
         raise UsageError(f"{file} exists already.", "choose another name, or delete it")
-    text = f"# From the recipe {name}; ducat train --config {file.name}\n" + _as_config(load_recipe(name))
-    atomic.write_text(file, text)
-    output.next(command_line("ducat", "train", "--config", file))
+    recipe = load_recipe(name)
+    dataset = [] if "dataset" in recipe else ["--dataset", "folder:PATH"]
+    used = command_line("ducat", "train", "--config", file.name, *dataset)
+    atomic.write_text(file, f"# From the recipe {name}; {visible(used)}\n" + _as_config(recipe))
+    output.next(command_line("ducat", "train", "--config", file, *dataset))
     output.result({"name": name, "file": str(file)})
 
 

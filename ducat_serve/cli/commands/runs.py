@@ -17,7 +17,7 @@ from ducat_serve.report import NOT_MEASURED
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), required=False)
 @common
 def command(folder: Path | None, json: bool) -> None:
-    """List the training runs in FOLDER (runs/ by default): state, epoch, accuracies.
+    """List the training runs in FOLDER (runs/ by default), or FOLDER itself: state, epoch, accuracies.
 
     \b
     Example:
@@ -30,7 +30,9 @@ def command(folder: Path | None, json: bool) -> None:
             f"There is no folder {folder}.", "ducat runs FOLDER, with the folder that runs are in"
         )
     folder = folder or Path("runs")
-    runs = [_describe(path.parent) for path in sorted(folder.glob("*/config.json"))]
+    is_run = (folder / "config.json").is_file()
+    configs = [folder.resolve() / "config.json"] if is_run else sorted(folder.glob("*/config.json"))
+    runs = [_describe(path.parent) for path in configs]
     if not runs:
         output.warn(f"there is no run in {folder}.")
         output.next(command_line("ducat", "train", "--dataset", "digits", "--out", folder / "NAME"))
