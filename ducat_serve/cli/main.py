@@ -13,6 +13,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -160,7 +161,10 @@ def run(arguments: Sequence[str]) -> int:
     if command not in _WITHOUT_TORCH:
         prepare_threads()
     try:
-        code = cli.main(args=list(arguments), prog_name="ducat", standalone_mode=False, obj=invocation)
+        # click does not end what an option began where another one fails: --json would hold for the next call, too.
+        code = copy_context().run(
+            cli.main, args=list(arguments), prog_name="ducat", standalone_mode=False, obj=invocation
+        )
         return code if isinstance(code, int) else 0
     except BrokenPipeError:  # `ducat runs | head`: whoever read has enough; rich ends alike
         _drop_stdout()

@@ -132,7 +132,7 @@ def test_a_signal_is_passed_on_once_and_what_was_done_is_saved(
 @pytest.mark.integration
 @pytest.mark.parametrize(
     ("code", "error", "exit_code"),
-    [(130, InterruptedRun, 130), (143, InterruptedRun, 143), (4, DucatError, 1)],
+    [(130, InterruptedRun, 130), (143, InterruptedRun, 143), (4, DucatError, 4)],
 )
 def test_a_command_that_was_interrupted_itself_ends_the_demo_as_if_it_had_been(
     code: int, error: type[DucatError], exit_code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

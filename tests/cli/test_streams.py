@@ -220,6 +220,15 @@ def test_errors_are_json_where_a_config_file_says_so(
     assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == 4
 
 
+def test_json_holds_for_one_call_also_where_its_options_are_wrong(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["inspect", "--json", "no-such-model"]) == 4
+    capsys.readouterr()
+    assert run(["networks"]) == 0
+    assert not capsys.readouterr().out.startswith("{")
+
+
 def test_debug_that_is_off_prints_no_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
