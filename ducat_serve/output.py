@@ -53,16 +53,10 @@ class Manner:
 _MANNER: ContextVar[Manner] = ContextVar("manner", default=Manner())  # noqa: B039 (frozen)
 
 
-@contextlib.contextmanager
-def manner(**asked: bool) -> Iterator[None]:
-    """What is printed within: fields of `Manner` that are asked for, beside those asked for already."""
-    current = _MANNER.get()
-    wanted = {name: value or getattr(current, name) for name, value in asked.items()}
-    token = _MANNER.set(Manner(**{**vars(current), **wanted}))
-    try:
-        yield
-    finally:
-        _MANNER.reset(token)
+def ask(**asked: bool) -> None:
+    """Print in this manner from here on, in this context: fields of `Manner`, beside those asked for already."""
+    current = vars(_MANNER.get())
+    _MANNER.set(Manner(**{name: asked.get(name, False) or value for name, value in current.items()}))
 
 
 class Advance(Protocol):

@@ -161,7 +161,7 @@ def run(arguments: Sequence[str]) -> int:
     if command not in _WITHOUT_TORCH:
         prepare_threads()
     try:
-        # click does not end what an option began where another one fails: --json would hold for the next call, too.
+        # In a context of its own, since --json and its like hold for this call alone.
         code = copy_context().run(
             cli.main, args=list(arguments), prog_name="ducat", standalone_mode=False, obj=invocation
         )

@@ -28,18 +28,18 @@ def manner_options(function: Function) -> Function:
     )(function)
 
 
-def _set_manner(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> None:
-    from ducat_serve.output import manner
+def _set_manner(_ctx: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    from ducat_serve.output import ask
 
     if wanted and parameter.name:
-        ctx.with_resource(manner(**{parameter.name: True}))
+        ask(**{parameter.name: True})
 
 
 def _set_json(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> bool:
-    """Errors are reported after the command's context has ended, so that they have to be told by themselves."""
+    """Errors are reported after the call has ended, so that they have to be told by themselves."""
     if wanted:
-        from ducat_serve.output import manner
+        from ducat_serve.output import ask
 
-        ctx.with_resource(manner(as_json=True))
+        ask(as_json=True)
         ctx.find_root().obj.as_json = True
     return wanted
