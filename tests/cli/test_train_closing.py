@@ -31,7 +31,8 @@ def closing_lines(
     monkeypatch.setattr(training.run.start, "train", lambda *_, **__: summary)
     small = ["--network", "resnet-small", "--batch-size", "2", "--device", "cpu", "--out", str(folder)]
     assert run(["train", *small, *arguments]) == 0
-    return " ".join(capsys.readouterr().err.split())
+    printed = capsys.readouterr()
+    return " ".join((printed.out + printed.err).split())
 
 
 def test_it_names_the_recommended_recipe_where_dummies_have_cost_robustness(
@@ -42,6 +43,19 @@ def test_it_names_the_recommended_recipe_where_dummies_have_cost_robustness(
     own = ["--dataset", f"folder:{tmp_path}/my images"]
     told = closing_lines(own, 0.40, 0.35, tmp_path, monkeypatch, capsys)
     assert told.endswith(f"ducat train --dataset 'folder:{tmp_path}/my images' --recipe folder-hours")
+
+
+@pytest.mark.parametrize(("steps", "words"), [("1", "PGD, 1 step 40.0%"), ("7", "PGD, 7 steps 40.0%")])
+def test_it_says_of_how_many_steps_pgd_was_on_val(
+    steps: str,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Training with few steps measures with few, which flatter."""
+    asked = ["--dataset", "cifar10", "--ducat", "off", "--attack-steps", steps]
+    assert words in closing_lines(asked, None, 0.40, tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(
