@@ -203,7 +203,6 @@ def _show(summary: RunSummary, trainer: Trainer, output: Output) -> None:
     from training.recipes import recommended_recipe
 
     folder, dataset = trainer.folder, trainer.config.dataset
-    steps = trainer.config.attack_steps
     before = summary.pre_dummy_val_pgd_accuracy
     # A run knows what dummies cost only from its own epoch before them.
     dummies_cost = before is not None and summary.best_val_pgd_accuracy < before - ROBUSTNESS_LOSS
@@ -219,7 +218,7 @@ def _show(summary: RunSummary, trainer: Trainer, output: Output) -> None:
         [
             ("clean", f"{summary.best_val_clean_accuracy:.1%}"),
             # With its steps, since a few of them flatter.
-            (f"PGD, {steps} step{'s' * (steps > 1)}", f"{summary.best_val_pgd_accuracy:.1%}"),
+            (f"PGD-{trainer.config.attack_steps}", f"{summary.best_val_pgd_accuracy:.1%}"),
             *([] if before is None else [("PGD before the dummy phase", f"{before:.1%}")]),
             ("model", folder.model),
             ("curves", folder.curves),
