@@ -45,7 +45,7 @@ def test_it_names_the_recommended_recipe_where_dummies_have_cost_robustness(
     assert told.endswith(f"ducat train --dataset 'folder:{tmp_path}/my images' --recipe folder-hours")
 
 
-@pytest.mark.parametrize(("steps", "words"), [("1", "PGD-1 40.0%"), ("7", "PGD-7 40.0%")])
+@pytest.mark.parametrize(("steps", "words"), [("1", "PGD-10 40.0%"), ("12", "PGD-12 40.0%")])
 def test_it_says_of_how_many_steps_pgd_was_on_val(
     steps: str,
     words: str,
@@ -53,7 +53,7 @@ def test_it_says_of_how_many_steps_pgd_was_on_val(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Training with few steps measures with few, which flatter."""
+    """Those of validation, which are more than those of fast training."""
     asked = ["--dataset", "cifar10", "--ducat", "off", "--attack-steps", steps]
     assert words in closing_lines(asked, None, 0.40, tmp_path, monkeypatch, capsys)
 

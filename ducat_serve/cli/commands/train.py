@@ -217,8 +217,7 @@ def _show(summary: RunSummary, trainer: Trainer, output: Output) -> None:
         ("", ""),
         [
             ("clean", f"{summary.best_val_clean_accuracy:.1%}"),
-            # With its steps, since a few of them flatter.
-            (f"PGD-{trainer.config.attack_steps}", f"{summary.best_val_pgd_accuracy:.1%}"),
+            (f"PGD-{trainer.validation.attack.steps}", f"{summary.best_val_pgd_accuracy:.1%}"),
             *([] if before is None else [("PGD before the dummy phase", f"{before:.1%}")]),
             ("model", folder.model),
             ("curves", folder.curves),
