@@ -18,7 +18,8 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from ducat_serve.errors import DataError, DucatError
+from ducat_serve.errors import DucatError
+from ducat_serve.regular_file import read_regular_file
 
 Image = str | Path | bytes
 _RETRIED = (429, 503)
@@ -186,12 +187,11 @@ def _files(images: tuple[Image | Sequence[Image], ...]) -> list[tuple[str, tuple
 
 
 def _bytes(image: Image) -> bytes:
-    if isinstance(image, bytes):
-        return image
-    try:
-        return Path(image).read_bytes()
-    except OSError as error:
-        raise DataError(f"Cannot read {image}: {error.strerror}.") from error
+    return (
+        image
+        if isinstance(image, bytes)
+        else read_regular_file(Path(image), str(image), "give an image file")
+    )
 
 
 def _array(images: NDArray[np.uint8]) -> dict[str, Any]:

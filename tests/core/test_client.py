@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -82,6 +83,14 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     monkeypatch.setattr("ducat_serve.client.time", SimpleNamespace(sleep=seconds.append))
     monkeypatch.setattr("ducat_serve.client.asyncio", SimpleNamespace(sleep=sleep))
     return seconds
+
+
+@both
+def test_a_pipe_is_no_image(ask: Ask, tmp_path: Path) -> None:
+    """To open it would wait for somebody who writes into it."""
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png: it is not a file"):
+        ask("http://127.0.0.1:9", "predict", tmp_path / "a.png")
 
 
 @both

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ducat_serve.errors import DataError
 from training.data.cache import Decoded, cached, write_split
-from training.data.trees import refuse_escape
+from training.data.trees import cannot_read, refuse_escape
 
 _PIXELS = 3 * 32 * 32
 # CIFAR-100's training images are 154 MB in one file. A small archive can unfold to anything.
@@ -44,9 +44,12 @@ CIFAR100 = CifarFormat(2, ("train.bin",), "test.bin", "fine_label_names.txt")
 
 
 def read_cifar(path: Path, layout: CifarFormat) -> Decoded:
-    """Read the binary archive, once. Raises DataError where it is truncated or of another layout."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    """Read the binary archive, once. Raises DataError where it cannot be read, is truncated or of another layout."""
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise cannot_read(path, error) from error
 
     def decode_into(folder: Path) -> tuple[str, ...]:
         files = _members(path, {*layout.train, layout.test, layout.names})

@@ -134,6 +134,8 @@ class Tree:
                 f"{self.source} is neither a folder nor a zip or tar archive.",
                 "give a folder, a .zip or an uncompressed .tar",
             )
+        if isinstance(error, OSError) and error.errno:  # the system's refusal, not a reader's
+            return cannot_read(self.source, error)
         detail = ": ".join(part for part in (name, str(error) or type(error).__name__) if part)
         kind = "tar" if suffix == ".tar" else "zip"
         return DataError(
@@ -142,6 +144,13 @@ class Tree:
             if self._is_download
             else "copy it again from where it came from, or make it anew",
         )
+
+
+def cannot_read(archive: Path, error: OSError) -> DataError:
+    """For an archive that the system does not give us, whatever is in it."""
+    return DataError(
+        f"Cannot read {archive}: {error.strerror}.", "see to it that it is there and may be read"
+    )
 
 
 def _files_in(folder: Path) -> list[str]:

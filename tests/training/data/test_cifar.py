@@ -119,6 +119,15 @@ def test_a_truncated_cifar_archive(missing_bytes: int, tmp_path: Path) -> None:
     assert failure.value.exit_code == 4
 
 
+def test_a_cifar_archive_that_the_system_refuses_is_not_called_truncated(tmp_path: Path) -> None:
+    """A link to itself cannot be opened by anybody, not even by root."""
+    path = tmp_path / "cifar.tar.gz"
+    path.symlink_to(path)
+    with pytest.raises(DataError, match=r"Cannot read .*cifar\.tar\.gz: Too many levels") as failure:
+        read_cifar(path, CIFAR10)
+    assert "may be read" in str(failure.value.next_step)
+
+
 def test_a_flipped_pixel_in_a_cifar_archive(tmp_path: Path) -> None:
     """The tar format has no checksum of contents; the one of gzip comes after the end of the tar."""
     path = write_tar(tmp_path / "cifar.tar.gz", cifar100_files())

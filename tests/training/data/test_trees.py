@@ -163,6 +163,15 @@ def test_a_truncated_zip_is_refused(tmp_path: Path) -> None:
         Tree(path)
 
 
+def test_a_zip_that_the_system_refuses_is_not_called_truncated(tmp_path: Path) -> None:
+    """A link to itself cannot be opened by anybody, not even by root."""
+    path = tmp_path / "set.zip"
+    path.symlink_to(path)
+    with pytest.raises(DataError, match=r"Cannot read .*set\.zip: Too many levels") as failure:
+        Tree(path)
+    assert "may be read" in str(failure.value.next_step)
+
+
 def test_a_file_that_is_no_zip_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "set.zip"
     path.write_bytes(png())
