@@ -2,6 +2,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Images of Python often set it. The hundreds of processes that the tests start would then each compile torch anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo unit test test-all image-test test-gpu lint check docs format clean
 
