@@ -36,7 +36,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from price_report import Row, write
+from price_report import write
+from price_rows import Row
 
 from ducat_serve.checkpoint import read_checkpoint, write_checkpoint
 from ducat_serve.errors import DucatError, InterruptedRun, UsageError

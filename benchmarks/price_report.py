@@ -6,15 +6,15 @@ The price of a row is the worst-case points that it lost for each clean point th
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
+from price_plot import plot
+from price_rows import COLOURS, Point, Row, points
 from scipy.stats import t
 from study import spread
 
@@ -23,96 +23,26 @@ SEEN_GAIN = 0.5  # clean points; with a smaller gain a quotient says nothing
 _BASELINES = ("pgd-at", "trades")
 # Methods that learn from both halves of a batch without dummies too, so that `folded` changes nothing else.
 _DUMMIES_ALONE = ("half", "pairing")
-_COLOURS = {
-    "pgd-at": "#222222",
-    "half": "#b8860b",
-    "trades": "#1b6ca8",
-    "guided": "#c8553d",
-    "pairing": "#4f7942",
-}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One run and its report. Accuracies in [0, 1], intervals of 95 %; ``passes`` for each training image."""
-
-    objective: str
-    mode: str
-    seed: int
-    command: str
-    epochs: int
-    passes: float
-    fell_back: bool  # from a one-step attack to PGD, which took more passes than are said here
-    train_seconds: float
-    evaluate_seconds: float
-    clean: float
-    clean_interval: tuple[float, float]
-    worst_case: float
-    worst_case_interval: tuple[float, float]
-    failed_checks: tuple[str, ...]
-    data: str
-    threat_model: str
-    network: str
-    weights_digest: str
-    data_digest: str
-
-    @classmethod
-    def read(cls, document: dict[str, Any]) -> Row:
-        """The row that was written as JSON, where arrays are lists."""
-        values: dict[str, Any] = {field.name: document[field.name] for field in fields(cls)}
-        for name, value in values.items():
-            values[name] = tuple(value) if isinstance(value, list) else value
-        return cls(**values)
-
-    @property
-    def name(self) -> str:
-        return f"{self.objective}-{self.mode}-{self.seed}"
-
-    @property
-    def method(self) -> str:
-        """The objective without its weight, which names the curve that the row is a point of."""
-        head, _, weight = self.objective.rpartition("-")
-        return head if weight.replace(".", "").isdigit() else self.objective
-
-    @property
-    def weight(self) -> float:
-        weight = self.objective.rpartition("-")[2]
-        return float(weight) if weight.replace(".", "").isdigit() else 0.0
-
-
-@dataclass(frozen=True)
-class Point:
-    """Rows that differ in their seed alone; accuracies in per cent."""
-
-    rows: tuple[Row, ...]
-
-    @property
-    def first(self) -> Row:
-        return self.rows[0]
-
-    @property
-    def clean(self) -> float:
-        return 100 * statistics.fmean(row.clean for row in self.rows)
-
-    @property
-    def worst(self) -> float:
-        return 100 * statistics.fmean(row.worst_case for row in self.rows)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95 % interval (Student's t over independent values)."""
+    """A mean with its 95 % interval (Student's t over seeds).
+
+    Runs with one seed share their first weights and the order of their images, so each seed is one value.
+    """
 
     mean: float
     half_width: float
-    count: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Estimate:
-        if len(values) < 2:
-            return cls(statistics.fmean(values), float("inf"), len(values))
-        error = statistics.stdev(values) / len(values) ** 0.5
-        return cls(statistics.fmean(values), float(t.ppf(0.975, len(values) - 1)) * error, len(values))
+    def over_seeds(cls, values: dict[int, list[float]]) -> Estimate:
+        """Of what each seed's pairs of runs differ by."""
+        means = [statistics.fmean(of_seed) for of_seed in values.values()]
+        if len(means) < 2:
+            return cls(means[0], math.inf)
+        error = statistics.stdev(means) / len(means) ** 0.5
+        return cls(statistics.fmean(means), float(t.ppf(0.975, len(means) - 1)) * error)
 
     @property
     def is_clear(self) -> bool:
@@ -120,18 +50,10 @@ class Estimate:
         return abs(self.mean) > self.half_width
 
     def __str__(self) -> str:
+        if math.isinf(self.half_width):
+            return f"{self.mean:+.1f} (one seed, no interval)"
         low, high = self.mean - self.half_width, self.mean + self.half_width
         return f"{self.mean:+.1f} (95 % interval {low:+.1f} to {high:+.1f})"
-
-
-def points(rows: Sequence[Row]) -> list[Point]:
-    """Rows by objective and mode: a method's points follow each other by weight, `off` before `folded`."""
-    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[row.objective, row.mode].append(row)
-    found = [Point(tuple(group)) for group in groups.values()]
-    order = list(_COLOURS)
-    return sorted(found, key=lambda p: (order.index(p.first.method), p.first.mode != "off", p.first.weight))
 
 
 def price(point: Point, plain: Point) -> float | None:
@@ -174,17 +96,33 @@ def lead(row: Row, rows: Sequence[Row]) -> float | None:
     return 100 * row.clean - reached
 
 
-def dummy_gains(rows: Sequence[Row], methods: Sequence[str]) -> tuple[list[float], list[float]]:
-    """Clean and worst-case points that `folded` adds to `off`, of every pair with one objective and seed."""
-    off = {(row.objective, row.seed): row for row in rows if row.mode == "off"}
-    pairs = [
-        (row, off[row.objective, row.seed])
-        for row in rows
-        if row.mode == "folded" and (row.objective, row.seed) in off and row.method in methods
-    ]
-    clean = [100 * (folded.clean - plain.clean) for folded, plain in pairs]
-    worst = [100 * (folded.worst_case - plain.worst_case) for folded, plain in pairs]
-    return clean, worst
+@dataclass(frozen=True)
+class DummyGains:
+    """Clean and worst-case points that `folded` adds to `off`, over pairs of runs with one objective and seed."""
+
+    clean: Estimate
+    worst: Estimate
+    pairs: int
+    seeds: int
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], methods: Sequence[str]) -> DummyGains | None:
+        """None where there is no pair."""
+        off = {(row.objective, row.seed): row for row in rows if row.mode == "off"}
+        clean, worst = defaultdict(list), defaultdict(list)
+        for row in rows:
+            plain = off.get((row.objective, row.seed))
+            if row.mode == "folded" and plain is not None and row.method in methods:
+                clean[row.seed].append(100 * (row.clean - plain.clean))
+                worst[row.seed].append(100 * (row.worst_case - plain.worst_case))
+        if not clean:
+            return None
+        pairs = sum(map(len, clean.values()))
+        return cls(Estimate.over_seeds(clean), Estimate.over_seeds(worst), pairs, len(clean))
+
+    @property
+    def counted(self) -> str:
+        return f"{self.pairs} pairs of runs with {self.seeds} {'seed' if self.seeds == 1 else 'seeds'}"
 
 
 def verdict(rows: Sequence[Row]) -> list[str]:
@@ -193,25 +131,27 @@ def verdict(rows: Sequence[Row]) -> list[str]:
 
 
 def _about_dummies(rows: Sequence[Row]) -> list[str]:
-    alone = dummy_gains(rows, _DUMMIES_ALONE)
-    others = dummy_gains(rows, [method for method in _COLOURS if method not in _DUMMIES_ALONE])
+    alone = DummyGains.of(rows, _DUMMIES_ALONE)
+    others = DummyGains.of(rows, [method for method in COLOURS if method not in _DUMMIES_ALONE])
     sentences = []
-    if len(alone[0]) >= 2:
-        clean, worst = (Estimate.of(values) for values in alone)
+    if alone is not None:
         sentences.append(
-            f"{_in_words(clean, worst)}: in {clean.count} pairs of runs that differ in the dummies alone (`half`, "
-            f"`pairing`), `folded` has {clean} points of clean accuracy and {worst} points of worst case beside `off`."
+            f"{_in_words(alone)}: in {alone.counted} that differ in the dummies alone (`half`, `pairing`), `folded` "
+            f"has {alone.clean} points of clean accuracy and {alone.worst} points of worst case beside `off`."
         )
-    if len(others[0]) >= 2:
-        clean, worst = (Estimate.of(values) for values in others)
+    if others is not None:
         sentences.append(
             "With `pgd-at`, `trades` and `guided`, `folded` also brings the other half of each batch into the "
-            f"classification loss. Both together: {clean} points clean, {worst} points worst case, {clean.count} pairs."
+            f"classification loss. Both together: {others.clean} points clean, {others.worst} points worst case, in "
+            f"{others.counted}."
         )
-    return sentences or ["Dummies: too few pairs of runs to say anything."]
+    return sentences or ["Dummies: no pair of runs says anything."]
 
 
-def _in_words(clean: Estimate, worst: Estimate) -> str:
+def _in_words(gains: DummyGains) -> str:
+    clean, worst = gains.clean, gains.worst
+    if gains.seeds == 1:
+        return "One seed cannot tell what dummies add from noise"
     if not clean.is_clear and not worst.is_clear:
         return "Dummies add nothing that these runs can tell from noise"
     clear = [estimate.mean > 0 for estimate in (clean, worst) if estimate.is_clear]
@@ -277,57 +217,6 @@ def table(found: Sequence[Point], rows: Sequence[Row]) -> str:
 
 def _interval(interval: tuple[float, float], count: int) -> str:
     return f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if count == 1 else ""
-
-
-def plot(found: Sequence[Point], stem: Path) -> None:
-    """Clean against worst case: a curve for each method, solid `off`, dashed `folded`. Bars: `_spanned`."""
-    curves: dict[tuple[str, str], list[Point]] = defaultdict(list)
-    for point in found:
-        curves[point.first.method, point.first.mode].append(point)
-    with mpl.rc_context({"svg.hashsalt": "ducat", "font.size": 10, "svg.fonttype": "path"}):
-        figure = Figure(figsize=(7.5, 5.5), layout="constrained")
-        axes = figure.add_subplot()
-        for (method, mode), curve in curves.items():
-            folded = mode == "folded"
-            axes.errorbar(
-                [p.clean for p in curve],
-                [p.worst for p in curve],
-                xerr=_reach([_spanned([r.clean for r in p.rows], p.first.clean_interval) for p in curve]),
-                yerr=_reach(
-                    [_spanned([r.worst_case for r in p.rows], p.first.worst_case_interval) for p in curve]
-                ),
-                color=_COLOURS[method],
-                linestyle="--" if folded else "-",
-                marker="s" if folded else "o",
-                markerfacecolor="white" if folded else None,
-                elinewidth=0.7,
-                label=f"{method} {mode}",
-            )
-            for point in curve:
-                if point.first.weight:
-                    place = (point.clean, point.worst)
-                    axes.annotate(
-                        f"{point.first.weight:g}", place, (4, 4), textcoords="offset points", fontsize=7
-                    )
-        first = found[0].first
-        axes.set_title(f"{first.data}, {first.threat_model}, {first.network}", loc="left")
-        axes.set_xlabel("clean accuracy (%)")
-        axes.set_ylabel("worst-case accuracy of the deployed function (%)")
-        axes.grid(alpha=0.3)
-        axes.legend(loc="best", fontsize="small", frameon=False)
-        # Without dates and versions, so that the same rows give the same files.
-        figure.savefig(stem.with_suffix(".png"), dpi=130, metadata={"Software": None})
-        figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
-
-
-def _spanned(values: Sequence[float], interval: tuple[float, float]) -> tuple[float, float, float]:
-    """Mean, lowest and highest over the seeds, in per cent; of one seed the 95 % interval."""
-    low, high = (min(values), max(values)) if len(values) > 1 else interval
-    return 100 * statistics.fmean(values), 100 * low, 100 * high
-
-
-def _reach(spans: Sequence[tuple[float, float, float]]) -> list[list[float]]:
-    return [[mean - low for mean, low, _ in spans], [high - mean for mean, _, high in spans]]
 
 
 def write(stem: Path, rows: Sequence[Row], command: str, planned: int) -> None:

@@ -236,6 +236,9 @@ AMX or AVX-512-BF16, no GPU.
 
 \\* non-adaptive, not a robustness claim.
 
+A row is the epoch that its run kept: the best on val by PGD, but with `paper` the best of the dummy epochs by the
+paper's own measure, as published. Part of what `paper` loses may be that choice.
+
 ![Worst case of every row](study-{name}.png)
 
 Every row's numbers, commands and weights digest: study-{name}.json. The first of its commands:

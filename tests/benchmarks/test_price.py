@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from price import OBJECTIVES, Planned, passes_of_run, passes_per_image
-from price_report import Row, baseline_clean, lead, points, price, verdict, write
+from price_report import baseline_clean, lead, price, verdict, write
+from price_rows import Row, points
 
 from tests.support import training_runs
 from training.evaluation.runner import counted
@@ -115,6 +116,23 @@ def test_the_verdict_on_dummies_follows_the_pairs_that_differ_in_them_alone(
     # A pair whose classification loss differs too cannot change that sentence.
     rows += [row("guided-10", "off", 0.9, 0.9), row("guided-10", "folded", 0.9, 0.1)]
     assert said in verdict(rows)[0]
+
+
+def test_pairs_of_one_seed_are_one_value() -> None:
+    """They share their first weights: as independent values these six would be a clear gain."""
+    rows = []
+    for seed, gain in enumerate([0.02, 0.0]):
+        for objective in ("half", "pairing-0.5", "pairing-1"):
+            rows += [row(objective, "off", 0.9, 0.5, seed), row(objective, "folded", 0.9, 0.5 + gain, seed)]
+    said = verdict(rows)[0]
+    assert said.startswith(
+        "Dummies add nothing that these runs can tell from noise: in 6 pairs of runs with 2 seeds"
+    )
+    # Student's t with one degree of freedom: 12.706 standard errors, each of 1 point.
+    assert "+1.0 (95 % interval -11.7 to +13.7) points of worst case" in said
+    alone = verdict([one for one in rows if one.seed == 0])[0]
+    assert alone.startswith("One seed cannot tell")
+    assert "+2.0 (one seed, no interval) points of worst case" in alone
 
 
 def test_the_goal_is_judged_by_the_leads() -> None:
