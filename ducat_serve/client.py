@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,10 +19,12 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from ducat_serve.errors import DucatError
+from ducat_serve.errors import DucatError, UsageError
 from ducat_serve.regular_file import read_regular_file
 
-Image = str | Path | bytes
+Image = str | Path | bytes | bytearray | memoryview
+_KEY = re.compile(r"[!-~]+")  # what a header carries as it is
+_BYTES = (bytes, bytearray, memoryview)
 _RETRIED = (429, 503)
 _LOST = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout)
 _RETRIES_OF_A_STRANGER = (
@@ -64,14 +67,22 @@ class _Base:
                 so that a wrong address is found out in seconds.
             max_wait: seconds; where the server asks for a longer pause (a budget that is spent), it is an error.
             top_k: how many classes each prediction lists; the server's own number unless given.
+
+        Raises:
+            UsageError: the URL is none, or no header can carry the key.
         """
+        if key is not None and not _KEY.fullmatch(key):
+            raise UsageError(
+                "The key is empty, or holds a character that is not printable ASCII, such as a line break.",
+                "give the key as `ducat serve` has it, without what a file has around it (key.strip())",
+            )
         self._retries, self._max_wait = retries, max_wait
         self._has_answered = False
         self.waited = 0.0  # seconds between attempts, so far
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         # No proxy and no credentials from the environment: the URL says where images go.
         self._options: dict[str, Any] = {
-            "base_url": url,
+            "base_url": _url(url),
             "headers": headers,
             "params": {n: v for n, v in (("model", model), ("version", version), ("top_k", top_k)) if v},
             "timeout": timeout,
@@ -93,21 +104,28 @@ class _Base:
 
 
 class Client(_Base):
-    """Ask a server; use it as a context manager, from one thread at a time."""
+    """Ask a server, from one thread at a time. As a context manager it is closed at the end; else call `close`."""
+
+    _http: httpx.Client | None = None
 
     def __enter__(self) -> Self:
-        self._http = httpx.Client(**self._options)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._http.close()
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections to the server. The next request opens new ones."""
+        http, self._http = self._http, None
+        if http is not None:
+            http.close()
 
     def predict(self, *images: Image | Sequence[Image]) -> list[dict[str, Any]]:
         """Predict image files, given as paths or as their bytes, one by one or in a list; one answer each.
 
         Raises:
-            DataError: a file cannot be read. ServerError: the server refused, or is not `ducat serve`. DucatError: it
-                cannot be reached.
+            UsageError: there is no image, or something else than paths and bytes. DataError: a file cannot be read.
+                ServerError: the server refused, or is not `ducat serve`. DucatError: it cannot be reached.
         """
         return _predictions(self._send("POST", "/v1/predict", files=_files(images)))
 
@@ -124,6 +142,8 @@ class Client(_Base):
         return _document(self._send("GET", "/v1/model"))
 
     def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
+        if self._http is None:
+            self._http = httpx.Client(**self._options)
         attempt = 0
         while True:
             try:
@@ -141,12 +161,19 @@ class Client(_Base):
 class AsyncClient(_Base):
     """`Client` for asyncio: `async with AsyncClient(url) as client: await client.predict(...)`."""
 
+    _http: httpx.AsyncClient | None = None
+
     async def __aenter__(self) -> Self:
-        self._http = httpx.AsyncClient(**self._options)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._http.aclose()
+        await self.close()
+
+    async def close(self) -> None:
+        """As `Client.close`."""
+        http, self._http = self._http, None
+        if http is not None:
+            await http.aclose()
 
     async def predict(self, *images: Image | Sequence[Image]) -> list[dict[str, Any]]:
         """As `Client.predict`."""
@@ -165,6 +192,8 @@ class AsyncClient(_Base):
         return _document(await self._send("GET", "/v1/model"))
 
     async def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
+        if self._http is None:
+            self._http = httpx.AsyncClient(**self._options)
         attempt = 0
         while True:
             try:
@@ -179,24 +208,48 @@ class AsyncClient(_Base):
             attempt += 1
 
 
+def _url(url: str) -> httpx.URL:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise UsageError(f"'{url}' is no URL: {error}.", "give one such as http://127.0.0.1:3000") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise UsageError(f"'{url}' is no URL of a server.", "give one such as http://127.0.0.1:3000")
+    return parsed
+
+
 def _files(images: tuple[Image | Sequence[Image], ...]) -> list[tuple[str, tuple[str, bytes]]]:
-    single: list[Image] = []
+    single: list[object] = []
     for given in images:
-        single += [given] if isinstance(given, str | Path | bytes) else list(given)
-    return [("image", (f"{number}", _bytes(image))) for number, image in enumerate(single)]
+        if isinstance(given, Iterable) and not isinstance(given, (str, *_BYTES, np.ndarray)):
+            single += given
+        else:
+            single.append(given)
+    if not single:
+        raise UsageError("There is no image to predict.", "give at least one path, or the bytes of one file")
+    return [("image", (f"{number}", _bytes(image, number))) for number, image in enumerate(single)]
 
 
-def _bytes(image: Image) -> bytes:
-    return (
-        image
-        if isinstance(image, bytes)
-        else read_regular_file(Path(image), str(image), "give an image file")
+def _bytes(image: object, number: int) -> bytes:
+    if isinstance(image, _BYTES):
+        return bytes(image)
+    if isinstance(image, str | Path):
+        return read_regular_file(Path(image), str(image), "give an image file")
+    raise UsageError(
+        f"Image {number}, counted from 0, is of type {type(image).__name__}: neither a path nor the bytes of a file.",
+        "give paths or bytes; `predict_array` takes uint8 arrays of the model's size",
     )
 
 
 def _array(images: NDArray[np.uint8]) -> dict[str, Any]:
+    array = np.asarray(images)
+    if array.dtype != np.uint8 or array.size == 0:
+        found = "is empty" if array.size == 0 else f"holds {array.dtype}"
+        raise UsageError(
+            f"The array {found}; images are uint8 [N, H, W, channels].", "give pixels from 0 to 255 as uint8"
+        )
     file = io.BytesIO()
-    np.lib.format.write_array(file, np.ascontiguousarray(images), allow_pickle=False)
+    np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
     return {"content": file.getvalue(), "headers": {"Content-Type": "application/x-npy"}}
 
 

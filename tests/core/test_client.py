@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import uvicorn
+from PIL import Image
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,7 +24,7 @@ from starlette.routing import Route
 
 import ducat_serve
 from ducat_serve.client import AsyncClient, Client, ServerError
-from ducat_serve.errors import DataError, DucatError
+from ducat_serve.errors import DataError, DucatError, UsageError
 from ducat_serve.predictor import Predictor
 from service.application import create_app
 from service.models.served import Verified
@@ -107,6 +108,78 @@ def test_the_models_own_answers(ask: Ask, predictor: Predictor, tmp_path: Path) 
     expected = predictor(DIGITS[:2])
     assert [answer["class_id"] for answer in answers] == expected.label.tolist()
     np.testing.assert_allclose([answer["dummy_mass"] for answer in answers], expected.dummy_mass, rtol=1e-5)
+
+
+def test_a_client_needs_no_with_and_may_be_closed_twice(predictor: Predictor) -> None:
+    async def asked(url: str) -> Any:
+        client = AsyncClient(url)
+        await client.close()
+        predictions = await client.predict(GOOD)
+        await client.close()
+        await client.close()
+        return predictions
+
+    with serving(predictor) as url:
+        client = Client(url)
+        client.close()
+        predictions = client.predict(GOOD)
+        client.close()
+        client.close()
+        assert client.predict(GOOD) == predictions, "a request opens it again"
+        client.close()
+        assert asyncio.run(asked(url)) == predictions
+
+
+@both
+def test_what_is_given_in_another_way_is_understood(ask: Ask, predictor: Predictor, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(GOOD)
+    with serving(predictor) as url:
+        expected = ask(url, "predict", GOOD)
+        for given in (bytearray(GOOD), memoryview(GOOD), (GOOD,), tmp_path.glob("*.png")):
+            assert ask(url, "predict", given) == expected
+
+
+@both
+@pytest.mark.parametrize(
+    ("method", "given", "problem"),
+    [
+        ("predict", [[]], "no image"),
+        ("predict", [], "no image"),
+        ("answer", [[]], "no image"),
+        ("predict", [Image.new("L", (8, 8))], "Image 0,.* type Image"),
+        ("predict", [[GOOD, DIGITS[0]]], "Image 1,.* type ndarray"),
+        ("predict", [DIGITS], "Image 0,.* type ndarray"),
+        ("predict", [3], "Image 0,.* type int"),
+        ("predict_array", [DIGITS[:2].astype(np.float32)], "float32"),
+        ("predict_array", [np.array([None])], "object"),
+        ("predict_array", [DIGITS[:0]], "empty"),
+    ],
+)
+def test_what_is_no_image_is_found_before_anything_is_sent(
+    ask: Ask, method: str, given: list[Any], problem: str
+) -> None:
+    """Nobody listens at the address."""
+    with pytest.raises(UsageError, match=problem) as caught:
+        ask("http://127.0.0.1:9", method, *given)
+    assert caught.value.next_step
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("key", ["ü" * 16, f"{ALICE}\n", f" {ALICE}", ""])
+def test_a_key_that_no_header_carries_is_named(kind: Callable[..., Any], key: str) -> None:
+    with pytest.raises(UsageError, match="The key is empty, or holds") as caught:
+        kind("http://127.0.0.1:9", key=key)
+    assert ALICE not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:3000", "localhost", "ftp://localhost", "http://localhost:port", "http://"]
+)
+def test_an_address_that_is_no_url_is_named(kind: Callable[..., Any], url: str) -> None:
+    with pytest.raises(UsageError, match="is no URL") as caught:
+        kind(url)
+    assert caught.value.next_step == "give one such as http://127.0.0.1:3000"
 
 
 @both
