@@ -22,6 +22,7 @@ from ducat_serve.reference import REFERENCE_KEY, Reference
 from ducat_serve.sealed import read_sealed
 from ducat_serve.signature import require_signature
 from ducat_serve.spec import METADATA_KEY, ModelSpec
+from ducat_serve.threads import quota_threads
 
 Device = Literal["auto", "cpu", "cuda"]
 SOURCE_KEY = "ducat_source_sha256"
@@ -89,7 +90,7 @@ class Predictor:
         path: a `model.onnx` written by `ducat export`, or, as text, the name of a bundled model (`ducat models`).
         device: "cuda" fails without a usable GPU; "auto" takes the GPU if it works and else the CPU,
             and says which in ``provider`` and ``fallback_reason``.
-        threads: CPU threads for one prediction; None lets ONNX Runtime take every core.
+        threads: CPU threads for one prediction; None takes every core, or what a container's CPU quota pays for.
         optimised: False runs the graph as it was written, slowly: a reference for the one that runs fast.
         public_key: a PEM file; only what its owner signed (`ducat sign`) is loaded. None asks for no signature.
 
@@ -273,8 +274,9 @@ def create_session(
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    # ONNX Runtime knows no quota. Threads beyond it would use it up sooner, and then the kernel pauses all of them.
+    if (count := threads or quota_threads()) is not None:
+        options.intra_op_num_threads = count
     # Spinning threads steal the cores from decoding and from the HTTP loop.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 

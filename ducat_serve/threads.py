@@ -1,11 +1,12 @@
-"""How many threads a process may use, and how they wait: what OpenMP does not find out by itself.
+"""How many threads a process may use, and how they wait: what OpenMP and ONNX Runtime do not find out by themselves.
 
 torch computes with OpenMP threads, which wait for each other at the end of every operation. By default they wait by
 spinning, and a thread that spins keeps the one that it waits for from its core wherever there are fewer free cores than
 threads: beside other work, or in a container whose CPU quota is below its cores, training takes several times as long
 (docs/performance.md). Asleep they leave it the core, though each still waits for its turn among other work: small
 networks are faster there with `--threads 1`. OpenMP counts the cores that the process may run on, but knows
-nothing of quotas. It reads its settings when torch is imported, so they must be there before.
+nothing of quotas. It reads its settings when torch is imported, so they must be there before. ONNX Runtime counts in
+the same way, and is told the number with every session.
 """
 
 from __future__ import annotations
@@ -27,9 +28,19 @@ def usable_cpus() -> int:
     return within_quota(_affinity(), cpu_quota())
 
 
+def quota_threads() -> int | None:
+    """As many threads as a quota pays for; None where none limits this process, and a library may count its CPUs."""
+    return _below(_affinity(), cpu_quota())
+
+
 def within_quota(cpus: int, quota: float | None) -> int:
     """At least 1. A part of a CPU is worth no thread: all the others would wait for it."""
     return cpus if quota is None else max(1, min(cpus, math.floor(quota)))
+
+
+def _below(cpus: int, quota: float | None) -> int | None:
+    count = within_quota(cpus, quota)
+    return count if count < cpus else None
 
 
 def thread_settings(given: Mapping[str, str], cpus: int, quota: float | None) -> dict[str, str]:
@@ -43,8 +54,8 @@ def thread_settings(given: Mapping[str, str], cpus: int, quota: float | None) ->
     settings = {}
     if not any(name in given for name in _WAITING):
         settings["OMP_WAIT_POLICY"] = "PASSIVE"
-    if _COUNT not in given and within_quota(cpus, quota) < cpus:
-        settings[_COUNT] = str(within_quota(cpus, quota))
+    if _COUNT not in given and (count := _below(cpus, quota)) is not None:
+        settings[_COUNT] = str(count)
     return settings
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ducat_serve.predictor import create_session
 from ducat_serve.threads import cpu_quota, thread_settings, within_quota
 
 
@@ -74,6 +75,25 @@ def test_quotas_of_control_groups(
 
 def test_without_control_groups_there_is_no_quota(tmp_path: Path) -> None:
     assert cpu_quota(tmp_path, tmp_path / "missing") is None
+
+
+@pytest.mark.parametrize(
+    ("quota", "given", "expected"),
+    [
+        (2.5, None, 2),
+        (0.5, None, 1),
+        (2.5, 3, 3),
+        (None, None, 0),  # ONNX Runtime counts the cores by itself
+        (64.0, None, 0),
+    ],
+)
+def test_inference_has_as_many_threads_as_the_quota_pays_for(
+    quota: float | None, given: int | None, expected: int, onnx_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ducat_serve.threads.cpu_quota", lambda: quota)
+    monkeypatch.setattr("ducat_serve.threads._affinity", lambda: 8)
+    session, _ = create_session(onnx_model.read_bytes(), "cpu", given)
+    assert session.get_session_options().intra_op_num_threads == expected
 
 
 def threads_of(arguments: list[str], **environment: str) -> tuple[str, str]:

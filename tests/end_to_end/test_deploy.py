@@ -103,6 +103,23 @@ def test_kubernetes_asks_where_the_server_answers() -> None:
     assert pod["terminationGracePeriodSeconds"] > drain + deadline
 
 
+def containers() -> list[Any]:
+    """The server's container in Kubernetes and in KServe."""
+    manifests = {
+        one["kind"]: one for name in ("kubernetes", "kserve") for one in documents(DEPLOY / f"{name}.yaml")
+    }
+    return [
+        *manifests["Deployment"]["spec"]["template"]["spec"]["containers"],
+        *manifests["InferenceService"]["spec"]["predictor"]["containers"],
+    ]
+
+
+def test_a_pod_computes_with_as_many_threads_as_it_requests_cpus() -> None:
+    for container in containers():
+        environment = {one["name"]: one.get("value") for one in container["env"]}
+        assert environment[PREFIX + "THREADS"] == container["resources"]["requests"]["cpu"]
+
+
 def test_arguments_are_ones_that_the_images_entrypoint_takes() -> None:
     """They go to ENTRYPOINT, `ducat`: naming it again would be a command that does not exist."""
     dockerfile = (DEPLOY.parent / "Dockerfile").read_text()

@@ -41,7 +41,9 @@ _AUTO_SECONDS = 3.0
     "[default: any; without keys on a loopback address that address's names]",
 )
 @click.option(
-    "--threads", type=click.IntRange(min=1), help="CPU threads of one inference.  [default: all cores]"
+    "--threads",
+    type=click.IntRange(min=1),
+    help="CPU threads of one inference.  [default: all cores, or the CPU quota]",
 )
 @click.option(
     "--max-batch", type=click.IntRange(1, 1024), default=32, show_default=True, help="Rows of one inference."
