@@ -36,6 +36,7 @@ OURS = {
     "stringData",
     "data",
 }
+WITH_AUDIT_LOG = {"ducat_audit_waiting"}  # only a server with --audit-log has it
 SOURCES = [*(Path(__file__).parents[2] / "service").rglob("*.py"), Path("ducat_serve/images.py")]
 
 
@@ -55,7 +56,7 @@ def test_every_metric_that_is_named_is_there(path: Path, client: TestClient) -> 
     text = client.get("/metrics").text
     named = set(re.findall(r"\bducat_[a-z_]+\b", path.read_text()))
     assert path.name not in ("alerts.yaml", "grafana.json", "kubernetes.yaml") or named
-    for metric in named:
+    for metric in named - WITH_AUDIT_LOG:
         assert re.search(rf"^{metric}[{{ ]", text, flags=re.MULTILINE), metric
 
 
@@ -77,8 +78,7 @@ def test_the_documented_metrics_are_there(client: TestClient) -> None:
     guide = (DEPLOY.parent / "docs" / "how-to" / "monitor.md").read_text()
     named = set(re.findall(r"`(ducat_[a-z_]+)", guide))
     assert len(named) >= 8
-    with_audit_log = {"ducat_audit_waiting"}  # only a server with --audit-log has it
-    for metric in named - with_audit_log:
+    for metric in named - WITH_AUDIT_LOG:
         assert f"# HELP {metric.removesuffix('_total')}" in text, metric
 
 
@@ -262,6 +262,96 @@ def test_prometheus_takes_rules_and_configuration(tmp_path: Path) -> None:
     broken = tmp_path / "broken.yaml"
     broken.write_text(rules.read_text().replace("> 0.01", "> > 0.01"))
     assert promtool("check", "rules", broken).returncode != 0
+
+
+SERVERS = 'job="ducat", instance="a:3000"'
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("series", "minutes", "expected"),
+    [
+        ({}, 2, {"DucatDown"}),
+        ({f"up{{{SERVERS}}}": "0x20"}, 10, {"DucatDown", "DucatReplicaDown"}),
+        (
+            {f"up{{{SERVERS}}}": "0x20", 'up{job="ducat", instance="b:3000"}': "1x20"},
+            10,
+            {"DucatReplicaDown"},
+        ),
+        ({f"process_start_time_seconds{{{SERVERS}}}": "1 1 2 2 3 3 4x20"}, 10, {"DucatRestarting"}),
+        ({f"process_start_time_seconds{{{SERVERS}}}": "1 1 1 2x20"}, 10, set()),  # one update
+        (
+            {
+                'ducat_requests_total{status="429"}': "0+10x40",
+                'ducat_requests_total{status="200"}': "0+90x40",
+            },
+            30,
+            {"DucatRefusing"},
+        ),
+        (
+            {
+                'ducat_requests_total{status="429"}': "0+1x40",
+                'ducat_requests_total{status="200"}': "0+90x40",
+            },
+            30,
+            set(),
+        ),
+        ({f"ducat_audit_waiting{{{SERVERS}}}": "0 200+50x40"}, 30, {"DucatAuditStuck"}),
+        ({f"ducat_audit_waiting{{{SERVERS}}}": "0 200 0 300 0 200 0 300 0 200 0"}, 8, set()),
+    ],
+)
+def test_alerts_fire_where_they_should(
+    series: dict[str, str], minutes: int, expected: set[str], tmp_path: Path
+) -> None:
+    """One value of each series for every minute. What is not under test is up."""
+    rules = DEPLOY / "alerts.yaml"
+    given = dict(series)
+    if series and not any(name.startswith("up") for name in series):
+        given[f"up{{{SERVERS}}}"] = "1x60"
+    (groups,) = documents(rules)
+    alerts = {rule["alert"]: rule for group in groups["groups"] for rule in group["rules"]}
+    assert expected <= set(alerts)
+    answers = {f'{{alertname="{name}"}}': 1.0 for name in expected}
+    expect_of_prometheus(
+        'count by (alertname) (ALERTS{alertstate="firing"})', given, minutes, answers, tmp_path, rules
+    )
+
+
+def expect_of_prometheus(
+    query: str, series: dict[str, str], minutes: int, answers: dict[str, float], folder: Path, *rules: Path
+) -> None:
+    """What Prometheus answers after so many minutes of these series, one value for each minute."""
+    samples = [{"labels": labels, "value": value} for labels, value in sorted(answers.items())]
+    one = {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "promql_expr_test": [{"expr": query, "eval_time": f"{minutes}m", "exp_samples": samples}],
+    }
+    file = folder / "test.yaml"
+    file.write_text(
+        json.dumps({"rule_files": [str(r) for r in rules], "evaluation_interval": "1m", "tests": [one]})
+    )
+    done = promtool("test", "rules", file)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("dogs", "distance"), [("0+10x90", 0), ("0x90", 250)])
+@pytest.mark.parametrize("replicas", [["a:3000"], ["a:3000", "b:3000"]])
+def test_the_documented_distance_of_drift_is_the_same_for_any_number_of_replicas(
+    replicas: list[str], dogs: str, distance: float, tmp_path: Path
+) -> None:
+    """Of the answers to val images three in four were cats."""
+    guide = (DEPLOY.parent / "docs" / "how-to" / "monitor.md").read_text()
+    (query,) = re.findall(r"```text\n(.*?)```", guide, flags=re.DOTALL)
+    series = {}
+    for replica in replicas:
+        for name, answers, share in (("cat", "0+30x90", 0.75), ("dog", dogs, 0.25)):
+            labels = f'{{model="pets", version="1", class="{name}", instance="{replica}"}}'
+            series[f"ducat_predictions_total{labels}"] = answers
+            series[f"ducat_reference_class_share{labels}"] = f"{share}x90"
+    answer = {'{model="pets", version="1"}': distance}
+    expect_of_prometheus(f"round(1000 * ({query}))", series, 80, answer, tmp_path)
 
 
 @pytest.mark.integration
