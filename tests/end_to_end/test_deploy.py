@@ -138,6 +138,53 @@ def test_compose_starts_a_server_that_died_anew() -> None:
     assert compose["services"]["ducat"]["restart"] == "unless-stopped"
 
 
+def test_compose_says_where_it_looks_for_models_and_keys() -> None:
+    """Compose takes a relative path from the folder of its file, wherever it is called."""
+    text = (DEPLOY / "compose.yaml").read_text()
+    (compose,) = documents(DEPLOY / "compose.yaml")
+    places = [volume.split(":")[0] for volume in compose["services"]["ducat"]["volumes"]]
+    assert len(places) == 2
+    ignored = (DEPLOY.parent / ".gitignore").read_text().splitlines()
+    comment = text.split("\nservices:")[0]
+    for place in places:
+        folder = f"deploy/{place.removeprefix('./')}"
+        assert f"{folder}/" in comment
+        assert f"/{folder}/" in ignored, "a key is committed by mistake"
+    assert "10001" in comment
+    assert "/deploy/.env" in ignored
+
+
+def test_metrics_want_a_key_that_compose_gives_to_both() -> None:
+    (compose,) = documents(DEPLOY / "compose.yaml")
+    server, prometheus = compose["services"]["ducat"], compose["services"]["prometheus"]
+    variable = PREFIX + "ADMIN_KEY"
+    # `:?` ends compose where the variable is missing: an empty one must not mean "no key".
+    assert server["environment"][variable].startswith(f"${{{variable}:?")
+    (secret,) = prometheus["secrets"]
+    assert compose["secrets"][secret] == {"environment": variable}
+    (configuration,) = documents(DEPLOY / "prometheus.yaml")
+    (job,) = configuration["scrape_configs"]
+    assert job["authorization"] == {"credentials_file": f"/run/secrets/{secret}"}
+    assert all(port.startswith("127.0.0.1:") for port in prometheus["ports"])
+
+
+def test_metrics_in_kubernetes_want_a_key_and_not_everyone_reaches_the_pods() -> None:
+    manifests = {one["kind"]: one for one in documents(DEPLOY / "kubernetes.yaml")}
+    pod = manifests["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    (key,) = [one for one in container["env"] if one["name"] == PREFIX + "ADMIN_KEY"]
+    source = key["valueFrom"]["secretKeyRef"]
+    (keys,) = [volume["secret"] for volume in pod["volumes"] if "secret" in volume]
+    assert source["name"] == keys["secretName"]
+    assert source["key"] not in [item["key"] for item in keys["items"]], "clients' keys are others"
+    policy = manifests["NetworkPolicy"]["spec"]
+    assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
+    assert "egress" not in policy
+    (rule,) = policy["ingress"]
+    assert rule["from"]
+    assert rule["ports"] == [{"port": container["ports"][0]["name"]}]
+
+
 MANIFESTS = [
     pytest.param(manifest, id=manifest["kind"])
     for path in FILES
@@ -254,11 +301,20 @@ def test_prometheus_takes_rules_and_configuration(tmp_path: Path) -> None:
     # The rules are named by their place in the container, which compose.yaml mounts them to.
     text = (DEPLOY / "prometheus.yaml").read_text()
     assert text.count("/etc/prometheus/alerts.yaml") == 1
-    configuration = tmp_path / "prometheus.yml"
-    configuration.write_text(text.replace("/etc/prometheus/alerts.yaml", str(rules)))
-    done = promtool("check", "config", configuration)
-    assert done.returncode == 0, done.stderr
-    assert "1 rule files found" in done.stdout
+    guide = (DEPLOY.parent / "docs" / "how-to" / "many-machines.md").read_text()
+    (of_kubernetes,) = re.findall(r"```yaml\n(.*?)```", guide, flags=re.DOTALL)
+    # Debian's promtool was built without Kubernetes.
+    of_kubernetes = of_kubernetes.replace(
+        "kubernetes_sd_configs: [{role: pod}]", "static_configs: [{targets: [a]}]"
+    )
+    admin_key = tmp_path / "admin"
+    admin_key.write_text("0123456789abcdef")
+    for given in (text.replace("/etc/prometheus/alerts.yaml", str(rules)), of_kubernetes):
+        configuration = tmp_path / "prometheus.yml"
+        configuration.write_text(re.sub(r"(?<=credentials_file: )[\w/]+", str(admin_key), given))
+        done = promtool("check", "config", configuration)
+        assert done.returncode == 0, done.stderr
+        assert "1 rule files found" in done.stdout or given == of_kubernetes
     broken = tmp_path / "broken.yaml"
     broken.write_text(rules.read_text().replace("> 0.01", "> > 0.01"))
     assert promtool("check", "rules", broken).returncode != 0
