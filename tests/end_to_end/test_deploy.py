@@ -92,32 +92,72 @@ def test_every_alert_has_one_annotation() -> None:
         assert rule["annotations"]["summary"].endswith(".")
 
 
-def test_kubernetes_asks_where_the_server_answers() -> None:
-    deployment = next(d for d in documents(DEPLOY / "kubernetes.yaml") if d["kind"] == "Deployment")
-    pod = deployment["spec"]["template"]["spec"]
+def manifests(*kinds: str) -> list[Any]:
+    """Of Kubernetes and KServe."""
+    both = [one for name in ("kubernetes", "kserve") for one in documents(DEPLOY / f"{name}.yaml")]
+    found = {one["kind"]: one for one in both}
+    return [found[kind] for kind in kinds]
+
+
+def pods() -> list[Any]:
+    """What Kubernetes and KServe are told to run."""
+    deployment, service = manifests("Deployment", "InferenceService")
+    return [deployment["spec"]["template"]["spec"], service["spec"]["predictor"]]
+
+
+each_pod = pytest.mark.parametrize("pod", pods(), ids=["kubernetes", "kserve"])
+
+
+@each_pod
+def test_a_pod_is_asked_where_the_server_answers_and_has_time_to_drain(pod: Any) -> None:
     (container,) = pod["containers"]
-    paths = {name: container[name]["httpGet"]["path"] for name in container if name.endswith("Probe")}
+    probes = {name: container[name] for name in container if name.endswith("Probe")}
+    paths = {name: probe["httpGet"]["path"] for name, probe in probes.items()}
     assert paths == {"startupProbe": "/readyz", "readinessProbe": "/readyz", "livenessProbe": "/livez"}
+    assert probes["startupProbe"]["periodSeconds"] * probes["startupProbe"]["failureThreshold"] >= 300
+    assert all(probe["timeoutSeconds"] >= 3 for probe in probes.values()), "a busy node answers late"
     (drain,) = [float(one["value"]) for one in container["env"] if one["name"] == PREFIX + "DRAIN"]
     deadline = Settings.model_fields["deadline"].default
     assert pod["terminationGracePeriodSeconds"] > drain + deadline
 
 
-def containers() -> list[Any]:
-    """The server's container in Kubernetes and in KServe."""
-    manifests = {
-        one["kind"]: one for name in ("kubernetes", "kserve") for one in documents(DEPLOY / f"{name}.yaml")
-    }
-    return [
-        *manifests["Deployment"]["spec"]["template"]["spec"]["containers"],
-        *manifests["InferenceService"]["spec"]["predictor"]["containers"],
-    ]
+@each_pod
+def test_a_pod_computes_with_as_many_threads_as_it_requests_cpus(pod: Any) -> None:
+    (container,) = pod["containers"]
+    environment = {one["name"]: one.get("value") for one in container["env"]}
+    assert environment[PREFIX + "THREADS"] == container["resources"]["requests"]["cpu"]
 
 
-def test_a_pod_computes_with_as_many_threads_as_it_requests_cpus() -> None:
-    for container in containers():
-        environment = {one["name"]: one.get("value") for one in container["env"]}
-        assert environment[PREFIX + "THREADS"] == container["resources"]["requests"]["cpu"]
+def test_kserve_runs_what_kubernetes_runs() -> None:
+    """The same image, settings, keys and rights; only the model comes from elsewhere."""
+    kubernetes, kserve = pods()
+    (ours,), (theirs,) = kubernetes["containers"], kserve["containers"]
+    for name in ("image", "resources"):
+        assert theirs[name] == ours[name]
+    assert [one for one in theirs["env"] if one["name"] != "STORAGE_URI"] == ours["env"]
+    # KServe's own init container, which fetches the model, keeps the user that it is made for.
+    assert theirs["securityContext"] == kubernetes["securityContext"] | ours["securityContext"]
+    assert theirs["volumeMounts"] == [one for one in ours["volumeMounts"] if one["name"] != "model"]
+    assert kserve["volumes"] == [one for one in kubernetes["volumes"] if one["name"] != "model"]
+    assert ":" in ours["image"]
+
+
+def test_clients_of_kserve_find_the_model_by_the_name_of_the_service() -> None:
+    (service,) = manifests("InferenceService")
+    (container,) = service["spec"]["predictor"]["containers"]
+    name, *arguments = container["args"]
+    assert serve.make_context(name, arguments).params["name"] == service["metadata"]["name"]
+
+
+def test_only_the_autoscaler_says_how_many_replicas_there_are() -> None:
+    """`kubectl apply` of a number would take every replica away that the autoscaler has added."""
+    deployment, scaled, budget = manifests("Deployment", "ScaledObject", "PodDisruptionBudget")
+    assert "replicas" not in deployment["spec"]
+    assert scaled["spec"]["scaleTargetRef"] == {"name": deployment["metadata"]["name"]}
+    assert 2 <= scaled["spec"]["minReplicaCount"] < scaled["spec"]["maxReplicaCount"]
+    assert budget["spec"]["maxUnavailable"] == 1
+    (spread,) = deployment["spec"]["template"]["spec"]["topologySpreadConstraints"]
+    assert spread["labelSelector"] == deployment["spec"]["selector"]
 
 
 def test_arguments_are_ones_that_the_images_entrypoint_takes() -> None:
@@ -169,15 +209,14 @@ def test_metrics_want_a_key_that_compose_gives_to_both() -> None:
 
 
 def test_metrics_in_kubernetes_want_a_key_and_not_everyone_reaches_the_pods() -> None:
-    manifests = {one["kind"]: one for one in documents(DEPLOY / "kubernetes.yaml")}
-    pod = manifests["Deployment"]["spec"]["template"]["spec"]
+    pod = pods()[0]
     (container,) = pod["containers"]
     (key,) = [one for one in container["env"] if one["name"] == PREFIX + "ADMIN_KEY"]
     source = key["valueFrom"]["secretKeyRef"]
     (keys,) = [volume["secret"] for volume in pod["volumes"] if "secret" in volume]
     assert source["name"] == keys["secretName"]
     assert source["key"] not in [item["key"] for item in keys["items"]], "clients' keys are others"
-    policy = manifests["NetworkPolicy"]["spec"]
+    policy = manifests("NetworkPolicy")[0]["spec"]
     assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
     assert "egress" not in policy
     (rule,) = policy["ingress"]
@@ -197,7 +236,7 @@ def problems(manifest: Any, version: str) -> str | None:
     """What Kubernetes, or what extends it, would not take or not know; None where it takes the manifest.
 
     A custom resource is held against schemas/, written after its definition. KServe's predictor is a pod with fields of
-    its own, so its containers are held against Kubernetes' schema.
+    its own; all others are held against Kubernetes' schema.
     """
     schema = SCHEMAS / f"{manifest['kind']}.json"
     checked = manifest
@@ -207,7 +246,7 @@ def problems(manifest: Any, version: str) -> str | None:
             return str(error.message)
         if manifest["kind"] != "InferenceService":
             return None
-        pod = {"containers": manifest["spec"]["predictor"]["containers"]}
+        pod = {name: value for name, value in manifest["spec"]["predictor"].items() if name != "minReplicas"}
         checked = {"apiVersion": "v1", "kind": "Pod", "metadata": manifest["metadata"], "spec": pod}
     try:
         kubernetes_validate.validate(checked, version, strict=True)
@@ -243,7 +282,7 @@ def test_no_manifest_is_left_out() -> None:
 def test_a_mistyped_field_of_any_manifest_is_found(manifest: Any) -> None:
     """Of what Kubernetes' own schema is asked one is enough: it is large, and read anew for each."""
     places = list(fields(manifest))
-    ours = [place for place in places if "containers" not in place[:-1]]
+    ours = [place for place in places if not {"containers", "volumes"} & set(place[:-1])]
     is_custom = (SCHEMAS / f"{manifest['kind']}.json").is_file()
     for *above, name in [*ours, places[-1]] if is_custom else places[-1:]:
         broken = copy.deepcopy(manifest)
@@ -276,15 +315,6 @@ def test_a_wrong_value_of_a_custom_resource_is_found(
     at: Any = functools.reduce(lambda inner, key: inner[key], place[:-1], manifest)
     at[place[-1]] = value
     assert problems(manifest, "1.37") is not None
-
-
-def test_the_autoscaler_scales_the_deployment_by_a_query_that_prometheus_understands() -> None:
-    manifests = {one["kind"]: one for one in documents(DEPLOY / "kubernetes.yaml")}
-    scaled = manifests["ScaledObject"]["spec"]
-    assert scaled["scaleTargetRef"] == {"name": manifests["Deployment"]["metadata"]["name"]}
-    assert (
-        scaled["minReplicaCount"] == manifests["Deployment"]["spec"]["replicas"] < scaled["maxReplicaCount"]
-    )
 
 
 def promtool(*arguments: object) -> subprocess.CompletedProcess[str]:
