@@ -172,6 +172,38 @@ def test_arguments_are_ones_that_the_images_entrypoint_takes() -> None:
         assert serve.make_context(name, arguments).params["host"] == "0.0.0.0"
 
 
+def panels() -> dict[str, Any]:
+    (dashboard,) = documents(DEPLOY / "grafana.json")
+    found = {panel["title"]: panel for panel in dashboard["panels"]}
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(found) == len(dashboard["panels"])
+    return found
+
+
+def test_the_table_of_models_is_of_now() -> None:
+    """A query over time gives one row for each of its steps, and without a format no columns of labels."""
+    for panel in panels().values():
+        for target in panel["targets"]:
+            is_table = (target.get("format"), target.get("instant")) == ("table", True)
+            assert is_table == (panel["type"] == "table"), panel["title"]
+
+
+def test_no_panel_lies_over_another_one() -> None:
+    places = [panel["gridPos"] for panel in panels().values()]
+    cells = [
+        (x, y)
+        for at in places
+        for x in range(at["x"], at["x"] + at["w"])
+        for y in range(at["y"], at["y"] + at["h"])
+    ]
+    assert len(set(cells)) == len(cells)
+    assert max(x for x, _ in cells) < 24
+
+
+def test_the_dashboard_shows_the_documented_distance_of_drift() -> None:
+    (target,) = panels()["Drift of answers"]["targets"]
+    assert target["expr"].split() == documented_drift().split()
+
+
 def test_compose_starts_a_server_that_died_anew() -> None:
     """The server has no supervisor."""
     (compose,) = documents(DEPLOY / "compose.yaml")
@@ -403,6 +435,12 @@ def test_alerts_fire_where_they_should(
     )
 
 
+def documented_drift() -> str:
+    guide = (DEPLOY.parent / "docs" / "how-to" / "monitor.md").read_text()
+    (query,) = re.findall(r"```text\n(.*?)```", guide, flags=re.DOTALL)
+    return str(query)
+
+
 def expect_of_prometheus(
     query: str, series: dict[str, str], minutes: int, answers: dict[str, float], folder: Path, *rules: Path
 ) -> None:
@@ -428,8 +466,6 @@ def test_the_documented_distance_of_drift_is_the_same_for_any_number_of_replicas
     replicas: list[str], dogs: str, distance: float, tmp_path: Path
 ) -> None:
     """Of the answers to val images three in four were cats."""
-    guide = (DEPLOY.parent / "docs" / "how-to" / "monitor.md").read_text()
-    (query,) = re.findall(r"```text\n(.*?)```", guide, flags=re.DOTALL)
     series = {}
     for replica in replicas:
         for name, answers, share in (("cat", "0+30x90", 0.75), ("dog", dogs, 0.25)):
@@ -437,7 +473,7 @@ def test_the_documented_distance_of_drift_is_the_same_for_any_number_of_replicas
             series[f"ducat_predictions_total{labels}"] = answers
             series[f"ducat_reference_class_share{labels}"] = f"{share}x90"
     answer = {'{model="pets", version="1"}': distance}
-    expect_of_prometheus(f"round(1000 * ({query}))", series, 80, answer, tmp_path)
+    expect_of_prometheus(f"round(1000 * ({documented_drift()}))", series, 80, answer, tmp_path)
 
 
 @pytest.mark.integration
