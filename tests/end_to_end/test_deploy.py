@@ -15,6 +15,7 @@ from typing import Any
 import jsonschema
 import kubernetes_validate
 import pytest
+import uvicorn
 import yaml
 from starlette.testclient import TestClient
 
@@ -347,6 +348,16 @@ def test_a_wrong_value_of_a_custom_resource_is_found(
     at: Any = functools.reduce(lambda inner, key: inner[key], place[:-1], manifest)
     at[place[-1]] = value
     assert problems(manifest, "1.37") is not None
+
+
+def test_the_documented_proxies_outlast_the_server_only_where_they_should() -> None:
+    """Its idle connections close first, so that no request is sent on one that is closed; its patience ends last."""
+    guide = (DEPLOY.parent / "docs" / "how-to" / "proxy.md").read_text()
+    idle = [int(seconds) for seconds in re.findall(r"\bkeepalive(?:_timeout)? (\d+)s", guide)]
+    assert len(idle) == 2
+    assert max(idle) < uvicorn.Config(app="").timeout_keep_alive
+    (patience,) = [int(seconds) for seconds in re.findall(r"proxy_read_timeout (\d+)s", guide)]
+    assert patience > Settings.model_fields["deadline"].default
 
 
 def promtool(*arguments: object) -> subprocess.CompletedProcess[str]:
