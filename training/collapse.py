@@ -19,7 +19,7 @@ from training.validation import ValidationResult
 
 NOT_ROBUST, LOST_CLASS = "not-robust", "lost-class"
 PATIENCE = {AT_CHANCE: 3, NOT_ROBUST: 3, LOST_CLASS: 5}
-# Epochs at chance of a run that never was above it: fresh weights and a hard attack may take their time.
+# Epochs at chance, or not robust, of a run that never was better: fresh weights and a hard attack may take their time.
 PATIENCE_OF_FRESH_WEIGHTS = 10
 _USUAL_OF_FRESH_WEIGHTS = 2  # nobody is warned of so many
 
@@ -85,17 +85,23 @@ class CollapseGuard:
             return ""
         kind = kind_of(sign)
         patience = PATIENCE[kind]
-        if kind == AT_CHANCE and not was_better and self.config.initial_weights is None:
+        if kind == NOT_ROBUST:
+            was_better = any(
+                chance.is_exceeded_by(row) and not self._is_not_robust(row, result) for row in rows
+            )
+        if kind != LOST_CLASS and not was_better and self.config.initial_weights is None:
             patience = PATIENCE_OF_FRESH_WEIGHTS
         return COLLAPSED + sign if 1 + _trailing(rows, kind) >= patience else sign
 
     def _sign_above_chance(self, rows: Sequence[EpochRow], row: EpochRow, result: ValidationResult) -> str:
         one_step = row.val_fgsm_accuracy is not None  # such epochs have a guard of their own
-        least = min(LEAST_ROBUST, 1 / len(result.class_sizes))
-        if self.config.is_adversarial and not one_step and row.val_pgd_accuracy < least:
+        if self.config.is_adversarial and not one_step and self._is_not_robust(row, result):
             return NOT_ROBUST
         lost = [index for index in result.lost_classes if _was_known(rows, index)]
         return f"{LOST_CLASS} {' '.join(map(str, lost))}" if lost else ""
+
+    def _is_not_robust(self, row: EpochRow, result: ValidationResult) -> bool:
+        return row.val_pgd_accuracy < min(LEAST_ROBUST, 1 / len(result.class_sizes))
 
 
 def _was_known(rows: Sequence[EpochRow], index: int) -> bool:

@@ -60,10 +60,17 @@ GOOD, CHANCE, BRITTLE = (0.6, 0.3), (0.25, 0.2), (0.9, 0.0)
         ({}, [CHANCE] * 9 + [GOOD], None),  # fresh weights take their time
         ({}, [CHANCE] * 12, 10),
         ({"initial_weights": "abc"}, [CHANCE] * 12, 3),  # start weights do not
-        ({}, [BRITTLE] * 5, 3),
+        ({"initial_weights": "abc"}, [BRITTLE] * 5, 3),
+        ({}, [GOOD, BRITTLE, BRITTLE, BRITTLE, GOOD], 4),
+        ({}, [BRITTLE] * 9 + [GOOD], None),  # as digits at eps 0.2 for an epoch or three
+        ({}, [BRITTLE] * 12, 10),
         ({}, [BRITTLE, BRITTLE, GOOD, BRITTLE, BRITTLE, GOOD], None),
-        ({"eps_ramp": 5}, [BRITTLE] * 6 + [GOOD], None),  # two epochs after the ramp
-        ({"eps_ramp": 5}, [BRITTLE] * 9, 8),
+        (
+            {"eps_ramp": 5, "initial_weights": "abc"},
+            [BRITTLE] * 6 + [GOOD],
+            None,
+        ),  # two epochs after the ramp
+        ({"eps_ramp": 5, "initial_weights": "abc"}, [BRITTLE] * 9, 8),
         ({"method": "standard"}, [BRITTLE] * 30, None),  # which promises nothing else
         (
             {"ema_decay": 0.999},
