@@ -143,6 +143,7 @@ def measure(search: Search, at: Attacked) -> str:
     return f"{left} of {len(at.labels)} | {passes / len(at.labels):.0f} | {seconds:.0f}"
 
 
+@exact_float32()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -151,7 +152,6 @@ def main() -> None:
     parser.add_argument("--max-examples", type=int, default=1000)
     parser.add_argument("--data-dir", type=Path)
     arguments = parser.parse_args()
-    exact_float32()
     path = model_path(arguments.model, "safetensors")
     model = load(path)
     data = load_training_data(

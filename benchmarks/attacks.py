@@ -286,6 +286,7 @@ def _left(row: Row) -> str:
     return f"{row.left / row.images:.1%} ({low:.1%} to {high:.1%})"
 
 
+@exact_float32()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -302,7 +303,6 @@ def main() -> None:
     )
     parser.add_argument("--raw", action="store_true", help="also AutoAttack on raw 2C logits with recovery")
     arguments = parser.parse_args()
-    exact_float32()
     stem = arguments.results / f"attacks-{arguments.zoo}"
     known = stem.with_suffix(".json")
     rows = [Row(**row) for row in json.loads(known.read_text())] if known.is_file() else []

@@ -80,6 +80,7 @@ def measure(name: str, path: Path, attacks: list[str], count: int) -> list[str]:
     return rows
 
 
+@exact_float32()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -90,7 +91,6 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/zoo"))
     parser.add_argument("--out", type=Path, default=Path("results/norms.md"))
     arguments = parser.parse_args()
-    exact_float32()
     rows = []
     for name in dict.fromkeys([*arguments.apgd, *arguments.square]):
         attacks = [

@@ -214,6 +214,7 @@ class TextbookRun:
         atomic.write_bytes(self.file, buffer.getvalue())
 
 
+@exact_float32()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -229,7 +230,6 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--results", type=Path, default=Path("results"))
     given = parser.parse_args()
-    exact_float32()
     device, output = torch.device("cpu"), Output()
     options = {"network": None, "precision": None, "epochs": given.epochs, "seed": given.seed}
     config = new_config({"dataset": given.dataset, **options}, given.recipe, None, device)

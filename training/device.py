@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from operator import attrgetter
+from typing import Any
+
 import torch
 
 from ducat_serve.errors import DucatError
@@ -10,6 +15,8 @@ from training.config import TrainPrecision
 
 # Faster than NCHW for every network here, on CPUs as on GPUs (benchmarks/train_step.py, docs/performance.md).
 LAYOUT = torch.channels_last
+# What torch may compute float32 in shorter arithmetic for.
+_OPERATIONS = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn")
 
 
 def choose_device(name: str, output: Output) -> torch.device:
@@ -35,7 +42,40 @@ def fastest_precision(device: torch.device) -> TrainPrecision:
     return "bfloat16" if has_bf16 else "float32"
 
 
-def exact_float32() -> None:
-    """Switch TF32 off: evaluation is in float32, and 10-bit mantissas hide small perturbations."""
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Compute float32 as float32: without TF32, bfloat16 and a caller's autocast. Also a decorator.
+
+    Shorter mantissas hide small perturbations, and a report says "float32". The process's settings come back at the
+    end.
+    """
+    cudnn = torch.backends.cudnn
+    operations = [attrgetter(name)(torch.backends) for name in _OPERATIONS]
+    before = [operation.fp32_precision for operation in operations]
+    older = _readable(torch.get_float32_matmul_precision), _readable(lambda: cudnn.allow_tf32)
+    try:
+        # The older settings as well: torch's compiler reads them, and that fails where they contradict the newer ones.
+        torch.set_float32_matmul_precision("highest")
+        cudnn.allow_tf32 = False
+        for operation in operations:
+            operation.fp32_precision = "ieee"
+        with ExitStack() as without_autocast:
+            for kind in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(kind):
+                    without_autocast.enter_context(torch.autocast(kind, enabled=False))
+            yield
+    finally:
+        if older[0] is not None:
+            torch.set_float32_matmul_precision(older[0])
+        if older[1] is not None:
+            cudnn.allow_tf32 = older[1]
+        for operation, precision in zip(operations, before, strict=True):
+            operation.fp32_precision = precision
+
+
+def _readable(read: Callable[[], Any]) -> Any:
+    """What an older setting is; None where the newer ones of the process contradict it, and torch refuses to say."""
+    try:
+        return read()
+    except RuntimeError:
+        return None

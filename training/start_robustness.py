@@ -91,6 +91,7 @@ def settings_of_the_head(config: TrainConfig) -> TrainConfig:
     return TrainConfig.model_validate({**kept, **short, "backbone_lr": 0.0})
 
 
+@exact_float32()
 def head_alone(
     config: TrainConfig,
     dataset: Dataset,
@@ -100,7 +101,6 @@ def head_alone(
     processes: ProcessGroup,
 ) -> ValidationResult:
     """Accuracies on val after one epoch of the head on clean images, everything below it as it came."""
-    exact_float32()
     with tempfile.TemporaryDirectory() as folder:  # an epoch of many minutes saves its state on the way
         run = RunFolder(Path(folder))
         trainer = _HeadTrainer(

@@ -159,8 +159,8 @@ def _fused(config: TrainConfig, classifier: Classifier, device: torch.device) ->
         return FusedClassifier(classifier, fold=False)
     shape = (_PROBES, classifier.spec.channels, *classifier.spec.image_size)
     probe = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=classifier.pixel_mean.dtype)
-    exact_float32()  # as the run itself: TF32 would hide small differences
-    return fused_if_equal(classifier, probe.to(device))
+    with exact_float32():  # as the run itself: TF32 would hide small differences
+        return fused_if_equal(classifier, probe.to(device))
 
 
 def _part(tensor: Tensor, part: slice, views: int) -> Tensor:

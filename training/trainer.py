@@ -166,6 +166,7 @@ class Trainer:
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise DataError(f"{self.folder.state} does not fit this run: {error}.") from error
 
+    @exact_float32()
     def run(self) -> RunSummary:
         """Train to the last epoch.
 
@@ -174,7 +175,6 @@ class Trainer:
             DucatError: the loss became NaN, infinite or a multiple of what it was, or the run has collapsed
                 (`collapse.py`); the last good state and the best weights are kept.
         """
-        exact_float32()
         if self.config.initial_weights is not None and not self.folder.state.exists():
             self._save()  # so that no resumption needs the initial checkpoint
         self._started = (time.monotonic(), len(self.state.rows))

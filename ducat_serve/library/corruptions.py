@@ -18,7 +18,7 @@ from ducat_serve.predictor import Predictor
 from ducat_serve.report import CorruptionReport, RobustnessReport
 from ducat_serve.spec import ModelSpec
 from training.batches import at_a_time
-from training.device import LAYOUT, choose_device, exact_float32
+from training.device import LAYOUT, choose_device
 from training.evaluation.corruptions import corrupted_images, measure_corruptions
 from training.evaluation.prepare import Request, choose_images, exported_model
 from training.evaluation.runner import BATCH
@@ -73,7 +73,6 @@ def measure_on_corruptions(request: Request, output: Output) -> MeasuredCorrupti
         path = copy_here(path, output)
     exported = path.suffix == ".onnx"
     device = choose_device("cpu" if exported else request.device, output)
-    exact_float32()
     model: Deployed
     if exported:
         predictor = Predictor(path, device=request.device)
@@ -126,7 +125,6 @@ def measure_foreign_on_corruptions(
             "measure the file that it serves",
         )
     device = choose_device("cpu" if source.on_cpu else request.device, output)
-    exact_float32()
     with source.opened(device, output) as opened:
         images, data = images_of(request, opened, output)
         clean, _ = choose_images(images, request.max_examples, request.seed)

@@ -22,7 +22,7 @@ from export.model_card import report_card
 from training.batches import DeviceSplit, at_a_time
 from training.data import Dataset, load_dataset
 from training.data.cache import Split
-from training.device import choose_device, exact_float32
+from training.device import choose_device
 from training.distributed.processes import ProcessGroup, joined, local_device
 from training.evaluation.curve import measure_curve
 from training.evaluation.evaluate import measure
@@ -64,7 +64,6 @@ def measure_foreign(request: ForeignRequest, outputs: Outputs, output: Output) -
     if not request.eps or 0 in request.eps:
         raise UsageError("A model of others needs --eps, above 0, in pixels of [0, 1].", "give --eps 8/255")
     device = local_device(choose_device("cpu" if request.source.on_cpu else request.device, output))
-    exact_float32()
     with joined(device) as processes:
         try:
             return _measure_together(request, outputs, output, processes, device)

@@ -20,7 +20,7 @@ from ducat_serve.spec import ModelSpec
 from training.attacks.base import TargetModel
 from training.batches import DeviceSplit
 from training.data import Dataset
-from training.device import LAYOUT, choose_device, exact_float32
+from training.device import LAYOUT, choose_device
 from training.evaluation.evaluate import Plan, Subject, evaluate
 from training.evaluation.prepare import choose_images
 from training.evaluation.stages import suite
@@ -189,7 +189,6 @@ class _Fitting:
                 f"{len(chosen)} val images are too few to fit a switch; {FEWEST_IMAGES} are the fewest.",
                 "train with a larger --val-fraction, or name more images with --max-examples",
             )
-        exact_float32()
         device = choose_device(towers.device, output)
         standard, robust = (model.to(device).to(memory_format=LAYOUT) for model in (standard, robust))
         images = DeviceSplit.of(chosen, device)

@@ -21,6 +21,7 @@ from training.data.cache import Split
 from training.data.corruptions import SEVERITIES, CorruptedImages, Wanted, find_published, read_published
 from training.data.layouts import class_folders
 from training.data.trees import Tree
+from training.device import exact_float32
 from training.evaluation.runner import Batches
 
 
@@ -60,6 +61,7 @@ def corrupted_images(
     return read_published(path, Wanted(folders, (height, width), count, seed))
 
 
+@exact_float32()
 @torch.no_grad()
 def measure_corruptions(
     model: Deployed,

@@ -32,6 +32,7 @@ from training.attacks.ball import Ball, require_size
 from training.attacks.base import Attack
 from training.attacks.frozen import frozen
 from training.batches import DeviceSplit, to_pixels
+from training.device import exact_float32
 from training.distributed.processes import ProcessGroup
 from training.evaluation.attack_run import AttackRun
 from training.evaluation.detection import dummy_mass, rejection
@@ -120,6 +121,7 @@ def evaluate(
     return measure(subject, plan, output, state).report
 
 
+@exact_float32()
 def measure(
     subject: Subject,
     plan: Plan,

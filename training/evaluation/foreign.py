@@ -24,6 +24,7 @@ from ducat_serve.spec import Fold
 from ducat_serve.threat_model import ThreatModel
 from training.attacks.base import Attack, TargetModel
 from training.batches import DeviceSplit, to_pixels
+from training.device import exact_float32
 from training.evaluation.evaluate import Plan, Subject, evaluate
 from training.evaluation.stages import attack_named, on_doubt, score_attacks
 from training.evaluation.stages import suite as attacks_of
@@ -112,6 +113,7 @@ def evaluate_model(
     return evaluate(subject, plan, output)
 
 
+@exact_float32()
 def prepare_model(
     model: nn.Module,
     data: DeviceSplit,

@@ -79,6 +79,7 @@ class Prepared:
     function: str
 
 
+@exact_float32()
 def prepare(request: Request, output: Output, processes: ProcessGroup, device: torch.device) -> Prepared:
     """Load model and images on the device, and choose the attacks; in each of the processes that share the work.
 
@@ -93,7 +94,6 @@ def prepare(request: Request, output: Output, processes: ProcessGroup, device: t
         raise UsageError(
             "--checkpoint is for a .onnx MODEL.", command_line("ducat", "evaluate", request.checkpoint)
         )
-    exact_float32()
     loaded = _load_export(request, output) if exported else _load_checkpoint(request, device, output)
     spec = loaded.spec
     threat_model = threat_model_of(request, spec)

@@ -17,6 +17,7 @@ from training.attacks.ball import Ball
 from training.attacks.frozen import frozen
 from training.attacks.losses import cross_entropy, margin, standardised_margin
 from training.batches import DeviceSplit
+from training.device import exact_float32
 from training.evaluation.runner import Batches, Runner
 from training.mixture.kept import KeptAnswers
 
@@ -78,6 +79,7 @@ def question(
     }
 
 
+@exact_float32()
 def answers_of(
     standard: Deployed,
     robust: Deployed,

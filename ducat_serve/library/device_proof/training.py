@@ -53,7 +53,6 @@ def training_checks(device: torch.device, case: Case) -> list[Check]:
 
 def parity(device: torch.device, case: Case) -> Figures:
     """In float32 an attack and an update find on the device what they find on the CPU."""
-    exact_float32()
     with (
         _trainer(torch.device("cpu"), case, "float32") as plain,
         _trainer(device, case, "float32") as subject,
@@ -138,7 +137,8 @@ def _trainer(
     settings = {"network": case.network, "batch_size": case.batch, "epochs": 2, "precision": precision}
     method = {"ducat": "paper", "ducat_start": 2} if dummies else {"ducat": "off"}
     config = resolve("cifar10", {**settings, **method, "compile": compiled})
-    with tempfile.TemporaryDirectory(prefix="ducat-proof-") as folder:
+    # A run computes its steps in this arithmetic, too.
+    with exact_float32(), tempfile.TemporaryDirectory(prefix="ducat-proof-") as folder:
         yield Trainer(config, _random_images(case), RunFolder(Path(folder)), device, Output(silent=True))
     if device.type == "cuda":
         torch.cuda.empty_cache()  # so that the next check has the whole memory
