@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from ducat_serve.deployed import load
     from ducat_serve.library.evaluation import evaluate
     from ducat_serve.library.exporting import export
-    from ducat_serve.library.foreign import evaluate_model
     from ducat_serve.library.importing import import_model
     from ducat_serve.library.mixing import mix
+    from ducat_serve.library.module_evaluation import evaluate_model
     from ducat_serve.library.training import resume, train, train_config
     from ducat_serve.output import Output
     from ducat_serve.prediction import Prediction
@@ -52,7 +52,7 @@ _MODULES = {
     "Prediction": "prediction",
     "Predictor": "predictor",
     "evaluate": "library.evaluation",
-    "evaluate_model": "library.foreign",
+    "evaluate_model": "library.module_evaluation",
     "export": "library.exporting",
     "import_model": "library.importing",
     "load": "deployed",

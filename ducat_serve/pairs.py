@@ -35,7 +35,7 @@ def pair_columns(labels: Tensor, num_classes: int, fold: Fold) -> tuple[Tensor, 
 def fold_logits(logits: Tensor, fold: Fold) -> Tensor:
     """Fold 2C logits to C: ``max(z_i, z_{i+C})`` or ``log(exp z_i + exp z_{i+C})``; "none" changes nothing.
 
-    The fold of a two-tower model is in `ducat_serve.switch`.
+    The fold of a two-tower model is in `ducat_serve.switch`. Raises ValueError for an unknown one.
     """
     if fold == "none":
         return logits
@@ -45,6 +45,8 @@ def fold_logits(logits: Tensor, fold: Fold) -> Tensor:
     larger = torch.maximum(original, dummy)
     if fold == "max":
         return larger
+    if fold != "lse":
+        raise ValueError(f"the fold {fold!r} is none of none, max and lse")
     # Not torch.logaddexp: it is exported as Log(Exp + Exp), which overflows beyond logits of 88.
     return larger + F.softplus(-(original - dummy).abs())
 

@@ -38,6 +38,11 @@ class DeviceSplit:
             )
         if images.is_floating_point() and len(images) and not (images.min() >= 0 and images.max() <= 1):
             raise UsageError(f"Pixels must be in [0, 1], found {images.min():g} to {images.max():g}.")
+        if self.labels.dtype != torch.int64 or self.labels.ndim != 1:
+            raise UsageError(
+                f"Labels must be int64 [N], not {self.labels.dtype} {list(self.labels.shape)}.",
+                "labels.long().flatten(), where they are the numbers of classes",
+            )
         if len(self.images) != len(self.labels):
             raise UsageError(f"{len(self.images)} images and {len(self.labels)} labels.")
 

@@ -26,17 +26,30 @@ def _size(name: str, given: object) -> float:
             return parse_size(given)
     except ValueError as error:
         raise UsageError(f"{name}: {error}.", f'give {name}="8/255" or {name}=0.03') from error
-    if not isinstance(given, Real) or not 0 <= float(given) < math.inf:
+    if not isinstance(given, Real) or isinstance(given, bool) or not 0 <= float(given) < math.inf:
         raise UsageError(f"{name}: {given!r} is not a size.", f'give {name}="8/255" or {name}=0.03')
     return float(given)
 
 
-def require_whole(name: str, given: object, least: int) -> None:
-    """Raise UsageError for what is neither None nor a whole number from ``least`` on."""
-    if given is not None and not (isinstance(given, Integral) and int(given) >= least):
+def require_whole(name: str, given: object, least: int, *, optional: bool = True) -> None:
+    """Raise UsageError for what is no whole number from ``least`` on, nor None where the argument is ``optional``."""
+    if given is None and optional:
+        return
+    if not isinstance(given, Integral) or isinstance(given, bool) or int(given) < least:
         raise UsageError(
             f"{name}: {given!r} is not a whole number from {least} on.", f"give {name}={least} or more"
         )
+
+
+def attack_names(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The attacks that were named; none for None, which leaves them to the suite.
+
+    Raises UsageError for an empty list.
+    """
+    names = (given,) if isinstance(given, str) else tuple(given or ())
+    if given is not None and not names:
+        raise UsageError(f"attacks: {given!r} names no attack.", "leave it out to run those of the suite")
+    return names
 
 
 def require_one_of(name: str, given: object, known: Sequence[object]) -> None:

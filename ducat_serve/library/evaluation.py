@@ -15,7 +15,13 @@ from ducat_serve.attacked_examples import FILE_NAME, AttackedExamples
 from ducat_serve.bundled import bundled_name, model_path
 from ducat_serve.checkpoint import checkpoint_path, read_spec
 from ducat_serve.errors import InterruptedRun, Terminated, UsageError, command_line, signal_of
-from ducat_serve.library.arguments import require_device, require_one_of, require_whole, sizes
+from ducat_serve.library.arguments import (
+    attack_names,
+    require_device,
+    require_one_of,
+    require_whole,
+    sizes,
+)
 from ducat_serve.library.storing import require_export, store_in_checkpoint, store_in_export
 from ducat_serve.model_file import read_verified_spec
 from ducat_serve.networks.allowed import options_for
@@ -32,6 +38,7 @@ from training.evaluation.evaluate import measure as run_evaluation
 from training.evaluation.kept import ExampleKeeper
 from training.evaluation.outputs import Outputs
 from training.evaluation.prepare import Prepared, Request, evaluation_device, prepare, require_possible
+from training.evaluation.stages import require_suite
 from training.evaluation.state import EvaluationState
 
 _Store = Callable[[RobustnessReport, Output], None]
@@ -41,7 +48,7 @@ def evaluate(
     model: str | Path,
     *,
     suite: str = "quick",
-    attacks: str | Sequence[str] = (),
+    attacks: str | Sequence[str] | None = None,
     split: Literal["val", "test"] = "test",
     norm: Norm | None = None,
     eps: float | str | Sequence[float | str] | None = None,
@@ -90,9 +97,16 @@ def evaluate(
         (0.95, 0.71, (0.66, 0.76))
     """
     output = output or Output()
+    if isinstance(model, torch.nn.Module):
+        raise UsageError(
+            "evaluate takes the file of a model, and this is a module.",
+            "ducat_serve.evaluate_model(model, images, labels, threat_model)",
+        )
+    require_suite(suite)
+    names = attack_names(attacks)
     require_whole("max_examples", max_examples, 1)
     require_whole("batch_size", batch_size, 1)
-    require_whole("seed", seed, 0)
+    require_whole("seed", seed, 0, optional=False)
     require_one_of("split", split, ("val", "test"))
     require_one_of("norm", norm, (None, *get_args(Norm)))
     require_one_of("lattice", lattice, (None, "8bit"))
@@ -105,7 +119,7 @@ def evaluate(
         eps=sizes("eps", eps),
         eight_bit=lattice == "8bit",
         suite=suite,
-        attacks=(attacks,) if isinstance(attacks, str) else tuple(attacks),
+        attacks=names,
         max_examples=max_examples,
         batch_size=batch_size,
         seed=seed,

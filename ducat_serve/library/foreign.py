@@ -26,7 +26,6 @@ from training.device import choose_device
 from training.distributed.processes import ProcessGroup, joined, local_device
 from training.evaluation.curve import measure_curve
 from training.evaluation.evaluate import measure
-from training.evaluation.foreign import evaluate_model as evaluate_model
 from training.evaluation.foreign import prepare_model
 from training.evaluation.outputs import Outputs
 from training.evaluation.prepare import choose_images

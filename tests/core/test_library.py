@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import ducat_serve
 from ducat_serve import Output, evaluate, export, load, resume, train, train_config
@@ -103,6 +104,10 @@ def test_settings_of_another_kind_or_out_of_range_are_usage_errors(setting: str,
         ("batch_size", -1),
         ("batch_size", 1.5),
         ("seed", -1),
+        ("seed", None),
+        ("eps", True),
+        ("max_examples", True),
+        ("attacks", []),
         ("split", "train"),
         ("norm", "l3"),
         ("lattice", "4bit"),
@@ -121,6 +126,16 @@ def test_sizes_may_be_of_numpy_and_attacks_one_name(checkpoint: Path) -> None:
     report = evaluate(checkpoint, eps=size, attacks="pgd", max_examples=20, store=False, output=SILENT)
     assert [attack.name for attack in report.attacks] == ["pgd"]
     assert report.eps == pytest.approx(0.1)
+
+
+def test_a_suite_that_is_none_and_a_module_are_refused() -> None:
+    nothing: Any = None
+    with pytest.raises(UsageError, match="Unknown suite 'None'"):
+        evaluate("nowhere/model.safetensors", suite=nothing, attacks="pgd")
+    module: Any = torch.nn.Linear(2, 2)
+    with pytest.raises(UsageError, match="this is a module") as caught:
+        evaluate(module)
+    assert "evaluate_model" in str(caught.value.next_step)
 
 
 @pytest.mark.integration

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -115,3 +117,9 @@ def test_dummy_mass_and_share() -> None:
 def test_odd_width_is_refused() -> None:
     with pytest.raises(ValueError, match="even number"):
         recover(torch.zeros(1, 7))
+
+
+def test_an_unknown_fold_is_no_fold() -> None:
+    fold: Any = "LSE"
+    with pytest.raises(ValueError, match="'LSE' is none of"):
+        fold_logits(torch.zeros(1, 4), fold)

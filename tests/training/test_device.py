@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ducat_serve import evaluate_model
 from ducat_serve.output import Output
 from ducat_serve.threat_model import ThreatModel
 from training.device import exact_float32
-from training.evaluation.foreign import evaluate_model
 
 NAMES = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn")
 EXACT = dict.fromkeys(NAMES, "ieee")

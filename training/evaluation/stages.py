@@ -48,10 +48,15 @@ SUITES: dict[str, tuple[str, ...]] = {
 }
 
 
+def require_suite(name: object) -> None:
+    """Raise UsageError for what is no name of a suite."""
+    if name not in list(SUITES):
+        raise unknown_name("suite", str(name), SUITES)
+
+
 def suite(name: str, target: TargetModel) -> list[Attack]:
     """The attacks of a suite that apply to a model. Raises UsageError for an unknown name."""
-    if name not in SUITES:
-        raise unknown_name("suite", name, SUITES)
+    require_suite(name)
     chosen = (ATTACKS[attack] for attack in SUITES[name])
     return [attack.fitted(target) for attack in chosen if attack.applies(target)]
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ducat_serve import evaluate_model
 from ducat_serve.deployed import Deployed, load
 from ducat_serve.errors import UsageError
 from ducat_serve.output import Output
@@ -18,8 +19,9 @@ from training.attacks.square import Square
 from training.batches import DeviceSplit, to_pixels
 from training.data import load_dataset
 from training.data.cache import Split
+from training.evaluation.doubts import doubts, state_digest
 from training.evaluation.evaluate import Plan, Subject, evaluate
-from training.evaluation.foreign import doubts, evaluate_model, import_model, state_digest
+from training.evaluation.foreign import import_model
 
 THREAT = ThreatModel(norm="linf", eps=0.1)
 IMAGES = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,125 @@
+"""`ducat_serve.evaluate_model`: measure any torch module, as files of ours are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ducat_serve.errors import UsageError
+from ducat_serve.library.arguments import attack_names, require_one_of, require_whole
+from ducat_serve.output import Output
+from ducat_serve.report import RobustnessReport
+from ducat_serve.spec import Fold, Switch
+from ducat_serve.threat_model import ThreatModel
+from training.batches import DeviceSplit
+from training.evaluation.doubts import state_digest
+from training.evaluation.evaluate import evaluate
+from training.evaluation.foreign import Origin, prepare_model
+from training.evaluation.stages import require_suite
+
+
+@torch.inference_mode(False)  # in which nothing has a gradient; under a caller's no_grad attacks have theirs
+def evaluate_model(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    threat_model: ThreatModel,
+    *,
+    suite: str = "standard",
+    attacks: str | Sequence[str] | None = None,
+    fold: Fold = "none",
+    class_names: Sequence[str] | None = None,
+    dataset: str = "images",
+    batch_size: int = 256,
+    seed: int = 0,
+    output: Output | None = None,
+) -> RobustnessReport:
+    """Clean and robust accuracy of any classifier, by the attacks that measure ours.
+
+    Args:
+        model: in eval mode; float32 images [N, channels, H, W] in [0, 1] to logits [N, C].
+        images: uint8, or float32 in [0, 1], [N, channels, H, W]; on the device of the model.
+        labels: int64 [N], from 0 to C - 1; on that device, too.
+        threat_model: norm and eps, in pixels of [0, 1].
+        suite: `quick`, `standard` or `full`. attacks: a name or several, instead of a suite.
+        fold: of a model with dummy classes that returns [N, 2C], the dummy of class i in column i + C: `max` or `lse`.
+        class_names: of the C classes; their numbers unless given.
+        batch_size: halved when memory runs out.
+        output: where to say what happens; None prints on stderr as the command does, `Output(silent=True)` nothing.
+
+    Returns the report of `ducat evaluate`; ``weights_digest`` is that of the model's state_dict.
+
+    Raises:
+        UsageError: the model is in train mode, changes while it answers, returns anything but logits of the right
+            width, or was made under `torch.inference_mode`; or another argument does not fit.
+        VerificationError: it answers NaN to clean images.
+
+    Example:
+        >>> report = evaluate_model(model, images, labels, ThreatModel(norm="linf", eps=8 / 255))
+        >>> report.clean_accuracy, report.worst_case_accuracy
+    """
+    output = output or Output()
+    _require_module(model)
+    _require_tensors(images, labels)
+    if not isinstance(threat_model, ThreatModel):
+        raise UsageError(
+            f"threat_model: {threat_model!r} is no ThreatModel.",
+            'ducat_serve.threat_model.ThreatModel(norm="linf", eps=8 / 255)',
+        )
+    if not isinstance(fold, Switch):
+        require_one_of("fold", fold, ("none", "max", "lse"))
+    require_suite(suite)
+    _require_different(class_names)
+    require_whole("batch_size", batch_size, 1, optional=False)
+    require_whole("seed", seed, 0, optional=False)
+    subject, plan = prepare_model(
+        model,
+        DeviceSplit(images, labels),
+        threat_model,
+        suite=suite,
+        attacks=attack_names(attacks),
+        fold=fold,
+        class_names=class_names,
+        dataset=dataset,
+        batch_size=batch_size,
+        seed=seed,
+        output=output,
+        origin=Origin(state_digest(model)),
+    )
+    return evaluate(subject, plan, output)
+
+
+def _require_module(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"model: {type(model).__name__} is no torch.nn.Module.",
+            "wrap it in one; ducat_serve.evaluate(path) measures a file of ours",
+        )
+    if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+        raise UsageError(
+            "The model was made under torch.inference_mode(), so nothing of it can have a gradient.",
+            "make or load it outside",
+        )
+
+
+def _require_tensors(images: object, labels: object) -> None:
+    """Raise UsageError for anything but tensors on one device; `DeviceSplit` says what they have to hold."""
+    for name, given in (("images", images), ("labels", labels)):
+        if not isinstance(given, Tensor):
+            raise UsageError(
+                f"{name}: {type(given).__name__} is no tensor of torch.", f"give torch.as_tensor({name})"
+            )
+    assert isinstance(images, Tensor)
+    assert isinstance(labels, Tensor)
+    if images.device != labels.device:
+        raise UsageError(
+            f"The images are on {images.device}, and the labels on {labels.device}.",
+            "give labels.to(images.device)",
+        )
+
+
+def _require_different(class_names: Sequence[str] | None) -> None:
+    if class_names is not None and len(set(class_names)) != len(class_names):
+        raise UsageError("class_names: two classes have the same name.", "give each class a name of its own")

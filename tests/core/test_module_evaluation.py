@@ -1,0 +1,104 @@
+"""`ducat_serve.evaluate_model` from Python: what it refuses, and in which modes and arithmetic it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ducat_serve import Output, evaluate_model
+from ducat_serve.errors import UsageError
+from ducat_serve.report import RobustnessReport
+from ducat_serve.threat_model import ThreatModel
+from training.evaluation.doubts import has_gradient
+
+THREAT = ThreatModel(norm="linf", eps=0.02)
+IMAGES = torch.rand(12, 3, 2, 2, generator=torch.Generator().manual_seed(1))
+LABELS = torch.tensor([0, 1] * 6)
+
+
+class Answering(nn.Module):
+    """Two classes by the brightness of an image."""
+
+    def __init__(self, columns: int = 2) -> None:
+        super().__init__()
+        self.columns = columns
+        self.layer = nn.Linear(12, columns)
+        with torch.no_grad():
+            self.layer.weight.copy_(torch.linspace(-1, 1, 12 * columns).view(columns, 12))
+            self.layer.bias.copy_(-self.layer(torch.full((1, 12), 0.5))[0])
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.layer(images.flatten(1))
+        return logits
+
+
+def measured(model: nn.Module, images: Tensor = IMAGES, **arguments: Any) -> RobustnessReport:
+    """Under PGD alone; the labels are the model's own answers, so that clean accuracy is 1."""
+    with torch.no_grad():
+        labels = model(images.float()).unflatten(1, (-1, 2)).sum(1).argmax(1)
+    given = {"attacks": "pgd", "output": Output(silent=True), **arguments}
+    return evaluate_model(model, images, labels, THREAT, **given)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("model", len, "no torch.nn.Module"),
+        ("images", IMAGES.numpy(), "images: ndarray is no tensor"),
+        ("labels", [0, 1], "labels: list is no tensor"),
+        ("labels", LABELS.unsqueeze(1), r"Labels must be int64 \[N\], not torch.int64 \[12, 1\]"),
+        ("labels", LABELS.float(), "not torch.float32"),
+        ("labels", LABELS.int(), "not torch.int32"),
+        ("labels", LABELS.bool(), "not torch.bool"),
+        ("labels", LABELS.to("meta"), "labels on meta"),
+        ("threat_model", ("linf", 0.1), "no ThreatModel"),
+        ("suite", None, "Unknown suite 'None'"),
+        ("attacks", [], "names no attack"),
+        ("attacks", "pdg", "Unknown attack 'pdg'"),
+        ("fold", "LSE", "fold: 'LSE' is unknown"),
+        ("class_names", ["a", "a"], "the same name"),
+        ("batch_size", -5, "batch_size: "),
+        ("batch_size", 0, "batch_size: "),
+        ("batch_size", 2.5, "batch_size: "),
+        ("batch_size", True, "batch_size: "),
+        ("batch_size", None, "batch_size: "),
+        ("seed", 1.5, "seed: "),
+        ("seed", None, "seed: "),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(argument: str, value: object, message: str) -> None:
+    fitting = {"model": Answering().eval(), "images": IMAGES, "labels": LABELS, "threat_model": THREAT}
+    given: dict[str, Any] = {**fitting, "output": Output(silent=True), argument: value}
+    with pytest.raises(UsageError, match=message) as caught:
+        evaluate_model(**given)
+    assert caught.value.next_step
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_attacks_have_gradients_in_whatever_mode_it_is_called(
+    mode: Callable[[], AbstractContextManager[object]],
+) -> None:
+    model = Answering().eval()
+    expected = measured(model)
+    with mode():
+        found = measured(model, IMAGES.clone())
+    assert [attack.name for attack in found.attacks] == ["pgd"]
+    assert found.attacks[0].gradient_steps == expected.attacks[0].gradient_steps > 0
+    assert found.worst_case_accuracy == expected.worst_case_accuracy < 1
+
+
+def test_a_gradient_is_found_under_no_grad() -> None:
+    with torch.no_grad():
+        assert has_gradient(Answering().eval(), IMAGES)
+
+
+def test_a_model_that_can_have_no_gradient_is_refused() -> None:
+    with torch.inference_mode():
+        model = Answering().eval()
+    with pytest.raises(UsageError, match=r"made under torch\.inference_mode"):
+        measured(model)
