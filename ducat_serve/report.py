@@ -213,7 +213,8 @@ class RobustnessReport(_WithLaterFields):
     is there where a running server was measured. ``corruptions`` is what a run of its own measured on the same weights.
     ``floor`` is that of a two-tower model. ``gradients`` is "copy" where an exported file was attacked with the
     gradients of a differentiable copy of its graph, and not by its scores alone. ``broken_by_checks`` is the number of
-    images that the attacks left and sanity checks or studies broke, which count as broken; None for none.
+    images that the attacks left and sanity checks or studies broke, which count as broken; None for none. ``fold`` is
+    how logits of dummies were folded; None without dummies and in older reports.
     """
 
     later_fields = (
@@ -225,6 +226,7 @@ class RobustnessReport(_WithLaterFields):
         "floor",
         "gradients",
         "broken_by_checks",
+        "fold",
     )
 
     report_version: Literal[1, 2, 3] = 3
@@ -255,6 +257,7 @@ class RobustnessReport(_WithLaterFields):
     floor: Floor | None = None
     gradients: Literal["copy"] | None = None
     broken_by_checks: int | None = None
+    fold: Literal["max", "lse", "switch"] | None = None
     seconds: float = Field(default=0, ge=0)
     versions: dict[str, str]
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -22,11 +23,11 @@ LABELS = torch.tensor([0, 1] * 6)
 
 
 class Answering(nn.Module):
-    """Two classes by the brightness of an image."""
+    """Two classes by the brightness of an image, or four columns where there are dummies, in some arithmetic."""
 
-    def __init__(self, columns: int = 2) -> None:
+    def __init__(self, columns: int = 2, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.columns = columns
+        self.columns, self.dtype = columns, dtype
         self.layer = nn.Linear(12, columns)
         with torch.no_grad():
             self.layer.weight.copy_(torch.linspace(-1, 1, 12 * columns).view(columns, 12))
@@ -34,7 +35,7 @@ class Answering(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.layer(images.flatten(1))
-        return logits
+        return logits.to(self.dtype)
 
 
 def measured(model: nn.Module, images: Tensor = IMAGES, **arguments: Any) -> RobustnessReport:
@@ -79,6 +80,17 @@ def test_arguments_that_make_no_sense_are_refused(argument: str, value: object, 
     assert caught.value.next_step
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_logits_in_other_arithmetic_are_measured_in_float32(
+    dtype: torch.dtype, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = measured(Answering(dtype=dtype).eval(), output=Output())
+    assert report.clean_accuracy == 1
+    assert report.worst_case_accuracy < 1
+    coarse = f"logits in {str(dtype).removeprefix('torch.')}"
+    assert (coarse in capsys.readouterr().err) == (dtype != torch.float64)
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_attacks_have_gradients_in_whatever_mode_it_is_called(
     mode: Callable[[], AbstractContextManager[object]],
@@ -102,3 +114,18 @@ def test_a_model_that_can_have_no_gradient_is_refused() -> None:
         model = Answering().eval()
     with pytest.raises(UsageError, match=r"made under torch\.inference_mode"):
         measured(model)
+
+
+def test_the_report_says_how_dummies_were_folded() -> None:
+    assert measured(Answering(4).eval(), fold="max").fold == "max"
+    without = measured(Answering().eval())
+    assert without.fold is None
+    assert "fold" not in without.model_dump(mode="json")
+
+
+def test_repeated_images_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    levels = torch.from_numpy(np.arange(144, dtype=np.uint8).reshape(12, 3, 2, 2))
+    measured(Answering().eval(), levels, output=Output())
+    assert "repeated images" not in capsys.readouterr().err
+    measured(Answering().eval(), torch.cat([levels, levels[:5]]), output=Output())
+    assert "repeated images: 5 of 17 are the same as another one" in capsys.readouterr().err

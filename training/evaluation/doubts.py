@@ -1,7 +1,8 @@
-"""What about a model of others makes its figures doubtful; each has a name that is said."""
+"""What about a model of others, or its images, makes its figures doubtful; each has a name that is said."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +16,25 @@ _SAME = 1e-4  # relative: what float32 arithmetic in another order may change
 
 @dataclass(frozen=True)
 class Doubt:
-    """Something about a model that makes its figures doubtful."""
+    """Something about a model or its images that makes its figures doubtful."""
 
     name: str
     explanation: str
+
+
+def repeated_images(images: Tensor) -> list[Doubt]:
+    """Whether some of the images [N, channels, H, W] are the same as others."""
+    different = {hashlib.sha256(image.tobytes()).digest() for image in images.cpu().numpy()}
+    repeated = len(images) - len(different)
+    if repeated == 0:
+        return []
+    return [
+        Doubt(
+            "repeated images",
+            f"{repeated} of {len(images)} are the same as another one. Intervals take images for independent, and so "
+            "are too narrow",
+        )
+    ]
 
 
 def has_gradient(model: nn.Module, images: Tensor) -> bool:

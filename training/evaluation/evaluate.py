@@ -27,6 +27,7 @@ from ducat_serve.report import (
     RobustnessReport,
     SanityCheck,
 )
+from ducat_serve.spec import Fold, Switch
 from ducat_serve.threat_model import ThreatModel
 from training.attacks.ball import Ball, require_size
 from training.attacks.base import Attack
@@ -222,6 +223,12 @@ def _has_legacy(model: Deployed, plan: Plan) -> bool:
     return model.fold in ("max", "lse") and len(plan.legacy_attacks) > 0
 
 
+def _fold_name(fold: Fold) -> Literal["max", "lse", "switch"] | None:
+    if isinstance(fold, Switch):
+        return fold.kind
+    return None if fold == "none" else fold
+
+
 def _report(
     subject: Subject,
     plan: Plan,
@@ -255,6 +262,7 @@ def _report(
         sanity=studies.sanity,
         floor=studies.floor,
         broken_by_checks=examples.broken_by_checks or None,
+        fold=_fold_name(subject.model.fold),
         per_class=_per_class(subject.labels, subject.data.labels, examples.clean, examples.right),
         attacks=tuple(results),
         seconds=round(seconds, 2),

@@ -24,7 +24,7 @@ from ducat_serve.threat_model import ThreatModel
 from training.attacks.base import Attack, TargetModel
 from training.batches import DeviceSplit, to_pixels
 from training.device import exact_float32
-from training.evaluation.doubts import doubts, has_gradient
+from training.evaluation.doubts import Doubt, doubts, has_gradient, repeated_images
 from training.evaluation.evaluate import Plan, Subject
 from training.evaluation.stages import attack_named, on_doubt, score_attacks
 from training.evaluation.stages import suite as attacks_of
@@ -72,9 +72,12 @@ def prepare_model(
     """
     if any(module.training for module in model.modules()):
         raise UsageError("The model is in train mode; what is deployed is in eval mode.", "call model.eval()")
-    classes = _classes(_answers(model, data), fold)
-    for doubt in doubts(model, to_pixels(data.images[:_SAMPLE])):
+    answers = _answers(model, data)
+    classes = _classes(answers, fold)
+    found = doubts(model, to_pixels(data.images[:_SAMPLE]))
+    for doubt in (*found, *_other_arithmetic(answers), *repeated_images(data.images)):
         output.warn(f"{doubt.name}: {doubt.explanation}.")
+    model = _InFloat32(model).eval() if answers.dtype != torch.float32 else model
     names = tuple(class_names) if class_names is not None else tuple(str(i) for i in range(classes))
     _require_width(classes, names, fold)
     deployed, artefact = Deployed(model, fold).eval(), origin.artefact
@@ -112,8 +115,10 @@ def _twin(twin: nn.Module, model: nn.Module, data: DeviceSplit, classes: int, ou
 
     Raises UsageError where it tells other classes apart.
     """
-    if (width := _classes(_answers(twin, data), "none")) != classes:
+    answers = _answers(twin, data)
+    if (width := _classes(answers, "none")) != classes:
         raise UsageError(f"--twin returns {width} logits, and the model {classes}.")
+    twin = _InFloat32(twin).eval() if answers.dtype != torch.float32 else twin
     images = to_pixels(data.images[:_TWIN_SAMPLE])
     agreement = (twin(images).argmax(dim=1) == model(images).argmax(dim=1)).double().mean().item()
     if agreement < _ALIKE:
@@ -144,6 +149,31 @@ def import_model(name: str, import_from: Path | None = None, *, output: Output) 
             f"{name} returns a model in train mode; it is measured in eval mode, as what is deployed is."
         )
     return model.eval()
+
+
+class _InFloat32(nn.Module):
+    """A model whose logits are made float32, in which attacks compare what they find."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images)
+        return logits.float()
+
+
+def _other_arithmetic(answers: Tensor) -> list[Doubt]:
+    """Whether logits are not float32; of a model in float64 nothing is lost."""
+    if answers.dtype in (torch.float32, torch.float64):
+        return []
+    kind = str(answers.dtype).removeprefix("torch.")
+    return [
+        Doubt(
+            f"logits in {kind}",
+            "they are so coarse that they tie, and gradients mislead attacks. A float32 copy would be attacked better",
+        )
+    ]
 
 
 def _answers(model: nn.Module, data: DeviceSplit) -> Tensor:
