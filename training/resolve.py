@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
-from pydantic import ValidationError, create_model
+from pydantic import ConfigDict, ValidationError, create_model
 
 from ducat_serve.errors import UsageError
 from ducat_serve.spec import first_problem
@@ -70,15 +71,24 @@ def resolve(dataset: str, given: dict[str, Any], recipe: str | None = None) -> T
 def _each_checked(given: dict[str, Any]) -> dict[str, Any]:
     """Every value by itself, as its setting has it: what is derived from it relies on its kind and range.
 
+    Kinds are strict, since a value may come from Python code, where True is a whole number to some and "yes" is true.
     Names of no setting stay; they are refused with the whole. Raises UsageError.
     """
     known = {name: field for name, field in TrainConfig.model_fields.items() if name in given}
     fields: dict[str, Any] = {name: (field.annotation, field) for name, field in known.items()}
     try:
-        checked = create_model("Given", **fields).model_validate({name: given[name] for name in known})
+        model = create_model("Given", __config__=ConfigDict(strict=True), **fields)
+        checked = model.model_validate({name: _as_python(given[name]) for name in known})
     except ValidationError as error:
         raise _invalid(error) from error
     return {**given, **{name: getattr(checked, name) for name in known}}
+
+
+def _as_python(value: object) -> object:
+    """Lists as tuples and whole numbers of numpy as Python's, which strict kinds would not take."""
+    if isinstance(value, list):
+        return tuple(value)
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
 
 
 def _invalid(error: ValidationError) -> UsageError:

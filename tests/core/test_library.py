@@ -68,6 +68,8 @@ def test_settings_are_the_recipes_and_what_is_given() -> None:
     config = train_config("digits", epochs=5, eps="8/255")
     assert isinstance(config, TrainConfig)
     assert (config.epochs, config.eps, config.network) == (5, 8 / 255, "resnet-small")
+    of_numpy = train_config("digits", epochs=np.int64(5), eps=np.float32(0.5), lr=1, lr_milestones=[2, 3])
+    assert (of_numpy.epochs, of_numpy.eps, of_numpy.lr, of_numpy.lr_milestones) == (5, 0.5, 1.0, (2, 3))
     with pytest.raises(UsageError, match="epocs"):
         train_config("digits", epocs=5)
     with pytest.raises(UsageError, match="Unknown data set 'digit'"):
@@ -82,6 +84,13 @@ def test_settings_are_the_recipes_and_what_is_given() -> None:
         ("step_size", "-1/255"),
         ("epochs", "three"),
         ("epochs", 0),
+        ("epochs", True),
+        ("epochs", "2"),
+        ("batch_size", 64.0),
+        ("eps", True),
+        ("lr", True),
+        ("flip", "yes"),
+        ("flip", 1),
         ("norm", "l3"),
         ("method", "nope"),
         ("device", "tpu"),
