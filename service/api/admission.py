@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect, Request
 
+from ducat_serve.images import ImageError
 from ducat_serve.predictor import Predictions
-from service.decoding.decoders import Decoders
+from service.decoding.decoders import Decoders, DecoderUnavailable
 from service.errors import APIError
 from service.middleware.auth import charge_request
 from service.models.batcher import DeadlineExceeded, Overloaded
@@ -22,6 +23,9 @@ from service.models.served import LoadedVersion
 from service.telemetry.audit import AuditLog, Images, Origin
 
 DOCUMENT_THREADS = 2
+# Of the time that a request has left, so much may be expected to go into decoding. The expectation may be too low, and
+# the model needs some time too.
+_DECODING_SHARE = 0.8
 
 
 class AdmissionControl:
@@ -111,6 +115,28 @@ class Admission:
         """Tell the audit log, where there is one, which images these are; called once, with all of them."""
         if self.control.audit is not None:
             self._digests = await self.control.audit.digests(images)
+
+    def require_decoders(self, images: int) -> None:
+        """Raise Overloaded where so many images would hardly be decoded in time, because others are waiting."""
+        decoders = self.control.decoders
+        left = self.deadline - asyncio.get_running_loop().time()
+        seconds = decoders.seconds_for(images)
+        if decoders.waiting and seconds > _DECODING_SHARE * left:
+            raise Overloaded(seconds)
+
+    async def decode(self, files: Sequence[bytes]) -> NDArray[np.uint8]:
+        """Image files as uint8 [N, H, W, channels] of the model's size. Raises APIError."""
+        spec, settings = self.loaded.predictor.spec, self.control.models.settings
+        try:
+            arrays = await self.control.decoders.decode_all(files, spec, settings.max_pixels, self.deadline)
+        except DecoderUnavailable as error:
+            log.error("%s", error)
+            message = "No image can be decoded now; try again later."
+            raise APIError(503, "not_ready", message, retry_after=1) from error
+        except ImageError as error:
+            status = 413 if error.code == "image_too_large" else 400
+            raise APIError(status, error.code, f"{error}.") from error
+        return np.stack(arrays)
 
     def take(self, images: int) -> None:
         """Count so many images and charge them to the client, before they are decoded.

@@ -17,24 +17,21 @@ import base64
 import binascii
 import io
 import json
-import logging
 from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 from starlette.requests import Request
 
-from ducat_serve.images import ImageError
 from ducat_serve.spec import ModelSpec
 from service.api.admission import Admission
 from service.api.bounds import require_shape, too_many_images
 from service.api.forms import FIELD, TOP_K_IN_BODY, uploaded_files
-from service.decoding.decoders import DecoderUnavailable
 from service.errors import APIError
 
-log = logging.getLogger("ducat_serve.service")
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-NPY = "application/x-npy"
+NPY, FORM, JSON = "application/x-npy", "multipart/form-data", "application/json"
+_KINDS = (FORM, JSON, "application/octet-stream")  # of bodies that hold image files, besides image/*
 _JSON = 'Send {"images": ["base64 of an image file", ...]}.'
 _MAX_JSON_PARTS = 16  # objects, lists and values, besides the images
 _MAX_NPY_HEADER = 1000  # bytes; NumPy parses the header as a Python literal
@@ -54,36 +51,26 @@ async def read_images(request: Request, admission: Admission) -> NDArray[np.uint
         admission.take(len(images))
         await admission.identify(images)
         return images
-    if kind == "multipart/form-data":
-        files = await uploaded_files(request, settings.max_images)
-    elif kind == "application/json":
-        body = await request.body()
-        loop = asyncio.get_running_loop()
-        files = await loop.run_in_executor(control.documents, _from_json, body, settings.max_images)
-    elif kind.startswith("image/") or kind == "application/octet-stream":
-        files = [await request.body()]
-    else:
+    if kind not in _KINDS and not kind.startswith("image/"):
         raise APIError(
             415,
             "unsupported_media_type",
             f"Send multipart/form-data with a file field '{FIELD}', an image file (image/*), application/json with "
             f"base64, or application/x-npy, not '{kind}'.",
         )
+    admission.require_decoders(1)  # before the body is read
+    if kind == FORM:
+        files = await uploaded_files(request, settings.max_images)
+    elif kind == JSON:
+        body = await request.body()
+        loop = asyncio.get_running_loop()
+        files = await loop.run_in_executor(control.documents, _from_json, body, settings.max_images)
+    else:
+        files = [await request.body()]
+    admission.require_decoders(len(files))
     admission.take(len(files))
     await admission.identify(files)
-    arrays = []
-    for number, data in enumerate(files):
-        try:
-            arrays.append(await control.decoders.decode(data, spec, settings.max_pixels))
-        except DecoderUnavailable as error:
-            log.error("%s", error)
-            message = "No image can be decoded now; try again later."
-            raise APIError(503, "not_ready", message, retry_after=1) from error
-        except ImageError as error:
-            which = f"Image {number + 1}: " if len(files) > 1 else ""
-            status = 413 if error.code == "image_too_large" else 400
-            raise APIError(status, error.code, f"{which}{error}.") from error
-    return np.stack(arrays)
+    return await admission.decode(files)
 
 
 def read_npy(body: bytes, spec: ModelSpec, max_images: int) -> NDArray[np.uint8]:

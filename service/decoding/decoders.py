@@ -1,15 +1,20 @@
-"""A few processes that decode images for the server; one that does not answer in time is killed and replaced."""
+"""A few processes that decode images for the server; one that does not answer in time is killed and replaced.
+
+A process takes long to start, so one that is at an image whose client no longer waits is let finish, and its answer is
+thrown away. Only where it goes on for too long is it killed.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import secrets
 import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Sequence
-from math import prod
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +27,7 @@ from service.decoding.protocol import ANSWER, MAX_WORDS, NUMBER, READY, REQUEST
 COUNT = 2  # a decoded 25-megapixel image takes hundreds of megabytes for a moment: so many at a time, no more
 START_SECONDS = 30.0  # a third of a second on an idle machine
 STUCK_SECONDS = 5.0  # the largest images that are allowed take a fifth of that on an idle machine
+_NEWEST_WEIGHT = 0.2  # of an image in the average of the seconds that one takes
 _ROOT = Path(__file__).parents[2]
 _COMMAND = (sys.executable, "-P", "-m", "service.decoding.worker")
 
@@ -30,8 +36,17 @@ class DecoderUnavailable(Exception):
     """No process could be started to decode an image; that is no fault of the image."""
 
 
+@dataclass(eq=False)
+class _Request:
+    """A request whose images are decoded."""
+
+    left: int  # images that are not decoded yet
+
+
 class Decoders:
     """Decodes as many images at a time as there are processes; the others wait their turn.
+
+    A request has one of its images decoded at a time, so that one of many images leaves turns to those of a few.
 
     Args:
         count: processes.
@@ -43,24 +58,101 @@ class Decoders:
         self._free: asyncio.Queue[_Worker] = asyncio.Queue()
         for worker in self._workers:
             self._free.put_nowait(worker)
+        self._in_line = 0  # images that wait for a process
+        self._requests: list[_Request] = []
+        self._seconds_per_image = 0.0  # a moving average; 0 until one was decoded
 
     async def start(self) -> None:
         """Start all processes, so that no request waits for one to start. Raises DecoderUnavailable."""
         await asyncio.gather(*(worker.start() for worker in self._workers))
 
-    async def decode(self, data: bytes, spec: ModelSpec, max_pixels: int) -> NDArray[np.uint8]:
+    @property
+    def waiting(self) -> int:
+        """Images that wait for a process, or that one is at."""
+        return sum(request.left for request in self._requests)
+
+    @property
+    def are_busy(self) -> bool:
+        """Whether one more image would have to wait."""
+        return self._free.empty()
+
+    def seconds_for(self, images: int) -> float:
+        """An estimate of the seconds until so many images of one more request would be decoded.
+
+        Each of them waits for one image of every other request.
+        """
+        ahead = sum(min(images, request.left) for request in self._requests)
+        return self._seconds_per_image * max(images, (ahead + images) / len(self._workers))
+
+    async def decode_all(
+        self, files: Sequence[bytes], spec: ModelSpec, max_pixels: int, deadline: float
+    ) -> list[NDArray[np.uint8]]:
+        """All image files of one request, as `decode` does it. An ImageError says which of several it is about."""
+        request = _Request(len(files))
+        self._requests.append(request)
+        arrays = []
+        try:
+            for number, data in enumerate(files, 1):
+                try:
+                    arrays.append(await self.decode(data, spec, max_pixels, deadline))
+                except ImageError as error:
+                    which = f"Image {number}: " if len(files) > 1 else ""
+                    raise ImageError(f"{which}{error}", error.code) from error
+                request.left -= 1
+        finally:
+            self._requests.remove(request)
+        return arrays
+
+    async def decode(
+        self, data: bytes, spec: ModelSpec, max_pixels: int, deadline: float = math.inf
+    ) -> NDArray[np.uint8]:
         """One image file as uint8 [H, W, channels] of the model's size.
 
-        To cancel it kills the process that is at it.
+        To cancel it leaves the process to finish, and has it killed where that takes more than STUCK_SECONDS in all.
+
+        Args:
+            data: the file.
+            spec: of the model.
+            max_pixels: of the image, before it is resized.
+            deadline: when nobody waits for it any more, by the time of the event loop.
 
         Raises:
             ImageError: as `ducat_serve.images.decode` does, and where the process died of the image.
             DecoderUnavailable: no process could be started; the next image tries again.
+            TimeoutError: its turn came so late that it would hardly be done by the deadline; others go first.
         """
-        worker = await self._free.get()
+        loop = asyncio.get_running_loop()
+        self._in_line += 1
+        try:
+            worker = await self._free.get()
+        finally:
+            self._in_line -= 1
+        try:
+            # The last in line is tried in any case: otherwise one slow image could close the door for good.
+            if self._in_line and loop.time() + self._seconds_per_image > deadline:
+                raise TimeoutError
+            await worker.start()
+        except BaseException:
+            self._free.put_nowait(worker)
+            raise
+        decoding = asyncio.create_task(self._decode_by(worker, data, spec, max_pixels))
+        decoding.add_done_callback(_look_at)
+        try:
+            await asyncio.wait([decoding])
+        except asyncio.CancelledError:
+            loop.call_later(max(0.0, STUCK_SECONDS - worker.busy_seconds), decoding.cancel)
+            raise
+        return decoding.result()
+
+    async def _decode_by(
+        self, worker: _Worker, data: bytes, spec: ModelSpec, max_pixels: int
+    ) -> NDArray[np.uint8]:
+        started = time.monotonic()
         try:
             return await worker.decode(data, spec, max_pixels)
         finally:
+            seconds, before = time.monotonic() - started, self._seconds_per_image
+            self._seconds_per_image = before + _NEWEST_WEIGHT * (seconds - before) if before else seconds
             self._free.put_nowait(worker)
 
     @property
@@ -86,7 +178,12 @@ class _Worker:
     def is_stuck(self) -> bool:
         if self._busy_since is None:
             return self._does_not_start
-        return time.monotonic() - self._busy_since > STUCK_SECONDS
+        return self.busy_seconds > STUCK_SECONDS
+
+    @property
+    def busy_seconds(self) -> float:
+        """For how long it has been at the image that it decodes."""
+        return 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
 
     async def start(self) -> Process:
         """The process, ready to decode. Raises DecoderUnavailable.
@@ -130,7 +227,7 @@ class _Worker:
         self._busy_since = time.monotonic()
         answered = False
         try:
-            words, pixels = await _ask(process, number, request, data, prod(shape))
+            words, pixels = await _ask(process, number, request, data, math.prod(shape))
             answered = True
         except (OSError, RuntimeError, ValueError, EOFError) as error:
             raise ImageError("the image does not decode (its decoder ended)") from error
@@ -161,6 +258,12 @@ class _Worker:
             if process.stdin is not None:
                 process.stdin.close()
             await process.wait()
+
+
+def _look_at(decoding: asyncio.Task[NDArray[np.uint8]]) -> None:
+    """asyncio logs an error that nobody looked at, as where the client no longer waited for the image."""
+    if not decoding.cancelled():
+        decoding.exception()
 
 
 async def _ask(

@@ -18,7 +18,6 @@ from ducat_serve.cli.commands.serve import command as serve_command
 from ducat_serve.cli.main import run
 from ducat_serve.errors import DataError, DucatError, UsageError
 from ducat_serve.predictor import Predictor
-from ducat_serve.spec import ModelSpec
 from service.application import create_app
 from service.decoding.decoders import Decoders
 from service.errors import APIError
@@ -176,9 +175,9 @@ def test_images_are_charged_before_they_are_decoded(
 
     decode = Decoders.decode
 
-    async def counted(decoders: Decoders, data: bytes, spec: ModelSpec, max_pixels: int) -> NDArray[np.uint8]:
-        decoded.append(len(data))
-        return await decode(decoders, data, spec, max_pixels)
+    async def counted(decoders: Decoders, *image: Any) -> NDArray[np.uint8]:
+        decoded.append(len(image[0]))
+        return await decode(decoders, *image)
 
     monkeypatch.setattr(Decoders, "decode", counted)
     with serving(predictor, daily_budget=3) as client:

@@ -90,13 +90,18 @@ def test_refusals_are_those_of_the_decoder_itself(data: bytes, code: str, spec: 
     run(scenario)
 
 
-def test_a_process_that_does_not_answer_is_killed_at_the_deadline(spec: ModelSpec) -> None:
+def test_a_process_that_does_not_answer_is_killed_once_nobody_waits_for_it(
+    spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.decoding.decoders.STUCK_SECONDS", 0.4)
+
     async def scenario(decoders: Decoders) -> None:
         await decoders.start()
         (stuck,) = children()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
                 await decoders.decode(encode("PNG"), spec, MAX_PIXELS)
+        assert children() == {stuck}, "it may still finish"
         while psutil.pid_exists(stuck):
             await asyncio.sleep(0.01)
         await decoders.start()

@@ -19,7 +19,6 @@ from starlette.testclient import TestClient
 
 from ducat_serve.errors import UsageError
 from ducat_serve.predictor import Predictions, Predictor
-from ducat_serve.spec import ModelSpec
 from service.application import create_app
 from service.decoding.decoders import Decoders
 from service.models.registry import Models
@@ -102,11 +101,11 @@ def test_images_of_all_requests_together_are_bounded_before_they_are_decoded(
 
     decode = Decoders.decode
 
-    async def hang(decoders: Decoders, data: bytes, spec: ModelSpec, max_pixels: int) -> NDArray[np.uint8]:
+    async def hang(decoders: Decoders, *image: Any) -> NDArray[np.uint8]:
         decoded.append(1)
         while not gate.is_set():
             await asyncio.sleep(0.01)
-        return await decode(decoders, data, spec, max_pixels)
+        return await decode(decoders, *image)
 
     monkeypatch.setattr(Decoders, "decode", hang)
     model = FakeModel(predictor, max_queue=10, max_images=8)
@@ -134,8 +133,11 @@ def test_deadline(predictor: Predictor) -> None:
         assert_error(response, 504, "deadline_exceeded")
 
 
-def test_deadline_covers_decoding_and_decoding_is_bounded(predictor: Predictor) -> None:
-    """Decoders that hang: everybody gets 504, each of two processes is killed at the deadline, and nothing piles up."""
+def test_deadline_covers_decoding_and_decoding_is_bounded(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoders that hang: everybody gets 504, each of two processes is killed, and nothing piles up."""
+    monkeypatch.setattr("service.decoding.decoders.STUCK_SECONDS", 0.1)
     model = FakeModel(predictor, deadline=0.5)
     app = create_app(model)
     app.state.admission.decoders = Decoders(2, SILENT)

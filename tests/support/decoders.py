@@ -8,3 +8,11 @@ import sys
 SILENT = (sys.executable, "-c", "import sys; print(end='+', flush=True); [None for _ in sys.stdin.buffer]")
 # Ends at the first image.
 DYING = (sys.executable, "-c", "import sys; print(end='+', flush=True); sys.stdin.buffer.read(1)")
+# Decodes as ours do, and takes a third of a second longer for every image.
+SLOW = (
+    sys.executable,
+    "-P",
+    "-c",
+    "import time; from service.decoding import worker; decode = worker.decode; "
+    "worker.decode = lambda *given: time.sleep(0.3) or decode(*given); worker.main()",
+)

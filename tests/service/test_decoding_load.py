@@ -1,0 +1,160 @@
+"""More images than the decoders get done: who is refused, who is let go, and what becomes of an image nobody awaits."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import math
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from starlette.testclient import TestClient
+
+from ducat_serve.images import ImageError
+from ducat_serve.predictor import Predictor
+from ducat_serve.spec import ModelSpec
+from service.application import create_app
+from service.decoding.decoders import Decoders
+from tests.support.application import FakeModel
+from tests.support.decoders import SILENT, SLOW
+from tests.support.http_client import (
+    DIGITS,
+    GOOD,
+    WAIT,
+    assert_error,
+    is_ready,
+    predictions,
+    send,
+    until,
+)
+
+pytestmark = pytest.mark.integration
+
+MAX_PIXELS = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def spec(predictor: Predictor) -> ModelSpec:
+    return predictor.spec
+
+
+def run(
+    scenario: Callable[[Decoders], Coroutine[Any, Any, None]], command: Sequence[str] = SLOW, count: int = 1
+) -> None:
+    async def whole() -> None:
+        decoders = Decoders(count, command)
+        try:
+            async with asyncio.timeout(WAIT):
+                await decoders.start()
+                await scenario(decoders)
+        finally:
+            await decoders.stop()
+
+    asyncio.run(whole())
+
+
+def npy() -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, DIGITS[:1])
+    return buffer.getvalue()
+
+
+def children() -> set[int]:
+    return {child.pid for child in psutil.Process().children()}
+
+
+def test_an_image_that_nobody_awaits_any_more_costs_no_process(spec: ModelSpec) -> None:
+    """A process takes longer to start than most images take to decode."""
+
+    async def scenario(decoders: Decoders) -> None:
+        before = children()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await decoders.decode(GOOD, spec, MAX_PIXELS)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await decoders.decode(b"no image", spec, MAX_PIXELS)
+        await decoders.decode(GOOD, spec, MAX_PIXELS)
+        assert children() == before
+
+    run(scenario)
+
+
+def test_what_comes_too_late_leaves_its_turn_to_others(spec: ModelSpec) -> None:
+    async def scenario(decoders: Decoders) -> None:
+        loop = asyncio.get_running_loop()
+        first = asyncio.create_task(decoders.decode_all([GOOD], spec, MAX_PIXELS, math.inf))
+        await asyncio.sleep(0)
+        decoders._seconds_per_image = 2 * WAIT
+        late, alone = (
+            asyncio.create_task(decoders.decode_all([GOOD], spec, MAX_PIXELS, loop.time() + WAIT))
+            for _ in range(2)
+        )
+        await first
+        with pytest.raises(TimeoutError):
+            await late
+        assert len(await alone) == 1, "an estimate can be wrong, so the last one is tried"
+
+    run(scenario)
+
+
+def test_the_estimate_counts_one_image_of_every_other_request(spec: ModelSpec) -> None:
+    async def scenario(decoders: Decoders) -> None:
+        assert decoders.seconds_for(100) == 0  # nothing is known yet
+        decoders._seconds_per_image = 1
+        assert decoders.seconds_for(1) == 1
+        assert decoders.seconds_for(4) == 4  # one at a time
+        waiting = [
+            asyncio.create_task(decoders.decode_all([GOOD] * count, spec, MAX_PIXELS, math.inf))
+            for count in (1, 1, 1, 8)
+        ]
+        await asyncio.sleep(0)
+        assert decoders.waiting == 11
+        assert decoders.seconds_for(1) == 5 / 2
+        assert decoders.seconds_for(4) == (3 + 4 + 4) / 2
+        for one in waiting:
+            one.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert decoders.waiting == 0
+
+    run(scenario, SILENT, count=2)
+
+
+def test_the_image_that_does_not_decode_is_named_where_there_are_several(spec: ModelSpec) -> None:
+    async def scenario(decoders: Decoders) -> None:
+        with pytest.raises(ImageError, match=r"^Image 2: ") as refused:
+            await decoders.decode_all([GOOD, b"no image"], spec, MAX_PIXELS, math.inf)
+        assert refused.value.code == "invalid_image"
+        with pytest.raises(ImageError, match=r"^(?!Image 1)"):
+            await decoders.decode_all([b"no image"], spec, MAX_PIXELS, math.inf)
+
+    run(scenario)
+
+
+@contextmanager
+def serving_slowly(predictor: Predictor) -> Iterator[tuple[TestClient, Decoders]]:
+    """One decoder that takes long for every image, and is expected to take far longer."""
+    app = create_app(FakeModel(predictor, deadline=WAIT))
+    decoders = app.state.admission.decoders = Decoders(1, SLOW)
+    with TestClient(app) as client:
+        until(lambda: is_ready(client))
+        decoders._seconds_per_image = 2.0 * WAIT
+        yield client, decoders
+
+
+def test_images_that_would_wait_beyond_the_deadline_are_refused_at_once(predictor: Predictor) -> None:
+    with serving_slowly(predictor) as (client, decoders), ThreadPoolExecutor(1) as pool:
+        first = pool.submit(send, client, GOOD)
+        until(lambda: decoders.waiting == 1)
+        refused = send(client, GOOD)
+        assert_error(refused, 429, "overloaded")
+        assert int(refused.headers["retry-after"]) >= WAIT
+        array = client.post("/v1/predict", content=npy(), headers={"content-type": "application/x-npy"})
+        assert len(predictions(array)) == 1, "it needs no decoder"
+        assert len(predictions(first.result(WAIT))) == 1
+        assert len(predictions(send(client, GOOD))) == 1, "where nobody waits there is room in any case"
