@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from service.models.registry import Models, log
 from service.models.served import LoadedVersion
 from service.telemetry.audit import AuditLog, Images, Origin
 
+T = TypeVar("T")
 DOCUMENT_THREADS = 2
 # Of the time that a request has left, so much may be expected to go into decoding. The expectation may be too low, and
 # the model needs some time too.
@@ -125,7 +126,17 @@ class Admission:
             raise Overloaded(seconds)
 
     async def decode(self, files: Sequence[bytes]) -> NDArray[np.uint8]:
-        """Image files as uint8 [N, H, W, channels] of the model's size. Raises APIError."""
+        """Image files as uint8 [N, H, W, channels] of the model's size; the audit log is told which they are.
+
+        Raises APIError, and ClientDisconnect where the client leaves while they wait; the others need not wait for it.
+        """
+        decoding = self._decode(files)
+        if len(files) > 1 or self.control.decoders.are_busy:
+            return await _unless_gone(self._request, decoding)
+        return await decoding  # at once, so that watching the connection would cost more than it spares
+
+    async def _decode(self, files: Sequence[bytes]) -> NDArray[np.uint8]:
+        await self.identify(files)
         spec, settings = self.loaded.predictor.spec, self.control.models.settings
         try:
             arrays = await self.control.decoders.decode_all(files, spec, settings.max_pixels, self.deadline)
@@ -205,15 +216,15 @@ def _overloaded(retry_after: float) -> APIError:
     )
 
 
-async def _unless_gone(request: Request, prediction: Coroutine[Any, Any, Predictions]) -> Predictions:
-    predicting, leaving = asyncio.ensure_future(prediction), asyncio.ensure_future(_disconnect(request))
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnect(request))
     try:
-        await asyncio.wait({predicting, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not predicting.done():
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
             raise ClientDisconnect
-        return await predicting
+        return await working
     finally:
-        predicting.cancel()
+        working.cancel()
         leaving.cancel()
 
 

@@ -69,7 +69,6 @@ async def read_images(request: Request, admission: Admission) -> NDArray[np.uint
         files = [await request.body()]
     admission.require_decoders(len(files))
     admission.take(len(files))
-    await admission.identify(files)
     return await admission.decode(files)
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import io
 import math
+import os
+import signal
+import socket
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,6 +25,7 @@ from service.application import create_app
 from service.decoding.decoders import Decoders
 from tests.support.application import FakeModel
 from tests.support.decoders import SILENT, SLOW
+from tests.support.fault_server import UPLOAD, head
 from tests.support.http_client import (
     DIGITS,
     GOOD,
@@ -32,6 +36,7 @@ from tests.support.http_client import (
     send,
     until,
 )
+from tests.support.server_thread import listening
 
 pytestmark = pytest.mark.integration
 
@@ -158,3 +163,26 @@ def test_images_that_would_wait_beyond_the_deadline_are_refused_at_once(predicto
         assert len(predictions(array)) == 1, "it needs no decoder"
         assert len(predictions(first.result(WAIT))) == 1
         assert len(predictions(send(client, GOOD))) == 1, "where nobody waits there is room in any case"
+
+
+def test_clients_that_left_are_not_waited_for(predictor: Predictor) -> None:
+    models = FakeModel(predictor, deadline=WAIT)
+    app = create_app(models)
+    decoders = app.state.admission.decoders = Decoders(1, SILENT)
+    request = head("/v1/predict", len(UPLOAD)) + UPLOAD
+    with listening(app, models) as port:
+        address = ("127.0.0.1", port)
+        with socket.create_connection(address) as first:
+            first.sendall(request)
+            until(lambda: decoders.waiting == 1)
+            others = [socket.create_connection(address) for _ in range(3)]
+            for other in others:
+                other.sendall(request)
+            until(lambda: decoders.waiting == 4)
+            for other in others:
+                other.close()
+            until(lambda: decoders.waiting == 1)
+            assert b'ducat_rejects_total{reason="client_disconnected"} 3.0' in models.metrics.text()
+            for child in children():
+                os.kill(child, signal.SIGKILL)
+            assert first.recv(100).startswith(b"HTTP/1.1 "), "its decoder ended"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import socket
-import threading
 import time
 from collections.abc import Iterator
 
@@ -13,10 +12,9 @@ import pytest
 
 from ducat_serve.predictor import Predictor
 from service.application import create_app
-from service.server.process import bind
-from service.server.server import Server
 from tests.support.application import FakeModel
-from tests.support.http_client import GOOD, WAIT, until
+from tests.support.http_client import GOOD, WAIT
+from tests.support.server_thread import listening
 
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 CHUNKED = b"%x\r\n%s\r\n0\r\n\r\n" % (len(LIVE), LIVE)
@@ -29,14 +27,8 @@ WEBSOCKET = "Connection: Upgrade\r\nUpgrade: websocket\r\n"
 def port(predictor: Predictor) -> Iterator[int]:
     """Where our server listens, in a thread of this process."""
     models = FakeModel(predictor)
-    server = Server(create_app(models), models)
-    with bind("127.0.0.1", 0) as bound:
-        thread = threading.Thread(target=server.run, args=([bound],))
-        thread.start()
-        until(lambda: server.started and models.is_loaded)
-        yield bound.getsockname()[1]
-        server.should_exit = True
-        thread.join(WAIT)
+    with listening(create_app(models), models) as port:
+        yield port
 
 
 def post(length: str, upgrade: str, path: str = "/v1/predict", kind: str = "text/plain") -> bytes:
