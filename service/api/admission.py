@@ -44,14 +44,25 @@ class AdmissionControl:
     @property
     def is_ready(self) -> bool:
         """Whether requests should come here."""
-        return self.models.is_ready and not self.decoders.is_stuck
+        return self.models.is_ready and not self.decoders.is_stuck and self._records
 
     def require_ready(self) -> None:
-        """Raises ModelError as `Models.require_ready` does, and APIError (503) while no decoder gets on."""
+        """Raises ModelError as `Models.require_ready` does, and APIError (503) while no prediction could be made."""
         self.models.require_ready()
+        self._require_records()
         if self.decoders.is_stuck:
             message = "Every image decoder is busy with one image."
             raise APIError(503, "not_ready", message, retry_after=1)
+
+    @property
+    def _records(self) -> bool:
+        """Whether predictions that are to be recorded could be."""
+        return self.audit is None or not self.audit.is_full
+
+    def _require_records(self) -> None:
+        if not self._records:
+            message = "Predictions cannot be recorded at the moment, so none are made."
+            raise APIError(503, "audit_unavailable", message, retry_after=1)
 
     def _open_audit_log(self) -> AuditLog | None:
         path = self.models.settings.audit_log
@@ -70,9 +81,7 @@ class AdmissionControl:
         Raises ModelError as `Models.get` does, and APIError: 429 at the limit, 504 at the deadline, 503 where no more
         predictions can be recorded.
         """
-        if self.audit is not None and self.audit.is_full:
-            message = "Predictions cannot be recorded at the moment, so none are made."
-            raise APIError(503, "audit_unavailable", message, retry_after=1)
+        self._require_records()
         settings = self.models.settings
         admission = Admission(self, self.models.get(name, version), request)
         batcher = admission.loaded.batcher

@@ -126,6 +126,7 @@ def test_a_full_disk_refuses_predictions_before_any_is_lost(
         refused = send(client, GOOD)
         assert_error(refused, 503, "audit_unavailable")
         assert refused.headers["retry-after"]
+        assert_error(client.get("/v2/health/ready"), 503, "audit_unavailable")
         assert metrics(client)[("ducat_audit_waiting",)] == 3
         assert "cannot be written" in caplog.text
         disk.is_full = False
