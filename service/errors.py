@@ -39,6 +39,8 @@ class APIError(Exception):
             headers["Retry-After"] = str(max(1, math.ceil(self.retry_after)))
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
+        if self.status == 408:
+            headers["Connection"] = "close"  # what is left of the request would be read for nothing
         return JSONResponse(self._document(scope["path"]), self.status, headers)
 
     def _document(self, path: str) -> dict[str, Any]:

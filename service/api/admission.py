@@ -78,8 +78,8 @@ class AdmissionControl:
     ) -> AsyncIterator[Admission]:
         """Let a request in: refused at once where too many are, ended at the deadline, decoding included.
 
-        Raises ModelError as `Models.get` does, and APIError: 429 at the limit, 504 at the deadline, 503 where no more
-        predictions can be recorded.
+        Raises ModelError as `Models.get` does, and APIError: 429 at the limit, 504 at the deadline, 408 where the
+        body has not come by then, 503 where no more predictions can be recorded.
         """
         self._require_records()
         settings = self.models.settings
@@ -98,6 +98,9 @@ class AdmissionControl:
         except Overloaded as error:
             raise _overloaded(error.retry_after) from error
         except (DeadlineExceeded, TimeoutError) as error:
+            if not admission.has_body:  # the client is late, not the server
+                message = f"The body of the request took more than {settings.deadline:g} s."
+                raise APIError(408, "body_timeout", message) from error
             message = f"No prediction within {settings.deadline:g} s."
             raise APIError(504, "deadline_exceeded", message, retry_after=batcher.wait) from error
         finally:
@@ -119,7 +122,14 @@ class Admission:
         self.control, self.loaded, self._request = control, loaded, request
         self.deadline = asyncio.get_running_loop().time() + control.models.settings.deadline
         self.images = 0
+        self.has_body = False  # whether all of it has come
         self._digests: list[str] = []  # of the images as they were sent, where there is an audit log
+
+    async def read_body(self) -> bytes:
+        """The whole body of the request. Raises ClientDisconnect."""
+        body = await self._request.body()
+        self.has_body = True
+        return body
 
     async def identify(self, images: Images) -> None:
         """Tell the audit log, where there is one, which images these are; called once, with all of them."""

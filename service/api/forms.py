@@ -9,7 +9,6 @@ from multipart import (
     PushMultipartParser,
     parse_options_header,
 )
-from starlette.requests import Request
 
 from service.api.bounds import too_many_images
 from service.errors import APIError
@@ -19,11 +18,10 @@ TOP_K_IN_BODY = "'top_k' belongs into the address: POST /v1/predict?top_k=3"
 _MAX_OTHER_FIELDS = 8
 
 
-async def uploaded_files(request: Request, max_images: int) -> list[bytes]:
+def uploaded_files(body: bytes, content_type: str, max_images: int) -> list[bytes]:
     """The contents of every file in the field `image` of a multipart form. Raises APIError."""
-    body = await request.body()
     try:
-        _, options = parse_options_header(request.headers["content-type"])
+        _, options = parse_options_header(content_type)
         images = _images(body, options, max_images)
     except MultipartError as error:
         raise _malformed(str(error.args[0])) from error

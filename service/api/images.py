@@ -47,7 +47,7 @@ async def read_images(request: Request, admission: Admission) -> NDArray[np.uint
     spec, settings = admission.loaded.predictor.spec, control.models.settings
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == NPY:
-        images = read_npy(await request.body(), spec, settings.max_images)
+        images = read_npy(await admission.read_body(), spec, settings.max_images)
         admission.take(len(images))
         await admission.identify(images)
         return images
@@ -59,14 +59,14 @@ async def read_images(request: Request, admission: Admission) -> NDArray[np.uint
             f"base64, or application/x-npy, not '{kind}'.",
         )
     admission.require_decoders(1)  # before the body is read
+    body = await admission.read_body()
     if kind == FORM:
-        files = await uploaded_files(request, settings.max_images)
+        files = uploaded_files(body, request.headers["content-type"], settings.max_images)
     elif kind == JSON:
-        body = await request.body()
         loop = asyncio.get_running_loop()
         files = await loop.run_in_executor(control.documents, _from_json, body, settings.max_images)
     else:
-        files = [await request.body()]
+        files = [body]
     admission.require_decoders(len(files))
     admission.take(len(files))
     return await admission.decode(files)

@@ -49,7 +49,7 @@ def v2_routes(control: AdmissionControl) -> list[Route]:
         async with control.admitted(request, *_which(request)) as admission:
             loaded = admission.loaded
             with admission.stage("decode"):
-                body = await request.body()
+                body = await admission.read_body()
                 asked = await asyncio.get_running_loop().run_in_executor(
                     control.documents,
                     open_inference.read_request,
