@@ -16,7 +16,7 @@ from ducat_serve.images import ImageError
 from ducat_serve.predictor import Predictions
 from service.decoding.decoders import Decoders, DecoderUnavailable
 from service.errors import APIError
-from service.middleware.auth import charge_request
+from service.middleware.auth import charge_request, refund
 from service.models.batcher import DeadlineExceeded, Overloaded
 from service.models.registry import Models, log
 from service.models.served import LoadedVersion
@@ -96,13 +96,19 @@ class AdmissionControl:
                 async with asyncio.timeout_at(admission.deadline):
                     yield admission
         except Overloaded as error:
+            admission.refund()
             raise _overloaded(error.retry_after) from error
         except (DeadlineExceeded, TimeoutError) as error:
+            admission.refund()
             if not admission.has_body:  # the client is late, not the server
                 message = f"The body of the request took more than {settings.deadline:g} s."
                 raise APIError(408, "body_timeout", message) from error
             message = f"No prediction within {settings.deadline:g} s."
             raise APIError(504, "deadline_exceeded", message, retry_after=batcher.wait) from error
+        except Exception as error:
+            if _is_of_the_server(error):
+                admission.refund()
+            raise
         finally:
             self.requests -= 1
             self.images -= admission.images
@@ -180,6 +186,10 @@ class Admission:
         control.images += images
         self.images += images
 
+    def refund(self) -> None:
+        """Take the charge back, where the server could not answer: its failures are not the client's to pay."""
+        refund(self._request, self.images)
+
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time a stage of a request that succeeds, and trace it."""
@@ -227,6 +237,13 @@ class Admission:
             weights_digest=spec.weights_digest,
             labels=spec.labels,
         )
+
+
+def _is_of_the_server(error: Exception) -> bool:
+    """Whether a request failed for what the server did: what it does not know how to tell becomes a 500."""
+    if isinstance(error, APIError):
+        return error.status >= 500
+    return not isinstance(error, ClientDisconnect)
 
 
 def _overloaded(retry_after: float) -> APIError:

@@ -88,6 +88,12 @@ def charge_request(request: Request, images: int) -> None:
         quota.charge(images)
 
 
+def refund(request: Request, images: int) -> None:
+    """Take the charge for images of a request back, which the server has failed to answer."""
+    if (quota := _quota_of(request)) is not None:
+        quota.refund(images)
+
+
 def charge(request: Request, images: int) -> None:
     """Charge images that are asked about on behalf of a request, beside its own. Raises APIError (429)."""
     if (quota := _quota_of(request)) is not None:

@@ -68,6 +68,13 @@ class Quota:
         self._tokens -= images
         self._spent += images
 
+    def refund(self, images: int) -> None:
+        """Give images back to the budget of the day that were charged and not answered.
+
+        The rate keeps them: it bounds the work that a client causes, and that was done or will be tried again soon.
+        """
+        self._spent = max(0, self._spent - images)  # a new day may have begun meanwhile
+
     def _refill(self) -> None:
         now = self.clock()
         if self.rate is not None:

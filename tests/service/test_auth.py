@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,17 @@ from service.middleware.rate_limit import Quota
 from service.models.registry import Models
 from service.page.document import page_headers
 from service.settings import Settings
-from tests.support.application import ADMIN, ALICE, BOB, bearer, serving
+from tests.support.application import ADMIN, ALICE, BOB, FakeModel, bearer, serve, serving
 from tests.support.http_client import (
     GOOD,
     MULTIPART,
+    WAIT,
     assert_error,
+    is_ready,
     part,
     predictions,
     send,
+    until,
 )
 
 DAY = 86_400
@@ -188,6 +192,37 @@ def test_images_are_charged_before_they_are_decoded(
         assert len(decoded) == 2, "what was refused is not decoded"
         assert len(predictions(send(client, GOOD))) == 1
         assert_error(send(client, GOOD), 429, "budget_spent")
+
+
+def test_a_budget_does_not_pay_for_failures_of_the_server(predictor: Predictor) -> None:
+    model = FakeModel(predictor, daily_budget=2, max_queue=1, max_images=1)
+    with serve(model) as client, ThreadPoolExecutor(1) as pool:
+        until(lambda: is_ready(client))
+        model.failure = RuntimeError("a fault")
+        for _ in range(3):
+            assert_error(send(client, GOOD), 500, "internal_error")
+        model.failure = None
+        model.gate.clear()
+        model.started.clear()
+        first = pool.submit(send, client, GOOD)
+        assert model.started.wait(WAIT)
+        for _ in range(3):
+            assert_error(send(client, GOOD), 429, "overloaded")
+        model.gate.set()
+        assert len(predictions(first.result(WAIT))) == 1
+        assert_error(send(client, b"no image"), 400, "invalid_image")
+        assert_error(send(client, GOOD), 429, "budget_spent")
+
+
+def test_a_refund_of_yesterday_is_no_credit_for_today() -> None:
+    subject, _, calendar = quota(daily=5)
+    subject.charge(4)
+    calendar.now += DAY
+    subject.charge(1)
+    subject.refund(4)
+    subject.charge(5)
+    with pytest.raises(APIError):
+        subject.charge(1)
 
 
 def test_a_rate_without_keys_is_shared_by_all(predictor: Predictor) -> None:

@@ -113,9 +113,12 @@ def test_a_body_of_no_known_end_is_refused(port: int, length: str) -> None:
 def test_a_body_that_does_not_come_is_the_client_s_fault(predictor: Predictor, path: str) -> None:
     """A 5xx would be counted against the server, and call somebody out of bed."""
     models = FakeModel(predictor, deadline=0.2)
-    with listening(create_app(models), models) as port:
-        with socket.create_connection(("127.0.0.1", port), WAIT) as connection:
-            connection.sendall(post("Content-Length: 1000", "", path, kind="image/png") + b"begun")
-            found = b"".join(iter(lambda: connection.recv(4096), b""))
+    request = post("Content-Length: 1000", "", path, kind="image/png") + b"begun"
+    with (
+        listening(create_app(models), models) as port,
+        socket.create_connection(("127.0.0.1", port), WAIT) as connection,
+    ):
+        connection.sendall(request)
+        found = b"".join(iter(lambda: connection.recv(4096), b""))
     assert found.startswith(b"HTTP/1.1 408 ")
     assert b"body_timeout" in found
