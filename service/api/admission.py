@@ -36,8 +36,18 @@ class AdmissionControl:
         self.models = models
         self.requests = 0  # being read, decoded or predicted
         self.images = 0  # of theirs that are in memory, or are about to be
-        self.decoders = Decoders()
+        self.decoders = Decoders(models.settings.decoders)
         self.audit = self._open_audit_log()
+        models.metrics.watch(
+            "ducat_requests_in_flight",
+            "Requests for predictions that are being read, decoded or predicted.",
+            lambda: self.requests,
+        )
+        models.metrics.watch(
+            "ducat_decode_waiting",
+            "Images waiting for a decoder or being decoded.",
+            lambda: self.decoders.waiting,
+        )
         # A large document would hold up everybody while the event loop parsed or wrote it.
         self.documents = ThreadPoolExecutor(DOCUMENT_THREADS, thread_name_prefix="documents")
 
@@ -69,7 +79,9 @@ class AdmissionControl:
         if path is None:
             return None
         audit = AuditLog(path)
-        self.models.metrics.watch_audit_log(lambda: audit.waiting)
+        self.models.metrics.watch(
+            "ducat_audit_waiting", "Predictions that are not in the audit log yet.", lambda: audit.waiting
+        )
         return audit
 
     @contextlib.asynccontextmanager
@@ -213,7 +225,8 @@ class Admission:
         else:
             predictions = await waiting
         self._require_numbers(predictions)
-        models.metrics.predicted(self.loaded.name, predictions, self.loaded.predictor.spec)
+        loaded = self.loaded
+        models.metrics.predicted(loaded.name, loaded.version, predictions, loaded.predictor.spec)
         if self.control.audit is not None:
             self.control.audit.record(self._origin(), self._digests, predictions)
         return predictions

@@ -24,7 +24,6 @@ from ducat_serve.images import ImageError
 from ducat_serve.spec import ModelSpec
 from service.decoding.protocol import ANSWER, MAX_WORDS, NUMBER, READY, REQUEST
 
-COUNT = 2  # a decoded 25-megapixel image takes hundreds of megabytes for a moment: so many at a time, no more
 START_SECONDS = 30.0  # a third of a second on an idle machine
 STUCK_SECONDS = 5.0  # the largest images that are allowed take a fifth of that on an idle machine
 _NEWEST_WEIGHT = 0.2  # of an image in the average of the seconds that one takes
@@ -49,11 +48,11 @@ class Decoders:
     A request has one of its images decoded at a time, so that one of many images leaves turns to those of a few.
 
     Args:
-        count: processes.
+        count: processes. A decoded 25-megapixel image takes hundreds of megabytes for a moment in each.
         command: what starts one; it speaks `protocol`.
     """
 
-    def __init__(self, count: int = COUNT, command: Sequence[str] = _COMMAND) -> None:
+    def __init__(self, count: int, command: Sequence[str] = _COMMAND) -> None:
         self._workers = [_Worker(command) for _ in range(count)]
         self._free: asyncio.Queue[_Worker] = asyncio.Queue()
         for worker in self._workers:

@@ -44,6 +44,7 @@ class Models:
             for name in await in_daemon_thread(self.repository.find):
                 await self._load(name)
             self.is_loaded = True
+            self.metrics.reloaded(True)
 
     async def load(self, name: str) -> list[LoadedVersion]:
         """Read every version of a model again and swap all of them in once they are verified and warm.
@@ -77,15 +78,17 @@ class Models:
         try:
             async with asyncio.timeout(LOAD_SECONDS):
                 on_disk = set(await in_daemon_thread(self.repository.find))
+            could_look = True
         except Exception as error:
             log.error("The models on disk cannot be read, and what is served stays: %s", error)
-            on_disk = set()
+            could_look, on_disk = False, set()
         refused = []
         for name in sorted(on_disk | set(self._served)):
             try:
                 await self.load(name)
             except (ModelRefused, UnknownModel):
                 refused.append(name)
+        self.metrics.reloaded(could_look and not refused)
         if refused:
             message = (
                 f"Refused: {', '.join(refused)}. What was served stays; the cause is in the server's log."

@@ -18,7 +18,7 @@ from ducat_serve.predictor import Predictions
 from ducat_serve.spec import ModelSpec
 from service.telemetry.predictions import AnswersCollector
 
-_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _MASS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
@@ -47,7 +47,11 @@ class Metrics:
             registry=self._registry,
         )
         self._seconds = Histogram(
-            "ducat_request_seconds", "Whole requests.", ("route",), buckets=_SECONDS, registry=self._registry
+            "ducat_request_seconds",
+            "Whole requests that were answered, or that the server failed to answer; not those that it refused.",
+            ("route",),
+            buckets=_SECONDS,
+            registry=self._registry,
         )
         self._stages = Histogram(
             "ducat_stage_seconds",
@@ -60,7 +64,11 @@ class Metrics:
             "ducat_batch_rows", "Rows per batch.", buckets=_ROWS, registry=self._registry
         )
         self._dummy_mass = Histogram(
-            "ducat_dummy_mass", "Dummy mass of answers.", ("model",), buckets=_MASS, registry=self._registry
+            "ducat_dummy_mass",
+            "Dummy mass of answers.",
+            ("model", "version"),
+            buckets=_MASS,
+            registry=self._registry,
         )
         self._towers = Counter(
             "ducat_tower_answers",
@@ -68,8 +76,16 @@ class Metrics:
             ("model", "tower"),
             registry=self._registry,
         )
-        Gauge("ducat_queue_rows", "Rows waiting or running.", registry=self._registry).set_function(
-            queue_rows
+        self.watch("ducat_queue_rows", "Rows waiting or running.", queue_rows)
+        self._reloaded = Gauge(
+            "ducat_last_reload_successful",
+            "1 where every model was read when the models were last read, at the start included; else 0.",
+            registry=self._registry,
+        )
+        self._reloaded_at = Gauge(
+            "ducat_last_reload_success_timestamp_seconds",
+            "When every model was read the last time, in seconds since 1970.",
+            registry=self._registry,
         )
         self._model = Gauge(
             "ducat_model_info",
@@ -88,9 +104,11 @@ class Metrics:
         self._tower = functools.cache(self._towers.labels)
 
     def request(self, route: str, status: int, seconds: float) -> None:
-        """A request is over."""
+        """A request is over; ``status`` is 0 where the client left without an answer."""
         self._outcome(route, status).inc()
-        self._duration(route).observe(seconds)
+        # A refusal (4xx) takes no time. Under overload most answers are refusals, and would hide how long others take.
+        if 200 <= status < 400 or status >= 500:
+            self._duration(route).observe(seconds)
 
     def refused(self, route: str, status: int, reason: str) -> None:
         """What never became a request was refused; it has no duration."""
@@ -103,11 +121,15 @@ class Metrics:
         for model in models:
             self._model.labels(*model).set(1)
 
-    def watch_audit_log(self, waiting: Callable[[], int]) -> None:
-        """Show how many predictions went out and are not in the audit log yet."""
-        Gauge(
-            "ducat_audit_waiting", "Predictions that are not in the audit log yet.", registry=self._registry
-        ).set_function(waiting)
+    def watch(self, name: str, description: str, value: Callable[[], int]) -> None:
+        """Show what ``value`` returns whenever Prometheus asks."""
+        Gauge(name, description, registry=self._registry).set_function(value)
+
+    def reloaded(self, successful: bool) -> None:
+        """The models on disk were read, or one of them was refused."""
+        self._reloaded.set(successful)
+        if successful:
+            self._reloaded_at.set_to_current_time()
 
     def batch(self, rows: int, waits: list[float], seconds: float) -> None:
         """A batch was inferred: ``waits`` are the seconds that its requests were queued."""
@@ -116,9 +138,9 @@ class Metrics:
             self._stage("queue").observe(wait)
         self._stage("infer").observe(seconds)
 
-    def predicted(self, name: str, predictions: Predictions, spec: ModelSpec) -> None:
-        """Predictions of the model ``name``, which is what ``spec`` says, go out."""
-        histogram = self._mass(name)
+    def predicted(self, name: str, version: str, predictions: Predictions, spec: ModelSpec) -> None:
+        """Predictions of a version of the model ``name``, which is what ``spec`` says, go out."""
+        histogram = self._mass(name, version)
         for mass in predictions.dummy_mass.tolist():
             histogram.observe(mass)
             if (tower := spec.tower_of(mass)) is not None:

@@ -96,8 +96,8 @@ class AnswersCollector(Collector):
         )
         sure = GaugeMetricFamily(
             "ducat_reference_confidence_share",
-            "The part of these answers whose confidence was at most `le`.",
-            labels=(*version, "le"),
+            "The part of these answers whose confidence was at most `at_most`.",
+            labels=(*version, "at_most"),  # `le` is for histograms alone
         )
         for one in self._expected:
             images = one.reference.images

@@ -23,7 +23,7 @@ from ducat_serve.predictor import Predictor
 from ducat_serve.spec import ModelSpec
 from service.application import create_app
 from service.decoding.decoders import Decoders
-from tests.support.application import FakeModel
+from tests.support.application import FakeModel, metrics
 from tests.support.decoders import SILENT, SLOW
 from tests.support.fault_server import UPLOAD, head
 from tests.support.http_client import (
@@ -142,20 +142,20 @@ def test_the_image_that_does_not_decode_is_named_where_there_are_several(spec: M
 
 
 @contextmanager
-def serving_slowly(predictor: Predictor) -> Iterator[tuple[TestClient, Decoders]]:
+def serving_slowly(predictor: Predictor) -> Iterator[TestClient]:
     """One decoder that takes long for every image, and is expected to take far longer."""
     app = create_app(FakeModel(predictor, deadline=WAIT))
     decoders = app.state.admission.decoders = Decoders(1, SLOW)
     with TestClient(app) as client:
         until(lambda: is_ready(client))
         decoders._seconds_per_image = 2.0 * WAIT
-        yield client, decoders
+        yield client
 
 
 def test_images_that_would_wait_beyond_the_deadline_are_refused_at_once(predictor: Predictor) -> None:
-    with serving_slowly(predictor) as (client, decoders), ThreadPoolExecutor(1) as pool:
+    with serving_slowly(predictor) as client, ThreadPoolExecutor(1) as pool:
         first = pool.submit(send, client, GOOD)
-        until(lambda: decoders.waiting == 1)
+        until(lambda: metrics(client)[("ducat_decode_waiting",)] == 1)
         refused = send(client, GOOD)
         assert_error(refused, 429, "overloaded")
         assert int(refused.headers["retry-after"]) >= WAIT
@@ -186,3 +186,8 @@ def test_clients_that_left_are_not_waited_for(predictor: Predictor) -> None:
             for child in children():
                 os.kill(child, signal.SIGKILL)
             assert first.recv(100).startswith(b"HTTP/1.1 "), "its decoder ended"
+
+
+def test_as_many_decoders_as_are_asked_for(predictor: Predictor) -> None:
+    app = create_app(FakeModel(predictor, decoders=3))
+    assert len(app.state.admission.decoders._workers) == 3

@@ -46,10 +46,11 @@ def test_the_reference_is_what_was_answered_to_val_images(predictor: Predictor, 
     assert reference.classes == tuple(np.bincount(answers.label, minlength=10))
     below = (answers.confidence.round(3) <= 0.5).mean()
     with serving(predictor) as client:
-        seen = metrics(client)
+        seen, text = metrics(client), client.get("/metrics").text
     share = seen["ducat_reference_confidence_share", "0.5", "model", "1"]
     assert share == pytest.approx(below)
     assert seen["ducat_reference_confidence_share", "+Inf", "model", "1"] == 1
+    assert 'ducat_reference_confidence_share{at_most="0.5"' in text, "`le` is for histograms alone"
     shares = [seen["ducat_reference_class_share", label, "model", "1"] for label in predictor.spec.labels]
     assert sum(shares) == pytest.approx(1)
 

@@ -47,6 +47,25 @@ def test_a_new_file_is_served_after_a_reload_and_not_before(file: Path, other_mo
         assert models == [new[:12]]
 
 
+def test_whether_the_last_reload_worked_is_seen(file: Path) -> None:
+    with serving_path(file) as (client, _):
+        seen = metrics(client, **bearer(ADMIN))
+        assert seen[("ducat_last_reload_successful",)] == 1
+        first = seen[("ducat_last_reload_success_timestamp_seconds",)]
+        assert first > 0
+        whole = file.read_bytes()
+        file.write_bytes(b"garbage")
+        assert_error(reload(client), 422, "model_refused")
+        seen = metrics(client, **bearer(ADMIN))
+        assert seen[("ducat_last_reload_successful",)] == 0
+        assert seen[("ducat_last_reload_success_timestamp_seconds",)] == first
+        file.write_bytes(whole)
+        assert reload(client).status_code == 200
+        seen = metrics(client, **bearer(ADMIN))
+        assert seen[("ducat_last_reload_successful",)] == 1
+        assert seen[("ducat_last_reload_success_timestamp_seconds",)] > first
+
+
 @pytest.mark.parametrize("damage", ["garbage", "deleted", "flipped", "truncated", "unsound", "unforeseen"])
 def test_a_bad_file_is_refused_and_the_old_model_stays(
     file: Path, damage: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

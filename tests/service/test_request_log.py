@@ -29,11 +29,11 @@ def test_requests_rows_and_dummy_mass_are_counted(predictor: Predictor) -> None:
         assert seen["ducat_requests_total", "other", "404"] == 1
         assert seen["ducat_rejects_total", "invalid_image"] == 1
         assert seen["ducat_rejects_total", "not_found"] == 1
-        assert seen["ducat_dummy_mass_count", "model"] == 5
+        assert seen["ducat_dummy_mass_count", "model", "1"] == 5
         total = sum(answer["dummy_mass"] for answer in answers)
-        assert seen["ducat_dummy_mass_sum", "model"] == pytest.approx(total, rel=1e-5)
+        assert seen["ducat_dummy_mass_sum", "model", "1"] == pytest.approx(total, rel=1e-5)
         assert seen["ducat_stage_seconds_count", "decode"] == 1, "a request that fails has no stage"
-        assert seen["ducat_request_seconds_count", "predict"] == 2
+        assert seen["ducat_request_seconds_count", "predict"] == 1, "a refusal takes no time"
         assert seen[("ducat_queue_rows",)] == 0
 
 
@@ -48,6 +48,7 @@ def test_queue_and_batches_are_seen_while_they_happen(predictor: Predictor) -> N
         assert model.started.wait(30)
         others = [threads.submit(send, client, GOOD) for _ in range(3)]
         until(lambda: metrics(client)[("ducat_queue_rows",)] == 4)
+        assert metrics(client)[("ducat_requests_in_flight",)] == 4
         model.gate.set()
         for answer in (first, *others):
             predictions(answer.result())
@@ -135,6 +136,7 @@ def test_a_failure_inside_is_counted_and_told_without_its_cause(predictor: Predi
         assert_error(send(client, GOOD), 500, "internal_error")
         seen = metrics(client)
         assert seen["ducat_requests_total", "predict", "500"] == 1
+        assert seen["ducat_request_seconds_count", "predict"] == 1
         assert seen["ducat_rejects_total", "internal_error"] == 1
         model.failure = None
         predictions(send(client, GOOD))

@@ -49,6 +49,13 @@ _AUTO_SECONDS = 3.0
     "--max-batch", type=click.IntRange(1, 1024), default=32, show_default=True, help="Rows of one inference."
 )
 @click.option(
+    "--decoders",
+    type=click.IntRange(1, 64),
+    default=2,
+    show_default=True,
+    help="Processes that decode images, one each at a time.",
+)
+@click.option(
     "--auto",
     is_flag=True,
     help="Measure for a few seconds first, and choose --threads and --max-batch where they are not given.",
@@ -145,6 +152,7 @@ def command(
     allowed_hosts: str | None,
     threads: int | None,
     max_batch: int,
+    decoders: int,
     auto: bool,
     max_queue: int,
     deadline: float,
@@ -191,6 +199,7 @@ def command(
         "device": device,
         "threads": threads,
         "max_batch": max_batch,
+        "decoders": decoders,
         "max_queue": max_queue,
         "deadline": deadline,
         "drain": drain,
