@@ -43,6 +43,9 @@ class Settings(BaseModel):
     deadline: float = Field(
         default=10.0, gt=0, allow_inf_nan=False
     )  # seconds for a prediction, from its first byte on
+    keep_alive: float = Field(
+        default=75.0, gt=0, allow_inf_nan=False
+    )  # seconds that a connection is kept between two requests
     drain: float = Field(
         default=1.0, ge=0, allow_inf_nan=False
     )  # seconds of service after SIGTERM, not ready

@@ -23,6 +23,7 @@ MAX_HEAD = 64 * 2**10  # bytes before a body, or behind it
 MAX_FIELDS = 100  # of a request: headers and trailers together
 MAX_PIPELINED = 100  # requests sent on a connection before the answers to those before them
 _FRAMING = (b"content-length", b"transfer-encoding")  # fields that say where a body ends
+_TOO_LARGE = (431, "head_too_large", f"A request's head is at most {MAX_HEAD} bytes and {MAX_FIELDS} fields.")
 LAST_CALL = 0.5  # seconds for a connection without a request when the server stops
 
 
@@ -36,18 +37,26 @@ class Refusal(NamedTuple):
     seconds: float | None  # since its head was waited for
 
 
+class _Refused(Exception):
+    """A head that is not taken: the status, the code and the message of the answer."""
+
+
 class Connections(ServerState):
     """All open connections.
 
     Args:
         timeout: seconds for the head of a request, and again for taking its answer.
+        keep_alive: seconds that a connection is kept between two requests.
         limit: most connections; a new one beyond it takes the place of the one that has been silent for longest.
         refused: told of every `Refusal`.
     """
 
-    def __init__(self, timeout: float, limit: int, refused: Callable[[Refusal], None]) -> None:
+    def __init__(
+        self, timeout: float, keep_alive: float, limit: int, refused: Callable[[Refusal], None]
+    ) -> None:
         super().__init__()
-        self.timeout, self.limit, self.refused = timeout, limit, refused
+        self.timeout, self.keep_alive = timeout, keep_alive
+        self.limit, self.refused = limit, refused
         self.is_draining = False  # every answer says `Connection: close`
 
     def drain(self) -> None:
@@ -73,18 +82,25 @@ class Connections(ServerState):
 
 
 class Connection(HttpToolsProtocol):
-    """One connection. ``waiting_since``: when we began to wait for a request's head; None while there is a request."""
+    """One connection.
+
+    ``waiting_since``: when a request's head began, or when we began to wait for one; None while there is a request.
+    """
 
     server_state: Connections
     waiting_since: float | None = None
     _unread_since: float | None = None
     _fields = 0  # of the request that is being read
+    _head_size = 0  # bytes of what is named and kept of its head, or of its trailers
+    _has_begun = False  # whether a head is being read
     _made_progress = False  # whether a head ended or a body grew since this was set
     _stalled = 0  # bytes since then
     _is_repeating = False  # whether the parser is given a head for the second time, of which nobody is told
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if self.client is not None:  # on an IPv6 socket, an IPv4 address comes as ::ffff:127.0.0.1
+            self.client = (self.client[0].removeprefix("::ffff:"), *self.client[1:])
         self._unanswered: deque[RequestResponseCycle] = deque()
         self.waiting_since = self.loop.time()
         self.server_state.make_room(self)
@@ -94,14 +110,15 @@ class Connection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         try:
             self._parse(data)
-        except httptools.HttpParserError:
-            self.send_400_response("Invalid HTTP request received.")
+        except httptools.HttpParserError as error:
+            if isinstance(error.__context__, _Refused):
+                self._refuse(*error.__context__.args)
+            else:
+                self.send_400_response("Invalid HTTP request received.")
         # Neither the end of a head nor of a body: a head or a trailer that goes on, or the size of a chunk that does.
         self._stalled = 0 if self._made_progress else self._stalled + len(data)
-        too_large = self._stalled > MAX_HEAD or self._fields > MAX_FIELDS
-        if too_large and not self.transport.is_closing():
-            message = f"A request's head is at most {MAX_HEAD} bytes and {MAX_FIELDS} fields."
-            self._refuse(431, "head_too_large", message)
+        if (self._stalled > MAX_HEAD or self._is_too_large) and not self.transport.is_closing():
+            self._refuse(*_TOO_LARGE)
         if len(self.pipeline) > MAX_PIPELINED:
             self.transport.abort()
 
@@ -116,8 +133,6 @@ class Connection(HttpToolsProtocol):
             try:
                 self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as stopped:
-                if self._fields > MAX_FIELDS:  # it is refused, and its framing may be among what was not kept
-                    return
                 data = data[stopped.args[0] :]
                 framing = [b"%s: %s\r\n" % header for header in self.headers if header[0] in _FRAMING]
                 self._is_repeating = True
@@ -125,6 +140,10 @@ class Connection(HttpToolsProtocol):
                 self._is_repeating = False
             else:
                 return
+
+    @property
+    def _is_too_large(self) -> bool:
+        return self._fields > MAX_FIELDS or self._head_size > MAX_HEAD
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -135,31 +154,51 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         if self._is_repeating:
             return
-        self._fields = 0
+        self._fields = self._head_size = 0
+        self._has_begun = True
+        if self.waiting_since is not None:
+            self.waiting_since = self.loop.time()  # however long the connection was idle before
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
         if not self._is_repeating:
+            self._head_size += len(url)
             super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._is_repeating:
             return
         self._fields += 1
-        if self._fields <= MAX_FIELDS:  # the others are not kept, not even until the refusal
+        self._head_size += len(name) + len(value) + 4  # ": " and the end of the line
+        if not self._is_too_large:  # the others are not kept, not even until the refusal
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         if self._is_repeating:
             return
+        self._require_sound_head()
         super().on_headers_complete()
         self._made_progress = True
+        self._has_begun, self._head_size = False, 0
         self.waiting_since = None
         while self._unanswered and self._unanswered[0].response_complete:
             self._unanswered.popleft()
         self._unanswered.append(self.cycle)
         if self.server_state.is_draining:
             self.cycle.keep_alive = False
+
+    def _require_sound_head(self) -> None:
+        """Raise _Refused for a head that is too large, or that others on the way may have read otherwise than we do."""
+        if self._is_too_large:
+            raise _Refused(*_TOO_LARGE)
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
+            raise _Refused(400, "malformed_request", f"A request has one Host header, not {hosts}.")
+        codings = b",".join(value for name, value in self.headers if name == b"transfer-encoding")
+        # Without chunked at the end the parser refuses it by itself.
+        if b"," in codings and codings.lower().endswith(b"chunked"):
+            message = "No Transfer-Encoding but chunked is taken."
+            raise _Refused(501, "unsupported_transfer_encoding", message)
 
     def on_body(self, body: bytes) -> None:
         self._made_progress = True
@@ -190,9 +229,11 @@ class Connection(HttpToolsProtocol):
         elif now - self._unread_since > timeout:
             self.transport.abort()
             return
+        is_between = self.cycle is not None and not self._has_begun
+        timeout = self.server_state.keep_alive if is_between else timeout
         if self.waiting_since is None or now - self.waiting_since <= timeout or self.transport.is_closing():
             return
-        if self.scope is not None and self.cycle is None:  # its head has begun
+        if self._has_begun:
             self._refuse(408, "request_timeout", f"The head of the request took more than {timeout:g} s.")
         else:
             self.transport.close()

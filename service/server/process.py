@@ -24,6 +24,7 @@ from ducat_serve.errors import DucatError
 
 NEVER_READY = 1  # exit code
 _LAST_PORT = 65535
+_BACKLOG = 2048  # connections that the system makes before we take them: uvicorn's default
 _LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m service.server.process", description="Settings are DUCAT_SERVE_... variables."
     )
-    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--host", type=without_brackets, default="127.0.0.1")
     parser.add_argument("--port", type=_port, default=3000)
     asked = parser.parse_args(arguments)
     ignore_sighup()
@@ -63,6 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:  # before the server has taken Ctrl-C over
         code = 128 + signal.SIGINT
     sys.exit(code)
+
+
+def without_brackets(host: str) -> str:
+    """An IPv6 address may be given as in a URL: [::1]."""
+    return host.removeprefix("[").removesuffix("]")
 
 
 def _port(text: str) -> int:
@@ -87,14 +93,31 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         if bound is not None:
             bound.close()
-        if error.errno == errno.EADDRINUSE:
-            remedy = f"choose another, e.g. --port {port + 1 if port < _LAST_PORT else 3000}"
-        elif error.errno == errno.EACCES:
-            remedy = "choose a port from 1024 on, e.g. --port 3000"
-        else:
-            remedy = "choose an address of this machine, e.g. --host 127.0.0.1; 0.0.0.0 is all of them"
-        raise DucatError(f"Cannot listen on {host}:{port}: {error.strerror or error}.", remedy) from error
+        raise _cannot_listen(host, port, error) from error
     return bound
+
+
+def listen(bound: socket.socket) -> None:
+    """Let clients connect from now on. Raises DucatError where another process listens on this port by now.
+
+    Two may be bound to one port as long as none of them listens; the event loop would say nothing of the failure.
+    """
+    try:
+        bound.listen(_BACKLOG)
+    except OSError as error:
+        host, port, *_ = bound.getsockname()
+        bound.close()
+        raise _cannot_listen(host, port, error) from error
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> DucatError:
+    if error.errno == errno.EADDRINUSE:
+        remedy = f"choose another, e.g. --port {port + 1 if port < _LAST_PORT else 3000}"
+    elif error.errno == errno.EACCES:
+        remedy = "choose a port from 1024 on, e.g. --port 3000"
+    else:
+        remedy = "choose an address of this machine, e.g. --host 127.0.0.1; 0.0.0.0 is all of them"
+    return DucatError(f"Cannot listen on {host}:{port}: {error.strerror or error}.", remedy)
 
 
 def _address(
@@ -112,7 +135,7 @@ def _address(
     return family, (str(address[0]), int(address[1]))
 
 
-def serve(listening: socket.socket) -> int:
+def serve(bound: socket.socket) -> int:
     """Run the service on a bound socket until a signal; returns the exit code. Raises DucatError for wrong settings."""
     from service.app import DucatService, models
     from service.application import PROBES
@@ -124,7 +147,11 @@ def serve(listening: socket.socket) -> int:
     warn_of_open_port(models.settings)
     app = DucatService.to_asgi()  # type: ignore[attr-defined]  # bentoml.service makes it a Service
     app = without_pages(without_layers(app), PROBES)
-    Server(app, models).run(sockets=[listening])
+    server = Server(app, models)
+    listen(
+        bound
+    )  # late, so that clients are refused, and not left waiting, until somebody is there to answer
+    server.run(sockets=[bound])
     return 0 if models.is_loaded else NEVER_READY
 
 

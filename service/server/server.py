@@ -22,6 +22,7 @@ from service.settings import Settings
 from service.telemetry.metrics import Metrics
 
 _FEWEST_CONNECTIONS = 16  # with fewer, one browser and one probe can keep everybody else out
+_SHORTEST_TIMEOUT = 5.0  # seconds for a head, however short the deadline of a prediction
 _OTHER_FILES = 128  # file descriptors that are no connections: libraries, logs, the model
 # What uvicorn calls, and we override or call. In a version that calls it otherwise a bound would silently not hold.
 _HOOKS = {
@@ -52,15 +53,17 @@ class Server(uvicorn.Server):
             access_log=False,  # the application writes its own
             server_header=False,
             proxy_headers=False,  # else whoever asks from 127.0.0.1 chooses the address in the log
+            timeout_keep_alive=settings.keep_alive,  # type: ignore[arg-type]  # seconds, any number
             timeout_graceful_shutdown=settings.deadline + 1,  # type: ignore[arg-type]  # seconds, any number
         )
         super().__init__(config)
         self._models = models
         self._stop_at: float | None = None
-        # However short the deadline: connections are kept as long between two requests.
-        timeout = max(settings.deadline, config.timeout_keep_alive)
         self._connections = Connections(
-            timeout, most_connections(), functools.partial(_count_refusal, models.metrics)
+            max(settings.deadline, _SHORTEST_TIMEOUT),
+            settings.keep_alive,
+            most_connections(),
+            functools.partial(_count_refusal, models.metrics),
         )
         self.server_state = self._connections
 

@@ -42,7 +42,13 @@ def model(onnx_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyServer]:
     """One server for all tests here: whatever is done to it, it goes on."""
     folder = tmp_path_factory.mktemp("faults")
-    limits = {"deadline": DEADLINE, "max-images": PLACES, "max-queue": PLACES, "max-body": MAX_BODY}
+    limits = {
+        "deadline": DEADLINE,
+        "keep-alive": DEADLINE,
+        "max-images": PLACES,
+        "max-queue": PLACES,
+        "max-body": MAX_BODY,
+    }
     options = [text for name, value in limits.items() for text in (f"--{name}", str(value))]
     with running(model, folder, *options, files=FILES) as started:
         yield started

@@ -15,10 +15,10 @@ from tests.support.http_client import WAIT, until
 
 
 @contextmanager
-def listening(app: Starlette, models: Models) -> Iterator[int]:
+def listening(app: Starlette, models: Models, host: str = "127.0.0.1") -> Iterator[int]:
     """The port at which ``app`` is served, once ``models`` are loaded."""
     server = Server(app, models)
-    with bind("127.0.0.1", 0) as bound:
+    with bind(host, 0) as bound:
         thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
         thread.start()
         try:

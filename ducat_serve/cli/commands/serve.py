@@ -75,6 +75,13 @@ _AUTO_SECONDS = 3.0
     help="Seconds until 504.",
 )
 @click.option(
+    "--keep-alive",
+    type=FiniteRange(min=0, min_open=True),
+    default=75.0,
+    show_default=True,
+    help="Seconds that a connection is kept between two requests: longer than a proxy in front keeps it.",
+)
+@click.option(
     "--drain",
     type=FiniteRange(min=0),
     default=1.0,
@@ -156,6 +163,7 @@ def command(
     auto: bool,
     max_queue: int,
     deadline: float,
+    keep_alive: float,
     drain: float,
     max_body: int,
     max_images: int,
@@ -184,6 +192,7 @@ def command(
       ducat serve model-int8.onnx --auto
       curl -F image=@photo.jpg http://127.0.0.1:3000/v1/predict
     """
+    host = host.removeprefix("[").removesuffix("]")  # an IPv6 address as in a URL
     output = Output(json)
     path = exported(model, output, require_signature).resolve()
     if auto:
@@ -202,6 +211,7 @@ def command(
         "decoders": decoders,
         "max_queue": max_queue,
         "deadline": deadline,
+        "keep_alive": keep_alive,
         "drain": drain,
         "max_body": max_body,
         "max_images": max_images,

@@ -122,3 +122,74 @@ def test_a_body_that_does_not_come_is_the_client_s_fault(predictor: Predictor, p
         found = b"".join(iter(lambda: connection.recv(4096), b""))
     assert found.startswith(b"HTTP/1.1 408 ")
     assert b"body_timeout" in found
+
+
+def test_a_connection_is_kept_between_two_requests_for_longer_than_a_deadline(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy that sends a request on a connection which the server closes at that moment answers 502."""
+    monkeypatch.setattr("service.server.server._SHORTEST_TIMEOUT", 0.1)
+    models = FakeModel(predictor, deadline=0.1)
+    with (
+        listening(create_app(models), models) as port,
+        socket.create_connection(("127.0.0.1", port), WAIT) as connection,
+    ):
+        for _ in range(2):
+            connection.sendall(LIVE)
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+            time.sleep(2.5)  # the server looks at its connections once a second
+
+
+def test_a_connection_is_not_kept_for_ever(predictor: Predictor) -> None:
+    models = FakeModel(predictor, keep_alive=0.5)
+    with (
+        listening(create_app(models), models) as port,
+        socket.create_connection(("127.0.0.1", port), WAIT) as connection,
+    ):
+        connection.sendall(LIVE)
+        found = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert found.startswith(b"HTTP/1.1 200 ")
+
+
+HEAD = b"GET /v2/health/live HTTP/1.1\r\n"
+HOST = b"Host: 127.0.0.1\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "code"),
+    [
+        (HEAD + HOST + b"X-Long: " + b"a" * 70_000 + b"\r\n\r\n", 431, "head_too_large"),
+        (HEAD + HOST + (b"X-Long: " + b"a" * 7000 + b"\r\n") * 10 + b"\r\n", 431, "head_too_large"),
+        (HEAD + b"\r\n", 400, "malformed_request"),
+        (HEAD + HOST + HOST + b"\r\n", 400, "malformed_request"),
+        (
+            HEAD + HOST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+            501,
+            "unsupported_transfer_encoding",
+        ),
+        (HEAD.replace(b"1.1", b"1.0") + b"\r\n", 200, ""),
+    ],
+)
+def test_a_head_is_taken_as_the_standard_says_or_refused(
+    port: int, request_: bytes, status: int, code: str
+) -> None:
+    """In one piece, so that the whole head is read at once."""
+    with socket.create_connection(("127.0.0.1", port), WAIT) as connection:
+        connection.sendall(request_)
+        found = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert found.startswith(b"HTTP/1.1 %d " % status)
+    assert found.count(b"HTTP/1.1 ") == 1
+    assert code.encode() in found
+
+
+def test_an_address_in_the_log_is_the_client_s_own_on_an_ipv6_socket_too(
+    predictor: Predictor, caplog: pytest.LogCaptureFixture
+) -> None:
+    models = FakeModel(predictor)
+    with (
+        caplog.at_level(logging.INFO, "ducat_serve.access"),
+        listening(create_app(models), models, "::") as port,
+    ):
+        answers(port, b"GET /nowhere HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    [line] = [record.getMessage() for record in caplog.records if "nowhere" in record.getMessage()]
+    assert json.loads(line)["client"] == "127.0.0.1"

@@ -13,7 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ducat_serve.errors import DucatError
 from service.models.registry import Models
-from service.server.process import bind, main
+from service.server.process import bind, listen, main, without_brackets
 from service.server.server import Server, most_connections, warn_of_open_port
 from service.settings import Settings
 
@@ -44,6 +44,19 @@ def test_a_port_that_is_taken() -> None:
         with pytest.raises(DucatError, match=f"127.0.0.1:{port}: Address already in use") as error:
             bind("127.0.0.1", port)
         assert f"--port {port + 1}" in str(error.value.next_step)
+
+
+def test_of_two_that_start_together_one_says_that_the_port_is_taken() -> None:
+    with bind("127.0.0.1", 0) as first, bind("127.0.0.1", first.getsockname()[1]) as second:
+        listen(first)
+        with pytest.raises(DucatError, match="Address already in use") as error:
+            listen(second)
+    assert "--port" in str(error.value.next_step)
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_an_ipv6_address_may_be_given_as_in_a_url(host: str) -> None:
+    assert without_brackets(host) == "::1"
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "http"])
