@@ -39,6 +39,7 @@ MOST_SECONDS = 20.0
 _MOST_SEARCHES = 3  # one runs, the others wait
 _AT_A_TIME = 10  # questions between two looks at the client and its budget
 _OTHER_NORMS_LEVELS = 8  # of 255, for models that are not meant to withstand changes of single pixels
+_SIGN_OF_LIFE_SECONDS = 5.0  # between two lines of an answer that waits for its turn
 _LOWEST_PRIORITY = 19
 _YIELD_SECONDS = 0.005
 
@@ -114,7 +115,9 @@ class AttackDemo:
         labels = loaded.predictor.spec.labels
         stopped = threading.Event()
         try:
-            async with self._turn:
+            while not await self._has_turn():
+                yield "\n"  # so that no proxy takes the silence for a server that hangs
+            try:
                 with loaded.in_use():
                     deadline = time.monotonic() + MOST_SECONDS
                     ask = _asking(loaded, stopped, deadline)
@@ -137,8 +140,18 @@ class AttackDemo:
                         original=encode_pixels(image),
                         attacked=encode_pixels(found.image),
                     )
+            finally:
+                self._turn.release()
         finally:  # also where the client has left
             stopped.set()
+
+    async def _has_turn(self) -> bool:
+        """Wait some seconds for the searches before this one; False where they take longer."""
+        try:
+            await asyncio.wait_for(self._turn.acquire(), _SIGN_OF_LIFE_SECONDS)
+        except TimeoutError:
+            return False
+        return True
 
     def _reason_to_stop(self, request: Request, found: Found, deadline: float) -> str | None:
         """Why the search ends here; None where it goes on, and its next questions are charged."""
@@ -159,7 +172,8 @@ class _Search(StreamingResponse):
     """Gives the place of its search back, also where the client left before the first line."""
 
     def __init__(self, lines: AsyncIterator[str], done: Callable[[], None]) -> None:
-        super().__init__(lines, media_type="application/x-ndjson")
+        # nginx would keep the lines until there are many, so that nobody could look on.
+        super().__init__(lines, media_type="application/x-ndjson", headers={"X-Accel-Buffering": "no"})
         self._done = done
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from service.api import attack_demo
 from service.attack_demo.square import search
 from service.models.batcher import Batcher
 from tests.support.application import ALICE, bearer, serving
-from tests.support.http_client import DIGITS, GOOD, assert_error, encode, predictions, send
+from tests.support.http_client import DIGITS, GOOD, WAIT, assert_error, encode, predictions, send
 
 FILE = {"image": ("a.png", GOOD, "image/png")}
 
@@ -27,7 +28,8 @@ FILE = {"image": ("a.png", GOOD, "image/png")}
 def lines(response: Any) -> list[dict[str, Any]]:
     assert response.status_code == 200, response.text
     assert response.headers["content-type"] == "application/x-ndjson"
-    return [json.loads(line) for line in response.text.splitlines()]
+    assert response.headers["x-accel-buffering"] == "no", "a proxy must pass each line on"
+    return [json.loads(line) for line in response.text.splitlines() if line]
 
 
 def pixels(text: str) -> NDArray[np.int16]:
@@ -157,3 +159,15 @@ def test_the_search_keeps_what_is_better_and_stops_when_it_succeeds() -> None:
     assert len(hopeless) == 50
     assert not hopeless[-1].fooled
     assert encode(hopeless[-1].image)
+
+
+def test_who_waits_for_a_turn_is_told_that_the_server_is_there(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attack_demo, "_SIGN_OF_LIFE_SECONDS", 0.1)
+    monkeypatch.setattr(attack_demo, "MOST_SECONDS", 1.0)
+    with serving(predictor, attack_demo=True) as client, ThreadPoolExecutor(2) as pool:
+        monkeypatch.setattr(Batcher, "rows", property(lambda _: 1))  # each takes all of its time
+        answers = [pool.submit(client.post, "/v1/attack", files=FILE) for _ in range(2)]
+        texts = [answer.result(WAIT).text for answer in answers]
+    assert sum(text.startswith("\n\n") for text in texts) == 1, "the second waits for a second"

@@ -64,7 +64,7 @@ export function forgetAttack() {
   if (itsPictures?.aborted === false) hideTrio();
 }
 
-/** The objects in a stream that has one on each line. */
+/** The objects in a stream that has one on each line; a line without one says that the server is still there. */
 async function* linesOf(stream) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -73,6 +73,6 @@ async function* linesOf(stream) {
     if (done) return;
     const lines = (rest + value).split("\n");
     rest = lines.pop();
-    for (const line of lines) yield JSON.parse(line);
+    for (const line of lines) if (line) yield JSON.parse(line);
   }
 }
