@@ -100,7 +100,10 @@ def _cross_origin(settings: Settings) -> list[Middleware]:
             CORSMiddleware,
             allow_origins=read_origins(settings.cors_origins),
             allow_methods=("GET", "POST"),
-            allow_headers=("Authorization", "Content-Type", "X-API-Key", "X-Request-Id", JSON_LENGTH),
+            allow_headers=(
+                *("Authorization", "Content-Type", "X-API-Key", "X-Request-Id", JSON_LENGTH),
+                *("traceparent", "tracestate"),  # of a page that is traced
+            ),
             expose_headers=("Retry-After", "X-Request-Id", JSON_LENGTH),
         )
     ]

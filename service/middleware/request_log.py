@@ -92,6 +92,7 @@ class RequestLog:
             client=client[0] if client else None,
             key=state.get("key"),
             reason=state.get("reason"),
+            trace_id=self.tracing.trace_id() if self.tracing else None,
         )
 
 

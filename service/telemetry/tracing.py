@@ -86,6 +86,13 @@ class Tracing:
             if status >= 500:
                 span.set_status(self._error, scope["state"].get("reason"))
 
+    def trace_id(self) -> str | None:
+        """Of the request that is being answered, as collectors show it; None where it is in no trace."""
+        from opentelemetry import trace
+
+        context = trace.get_current_span().get_span_context()
+        return trace.format_trace_id(context.trace_id) if context.is_valid else None
+
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """A span below the current one."""

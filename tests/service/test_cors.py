@@ -11,7 +11,10 @@ from tests.support.application import ALICE, bearer, serving
 from tests.support.http_client import GOOD, assert_error, send
 
 OURS, OTHER = "https://app.example", "https://app.example.evil.example"
-ASK = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+ASK = {
+    "access-control-request-method": "POST",
+    "access-control-request-headers": "authorization, traceparent, tracestate",
+}
 
 
 def test_only_a_named_origin_may_read(predictor: Predictor) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import sys
 import threading
 from collections.abc import Iterator
@@ -105,6 +107,15 @@ def test_requests_of_one_batch_have_spans_of_their_own(predictor: Predictor) -> 
         assert {parent(span) for span in infers} == roots
         assert len(roots) == 4
         assert sorted(attribute(span, "ducat.batch_rows") for span in infers) == [1, 3, 3, 3]
+
+
+def test_a_line_of_the_log_names_the_trace(predictor: Predictor, caplog: pytest.LogCaptureFixture) -> None:
+    with traced(predictor) as (client, _, _), caplog.at_level(logging.INFO, "ducat_serve.access"):
+        client.get("/nowhere", headers=TRACEPARENT)
+    [line] = [
+        json.loads(record.getMessage()) for record in caplog.records if "nowhere" in record.getMessage()
+    ]
+    assert line["trace_id"] == TRACE
 
 
 def test_failures_are_marked_and_strangers_make_no_names(predictor: Predictor) -> None:
