@@ -33,6 +33,13 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 NPY, FORM, JSON = "application/x-npy", "multipart/form-data", "application/json"
 _KINDS = (FORM, JSON, "application/octet-stream")  # of bodies that hold image files, besides image/*
 _JSON = 'Send {"images": ["base64 of an image file", ...]}.'
+_ONLY_IMAGES = (
+    "The JSON has one key, 'images'; what else is asked belongs into the address: POST /v1/predict?model=NAME"
+)
+_NO_BASE64 = (
+    "An image is not base64: of the alphabet with + and /, padded with =, without line breaks and without a prefix "
+    "such as 'data:image/png;base64,'. URLs are never fetched."
+)
 _MAX_JSON_PARTS = 16  # objects, lists and values, besides the images
 _MAX_NPY_HEADER = 1000  # bytes; NumPy parses the header as a Python literal
 
@@ -104,6 +111,8 @@ def _from_json(body: bytes, max_images: int) -> list[bytes]:
     if isinstance(document, dict) and "top_k" in document:
         raise APIError(400, "invalid_top_k", TOP_K_IN_BODY)
     images = document.get("images") if isinstance(document, dict) else None
+    if isinstance(document, dict) and document.keys() - {"images"}:
+        raise APIError(400, "invalid_request", _ONLY_IMAGES)
     if not isinstance(images, list) or not images or not all(isinstance(text, str) for text in images):
         raise APIError(400, "invalid_request", _JSON)
     if len(images) > max_images:
@@ -111,4 +120,4 @@ def _from_json(body: bytes, max_images: int) -> list[bytes]:
     try:
         return [base64.b64decode(text, validate=True) for text in images]
     except (binascii.Error, ValueError) as error:
-        raise APIError(400, "invalid_base64", "An image is not base64. URLs are never fetched.") from error
+        raise APIError(400, "invalid_base64", _NO_BASE64) from error

@@ -234,7 +234,9 @@ def _flag(holder: dict[str, Any], name: str, default: bool) -> bool:
 
 
 def _parameters(holder: dict[str, Any]) -> dict[str, Any]:
-    parameters = holder.get("parameters", {})
+    parameters = holder.get("parameters")
+    if parameters is None:  # clients write null for what is not there, as for 'id' and 'outputs'
+        return {}
     if not isinstance(parameters, dict):
         raise APIError(400, "invalid_parameters", "'parameters' is an object.")
     return parameters

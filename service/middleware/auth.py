@@ -12,8 +12,9 @@ from service.middleware.api_keys import Keys
 from service.middleware.rate_limit import Quota
 from service.settings import Settings
 
-FOR_ADMINS = ("/metrics", "/admin/", "/v2/repository/")
-GUARDED = ("/v1/", "/v2/models/", *FOR_ADMINS)
+METRICS = "/metrics"
+_BELOW_FOR_ADMINS = ("/admin/", "/v2/repository/")
+_BELOW_FOR_KEYS = ("/v1/", "/v2/models/")
 EVERYONE = "everyone"
 
 
@@ -29,10 +30,12 @@ class Auth:
         self._quotas: dict[str, Quota] = {}  # as many as there are keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith(GUARDED):
+        if scope["type"] == "http" and (
+            is_for_admins(scope["path"]) or scope["path"].startswith(_BELOW_FOR_KEYS)
+        ):
             request = Request(scope)
             try:
-                if scope["path"].startswith(FOR_ADMINS):
+                if is_for_admins(scope["path"]):
                     self._require_admin(request)
                     await self.app(scope, receive, send)
                     return
@@ -61,7 +64,7 @@ class Auth:
     def _require_admin(self, request: Request) -> None:
         """Without an admin key the metrics are open, as Prometheus expects them, and nothing else is there."""
         wanted = self._settings.admin_key
-        if wanted is None and request.scope["path"] != "/metrics":
+        if wanted is None and request.scope["path"] != METRICS:
             raise APIError(404, "not_found", "There is nothing here; the server has no admin key.")
         if wanted is not None and not hmac.compare_digest(_key(request).encode(), wanted.encode()):
             raise APIError(401, "unauthorized", "Send the admin key as 'Authorization: Bearer KEY'.")
@@ -71,6 +74,11 @@ class Auth:
             settings = self._settings
             self._quotas[name] = Quota(settings.rate, settings.burst, settings.daily_budget)
         return self._quotas[name]
+
+
+def is_for_admins(path: str) -> bool:
+    """Whether what is at this path wants the admin key, where there is one."""
+    return path == METRICS or path.startswith(_BELOW_FOR_ADMINS)
 
 
 def _key(request: Request) -> str:

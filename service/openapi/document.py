@@ -15,7 +15,7 @@ from ducat_serve.images import RESIZE_POLICY
 from ducat_serve.report import NOT_MEASURED
 from ducat_serve.spec import ModelSpec
 from service.api.open_inference import MAX_JSON_PARTS
-from service.middleware.auth import FOR_ADMINS
+from service.middleware.auth import METRICS, is_for_admins
 from service.middleware.host_check import names_to_check
 from service.models.repository import Repository
 from service.page.samples import MAX_SAMPLES
@@ -37,7 +37,7 @@ def document(settings: Settings) -> Json:
         # Without an admin key the metrics are open, and the other paths for admins are not there.
         _remove_keys(described, "admin", "adminHeader")
         for path in list(described["paths"]):
-            if path.startswith(FOR_ADMINS) and path != "/metrics":
+            if is_for_admins(path) and path != METRICS:
                 del described["paths"][path]
     if not settings.attack_demo:
         del described["paths"]["/v1/attack"]

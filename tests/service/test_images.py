@@ -107,6 +107,7 @@ def test_an_array_of_objects_is_never_unpickled(client: TestClient) -> None:
         pytest.param({"images": "abc"}, 400, "invalid_request", id="text"),
         pytest.param({"images": [1]}, 400, "invalid_request", id="number"),
         pytest.param({"images": ["http://169.254.169.254/"]}, 400, "invalid_base64", id="URL"),
+        pytest.param(base64_of(GOOD) | {"model": "other"}, 400, "invalid_request", id="another key"),
         pytest.param({"images": ["é"]}, 400, "invalid_base64", id="not ASCII"),
         pytest.param({"images": ["AAAA"]}, 400, "invalid_image", id="no image inside"),
         pytest.param(base64_of(bomb()), 413, "image_too_large", id="bomb"),

@@ -250,3 +250,14 @@ def test_v2_unknown_model(client: TestClient, path: str) -> None:
     method = "POST" if path == "/infer" else "GET"
     response = client.request(method, f"/v2/models/other{path}", content=b"{}" if path == "/infer" else None)
     assert_error(response, 404, "unknown_model")
+
+
+def test_null_stands_for_no_parameters(client: TestClient) -> None:
+    asked: dict[str, Any] = tensor([0] * 192) | {
+        "parameters": None,
+        "outputs": [{"name": "label", "parameters": None}],
+    }
+    asked["inputs"][0]["parameters"] = None
+    answer = client.post("/v2/models/model/infer", json=asked)
+    assert answer.status_code == 200, answer.text
+    assert [output["name"] for output in answer.json()["outputs"]] == ["label"]

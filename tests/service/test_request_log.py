@@ -147,4 +147,5 @@ def test_metrics_are_for_admins_where_there_is_an_admin_key(predictor: Predictor
         assert_error(client.get("/metrics"), 401, "unauthorized")
         assert_error(client.get("/metrics", headers=bearer(ALICE)), 401, "unauthorized")
         assert client.get("/metrics", headers=bearer(ADMIN)).status_code == 200
+        assert_error(client.get("/metricsfoo"), 404, "not_found")
         assert_error(client.get("/v1/model", headers=bearer(ADMIN)), 401, "unauthorized")
