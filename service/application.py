@@ -10,7 +10,6 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
@@ -36,8 +35,6 @@ from service.openapi.reference import reference_page
 from service.page.document import page_headers
 from service.page.routes import page_routes
 from service.settings import Settings
-
-PROBES = ("/livez", "/readyz", "/healthz")
 
 
 def create_app(models: Models) -> Starlette:
@@ -65,7 +62,7 @@ def create_app(models: Models) -> Starlette:
         *v1_routes(control),
         *attack_routes(control),
         *v2_routes(control),
-        *_operation_routes(models),
+        *_operation_routes(control),
     ]
     app = Starlette(
         # In a Mount, which matches every path: BentoML answers with its own pages what no route here matches.
@@ -109,7 +106,8 @@ def _cross_origin(settings: Settings) -> list[Middleware]:
     ]
 
 
-def _operation_routes(models: Models) -> list[Route]:
+def _operation_routes(control: AdmissionControl) -> list[Route]:
+    models = control.models
     described = document(models.settings)
     reference = reference_page(described)
     reference_headers = page_headers(reference)
@@ -123,15 +121,20 @@ def _operation_routes(models: Models) -> list[Route]:
     async def metrics(_: Request) -> Response:
         return Response(models.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    async def probe(_: Request) -> Response:
-        # BentoML answers GET before it comes here, and would leave other methods with a 404.
-        raise HTTPException(405, headers={"Allow": "GET, HEAD"})
+    async def live(_: Request) -> Response:
+        return Response(media_type="text/plain")
+
+    async def ready(_: Request) -> Response:
+        control.require_ready()
+        return Response(media_type="text/plain")
 
     return [
         Route("/openapi.json", openapi),
         Route("/docs", docs),
         Route("/metrics", metrics),
-        *(Route(path, probe, methods=()) for path in PROBES),
+        Route("/livez", live),
+        Route("/healthz", live),
+        Route("/readyz", ready),
     ]
 
 

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ducat_serve.errors import UsageError
 from service.errors import APIError
+from service.middleware.request_log import is_probe
 from service.settings import Settings
 
 ANY = "*"
@@ -23,13 +24,16 @@ _HOST = re.compile(r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[^:\[\]]+))(?::\d*
 
 
 class HostCheck:
-    """Answers 421 where the Host header is neither a loopback name nor one of ``names``, in lower case."""
+    """Answers 421 where the Host header is neither a loopback name nor one of ``names``, in lower case.
+
+    Probes are answered under any name: what probes asks for an address, and learns nothing but yes or no.
+    """
 
     def __init__(self, app: ASGIApp, names: frozenset[str]) -> None:
         self.app, self.names = app, names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not self._is_ours(scope):
+        if scope["type"] == "http" and not is_probe(scope) and not self._is_ours(scope):
             message = (
                 "The Host header of this request does not name this server (ducat serve --allowed-hosts)."
             )

@@ -17,7 +17,9 @@ from service.telemetry.tracing import Tracing
 log = logging.getLogger("ducat_serve.service")
 access_log = logging.getLogger("ducat_serve.access")
 access_log.setLevel(logging.INFO)
+PROBES = ("/livez", "/readyz", "/healthz")
 _ROUTES = {
+    **dict.fromkeys(PROBES, "probe"),
     "/v1/predict": "predict",
     "/v1/model": "model",
     "/": "page",
@@ -34,7 +36,9 @@ _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 class RequestLog:
     """Puts `X-Request-Id` (the client's own if it is harmless) on every response and counts it.
 
-    Responses of 400 and above are logged, all of them with ``log_all``.
+    Responses of 400 and above are logged, all of them with ``log_all``. Probes are neither counted nor traced: a server
+    is probed every second or so, and a few requests that fail would be lost among them, as would be what fails in a
+    server among others that load.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None, log_all: bool) -> None:
@@ -46,7 +50,7 @@ class RequestLog:
             return
         request_id = _request_id(scope)
         scope.setdefault("state", {}).update(request_id=request_id.decode(), status=0)
-        if self.tracing is None:
+        if self.tracing is None or is_probe(scope):
             await self._logged(scope, receive, send, request_id)
         else:
             with self.tracing.request(scope, route_of(scope["path"])):
@@ -73,10 +77,11 @@ class RequestLog:
         finally:
             route = route_of(scope["path"])
             seconds = time.perf_counter() - started
-            self.metrics.request(route, status, seconds)
             scope["state"]["status"] = status
-            if reason := scope["state"].get("reason"):
-                self.metrics.rejects.labels(reason).inc()
+            if not is_probe(scope):
+                self.metrics.request(route, status, seconds)
+                if reason := scope["state"].get("reason"):
+                    self.metrics.rejects.labels(reason).inc()
             if self.log_all or status >= 400 or status == 0:
                 self._log(scope, request_id, status, seconds)
 
@@ -99,6 +104,11 @@ class RequestLog:
 def write_line(**fields: str | float | None) -> None:
     """Write one line about a request; what is None is left out."""
     access_log.info(Fields(**fields))
+
+
+def is_probe(scope: Scope) -> bool:
+    """Whether a request asks how the server is."""
+    return scope["path"] in PROBES and scope["method"] in ("GET", "HEAD")
 
 
 def new_request_id() -> str:

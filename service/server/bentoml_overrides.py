@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Collection
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.routing import Mount, Route
+from starlette.routing import Mount
 from starlette.types import ASGIApp
 
 log = logging.getLogger("ducat_serve.service")
@@ -31,17 +30,17 @@ def without_layers(app: ASGIApp) -> ASGIApp:
     return app
 
 
-def without_pages(app: ASGIApp, kept: Collection[str]) -> ASGIApp:
-    """The application that BentoML made of our service, with ours behind every path but those in ``kept``.
+def without_pages(app: ASGIApp) -> ASGIApp:
+    """The application that BentoML made of our service, with ours behind every path.
 
-    BentoML adds pages of its own (/schema.json) in front of ours, which know no key, no log and no error of ours. And
-    it would answer by itself what is no path at all, such as the target of `OPTIONS *`.
+    BentoML adds pages of its own (/schema.json) and probes in front of ours, which know no key, no log and no error of
+    ours, and no reason why the server is not ready. And it would answer by itself what is no path at all, such as the
+    target of `OPTIONS *`.
     """
     routes = app.routes if isinstance(app, Starlette) else []
     ours = [route for route in routes if isinstance(route, Mount) and isinstance(route.app, Starlette)]
     if isinstance(app, Starlette) and len(ours) == 1:
-        probes = [route for route in routes if isinstance(route, Route) and route.path in kept]
-        app.router.routes[:] = [*probes, *ours]
+        app.router.routes[:] = ours
         app.router.default = ours[0].app
     else:
         log.warning("This BentoML makes another kind of application: it answers some paths by itself.")

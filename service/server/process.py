@@ -138,7 +138,6 @@ def _address(
 def serve(bound: socket.socket) -> int:
     """Run the service on a bound socket until a signal; returns the exit code. Raises DucatError for wrong settings."""
     from service.app import DucatService, models
-    from service.application import PROBES
     from service.server.bentoml_overrides import without_layers, without_pages
     from service.server.server import Server, warn_of_open_port
 
@@ -146,7 +145,7 @@ def serve(bound: socket.socket) -> int:
     logging.captureWarnings(True)
     warn_of_open_port(models.settings)
     app = DucatService.to_asgi()  # type: ignore[attr-defined]  # bentoml.service makes it a Service
-    app = without_pages(without_layers(app), PROBES)
+    app = without_pages(without_layers(app))
     server = Server(app, models)
     listen(
         bound

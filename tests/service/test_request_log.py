@@ -12,8 +12,8 @@ from starlette.testclient import TestClient
 
 from ducat_serve.predictor import Predictor
 from service.application import create_app
-from service.middleware.request_log import route_of
-from tests.support.application import ADMIN, ALICE, FakeModel, bearer, metrics, serving
+from service.middleware.request_log import PROBES, route_of
+from tests.support.application import ADMIN, ALICE, FakeModel, bearer, metrics, serve, serving
 from tests.support.http_client import DIGITS, GOOD, assert_error, encode, is_ready, predictions, send, until
 
 
@@ -126,6 +126,27 @@ def test_what_went_wrong_is_logged_as_json_with_key_name_and_reason(
     assert rest[-1]["reason"] == "unauthorized"
     assert ALICE not in caplog.text
     assert "wrong" not in caplog.text
+
+
+def test_probes_have_an_id_and_a_reason_and_are_not_counted(
+    predictor: Predictor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that only probes ask would else fail in half of its requests while it loads."""
+    model = FakeModel(predictor)
+    with caplog.at_level(logging.INFO, "ducat_serve.access"), serve(model) as client:
+        until(lambda: is_ready(client))
+        for path in PROBES:
+            assert client.get(path, headers={"x-request-id": "seven"}).headers["x-request-id"] == "seven"
+            assert client.head(path).status_code == 200
+        model.is_draining = True
+        caplog.clear()
+        refused = client.get("/readyz")
+        assert_error(refused, 503, "stopping")
+        assert refused.headers["retry-after"]
+        assert client.get("/livez").status_code == 200
+        [line] = lines(caplog)
+        assert (line["path"], line["reason"]) == ("/readyz", "stopping")
+        assert not [key for key in metrics(client) if "probe" in key or "stopping" in key]
 
 
 def test_a_failure_inside_is_counted_and_told_without_its_cause(predictor: Predictor) -> None:

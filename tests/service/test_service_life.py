@@ -48,6 +48,7 @@ def test_before_the_model_is_loaded(onnx_model: Path) -> None:
             send(client, GOOD),
             client.get("/v1/model"),
             client.get("/v2/health/ready"),
+            client.get("/readyz"),
             client.post("/v2/models/model/infer", content=b"{}"),
         ):
             assert_error(response, 503, "not_ready")
@@ -164,8 +165,9 @@ def test_not_ready_while_every_decoder_is_stuck(
         assert app.state.admission.is_ready
         monkeypatch.setattr(Decoders, "is_stuck", True)
         assert not app.state.admission.is_ready  # what /readyz asks
-        assert_error(client.get("/v2/health/ready"), 503, "not_ready")
-        assert client.get("/v2/health/live").status_code == 200
+        for path in ("/v2/health/ready", "/readyz"):
+            assert_error(client.get(path), 503, "not_ready")
+        assert client.get("/v2/health/live").status_code == client.get("/livez").status_code == 200
 
 
 def test_settings_that_could_never_serve_a_request_are_refused() -> None:

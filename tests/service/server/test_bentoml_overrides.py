@@ -11,7 +11,7 @@ import pytest
 from bentoml._internal.utils import circus
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.application import PROBES
+from service.middleware.request_log import PROBES
 from service.server.bentoml_overrides import without_control_ports, without_layers, without_pages
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # BentoML's own imports
@@ -29,15 +29,13 @@ def test_bentoml_has_none_of_its_layers_around_ours(
     assert app.build_middleware_stack().app.app is app.router, "only Starlette's own two are left"
 
 
-def test_bentoml_answers_the_probes_and_nothing_else(
-    onnx_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bentoml_answers_nothing_by_itself(onnx_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DUCAT_SERVE_MODEL", str(onnx_model))
     app: Any = importlib.import_module("service.app").DucatService.to_asgi()
     before = {route.path for route in app.routes}
     assert before > {*PROBES, ""}, "otherwise there is nothing to take out any more, and the override can go"
-    without_pages(app, PROBES)
-    assert sorted(route.path for route in app.routes) == sorted([*PROBES, ""])
+    without_pages(app)
+    assert [route.path for route in app.routes] == [""]
     assert app.router.default is app.routes[-1].app
 
 
@@ -47,7 +45,7 @@ def test_an_application_of_another_kind_stays_as_it_is(caplog: pytest.LogCapture
     app: ASGIApp = other
     with caplog.at_level(logging.WARNING):
         assert without_layers(app) is app
-        assert without_pages(app, PROBES) is app
+        assert without_pages(app) is app
     assert "its own layers stay" in caplog.text
     assert "it answers some paths by itself" in caplog.text
 
