@@ -27,6 +27,7 @@ from service.middleware.auth import Auth
 from service.middleware.body_limit import BodyLimit
 from service.middleware.cors_origins import read_origins
 from service.middleware.host_check import HostCheck, names_to_check
+from service.middleware.last_resort import LastResort
 from service.middleware.request_log import RequestLog
 from service.models.errors import ModelError
 from service.models.registry import Models, log
@@ -71,8 +72,9 @@ def create_app(models: Models) -> Starlette:
             Middleware(
                 RequestLog, metrics=models.metrics, tracing=models.tracing, log_all=settings.access_log
             ),
-            *_host_check(settings),
             *_cross_origin(settings),
+            Middleware(LastResort),
+            *_host_check(settings),
             Middleware(Auth, settings=settings, keys=keys),
             Middleware(BodyLimit, max_body=settings.max_body, max_bodies=settings.max_bodies),
         ],
@@ -89,7 +91,10 @@ def _host_check(settings: Settings) -> list[Middleware]:
 
 
 def _cross_origin(settings: Settings) -> list[Middleware]:
-    """Lets pages of these origins ask. In front of the keys: a browser asks without one whether it may."""
+    """Lets pages of these origins ask, and read every answer.
+
+    In front of the keys: a browser asks without one whether it may.
+    """
     if not settings.cors_origins:
         return []
     return [

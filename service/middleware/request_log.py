@@ -1,4 +1,4 @@
-"""The outermost ASGI middleware: request ids and metrics, a JSON line and a 500 for what went wrong."""
+"""The outermost ASGI middleware: request ids and metrics, and a JSON line for what went wrong."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import APIError
 from service.telemetry.logs import Fields
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import Tracing
 
-log = logging.getLogger("ducat_serve.service")
 access_log = logging.getLogger("ducat_serve.access")
 access_log.setLevel(logging.INFO)
 PROBES = ("/livez", "/readyz", "/healthz")
@@ -68,12 +66,6 @@ class RequestLog:
 
         try:
             await self.app(scope, receive, marked)
-        except Exception as error:
-            log.error("%s %s failed", scope["method"], scope["path"][:200], exc_info=error)
-            if status:
-                raise  # the response has begun; cutting the connection is all that is left
-            failure = APIError(500, "internal_error", "The server failed to answer; the cause is in its log.")
-            await failure.response(scope)(scope, receive, marked)
         finally:
             route = route_of(scope["path"])
             seconds = time.perf_counter() - started

@@ -7,8 +7,8 @@ import pytest
 from ducat_serve.errors import UsageError
 from ducat_serve.predictor import Predictor
 from service.middleware.cors_origins import read_origins
-from tests.support.application import ALICE, bearer, serving
-from tests.support.http_client import GOOD, assert_error, send
+from tests.support.application import ALICE, FakeModel, bearer, serve, serving
+from tests.support.http_client import GOOD, assert_error, is_ready, send, until
 
 OURS, OTHER = "https://app.example", "https://app.example.evil.example"
 ASK = {
@@ -41,6 +41,21 @@ def test_keys_are_asked_for_and_a_refusal_can_be_read(predictor: Predictor) -> N
         assert_error(refused, 401, "unauthorized")
         assert refused.headers["access-control-allow-origin"] == OURS
         assert client.get("/v1/model", headers={"origin": OURS, **bearer(ALICE)}).status_code == 200
+
+
+def test_every_error_can_be_read(predictor: Predictor) -> None:
+    model = FakeModel(predictor, cors_origins=OURS, allowed_hosts="testserver")
+    with serve(model) as client:
+        until(lambda: is_ready(client))
+        model.failure = RuntimeError("broken")
+        headers = {"origin": OURS, "content-type": "image/png"}
+        failed = client.post("/v1/predict", content=GOOD, headers=headers)
+        assert_error(failed, 500, "internal_error")
+        strange = client.get("/v1/model", headers={"origin": OURS, "host": "strange.example"})
+        assert_error(strange, 421, "unknown_host")
+        for refused in (failed, strange):
+            assert refused.headers["access-control-allow-origin"] == OURS
+            assert "x-request-id" in refused.headers
 
 
 def test_without_the_option_nothing_is_allowed(predictor: Predictor) -> None:
