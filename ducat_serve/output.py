@@ -138,11 +138,11 @@ class Results:
         else:
             _print(self.console, "\n".join(plain_lines(columns, lines)))
 
-    def document(self, document: dict[str, Any]) -> None:
-        """The command's result under `--json`; nothing otherwise."""
+    def document(self, document: dict[str, Any], indent: int | None = 2) -> None:
+        """The command's result under `--json`; nothing otherwise. ``indent``: None for one line."""
         if self.as_json and not self.silent:
             # Whole before its first byte is printed: what cannot be JSON would leave half a document behind.
-            text = json.dumps(document, indent=2, sort_keys=True, allow_nan=False)
+            text = json.dumps(document, indent=indent, sort_keys=True, allow_nan=False)
             sys.stdout.write(text + "\n")
             sys.stdout.flush()
 
@@ -213,6 +213,10 @@ class Output:
     def result(self, document: dict[str, Any]) -> None:
         """The result for machines: one JSON document, under `--json` only."""
         self.results.document(document)
+
+    def result_line(self, document: dict[str, Any]) -> None:
+        """The same in one line, where other lines of JSON follow on stdout."""
+        self.results.document(document, indent=None)
 
 
 class _LineAMinute:

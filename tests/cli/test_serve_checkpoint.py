@@ -122,7 +122,12 @@ def test_code_of_ones_own_is_exported_by_who_names_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "url"), [("::1", "http://[::1]:39789"), ("127.0.0.1", "http://127.0.0.1:39789")]
+    ("host", "url"),
+    [
+        ("::1", "http://[::1]:39789"),
+        ("[::1]", "http://[::1]:39789"),
+        ("127.0.0.1", "http://127.0.0.1:39789"),
+    ],
 )
 def test_the_address_that_is_printed_can_be_asked(
     host: str, url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -131,7 +136,9 @@ def test_the_address_that_is_printed_can_be_asked(
     monkeypatch.setattr("service.server.process.ignore_sighup", lambda: None)
     monkeypatch.setattr("os.execve", lambda *_: None)
     assert run(["serve", "digits-small", "--host", host, "--port", "39789", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["url"] == url
+    said = capsys.readouterr().out
+    assert json.loads(said)["url"] == url
+    assert said.count("\n") == 1, "the lines of the log follow"
 
 
 def test_a_folder_with_nothing_to_serve_names_a_step_that_exists(tmp_path: Path) -> None:

@@ -234,7 +234,7 @@ def command(
     environment = {**os.environ, **variables}
     environment["BENTOML_DO_NOT_TRACK"] = "True"
     output.say(f"Serving {', '.join(names)} on {url} (page at /, POST /v1/predict); Ctrl-C stops it.")
-    output.result({"model": str(path), "names": names, "url": url})
+    output.result_line({"model": str(path), "names": names, "url": url})
     ignore_sighup()
     # The server takes this process's place, so signals reach it and nothing of the check above stays in memory.
     # -P: a service.py in the current directory must not shadow ours.
