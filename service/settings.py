@@ -36,7 +36,9 @@ class Settings(BaseModel):
     host: str | None = None  # the address that the server is bound to; None where it is not known
     allowed_hosts: str | None = None  # names for a request's Host header, separated by commas; "*" for any
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int | None = Field(default=None, ge=1)  # CPU threads of one inference; None: all cores
+    threads: int | None = Field(
+        default=None, ge=1
+    )  # CPU threads of one inference; None: all cores, or the CPU quota
     decoders: int = Field(default=2, ge=1, le=64)  # images decoded at a time, each in a process of its own
     max_batch: int = Field(default=32, ge=1, le=1024)  # rows
     max_queue: int = Field(default=512, ge=1)  # rows waiting or running

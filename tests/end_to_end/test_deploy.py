@@ -15,7 +15,6 @@ from typing import Any
 import jsonschema
 import kubernetes_validate
 import pytest
-import uvicorn
 import yaml
 from starlette.testclient import TestClient
 
@@ -355,7 +354,7 @@ def test_the_documented_proxies_outlast_the_server_only_where_they_should() -> N
     guide = (DEPLOY.parent / "docs" / "how-to" / "proxy.md").read_text()
     idle = [int(seconds) for seconds in re.findall(r"\bkeepalive(?:_timeout)? (\d+)s", guide)]
     assert len(idle) == 2
-    assert max(idle) < uvicorn.Config(app="").timeout_keep_alive
+    assert max(idle) < Settings.model_fields["keep_alive"].default
     (patience,) = [int(seconds) for seconds in re.findall(r"proxy_read_timeout (\d+)s", guide)]
     assert patience > Settings.model_fields["deadline"].default
 
@@ -424,6 +423,28 @@ SERVERS = 'job="ducat", instance="a:3000"'
             },
             30,
             set(),
+        ),
+        ({f"ducat_last_reload_successful{{{SERVERS}}}": "1 0x40"}, 30, {"DucatReloadFailed"}),
+        ({f"ducat_last_reload_successful{{{SERVERS}}}": "1 0 0 0 1x40"}, 30, set()),  # tried again
+        (
+            {  # another version of a model, whose mean mass is its own
+                'ducat_dummy_mass_sum{model="m", version="1"}': "0+0x1440 _x200",
+                'ducat_dummy_mass_count{model="m", version="1"}': "0+10x1440 _x200",
+                'ducat_dummy_mass_sum{model="m", version="2"}': "_x1440 0+4x200",
+                'ducat_dummy_mass_count{model="m", version="2"}': "_x1440 0+10x200",
+                f"up{{{SERVERS}}}": "1x1700",
+            },
+            1530,
+            set(),
+        ),
+        (
+            {
+                'ducat_dummy_mass_sum{model="m", version="1"}': "0+0x1440 0+4x200",
+                'ducat_dummy_mass_count{model="m", version="1"}': "0+10x1440 14410+10x200",
+                f"up{{{SERVERS}}}": "1x1700",
+            },
+            1530,
+            {"DucatInputsShifted"},
         ),
         ({f"ducat_audit_waiting{{{SERVERS}}}": "0 200+50x40"}, 30, {"DucatAuditStuck"}),
         ({f"ducat_audit_waiting{{{SERVERS}}}": "0 200 0 300 0 200 0 300 0 200 0"}, 8, set()),
