@@ -19,7 +19,7 @@ from ducat_serve.networks.head import head_name
 from ducat_serve.pairs import widen_head
 from ducat_serve.spec import ModelSpec, Normalisation
 from training.config import TrainConfig
-from training.data import Dataset, dataset_reference
+from training.data import Dataset, dataset_reference, held_out_splits
 from training.data.cache import Split
 from training.data.selection import Selection
 from training.objectives.ducat import FOLDS
@@ -116,6 +116,7 @@ class InitialWeights:
             {name: values.get(name) or None for name in names} for values in (recipe, dict(config))
         )
         if theirs == ours:
+            self._require_same_data(config, dataset)
             return
         given = {
             "seed": recipe["seed"],
@@ -127,6 +128,17 @@ class InitialWeights:
             "choose them.",
             f"train with {' '.join(_option(name, value) for name, value in given.items())}"
             + (f", and without {' and '.join(left_out)}" if left_out else ""),
+        )
+
+    def _require_same_data(self, config: TrainConfig, dataset: Dataset) -> None:
+        """The same seed and fractions hold out other images of a data set that has changed."""
+        theirs = self.spec.data_digest
+        if theirs in (None, dataset.digest) or not held_out_splits(config.dataset, config.selection):
+            return
+        raise UsageError(
+            f"{self.path} was trained on other images by the name of this data set (digest {str(theirs)[:12]}, here "
+            f"{dataset.digest[:12]}), perhaps on some that are held out as val or test here.",
+            "give the images that it was trained on, or a folder that names its val and test images itself",
         )
 
     def _recipe_on(self, config: TrainConfig, dataset: Dataset) -> dict[str, Any]:

@@ -280,7 +280,6 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
         ({"test_fraction": 0.5}, {}, "train with --seed 3 --test-fraction 0.5"),
         ({"val_fraction": 0.3}, {"seed": 4}, "train with --seed 3 --val-fraction 0.3"),
         ({}, {"skip_broken": True}, "train with --seed 3, and without --skip-broken"),
-        ({"skip_broken": True, "test_fraction": 0.5}, {"skip_broken": True, "test_fraction": 0.5}, None),
         ({"dataset": "folder:others"}, {"test_fraction": 0.5, "seed": 4}, None),
     ],
 )
@@ -303,6 +302,32 @@ def test_another_selection_of_the_same_folder_is_refused(
     with pytest.raises(UsageError, match="held out as val or test here") as caught:
         start.require_fit(config, data)
     assert caught.value.next_step == advice
+
+
+@pytest.mark.parametrize(("dataset", "names_all_splits"), [("digits", False), ("folder", True)])
+def test_images_that_changed_under_the_same_name_are_refused_where_we_hold_some_out(
+    tmp_path: Path, dataset: str, names_all_splits: bool
+) -> None:
+    """Seed and fractions are the same, but they choose other images."""
+    if names_all_splits:
+        for place in ("train/a", "train/b", "val/a", "test/b"):
+            (tmp_path / place).mkdir(parents=True)
+            (tmp_path / place / "0.png").touch()
+        dataset = f"folder:{tmp_path}"
+    split = load_dataset("digits")
+    data = Dataset("photos", split.class_names, split.train, split.val, split.test, "0" * 64)
+    config = resolve(dataset, {"ducat": "off", "image_size": 8 if names_all_splits else None}, None)
+    spec = initial_spec(config, data)
+    start = InitialWeights(
+        Path("a.safetensors"),
+        spec.model_copy(update={"training": {**spec.training, "data_digest": "1" * 64}}),
+        {},
+    )
+    if names_all_splits:
+        start.require_fit(config, data)
+        return
+    with pytest.raises(UsageError, match=r"other images.*\n?.*held out as val or test here"):
+        start.require_fit(config, data)
 
 
 def test_dummies_are_not_thrown_away(

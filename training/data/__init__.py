@@ -15,7 +15,7 @@ from training.data.cifar import CIFAR10, CIFAR100, CifarFormat, read_cifar
 from training.data.decoding import decode_tree
 from training.data.digits import read_digits
 from training.data.download import Archive, download
-from training.data.layouts import count_classes, require_text
+from training.data.layouts import count_classes, list_files, require_text
 from training.data.selection import Selection
 from training.data.splits import hold_out, val_count
 from training.data.trees import Tree
@@ -133,6 +133,18 @@ def load_dataset(
     else:
         train, val = decoded.train, decoded.val
     return Dataset(title, decoded.class_names, train, val, decoded.test, decoded.digest)
+
+
+def held_out_splits(name: str, selection: Selection) -> frozenset[str]:
+    """Which of val and test are chosen by us, because the data set does not name their images itself.
+
+    Raises DataError where a folder cannot be listed.
+    """
+    if not name.startswith("folder:"):
+        return frozenset({"val"})
+    listing = list_files(Tree(folder_path(name)), selection)
+    chosen = {"val": listing.val is None, "test": listing.test_share is not None}
+    return frozenset(split for split, is_chosen in chosen.items() if is_chosen)
 
 
 def dataset_reference(name: str) -> str:

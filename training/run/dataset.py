@@ -52,10 +52,10 @@ def load_training_data(
 ) -> Dataset:
     """The data set of a checkpoint, split as it was for training.
 
-    Flags decide, then its run folder, then its ModelSpec. Raises DataError as `load_dataset` does, and where nothing of
-    these says which data set it is.
+    Flags decide, then its run folder, then its ModelSpec. Raises DataError as `load_dataset` does, where nothing of
+    these says which data set it is, and where images that it was trained on may be test images now.
     """
-    from training.data import load_dataset
+    from training.data import dataset_reference, held_out_splits, load_dataset
     from training.data.selection import Selection
 
     recipe = _read_recipe(checkpoint, spec)
@@ -65,15 +65,40 @@ def load_training_data(
             f"{checkpoint} does not record the seed that chose its val images; seed 0 is taken, so it may have been "
             "trained on some of them."
         )
-    return load_dataset(
+    selection = recipe.selection if name.startswith("folder:") else Selection(recipe.val_fraction)
+    data = load_dataset(
         name,
         data_dir=data_dir,
         offline=offline,
         image_size=recipe.image_size,
         seed=recipe.seed or 0,
-        selection=recipe.selection if name.startswith("folder:") else Selection(recipe.val_fraction),
+        selection=selection,
         output=output,
     )
+    if recipe.dataset == dataset_reference(name) and spec.data_digest not in (None, data.digest):
+        _require_unseen(checkpoint, spec, data, held_out_splits(name, selection), output)
+    return data
+
+
+def _require_unseen(
+    checkpoint: Path, spec: ModelSpec, data: Dataset, held_out: frozenset[str], output: Output
+) -> None:
+    """Raise DataError where a data set that has changed holds out other test images; warn where it is other val images.
+
+    Which images are held out follows from the names and the number of all of them.
+    """
+    changed = (
+        f"{data.title} is not as it was when {checkpoint} was trained on it "
+        f"(digest {str(spec.data_digest)[:12]}, now {data.digest[:12]})"
+    )
+    if "test" in held_out:
+        raise DataError(
+            f"{changed}, and names no test images: some that are held out as test now may have been trained on.",
+            "restore its files and their names, or put images that were not trained on into test/ of another folder, "
+            "the others into train/, and name it with --dataset folder:PATH",
+        )
+    if "val" in held_out:
+        output.warn(f"{changed}: some of the images that are held out as val now may have been trained on.")
 
 
 def locate_training_data(
