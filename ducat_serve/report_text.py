@@ -235,4 +235,20 @@ def _percent(fraction: float) -> str:
 
 def versions_in_words(spec: ModelSpec) -> str:
     """Python and the packages that a model was trained with; nothing where they are not recorded."""
-    return ", ".join(f"{name} {version}" for name, version in sorted(spec.versions.items()))
+    return _listed(spec.versions)
+
+
+def resumptions_in_words(spec: ModelSpec) -> str:
+    """Which other code went on with the training; nothing where none did."""
+    resumed = spec.training.get("resumed")
+    found = [entry for entry in resumed if isinstance(entry, dict)] if isinstance(resumed, list) else []
+    return "; ".join(
+        f"epoch {entry.get('epoch')}: revision {entry.get('git_revision') or NOT_RECORDED}, "
+        + _listed(entry.get("versions"))
+        for entry in found
+    )
+
+
+def _listed(versions: object) -> str:
+    found = versions if isinstance(versions, dict) else {}
+    return ", ".join(f"{name} {version}" for name, version in sorted(found.items()))

@@ -18,6 +18,7 @@ from ducat_serve.report_text import (
     floor_in_words,
     how_measured,
     other_threat_model,
+    resumptions_in_words,
     server_access,
     versions_in_words,
 )
@@ -121,6 +122,7 @@ def _provenance(spec: ModelSpec) -> str:
         "Weights" if spec.is_imported else "Start weights": _start_weights(spec),
         "Git revision of ducat-serve": spec.git_revision,
         "Versions": versions_in_words(spec),
+        "Resumed by other code": resumptions_in_words(spec),
         "Digest of the data": spec.data_digest,
     }
     return "".join(f"\n- {name}: {code(value)}" for name, value in lines.items() if value)

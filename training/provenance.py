@@ -9,8 +9,9 @@ import platform
 import shlex
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ducat_serve.threat_model import format_size
 from training.data import dataset_reference
@@ -23,12 +24,52 @@ _PATIENCE_SECONDS = 10  # a repository on a network drive may not answer
 
 
 @dataclass(frozen=True)
+class Resumption:
+    """Other code that went on with a run, from some step of ``epoch`` on."""
+
+    epoch: int
+    git_revision: str | None
+    versions: dict[str, str] | None
+
+
+@dataclass(frozen=True)
 class Provenance:
-    """What a ModelSpec records of a run beside its recipe and its data; None where it is not known."""
+    """What a ModelSpec records of a run beside its recipe and its data; None where it is not known.
+
+    ``git_revision`` and ``versions`` are those that it began with; ``resumed`` has others that went on with it.
+    """
 
     command: str | None = None
     git_revision: str | None = None
     versions: dict[str, str] | None = None
+    resumed: tuple[Resumption, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """As files hold it; those of runs that were never resumed by other code stay as they were."""
+        written = asdict(self)
+        resumed = list(written.pop("resumed"))
+        return {**written, "resumed": resumed} if resumed else written
+
+    def changes(self, git_revision: str | None, versions: Mapping[str, str]) -> list[str]:
+        """What other code and versions would go on with the run than with those that it was last trained by, in words.
+
+        What is not known of one of them is no change.
+        """
+        last: Provenance | Resumption = self.resumed[-1] if self.resumed else self
+        found = []
+        if last.git_revision and git_revision and last.git_revision != git_revision:
+            found.append(f"revision {last.git_revision}, now {git_revision}")
+        before = last.versions or {}
+        found += [
+            f"{name} {before[name]}, now {versions[name]}"
+            for name in sorted(set(before) & set(versions))
+            if before[name] != versions[name]
+        ]
+        return found
+
+    def resumed_by(self, epoch: int, git_revision: str | None, versions: dict[str, str]) -> Provenance:
+        """The same run where other code goes on with it."""
+        return replace(self, resumed=(*self.resumed, Resumption(epoch, git_revision, versions)))
 
 
 def training_command(options: Mapping[str, object]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -38,7 +38,7 @@ from training.overfitting import (
 )
 from training.provenance import Provenance
 from training.run.folder import RunFolder
-from training.run.metrics import EpochRow, RunSummary, TensorBoardLog, kept_row
+from training.run.metrics import EpochRow, RunSummary, TensorBoardLog, kept_row, measured_alike
 from training.run.state import RunState, load_state, require_fit, save_state
 from training.signals import Stopped, StopSignal
 from training.step import TrainingStep
@@ -132,7 +132,7 @@ class Trainer:
 
     def record(self, provenance: Provenance) -> None:
         """Say in every checkpoint from now on where this run comes from."""
-        training = {**self.spec.training, **asdict(provenance)}
+        training = {**self.spec.training, **provenance.document()}
         self.spec = self.spec.model_copy(update={"training": training})
 
     def resume(self) -> None:
@@ -249,7 +249,8 @@ class Trainer:
         rows = [*state.rows, row]
         kept = kept_row(rows, self.config)
         assert kept is not None
-        fell_back = one_step and is_catastrophic(rows)
+        comparable = measured_alike(rows)
+        fell_back = one_step and is_catastrophic(comparable)
         if self.processes.is_first:
             for path in self.folder.models_of(epoch, self.config, is_best=kept is row):
                 self._write_model(path)
@@ -266,7 +267,7 @@ class Trainer:
             self.output.warn(f"epoch {epoch}: {sentence(row, self.spec.labels)}.")
         if fell_back:
             self.output.warn(catastrophic_warning(row, self.config.attack_steps))
-        if self.config.is_adversarial and is_overfitting(rows):
+        if self.config.is_adversarial and is_overfitting(comparable):
             self.output.warn(overfitting_warning(kept, self.folder.model.name))
 
     def _is_one_step(self, epoch: int) -> bool:

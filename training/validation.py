@@ -46,6 +46,7 @@ class ValidationResult:
     # Clean accuracy of each class and how many images it has in val; a class without images has accuracy 0.
     class_accuracies: tuple[float, ...] = ()
     class_sizes: tuple[int, ...] = ()
+    attack: str = ""  # what measured robust accuracy, e.g. pgd-10
 
     @property
     def balanced_accuracy(self) -> float | None:
@@ -111,6 +112,7 @@ class Validation:
         }
         return ValidationResult(
             **means,
+            attack=f"{self.attack.name}-{self.attack.steps}",
             class_accuracies=tuple((totals[len(names) :] / sizes.clamp_min(1)).tolist()),
             class_sizes=tuple(sizes.long().tolist()),
         )

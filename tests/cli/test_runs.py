@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from training.overfitting import is_overfitting
 from training.resolve import resolve
 from training.run.curves import draw_curves
 from training.run.folder import RunFolder
-from training.run.metrics import EpochRow, kept_row
+from training.run.metrics import EpochRow, RunSummary, kept_row
 from training.run.state import load_state, save_state
 
 
@@ -154,6 +155,22 @@ def test_the_row_that_is_shown_is_that_of_the_kept_weights() -> None:
     assert kept_row([*before, *phase[:2], better], config) is better
     off = resolve("digits", {"epochs": 5, "ducat": "off"})
     assert kept_row(before, off) is before[1]
+    first = resolve("digits", {"epochs": 5, "ducat_start": 2})
+    assert kept_row(before, first) is before[1]  # the first epoch with dummies is one of them
+
+
+def test_epochs_compete_only_where_one_attack_measured_them() -> None:
+    """The older version attacked with one step, which flattered; its epoch would stay the best for ever."""
+    config = resolve("digits", {"epochs": 5, "ducat": "off"})
+    weak = epoch_row(1, val_pgd_accuracy=0.9)
+    strong = [
+        replace(epoch_row(n, val_pgd_accuracy=pgd), val_attack="pgd-10") for n, pgd in ((2, 0.4), (3, 0.3))
+    ]
+    assert kept_row([weak], config) is weak
+    assert kept_row([weak, *strong], config) is strong[0]
+    with_dummies = resolve("digits", {"epochs": 3, "ducat_start": 2})
+    summary = RunSummary.of([weak, *strong], with_dummies, Path("m"), "digits")
+    assert (summary.best_epoch, summary.pre_dummy_val_pgd_accuracy) == (2, None)
 
 
 def test_rows_of_older_versions_are_read(tmp_path: Path) -> None:
@@ -178,7 +195,7 @@ def test_rows_of_older_versions_are_read(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "last.pt")
     loaded = load_state(tmp_path / "last.pt")
     assert (loaded.epoch, loaded.step, loaded.rows) == (2, 3, [expected])
-    later = {"val_balanced_accuracy": "", "val_lost_classes": "", "warning": ""}
+    later = {"val_balanced_accuracy": "", "val_lost_classes": "", "warning": "", "val_attack": ""}
     assert expected.cells() == old | later
     save_state(tmp_path / "again.pt", loaded)
     assert torch.load(tmp_path / "again.pt", weights_only=True) == {**state, "rows": [old | later]}

@@ -13,6 +13,7 @@ from ducat_serve import __version__
 from ducat_serve.checkpoint import read_spec
 from ducat_serve.cli.main import run
 from export.model_card import model_card
+from tests.support.training_runs import run_until, trainer
 from training import provenance
 from training.provenance import Provenance, git_revision, installed_versions, training_command
 from training.run import start
@@ -43,8 +44,8 @@ def test_the_command_has_what_was_given_and_no_folder(options: dict[str, object]
 
 
 @pytest.mark.integration
-def test_a_model_records_command_and_revision_and_a_resumed_run_keeps_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_model_records_command_and_revision_of_the_code_that_trained_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(start, "git_revision", lambda: "a1b2c3")
     monkeypatch.setattr(start, "installed_versions", lambda: VERSIONS)
@@ -59,17 +60,47 @@ def test_a_model_records_command_and_revision_and_a_resumed_run_keeps_them(
 
     monkeypatch.setattr(start, "git_revision", lambda: "other")
     monkeypatch.setattr(start, "installed_versions", lambda: {"python": "4.0.0"})
-    (folder / "last.pt").unlink()  # the run starts over, and comes out the same
-    before = (folder / "model.safetensors").read_bytes()
+    (folder / "last.pt").unlink()  # the run starts over, and nothing of the code that began it is left
     assert run(["train", "--resume", str(folder)]) == 0
-    assert (folder / "model.safetensors").read_bytes() == before
-    capsys.readouterr()
-    assert run(["inspect", str(folder)]) == 0
-    shown = "".join(capsys.readouterr())
-    assert "a1b2c3" in shown
-    assert "python 3.99.0, torch 2.14.1" in shown
+    again = read_spec(folder / "model.safetensors")
+    assert again.weights_digest == spec.weights_digest
+    assert (again.command, again.git_revision, again.versions) == (COMMAND, "other", {"python": "4.0.0"})
+    assert "resumed" not in again.training
+
+
+@pytest.mark.integration
+def test_other_code_that_goes_on_with_a_run_is_said_and_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    begun = trainer(folder.path, epochs=2, ducat_start=2)
+    folder.write_provenance(Provenance(COMMAND, "a1b2c3", VERSIONS))
+    run_until(begun, 7)  # in the second epoch
+    monkeypatch.setattr(start, "git_revision", lambda: "a1b2c3")
+    monkeypatch.setattr(start, "installed_versions", lambda: {**VERSIONS, "torch": "3.0.0"})
+    for _ in range(2):  # the second time nothing is left to be trained
+        start.train(trainer(folder.path, epochs=2, ducat_start=2), None, resumed=True)
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("other code goes on with this run (torch 2.14.1, now 3.0.0)") == 1
+    spec = read_spec(folder.last)
+    assert (spec.command, spec.git_revision, spec.versions) == (COMMAND, "a1b2c3", VERSIONS)
+    assert spec.training["resumed"] == [
+        {"epoch": 2, "git_revision": "a1b2c3", "versions": {"python": "3.99.0", "torch": "3.0.0"}}
+    ]
+    assert "resumed" not in read_spec(folder.pre_dummy).training  # which was written before
+    assert run(["inspect", str(folder.last)]) == 0
+    assert "epoch 2: revision a1b2c3, python 3.99.0, torch 3.0.0" in " ".join(capsys.readouterr().out.split())
     card = model_card(spec, "model.safetensors")
     assert "Versions: `python 3.99.0, torch 2.14.1`" in card
+    assert "Resumed by other code: `epoch 2: revision a1b2c3, python 3.99.0, torch 3.0.0`" in card
+
+
+def test_what_is_not_known_of_the_code_is_no_change() -> None:
+    assert Provenance().changes("a1b2c3", VERSIONS) == []
+    assert Provenance(None, "a1b2c3", VERSIONS).changes(None, {}) == []
+    resumed = Provenance(None, "a1b2c3", VERSIONS).resumed_by(3, "d4", VERSIONS)
+    assert resumed.changes("d4", VERSIONS) == []
+    assert resumed.changes("a1b2c3", VERSIONS) == ["revision d4, now a1b2c3"]
 
 
 def test_the_versions_are_those_that_run() -> None:

@@ -11,7 +11,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,8 +158,11 @@ class RunFolder:
             "config": config.model_dump(mode="json"),
             "data_dir": str(data_dir) if data_dir else None,
             "data_digest": data_digest,
-            **asdict(provenance),
+            **provenance.document(),
         }
+        self._write_config(document)
+
+    def _write_config(self, document: dict[str, Any]) -> None:
         atomic.write_text(self.config, json.dumps(document, indent=2, sort_keys=True) + "\n")
 
     def read(self) -> tuple[TrainConfig, Path | None]:
@@ -191,10 +194,22 @@ class RunFolder:
 
     def read_provenance(self) -> Provenance:
         """Of the run whose configuration `read` has read; unknown in runs of older versions."""
-        from training.provenance import Provenance
+        from training.provenance import Provenance, Resumption
 
-        document = json.loads(self.config.read_text())
-        return Provenance(document.get("command"), document.get("git_revision"), document.get("versions"))
+        with self._reading() as document:
+            return Provenance(
+                document.get("command"),
+                document.get("git_revision"),
+                document.get("versions"),
+                tuple(Resumption(**resumption) for resumption in document.get("resumed", ())),
+            )
+
+    def write_provenance(self, provenance: Provenance) -> None:
+        """Replace that of the run here. Raises DucatError where it cannot be written."""
+        with self._reading() as document:
+            kept = {name: value for name, value in document.items() if name != "resumed"}
+            changed = {**kept, **provenance.document()}
+        self._write_config(changed)
 
     def require_data(self, digest: str) -> None:
         """Raise DataError where ``digest`` is not that of the data which the run began with."""

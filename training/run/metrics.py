@@ -34,6 +34,7 @@ class EpochRow:
     val_balanced_accuracy: float | None = None  # the mean over classes of the share that is right, clean
     val_lost_classes: str = ""  # indices of classes of which no image in val is classified right, with blanks
     warning: str = ""  # a sign of collapse (`training/collapse.py`)
+    val_attack: str = ""  # what measured robust accuracy, e.g. pgd-10; unknown in runs of older versions
 
     @classmethod
     def of(
@@ -62,6 +63,7 @@ class EpochRow:
             seconds=round(seconds, 2),
             val_balanced_accuracy=_rounded(result.balanced_accuracy),
             val_lost_classes=" ".join(map(str, result.lost_classes)),
+            val_attack=result.attack,
         )
 
     @classmethod
@@ -91,6 +93,7 @@ class EpochRow:
             val_balanced_accuracy=optional("val_balanced_accuracy"),
             val_lost_classes=str(cells.get("val_lost_classes", "")),
             warning=str(cells.get("warning", "")),
+            val_attack=str(cells.get("val_attack", "")),
         )
 
     def cells(self) -> dict[str, Any]:
@@ -133,11 +136,21 @@ def kept_row(rows: Sequence[EpochRow], config: Phases) -> EpochRow | None:
     accurate, then the first. Once dummies are trained, earlier epochs no longer count. Without adversarial training the
     most accurate one: its robust accuracy is that of chance, and best where it has learnt least. Epochs at chance count
     only where there are no others: on imbalanced data, always naming the most common class is accurate and very robust.
+    Robust accuracies are compared only where the attack of the newest epoch measured them.
     """
     if not config.is_adversarial:
         return max(_above_chance(rows), key=lambda row: row.val_clean_accuracy, default=None)
     with_dummies = [row for row in rows if row.epoch >= (config.ducat_start or 0)]
-    return max(_above_chance(with_dummies or rows), key=_selection_score, default=None)
+    return max(_above_chance(measured_alike(with_dummies or rows)), key=_selection_score, default=None)
+
+
+def measured_alike(rows: Sequence[EpochRow]) -> list[EpochRow]:
+    """Those whose robust accuracy was measured by the attack of the last one.
+
+    A run that another version resumes may have rows of several attacks, and the weaker attack would look like the
+    better weights.
+    """
+    return [row for row in rows if row.val_attack == rows[-1].val_attack]
 
 
 def kind_of(warning: str) -> str:
@@ -164,7 +177,8 @@ class RunSummary:
     best_epoch: int
     best_val_clean_accuracy: float
     best_val_pgd_accuracy: float
-    pre_dummy_val_pgd_accuracy: float | None  # of the last epoch before the dummy phase, where there is one
+    # Of the last epoch before the dummy phase, where there is one that the same attack measured.
+    pre_dummy_val_pgd_accuracy: float | None
 
     @classmethod
     def of(cls, rows: Sequence[EpochRow], config: TrainConfig, model: Path, dataset: str) -> RunSummary:
@@ -172,6 +186,7 @@ class RunSummary:
         kept = kept_row(rows, config)
         assert kept is not None
         start = config.ducat_start or 1
+        before = rows[start - 2] if start > 1 else None
         return cls(
             model=str(model),
             dataset=dataset,
@@ -179,7 +194,7 @@ class RunSummary:
             best_epoch=kept.epoch,
             best_val_clean_accuracy=kept.val_clean_accuracy,
             best_val_pgd_accuracy=kept.val_pgd_accuracy,
-            pre_dummy_val_pgd_accuracy=rows[start - 2].val_pgd_accuracy if start > 1 else None,
+            pre_dummy_val_pgd_accuracy=before.val_pgd_accuracy if before in measured_alike(rows) else None,
         )
 
 
@@ -199,7 +214,7 @@ class TensorBoardLog:
 
             self._writer = SummaryWriter(str(self.folder), purge_step=row.epoch)
         for name, value in row.cells().items():
-            if name not in ("epoch", "phase", "val_lost_classes", "warning") and value != "":
+            if name not in ("epoch", "phase", "val_lost_classes", "warning", "val_attack") and value != "":
                 self._writer.add_scalar(name, value, row.epoch)
         self._writer.flush()
 

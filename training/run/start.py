@@ -195,6 +195,8 @@ def train(
         if resumed:
             trainer.resume()
         if processes.is_first:  # which alone writes checkpoints
+            if resumed:
+                _record_other_code(trainer)
             trainer.record(folder.read_provenance())
         where = trainer.device.type if processes.size == 1 else f"{processes.size} x {trainer.device.type}"
         output.event(
@@ -213,6 +215,20 @@ def train(
         if processes.is_first:
             draw_curves(trainer.state.rows, config, folder.curves)
     return summary
+
+
+def _record_other_code(trainer: Trainer) -> None:
+    """Say so, here and in every checkpoint from now on, where other code goes on with a run than began it."""
+    folder, place = trainer.folder, trainer.state
+    origin, revision, versions = folder.read_provenance(), git_revision(), installed_versions()
+    if (place.epoch, place.step) == (1, 0):  # nothing of the code that began it is left
+        folder.write_provenance(Provenance(origin.command, revision, versions))
+    elif (changes := origin.changes(revision, versions)) and place.epoch <= trainer.config.epochs:
+        trainer.output.warn(
+            f"other code goes on with this run ({'; '.join(changes)}): it may come out otherwise than it would have. "
+            "Its checkpoints record both."
+        )
+        folder.write_provenance(origin.resumed_by(place.epoch, revision, versions))
 
 
 def _absolute(dataset: str) -> str:

@@ -11,7 +11,7 @@ from ducat_serve.cli.options import ModelPath, common
 from ducat_serve.model_file import model_in, read_verified_spec
 from ducat_serve.output import Output
 from ducat_serve.report import NOT_MEASURED
-from ducat_serve.report_text import DIGESTS, NOT_RECORDED, versions_in_words
+from ducat_serve.report_text import DIGESTS, NOT_RECORDED, resumptions_in_words, versions_in_words
 from ducat_serve.spec import IMPORTED, ModelSpec, Switch
 
 
@@ -49,6 +49,7 @@ def command(model: Path, json: bool) -> None:
         ("trained by", spec.command or NOT_RECORDED),
         ("git revision", spec.git_revision or NOT_RECORDED),
         ("trained with", versions_in_words(spec) or NOT_RECORDED),
+        *([("resumed by", resumptions)] if (resumptions := resumptions_in_words(spec)) else []),
         ("robustness", robustness),
         ("weights digest", spec.weights_digest),
         *extra.items(),
