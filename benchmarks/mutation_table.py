@@ -141,6 +141,27 @@ MUTATIONS = (
         ((APGD + "test_steps_are_halved_where_they_bring_too_little"),),
     ),
     Mutation(
+        "APGD keeps three quarters of its last move",
+        "training/attacks/apgd.py",
+        "_MOMENTUM = 0.75",
+        "_MOMENTUM = 0.25",
+        ((APGD + "test_four_steps_are_those_of_the_algorithm_worked_out_by_hand"),),
+    ),
+    Mutation(
+        "APGD restarts from the best place along the gradient of the last one",
+        "training/attacks/apgd.py",
+        "        self.gradient[self.halved] = self.best_gradient[self.halved]\n",
+        "",
+        ((APGD + "test_four_steps_are_those_of_the_algorithm_worked_out_by_hand"),),
+    ),
+    Mutation(
+        "APGD goes on from the last place and not from the best",
+        "training/attacks/apgd.py",
+        "        self.current[self.halved] = self.best[self.halved]\n",
+        "",
+        ((APGD + "test_four_steps_are_those_of_the_algorithm_worked_out_by_hand"),),
+    ),
+    Mutation(
         "a start that is given is not where Square begins",
         "training/attacks/square.py",
         "candidates = start\n",

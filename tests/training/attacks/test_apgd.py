@@ -15,10 +15,10 @@ from ducat_serve.spec import Fold
 from ducat_serve.threat_model import Norm
 from tests.support.towers import SWITCH
 from training.attacks import losses
-from training.attacks.apgd import APGD, dense_checkpoints
+from training.attacks.apgd import APGD, Iterates, dense_checkpoints
 from training.attacks.autoattack import AutoAttack
 from training.attacks.ball import Ball, distance
-from training.attacks.base import TargetModel, Task
+from training.attacks.base import Evaluated, TargetModel, Task
 from training.attacks.criteria import misclassified, misclassified_unflagged, right
 from training.attacks.pair_margin import PairMargin
 from training.attacks.pgd import PGD
@@ -397,6 +397,40 @@ def test_steps_are_halved_where_they_bring_too_little() -> None:
         Task(model, images, labels, Ball("linf", 0.25), WRONG, stream(1, "t"))
     )
     assert (found - top).abs().max() < 0.01
+
+
+def test_four_steps_are_those_of_the_algorithm_worked_out_by_hand() -> None:
+    """One pixel at 0.5, eps 0.1, the loss -(x - 0.51)^2: a step goes to an edge, and a quarter of the last move stays.
+
+    At the checkpoint after three steps two have increased the loss, which is too few: the steps are halved, and the
+    search goes on from the best place, the start, along the gradient of that place, which points up.
+    """
+    start = torch.full((1, 1, 1, 1), 0.5, dtype=torch.float64)
+    ball = Ball("linf", 0.1)
+
+    def at(place: torch.Tensor) -> tuple[Evaluated, torch.Tensor]:
+        loss = -(place - 0.51).square().flatten()
+        return Evaluated(loss, torch.zeros(1, dtype=torch.bool)), -2 * (place - 0.51)
+
+    iterates = Iterates.begin(torch.arange(1), start, start, *at(start), ball)
+    visited = []
+    for step in range(1, 5):
+        proposed = iterates.propose(ball, first=step == 1)
+        visited.append(proposed.item())
+        iterates.update(proposed, *at(proposed))
+        if step == 3:
+            iterates.checkpoint(3)
+
+    by_hand = [
+        0.6,  # up, to the edge
+        0.6 + 0.75 * (0.4 - 0.6) + 0.25 * (0.6 - 0.5),  # 0.475: down
+        0.475 + 0.75 * (0.6 - 0.475) + 0.25 * (0.475 - 0.6),  # 0.5375: up
+        0.5
+        + 0.75 * (0.6 - 0.5)
+        + 0.25 * (0.5 - 0.475),  # up again, with half of the step size: from the start
+    ]
+    assert visited == pytest.approx(by_hand, abs=1e-6)
+    assert iterates.step_size.item() == pytest.approx(0.1)
 
 
 def test_keep_going_reaches_a_higher_loss_than_stopping_at_success() -> None:
