@@ -53,3 +53,31 @@ def test_validation_finds_the_worst_case_of_a_linear_model_whatever_steps_traini
     worst_case = np.mean(margins > EPS * np.abs(weights).sum())
     assert 0.02 < worst_case < found.clean_accuracy - 0.1
     assert found.pgd_accuracy == pytest.approx(worst_case)
+
+
+class SinkOnTheWay(nn.Module):
+    """Four logits of two classes, by how dark an image is: first the dummy of class 0 wins, in the end class 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append(images.detach().clone())
+        darker = (0.5 - images.flatten(1).mean(dim=1)) / EPS  # 1 at the edge of the ball
+        class_1 = 10 * (darker - 0.75)
+        return torch.stack([0 * darker, class_1, 2 * darker, class_1 - 9], dim=1)
+
+
+def test_the_legacy_measure_takes_all_steps_and_every_image_is_judged_once() -> None:
+    """Recovery forgives where the label's own dummy wins: an attack that stopped there would leave all images right."""
+    images = np.full((4, 8, 8, 1), 127, dtype=np.uint8)
+    val = StreamedSplit(Split(images, np.zeros(4, dtype=np.int64)), torch.device("cpu"))
+    model = SinkOnTheWay()
+
+    found = Validation(val, resolve("digits", {"eps": EPS}))(Deployed(model, "max"), legacy=True)
+
+    assert found.clean_accuracy == 1
+    assert found.legacy_accuracy == 0
+    clean = model.seen[0]
+    assert sum(torch.equal(images, clean) for images in model.seen) == 2  # PGD looks at them too
