@@ -486,9 +486,16 @@ MUTATIONS = (
     Mutation(
         "a failed sanity check has no consequence",
         "training/evaluation/evaluate.py",
-        "if plan.on_doubt and (",
-        "if not plan.on_doubt and (",
+        "if plan.on_doubt and (doubt",
+        "if not plan.on_doubt and (doubt",
         ((STUDIES + "test_slow_attacks_follow_where_a_sanity_check_fails"),),
+    ),
+    Mutation(
+        "no slow attacks where too few images are right for the checks",
+        "training/evaluation/evaluate.py",
+        "    if plan.sanity and not sanity and bool(examples.right.any()):",
+        "    if False:",
+        ((STUDIES + "test_few_images_say_nothing_about_masking_so_slow_attacks_follow"),),
     ),
     Mutation(
         "a switch that ignores its threshold",

@@ -18,6 +18,7 @@ from ducat_serve.threat_model import format_size
 
 NOT_MEASURED = "robustness not measured"
 MASKING = "gradient masking suspected"
+UNCHECKED = "gradient masking not checked"
 SCREENING = "screening, not a worst case"
 # What the standard suite, now and in older versions, runs on every model and the quick one does not.
 # AutoAttack has the like inside.
@@ -273,6 +274,11 @@ class RobustnessReport(_WithLaterFields):
         return tuple(check for check in self.sanity if not check.passed)
 
     @property
+    def is_unchecked(self) -> bool:
+        """Whether gradients were followed and no sanity check was made of them, mostly for want of images."""
+        return not self.scores_only and not self.sanity
+
+    @property
     def is_screening(self) -> bool:
         """Whether the attacks with gradients were few: longer ones, as in the standard suite, usually break more.
 
@@ -302,6 +308,7 @@ class RobustnessReport(_WithLaterFields):
         attacks += " (8-bit images only)" if self.lattice == "8bit" else ""
         doubt = f"; {SCREENING}" if self.is_screening else ""
         doubt += f"; {MASKING}" if self.failed_checks else ""
+        doubt += f"; {UNCHECKED}" if self.is_unchecked else ""
         return (
             f"{self.clean_accuracy:.1%} clean, {self.worst_case_accuracy:.1%} under {attacks} "
             f"at {self.norm} {format_size(self.eps)} ({self.examples} {self.split} images of {self.dataset}){doubt}"

@@ -203,7 +203,7 @@ def doubts(report: RobustnessReport) -> list[str]:
             "This is a screening by few attacks. Those of the standard suite usually break more, so expect less than "
             "these figures: `ducat evaluate --suite standard` measures it.",
         )
-    if not report.scores_only and not report.sanity:
+    if report.is_unchecked:
         warnings.append("The measurement itself was not checked: too few images were right to say anything.")
     if report.split == "val":
         warnings.append(

@@ -79,7 +79,8 @@ class Plan:
     Args:
         threat_model: the ball in which attacks look.
         attacks: in the order in which they run; only what is still right goes on to the next.
-        on_doubt: run after them where a sanity check fails, because their figure would flatter.
+        on_doubt: run after them where a sanity check fails, because their figure would flatter, or where there are too
+            few images for the checks; they then cost little.
         seed: all randomness comes from it.
         batch_size: halved whenever memory runs out.
         legacy_attacks: names of those that measure the legacy accuracy of a model with dummies; none leaves it out.
@@ -156,15 +157,22 @@ def measure(
         earlier = sum(result.seconds for result in attack_run.results)
         attack_run.run(plan.attacks)
         sanity = check_sanity(runner, examples, plan.surrogate) if plan.sanity else ()
-        if plan.on_doubt and (failed := [check.name for check in sanity if not check.passed]):
-            output.say(
-                f"Gradient masking suspected: not so that {', '.join(failed)}. Going on to slow attacks."
-            )
+        if plan.on_doubt and (doubt := _doubt(plan, examples, sanity)):
+            output.say(f"{doubt} Going on to slow attacks.")
             attack_run.run((*plan.attacks, *plan.on_doubt))
         studies = _studied(runner, plan, examples, sanity)
     seconds = earlier + time.monotonic() - started
     report = _report(subject, plan, examples, attack_run.results, studies, seconds)
     return Measured(report, examples, tuple(attack.name for attack in (*plan.attacks, *plan.on_doubt)))
+
+
+def _doubt(plan: Plan, examples: Examples, sanity: tuple[SanityCheck, ...]) -> str | None:
+    """Why the attacks so far may have failed for a bad reason, a sentence; None where nothing says so."""
+    if failed := [check.name for check in sanity if not check.passed]:
+        return f"Gradient masking suspected: not so that {', '.join(failed)}."
+    if plan.sanity and not sanity and bool(examples.right.any()):
+        return "Gradient masking was not checked: too few images are right when clean."
+    return None
 
 
 def _runner(subject: Subject, plan: Plan, output: Output) -> Runner:

@@ -26,7 +26,7 @@ _QUICK = ("pgd", "apgd-ce", "pair-margin-1")
 # `closest-first` before `apgd-ce`: its first 50 steps on the margin break most of what 100 steps on cross entropy do.
 _STANDARD: tuple[Attack, ...] = (PGD(), ClosestFirst(), APGDCrossEntropy(), SwitchAttack(), Transfer())
 # Every one of them goes through all survivors: for models whose gradients mislead, where margins tell little of what
-# may still fall. `standard` goes on to them where a sanity check fails.
+# may still fall. `standard` goes on to them where a sanity check fails, or could not be made.
 _EXHAUSTIVE: tuple[Attack, ...] = (
     APGDDLR(),
     APGDLse(),
@@ -82,9 +82,10 @@ def score_attacks(suite: str, names: Sequence[str], target: TargetModel, instead
 
 
 def on_doubt(name: str, target: TargetModel) -> list[Attack]:
-    """What a suite goes on to where a sanity check fails: for `standard`, all slow attacks that apply to a model.
+    """What a suite goes on to where a sanity check fails or could not be made.
 
-    Squares get as many queries as AutoAttack's: where gradients mislead, they find what nothing else does.
+    For `standard`, all slow attacks that apply to a model; for others nothing. Squares get as many queries as
+    AutoAttack's: where gradients mislead, they find what nothing else does.
     """
     if name != "standard":
         return []

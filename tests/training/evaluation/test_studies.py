@@ -85,11 +85,20 @@ def test_slow_attacks_follow_where_a_sanity_check_fails(
     assert ("Going on to slow attacks" in capsys.readouterr().err) == masked
 
 
-def test_few_images_say_nothing_about_masking() -> None:
+def test_few_images_say_nothing_about_masking_so_slow_attacks_follow(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Without checks the gradients may mislead as well as not; of an image that fell nothing is left to be found."""
     grey = torch.full((19, 3, 4, 4), 128, dtype=torch.uint8)
     data = DeviceSplit(grey, torch.zeros(19, dtype=torch.long))
-    model = Deployed(Steps(True), "none").eval()
-    assert measure(model, data, PGD()).sanity == ()
+    for masked in (True, False):
+        model = Deployed(Steps(masked), "none").eval()
+        report = measure(model, data, PGD(), on_doubt=(Square(queries=300),))
+        assert report.sanity == ()
+        assert report.summary().endswith("gradient masking not checked")
+        assert report.worst_case_accuracy == 0
+        assert [attack.name for attack in report.attacks] == ["pgd", *["square"] * masked]
+        assert ("not checked: too few images" in capsys.readouterr().err) == masked
 
 
 def test_one_image_of_slack_is_one_image() -> None:
