@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from types import FrameType
 from typing import Any, Self
 
@@ -19,7 +20,7 @@ class StopSignal:
     """Remembers the first SIGINT or SIGTERM; a second SIGINT interrupts at once.
 
     It listens as a context manager. Outside of one nothing is received, so that an object made for the occasion stands
-    for "never".
+    for "never". In another thread than the main one, where Python lets nobody listen, nothing is received either.
     """
 
     def __init__(self) -> None:
@@ -27,6 +28,8 @@ class StopSignal:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
+        if threading.current_thread() is not threading.main_thread():
+            return self
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._handle)
         return self

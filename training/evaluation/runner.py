@@ -19,7 +19,7 @@ from training.attacks.criteria import Criterion
 from training.batches import DeviceSplit, to_pixels
 from training.distributed.processes import ProcessGroup
 from training.memory import is_out_of_memory
-from training.randomness import stream
+from training.randomness import stream, torch_seeded
 
 T = TypeVar("T")
 
@@ -138,9 +138,10 @@ class Runner:
             def work(start: int, batch: Tensor) -> _Found:
                 images, labels = to_pixels(self.data.images[batch]), self.data.labels[batch]
                 generator = stream(self.seed, name, start, device=labels.device)
-                found = attack(Task(self.model, images, labels, self.ball, criterion, generator))
-                with torch.no_grad():
-                    raw: Tensor = self.model.classifier(found)
+                with torch_seeded(labels.device, self.seed, name, "model", start):  # for models that draw
+                    found = attack(Task(self.model, images, labels, self.ball, criterion, generator))
+                    with torch.no_grad():
+                        raw: Tensor = self.model.classifier(found)
                 advance(len(batch))
                 if onlooker is None:
                     return _Found(self._portable(raw), None)
@@ -176,8 +177,9 @@ class Runner:
     def raw_logits(self, data: DeviceSplit) -> Tensor:
         """Raw logits of images as they are, [N, 2C] or [N, C]."""
 
-        def work(_start: int, batch: Tensor) -> Tensor:
-            return self._portable(self.model.classifier(to_pixels(data.images[batch])))
+        def work(start: int, batch: Tensor) -> Tensor:
+            with torch_seeded(data.labels.device, self.seed, "model", start):
+                return self._portable(self.model.classifier(to_pixels(data.images[batch])))
 
         index = torch.arange(len(data), device=data.labels.device)
         return torch.cat(self.batches.over(index, work)).to(data.labels.device)

@@ -23,6 +23,7 @@ from training.initial import InitialWeights, StartWeights
 from training.memory import enough_memory_for
 from training.pretrained import Pretrained, package_weights
 from training.provenance import Provenance, git_revision, installed_versions
+from training.randomness import generators_kept
 from training.recipes import load_recipe
 from training.resolve import resolve
 from training.run.curves import draw_curves
@@ -151,6 +152,7 @@ def opened(
 ) -> Iterator[Trainer]:
     """A run that is ready to be trained: its processes have met, its data is loaded. Nothing is written yet.
 
+    What making and training it draws from torch's own generators is not drawn from those of the caller.
     With ``only_look`` start weights are not asked whether they are robust, which takes an epoch.
 
     Raises:
@@ -165,7 +167,7 @@ def opened(
         dataset = load_run_data(config, machine.data_dir, machine.offline, output, processes)
         if initial is not None:
             initial.require_fit(config, dataset)
-        with enough_memory_for(config):
+        with enough_memory_for(config), generators_kept(device):
             if config.measure_start and not only_look:
                 config = with_measured_ramp(config, dataset, device, output, initial, processes)
             yield Trainer(config, dataset, folder, device, output, initial=initial, processes=processes)

@@ -270,6 +270,27 @@ def test_out_of_memory_halves_the_batch_and_misses_nobody(how: str) -> None:
     assert batches.size == 4
 
 
+def test_a_model_that_draws_random_numbers_is_measured_by_the_seed_alone() -> None:
+    """It draws from torch's own generators, in which anything may have happened before."""
+
+    class Noisy(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            level = images.mean(dim=(1, 2, 3)) - 0.5 + 0.1 * torch.randn(len(images))
+            return torch.stack([level, -level], dim=1)
+
+    model = Deployed(Noisy(), "none").eval()
+    data = DeviceSplit(torch.full((200, 1, 2, 2), 134, dtype=torch.uint8), torch.zeros(200, dtype=torch.long))
+
+    def accuracies(ambient: int, **more: Any) -> tuple[float, float]:
+        torch.manual_seed(ambient)
+        found = measure(model, data, PGD(steps=1), sanity=False, **more)
+        return found.clean_accuracy, found.worst_case_accuracy
+
+    first = accuracies(1)
+    assert accuracies(2) == first
+    assert accuracies(2, seed=5) != first
+
+
 def test_other_errors_and_a_single_image_that_does_not_fit_are_raised() -> None:
     def fails(_start: int, batch: torch.Tensor) -> None:
         raise torch.OutOfMemoryError(f"{len(batch)} images")
