@@ -34,6 +34,7 @@ def resolve(dataset: str, given: dict[str, Any], recipe: str | None = None) -> T
         UsageError: a value out of range or a combination that makes no sense.
     """
     given = _each_checked({key: value for key, value in given.items() if value is not None})
+    _require_ordered(given.get("lr_milestones", ()))
     settings = load_recipe(recipe or recipe_of(dataset))
     if recipe is not None:
         _require_recipe_for(dataset, recipe, settings)
@@ -89,6 +90,20 @@ def _as_python(value: object) -> object:
     if isinstance(value, list):
         return tuple(value)
     return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
+
+
+def _require_ordered(milestones: tuple[int, ...]) -> None:
+    """Raise UsageError for epochs that fall or are negative: more likely a slip than meant.
+
+    Checked where they are given and not in `TrainConfig`, since runs of older versions may hold such.
+    """
+    ordered = sorted(set(milestones))
+    if list(milestones) != ordered or (ordered and ordered[0] < 0):
+        sound = [milestone for milestone in ordered if milestone >= 0]
+        raise UsageError(
+            f"--lr-milestones {','.join(map(str, milestones))}: they are epochs in rising order, from 0.",
+            f"give --lr-milestones {','.join(map(str, sound))}" if sound else "leave out --lr-milestones",
+        )
 
 
 def _invalid(error: ValidationError) -> UsageError:

@@ -149,6 +149,9 @@ def test_a_ramp_of_the_recipe_that_does_not_fit_says_what_would() -> None:
             "--lr-milestones needs --schedule steps",
             "leave out --lr-milestones",
         ),
+        ({"lr_milestones": (5, 3)}, "epochs in rising order", "give --lr-milestones 3,5"),
+        ({"lr_milestones": (3, 3)}, "epochs in rising order", "give --lr-milestones 3"),
+        ({"lr_milestones": (-1,)}, "epochs in rising order, from 0", "leave out --lr-milestones"),
     ],
 )
 def test_a_contradiction_is_a_usage_error_that_says_what_to_give(
