@@ -193,7 +193,14 @@ class _Fitting:
         standard, robust = (model.to(device).to(memory_format=LAYOUT) for model in (standard, robust))
         images = DeviceSplit.of(chosen, device)
         output.say(f"Fitting on {len(images)} val images of {data.title}, {robust.spec.threat_model}.")
-        asked = question(standard, robust, images, robust.spec.threat_model, towers.seed)
+        asked = question(
+            standard,
+            robust,
+            images,
+            robust.spec.threat_model,
+            seed=towers.seed,
+            batch_size=towers.batch_size,
+        )
         answers = answers_of(
             standard,
             robust,

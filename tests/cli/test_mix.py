@@ -210,7 +210,7 @@ def test_another_setting_takes_no_attack(standard: Path, tmp_path: Path, countin
     assert again.setting.clean >= first.setting.clean  # the dial was turned, by the same answers
 
 
-@pytest.mark.parametrize("changed", ["seed", "images", "robust tower", "damaged"])
+@pytest.mark.parametrize("changed", ["seed", "images", "robust tower", "batch size", "damaged"])
 def test_answers_to_another_question_are_asked_again(
     standard: Path,
     tmp_path: Path,
@@ -226,6 +226,7 @@ def test_answers_to_another_question_are_asked_again(
         "seed": replace(towers, seed=1),  # which chooses other images, too
         "images": replace(towers, max_examples=121),
         "robust tower": replace(towers, robust=standard, force=True),
+        "batch size": replace(towers, batch_size=200),
         "damaged": towers,
     }
     mix(others[changed], tmp_path / "second.safetensors", give_up=100)

@@ -33,7 +33,7 @@ class EvaluationState:
 
     def at(self, threat_model: ThreatModel) -> EvaluationState:
         """The state of one radius of several; each has a file of its own, beside this one."""
-        name = f"{self.path.name}-{threat_model.norm}-{threat_model.eps:g}"
+        name = f"{self.path.name}-{threat_model.norm}-{threat_model.eps!r}"
         return EvaluationState(self.path.with_name(name), {**self.request, "threat model": str(threat_model)})
 
     def begin(self, *, resume: bool, output: Output) -> None:

@@ -9,6 +9,7 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
+from ducat_serve import __version__
 from ducat_serve.deployed import Deployed
 from ducat_serve.output import Output
 from ducat_serve.threat_model import ThreatModel
@@ -64,18 +65,26 @@ class Answers:
 
 
 def question(
-    standard: Deployed, robust: Deployed, images: DeviceSplit, threat_model: ThreatModel, seed: int
+    standard: Deployed,
+    robust: Deployed,
+    images: DeviceSplit,
+    threat_model: ThreatModel,
+    *,
+    seed: int,
+    batch_size: int,
 ) -> dict[str, JsonValue]:
-    """Everything that decides the answers, for `KeptAnswers`."""
+    """Everything that decides the answers, for `KeptAnswers`; a state of an evaluation asks for the like."""
     pixels = hashlib.sha256(images.images.cpu().numpy().tobytes())
     pixels.update(images.labels.cpu().numpy().tobytes())
     return {
-        "standard tower": [standard.spec.weights_digest, str(standard.spec.fold)],
-        "robust tower": [robust.spec.weights_digest, str(robust.spec.fold)],
+        "version": __version__,
+        "standard tower": standard.spec.function_digest(),
+        "robust tower": robust.spec.function_digest(),
         "images": pixels.hexdigest(),
         "threat model": str(threat_model),
         "attacks": {name: search.steps for name, search in _SEARCHES.items()},
         "seed": seed,
+        "batch size": batch_size,  # random numbers belong to a batch
     }
 
 

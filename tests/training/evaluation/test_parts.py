@@ -153,6 +153,12 @@ def test_interrupt_and_resume_on_the_command_line(
     assert not (folder / "model.safetensors.evaluation.partial").exists()
 
 
+def test_radii_that_look_alike_have_files_of_their_own(tmp_path: Path) -> None:
+    state = EvaluationState(tmp_path / "state", {})
+    places = {state.at(ThreatModel(norm="linf", eps=eps)).path for eps in (0.1, 0.1 + 1e-9)}
+    assert len(places) == 2
+
+
 def test_a_curve_is_not_resumed_with_other_radii(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
