@@ -6,7 +6,6 @@ decay after t updates is ``min(decay, (1 + t) / (10 + t))``, as in TensorFlow's 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -21,7 +20,8 @@ class WeightAverage:
     """An averaged copy of a classifier, BatchNorm statistics included."""
 
     def __init__(self, classifier: Classifier, decay: float, *, warmup: bool = False) -> None:
-        average = _with_warmup(decay) if warmup else get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        self._decay = decay
+        average = self._warm_average if warmup else get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         self._averaged = AveragedModel(classifier, multi_avg_fn=average, use_buffers=True)
 
     @property
@@ -34,6 +34,12 @@ class WeightAverage:
         """After each update of the weights; the first one copies them."""
         self._averaged.update_parameters(classifier)
 
+    def _warm_average(self, averaged: _Tensors, current: _Tensors, updates: Tensor | int) -> None:
+        # The count of updates is a buffer of AveragedModel, and so a part of the state that a run is resumed from. It
+        # is on the CPU. ``updates`` is a copy of it beside the weights: on a GPU, reading that waits for the step.
+        decay = warm_decay(self._decay, int(self._averaged.n_averaged))
+        get_ema_multi_avg_fn(decay)(averaged, current, updates)  # type: ignore[no-untyped-call]
+
     def state_dict(self) -> dict[str, Any]:
         return self._averaged.state_dict()
 
@@ -44,12 +50,3 @@ class WeightAverage:
 def warm_decay(decay: float, updates: int) -> float:
     """The decay of an update that ``updates`` others came before."""
     return min(decay, (1 + updates) / (10 + updates))
-
-
-def _with_warmup(decay: float) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
-    # The count of updates is a buffer of AveragedModel, and so a part of the state that a run is resumed from.
-    def average(averaged: _Tensors, current: _Tensors, updates: Tensor | int) -> None:
-        decayed = get_ema_multi_avg_fn(warm_decay(decay, int(updates)))  # type: ignore[no-untyped-call]
-        decayed(averaged, current, updates)
-
-    return average

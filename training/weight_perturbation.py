@@ -13,6 +13,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from training.randomness import generators_kept
+
 _TINY = 1e-20
 
 
@@ -41,9 +43,11 @@ class WeightPerturbation:
                 weights anew each time: autocast keeps copies of them in bfloat16 until its context ends.
 
         The weights come back bit for bit. BatchNorm statistics move once, in the second pass, as by a plain update.
+        Both passes draw the same random numbers: with other masks of dropout, the step up would be of another loss.
         """
         self.module.zero_grad(set_to_none=True)
-        with self._buffers_kept():
+        device = next(self.module.parameters()).device
+        with self._buffers_kept(), generators_kept(device):
             value = backward(losses)
         with self._perturbed():
             self.module.zero_grad(set_to_none=True)

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from ducat_serve.checkpoint import read_checkpoint
+from ducat_serve.deployed import build_classifier
+from tests.support.checkpoints import SPEC
 from tests.support.training_runs import around_steps, assert_same_run, resumed, run_until, trainer
 from training.attacks.inner import NFGSM, PGD, CornerFGSM
-from training.average import warm_decay
+from training.average import WeightAverage, warm_decay
 from training.config import TrainConfig
 from training.resolve import resolve
 from training.schedules import Schedule, ramp_factor
@@ -60,6 +62,15 @@ def test_eps_grows_from_zero_in_equal_parts_and_stays() -> None:
     factors = [ramp_factor(2, epoch, step, STEPS) for epoch in (1, 2, 3, 4) for step in range(STEPS)]
     assert factors == [n / 8 for n in range(1, 9)] + [1.0] * 8
     assert {ramp_factor(None, epoch, 0, STEPS) for epoch in (1, 9)} == {1.0}
+
+
+def test_the_count_of_updates_is_read_where_that_waits_for_no_gpu() -> None:
+    """AveragedModel gives a copy beside the weights; one on the device "meta" has nothing that could be read."""
+    average = WeightAverage(build_classifier(SPEC), 0.9, warmup=True)
+    average.load_state_dict({**average.state_dict(), "n_averaged": torch.tensor(8)})
+    averaged, current = [torch.ones(1)], [torch.zeros(1)]
+    average._warm_average(averaged, current, torch.tensor(8, device="meta"))
+    assert averaged[0].item() == pytest.approx(9 / 18)
 
 
 def test_the_warm_decay() -> None:

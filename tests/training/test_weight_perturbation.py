@@ -78,6 +78,17 @@ def test_weights_come_back_exactly_and_batchnorm_moves_once() -> None:
     assert not torch.equal(model.norm.get_buffer("running_mean"), once.norm.get_buffer("running_mean"))
 
 
+def test_both_passes_drop_the_same() -> None:
+    """Else the step up would be one of another loss than the one that is updated."""
+    model, seen = nn.Sequential(Tiny(), nn.Dropout(0.5)), []
+    model[1].register_forward_hook(lambda _module, _inputs, dropped: seen.append(dropped == 0))
+    x, y = data()
+    WeightPerturbation(model, GAMMA).backward([lambda: F.cross_entropy(model(x), y)] * 2)
+    first, second = seen[:2], seen[2:]
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not torch.equal(*first)  # each portion draws its own
+
+
 def test_an_interrupted_pass_leaves_the_weights_as_they_were() -> None:
     model, passes = Tiny(), iter(range(9))
     x, y = data()
