@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ducat_serve.checkpoint import weights_digest, write_checkpoint
+from ducat_serve.checkpoint import read_spec, weights_digest, write_checkpoint
 from ducat_serve.deployed import Classifier, Deployed, build_classifier, load_weights, numpy_weights
 from ducat_serve.errors import DataError, DucatError, InterruptedRun, UsageError, command_line
 from ducat_serve.networks.allowed import options_for
@@ -177,6 +176,8 @@ class Trainer:
         """
         if self.config.initial_weights is not None and not self.folder.state.exists():
             self._save()  # so that no resumption needs the initial checkpoint
+        if self._has_lost_models():  # others may have a report by now, and stay
+            self._write_models()
         self._started = (time.monotonic(), len(self.state.rows))
         try:
             while self.state.epoch <= self.config.epochs:
@@ -251,12 +252,10 @@ class Trainer:
         assert kept is not None
         comparable = measured_alike(rows)
         fell_back = one_step and is_catastrophic(comparable)
-        if self.processes.is_first:
-            for path in self.folder.models_of(epoch, self.config, is_best=kept is row):
-                self._write_model(path)
         state.rows, state.fell_back = rows, state.fell_back or fell_back
         state.epoch, state.step, state.losses, state.seconds = epoch + 1, 0, [], 0.0
-        self._save()
+        self._save()  # first, so that there is no model that no row tells of
+        self._write_models()
         if self.processes.is_first:
             self.folder.write_metrics(state.rows)
             self.tensorboard.add(row)
@@ -311,10 +310,26 @@ class Trainer:
             self.state.losses.append(loss)
         self._unread.clear()
 
-    def _write_model(self, path: Path) -> None:
+    def _write_models(self) -> None:
+        """Write the checkpoints of the epoch that was finished last."""
+        rows, config = self.state.rows, self.config
+        if not self.processes.is_first:
+            return
         tensors = numpy_weights(self.kept)
         spec = self.spec.model_copy(update={"weights_digest": weights_digest(tensors)})
-        write_checkpoint(path, tensors, spec)
+        is_best = kept_row(rows, config) is rows[-1]
+        for path in self.folder.models_of(rows[-1].epoch, config, is_best=is_best):
+            write_checkpoint(path, tensors, spec)
+
+    def _has_lost_models(self) -> bool:
+        """Whether the run was killed between the state of the epoch where it stands and its last checkpoint."""
+        if not self.processes.is_first or not self.state.rows or self.state.step > 0:
+            return False
+        try:
+            found = read_spec(self.folder.last).weights_digest  # which is written last
+        except DucatError:
+            return True
+        return found != weights_digest(numpy_weights(self.kept))
 
     def _save(self) -> None:
         self._read_losses()

@@ -29,6 +29,8 @@ if TYPE_CHECKING:  # torch and fsspec, which a list of runs does without
     from training.config import TrainConfig
     from training.provenance import Provenance
 
+_LOCK = ".lock"
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -101,7 +103,7 @@ class RunFolder:
         with contextlib.ExitStack() as held:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                held.enter_context(FileLock(self.path / ".lock", blocking=False))
+                held.enter_context(FileLock(self.path / _LOCK, blocking=False))
                 held.enter_context(marked(self._training))
             except Timeout as error:
                 raise UsageError(
@@ -184,6 +186,11 @@ class RunFolder:
         try:
             yield json.loads(self.config.read_text())
         except OSError as error:
+            if (self.path / _LOCK).exists():
+                raise DataError(
+                    f"The run in {self.path} was stopped before its settings were saved.",
+                    "start it again by the command that began it",
+                ) from error
             raise DataError(
                 f"There is no run in {self.path}.", "ducat train --dataset digits --out runs/NAME"
             ) from error

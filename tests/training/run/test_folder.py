@@ -86,6 +86,16 @@ def test_a_damaged_configuration_is_named(text: bytes, tmp_path: Path) -> None:
         folder.read()
 
 
+def test_a_run_that_was_stopped_before_its_settings_were_saved_is_started_again(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with pytest.raises(DataError, match="There is no run"):
+        folder.read()
+    with folder.locked():
+        pass
+    with pytest.raises(DataError, match="stopped before its settings were saved"):
+        folder.read()
+
+
 def test_metrics_with_a_field_beyond_all_bounds_are_damaged(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.metrics.write_text("epoch\n" + "1" * 200_000 + "\n")
