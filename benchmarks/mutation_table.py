@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from mutation import Mutation
+from training_mutations import TRAINING
 
 ATTACKS = "tests/training/attacks/test_attacks.py::"
 CLOSEST = "tests/training/attacks/test_closest_first.py::"
@@ -26,16 +27,6 @@ COMPARE = "tests/cli/test_compare.py::"
 CHECKLIST = "tests/core/test_checklist.py::"
 INT8 = "tests/export/test_int8.py::"
 QUANTISED = "tests/training/evaluation/test_quantised.py::"
-
-
-class Mutation(NamedTuple):
-    """``old`` becomes ``new`` in ``file``, and one of ``tests`` fails."""
-
-    what: str
-    file: str
-    old: str
-    new: str
-    tests: tuple[str, ...]
 
 
 MUTATIONS = (
@@ -588,4 +579,5 @@ MUTATIONS = (
         "    if contradictions < 0:",
         ((INT8 + "test_a_file_that_contradicts_itself_is_refused"),),
     ),
+    *TRAINING,
 )

@@ -20,7 +20,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from mutation_table import MUTATIONS, Mutation
+from mutation import Mutation
+from mutation_table import MUTATIONS
 
 PROJECT = Path(__file__).resolve().parent.parent
 

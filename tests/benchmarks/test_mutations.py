@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from mutation_table import MUTATIONS, Mutation
+from mutation import Mutation
+from mutation_table import MUTATIONS
 from mutations import PROJECT
 
 
