@@ -57,7 +57,7 @@ def test_variables_of_subcommands_and_of_every_option_of_serve_are_known(
             "DUCAT_SERVE_ACCESS_LOG": "0",
             "DUCAT_SERVE_ATTACK_DEMO": "0",
         }
-        | {"DUCAT_SERVE_MAX_BODY": "4096"}
+        | {"DUCAT_SERVE_MAX_BODY": "4096", "DUCAT_SERVE_DECODERS": "4"}
     )
 
 
