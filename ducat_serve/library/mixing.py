@@ -24,11 +24,11 @@ from training.device import LAYOUT, choose_device
 from training.evaluation.evaluate import Plan, Subject, evaluate
 from training.evaluation.prepare import choose_images
 from training.evaluation.stages import suite
-from training.mixture.answers import Answers, answers_of, question
+from training.mixture.answers import Answers, Question, answers_of
 from training.mixture.build import Fitted, require_towers, write_mixture
 from training.mixture.curve import Attacked, Curve
 from training.mixture.dial import Setting, dial, giving_up, reaching
-from training.mixture.kept import FILE_NAME, KeptAnswers
+from training.mixture.kept import FILE_NAME
 from training.run.dataset import load_training_data
 
 GIVE_UP = 2.0  # points of worst case, unless something else is asked for
@@ -193,24 +193,9 @@ class _Fitting:
         standard, robust = (model.to(device).to(memory_format=LAYOUT) for model in (standard, robust))
         images = DeviceSplit.of(chosen, device)
         output.say(f"Fitting on {len(images)} val images of {data.title}, {robust.spec.threat_model}.")
-        asked = question(
-            standard,
-            robust,
-            images,
-            robust.spec.threat_model,
-            seed=towers.seed,
-            batch_size=towers.batch_size,
-        )
-        answers = answers_of(
-            standard,
-            robust,
-            images,
-            robust.spec.threat_model,
-            seed=towers.seed,
-            batch_size=towers.batch_size,
-            kept=KeptAnswers(kept, asked),
-            output=output,
-        )
+        threat_model = robust.spec.threat_model
+        asked = Question(standard, robust, images, threat_model, towers.seed, towers.batch_size)
+        answers = answers_of(asked, kept, output)
         _require_robust(answers, towers.force, output)
         return cls((paths[0], paths[1]), standard, robust, data, images, answers, towers)
 

@@ -29,6 +29,7 @@ from training.attacks.losses import margin
 from training.attacks.pgd import PGD
 from training.data import load_dataset
 from training.mixture import answers
+from training.mixture.answers import Question
 
 QUIET = Output(silent=True)
 ROBUST = "digits-small"
@@ -148,8 +149,8 @@ def test_it_is_fitted_on_val_and_on_nothing_else(
 ) -> None:
     seen = []
 
-    def watched(*arguments: Any, **named: Any) -> Any:
-        seen.append(arguments[2])
+    def watched(asked: Question, _file: Path, _output: Output) -> Any:
+        seen.append(asked.images)
         raise UsageError("seen enough")
 
     monkeypatch.setattr(mixing, "answers_of", watched)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from pydantic import JsonValue
@@ -64,53 +65,50 @@ class Answers:
         return right.double().mean().item()
 
 
-def question(
-    standard: Deployed,
-    robust: Deployed,
-    images: DeviceSplit,
-    threat_model: ThreatModel,
-    *,
-    seed: int,
-    batch_size: int,
-) -> dict[str, JsonValue]:
-    """Everything that decides the answers, for `KeptAnswers`; a state of an evaluation asks for the like."""
-    pixels = hashlib.sha256(images.images.cpu().numpy().tobytes())
-    pixels.update(images.labels.cpu().numpy().tobytes())
-    return {
-        "version": __version__,
-        "standard tower": standard.spec.function_digest(),
-        "robust tower": robust.spec.function_digest(),
-        "images": pixels.hexdigest(),
-        "threat model": str(threat_model),
-        "attacks": {name: search.steps for name, search in _SEARCHES.items()},
-        "seed": seed,
-        "batch size": batch_size,  # random numbers belong to a batch
-    }
+@dataclass(frozen=True)
+class Question:
+    """Both towers, and everything else that decides what they answer. ``images`` are val images."""
+
+    standard: Deployed
+    robust: Deployed
+    images: DeviceSplit
+    threat_model: ThreatModel
+    seed: int
+    batch_size: int
+
+    @property
+    def key(self) -> dict[str, JsonValue]:
+        """What tells this question from others, for `KeptAnswers`; a state of an evaluation asks for the like."""
+        pixels = hashlib.sha256(self.images.images.cpu().numpy().tobytes())
+        pixels.update(self.images.labels.cpu().numpy().tobytes())
+        return {
+            "version": __version__,
+            "standard tower": self.standard.spec.function_digest(),
+            "robust tower": self.robust.spec.function_digest(),
+            "images": pixels.hexdigest(),
+            "threat model": str(self.threat_model),
+            "attacks": {name: search.steps for name, search in _SEARCHES.items()},
+            "seed": self.seed,
+            "batch size": self.batch_size,  # random numbers belong to a batch
+        }
 
 
 @exact_float32()
-def answers_of(
-    standard: Deployed,
-    robust: Deployed,
-    images: DeviceSplit,
-    threat_model: ThreatModel,
-    *,
-    seed: int,
-    batch_size: int,
-    kept: KeptAnswers,
-    output: Output,
-) -> Answers:
-    """Ask both towers, and attack the robust one in the ball of ``threat_model``; float32 images in eval mode.
+def answers_of(asked: Question, file: Path, output: Output) -> Answers:
+    """Ask both towers, and attack the robust one in the ball of the threat model; float32 images in eval mode.
 
-    Every answer is kept as soon as it is known, so that neither an interruption nor another setting repeats an attack.
+    Every answer is kept in ``file`` as soon as it is known, so that neither an interruption nor another setting of the
+    switch repeats an attack.
     """
+    kept = KeptAnswers(file, asked.key)
     known = kept.read(output)
-    ball = Ball(threat_model.norm, threat_model.eps)
-    batches = Batches(batch_size, output)
+    ball = Ball(asked.threat_model.norm, asked.threat_model.eps)
+    batches = Batches(asked.batch_size, output)
+    images = asked.images
     # What the other half of the model sees of a tower are its deployed logits, be its own fold what it may.
-    towers = [Deployed(tower, "none").eval() for tower in (standard, robust)]
+    towers = [Deployed(tower, "none").eval() for tower in (asked.standard, asked.robust)]
     with frozen(towers[0]), frozen(towers[1]):
-        runners = [Runner(tower, images, ball, seed, batches, output) for tower in towers]
+        runners = [Runner(tower, images, ball, asked.seed, batches, output) for tower in towers]
         if not known:
             known = {"standard": runners[0].clean_logits.cpu(), "robust": runners[1].clean_logits.cpu()}
         index = torch.arange(len(images), device=images.labels.device)
