@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-import kubernetes_validate
 import pytest
 
 from tests.support.deployment import FILES, documents
@@ -43,6 +41,10 @@ def problems(manifest: Any, version: str) -> str | None:
     A custom resource is held against schemas/, written after its definition. KServe's predictor is a pod with fields of
     its own; all others are held against Kubernetes' schema.
     """
+    # Here, since they compile a grammar for seconds, and every process of the tests imports this file.
+    import jsonschema
+    import kubernetes_validate
+
     schema = SCHEMAS / f"{manifest['kind']}.json"
     checked = manifest
     if schema.is_file():
