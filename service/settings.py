@@ -36,21 +36,17 @@ class Settings(BaseModel):
     host: str | None = None  # the address that the server is bound to; None where it is not known
     allowed_hosts: str | None = None  # names for a request's Host header, separated by commas; "*" for any
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int | None = Field(
-        default=None, ge=1
-    )  # CPU threads of one inference; None: all cores, or the CPU quota
+    # CPU threads of one inference; None: all cores, or the CPU quota
+    threads: int | None = Field(default=None, ge=1)
     decoders: int = Field(default=2, ge=1, le=64)  # images decoded at a time, each in a process of its own
     max_batch: int = Field(default=32, ge=1, le=1024)  # rows
     max_queue: int = Field(default=512, ge=1)  # rows waiting or running
-    deadline: float = Field(
-        default=10.0, gt=0, allow_inf_nan=False
-    )  # seconds for a prediction, from its first byte on
-    keep_alive: float = Field(
-        default=75.0, gt=0, allow_inf_nan=False
-    )  # seconds that a connection is kept between two requests
-    drain: float = Field(
-        default=1.0, ge=0, allow_inf_nan=False
-    )  # seconds of service after SIGTERM, not ready
+    # seconds for a prediction, from its first byte on
+    deadline: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    # seconds that a connection is kept between two requests
+    keep_alive: float = Field(default=75.0, gt=0, allow_inf_nan=False)
+    # seconds of service after SIGTERM, not ready
+    drain: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     max_body: int = Field(default=16 * 2**20, ge=1024)  # bytes
     max_images: int = Field(default=100, ge=1)  # per request
     max_pixels: int = Field(default=25_000_000, ge=64)  # per image, before resizing

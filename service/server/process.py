@@ -147,9 +147,8 @@ def serve(bound: socket.socket) -> int:
     app = DucatService.to_asgi()  # type: ignore[attr-defined]  # bentoml.service makes it a Service
     app = without_pages(without_layers(app))
     server = Server(app, models)
-    listen(
-        bound
-    )  # late, so that clients are refused, and not left waiting, until somebody is there to answer
+    # Late, so that clients are refused, and not left waiting, until somebody is there to answer.
+    listen(bound)
     server.run(sockets=[bound])
     return 0 if models.is_loaded else NEVER_READY
 
