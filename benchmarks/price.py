@@ -199,10 +199,11 @@ def measured(planned: Planned, folder: RunFolder, data_dir: Path | None, output:
     )
     prepared = prepare(request, output, ProcessGroup(), evaluation_device(request, output))
     plan = replace(prepared.plan, val=None, legacy_attacks=prepared.plan.legacy_attacks[:1])
-    report = evaluate(prepared.subject, plan, output, prepared.state)
+    state = prepared.state(plan)
+    report = evaluate(prepared.subject, plan, output, state)
     spec, tensors = read_checkpoint(folder.last)
     write_checkpoint(folder.last, tensors, spec.model_copy(update={"robustness": report}))
-    prepared.state.remove()
+    state.remove()
     return report
 
 

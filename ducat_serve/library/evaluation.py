@@ -211,8 +211,7 @@ def _measure_together(
     store = (_stored_in_export if path.suffix == ".onnx" else _stored_in_checkpoint)(path, prepared)
     keeper = None if path.suffix == ".onnx" else ExampleKeeper()
     plan = replace(prepared.plan, keep_images=outputs.adversarial is not None)
-    asked = {"kept images": plan.keep_images, "radii": sorted({*prepared.sizes, plan.threat_model.eps})}
-    state = replace(prepared.state, request={**prepared.state.request, **asked})
+    state = prepared.state(plan)
     if processes.is_first:
         state.begin(resume=resume, output=output)
     else:

@@ -9,9 +9,10 @@ from typing import Literal
 
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from ducat_serve import atomic
-from ducat_serve.errors import DataError, InterruptedRun, Terminated, UsageError, signal_of
+from ducat_serve.errors import DataError, InterruptedRun, Terminated, UsageError, command_line, signal_of
 from ducat_serve.library.evaluation import keeping_corruptions
 from ducat_serve.library.foreign_sources import Opened, Source
 from ducat_serve.output import Output
@@ -19,17 +20,22 @@ from ducat_serve.predictor import Device
 from ducat_serve.report import RobustnessReport
 from ducat_serve.threat_model import Norm, ThreatModel
 from export.model_card import report_card
-from training.batches import DeviceSplit, at_a_time
+from training.batches import DeviceSplit, at_a_time, to_pixels
 from training.data import Dataset, load_dataset
-from training.data.cache import Split
+from training.data.cache import Split, content_digest
 from training.device import choose_device
 from training.distributed.processes import ProcessGroup, joined, local_device
+from training.evaluation.asked import state_beside
 from training.evaluation.curve import measure_curve
+from training.evaluation.doubts import state_digest
 from training.evaluation.evaluate import measure
 from training.evaluation.foreign import prepare_model
 from training.evaluation.outputs import Outputs
 from training.evaluation.prepare import choose_images
 from training.evaluation.runner import BATCH
+from training.evaluation.state import EvaluationState
+
+_FIRST = 32  # images whose answers tell whether another model is measured
 
 
 @dataclass(frozen=True)
@@ -52,29 +58,66 @@ class ForeignRequest:
     device: Device = "auto"
 
 
-def measure_foreign(request: ForeignRequest, outputs: Outputs, output: Output) -> RobustnessReport:
+@dataclass(frozen=True)
+class MeasuredForeign:
+    """A finished evaluation of a model of others. Its state is removed when the report is where it belongs."""
+
+    report: RobustnessReport
+    state: EvaluationState | None  # None of a server
+
+    def forget(self) -> None:
+        """The report is written: nothing is left to go on with."""
+        if self.state is not None:
+            self.state.remove()
+
+
+def measure_foreign(
+    request: ForeignRequest, out: Path, outputs: Outputs, output: Output, *, resume: bool = False
+) -> MeasuredForeign:
     """Measure a model of others; the report is at the largest eps, with a curve where there are several.
+
+    Args:
+        out: where the report will be, beside which the evaluation is kept while it runs.
+        resume: go on after the last attack of an interrupted one.
 
     Raises:
         UsageError: it cannot be imported or is no classifier, the data set has another number of classes or images
-            of another size, or an eps of 0. DataError, VerificationError: of a file. InterruptedRun: Ctrl-C
-            or SIGTERM.
+            of another size, an eps of 0, or ``resume`` of a server. DataError, VerificationError: of a file.
+        InterruptedRun: Ctrl-C or SIGTERM.
     """
     if not request.eps or 0 in request.eps:
         raise UsageError("A model of others needs --eps, above 0, in pixels of [0, 1].", "give --eps 8/255")
+    if resume and not request.source.resumable:
+        raise UsageError(
+            "--resume: a server may answer otherwise by now, and what it was asked is spent.", "leave it out"
+        )
     device = local_device(choose_device("cpu" if request.source.on_cpu else request.device, output))
     with joined(device) as processes:
         try:
-            return _measure_together(request, outputs, output, processes, device)
+            return _measure_together(request, out, outputs, output, processes, device, resume)
         except (KeyboardInterrupt, Terminated) as stopped:
-            raise InterruptedRun(
-                signal_of(stopped), "interrupted; nothing was kept.", "run it again"
-            ) from None
+            raise _interrupted(signal_of(stopped), request.source) from None
+
+
+def _interrupted(signal: int, source: Source) -> InterruptedRun:
+    if not source.resumable:
+        return InterruptedRun(signal, "interrupted; nothing was kept.", "run it again")
+    return InterruptedRun(
+        signal,
+        "interrupted; what the finished attacks found is kept.",
+        f"{command_line('ducat', 'evaluate', source.name, '--resume')} (and the same options)",
+    )
 
 
 def _measure_together(
-    request: ForeignRequest, outputs: Outputs, output: Output, processes: ProcessGroup, device: torch.device
-) -> RobustnessReport:
+    request: ForeignRequest,
+    out: Path,
+    outputs: Outputs,
+    output: Output,
+    processes: ProcessGroup,
+    device: torch.device,
+    resume: bool,
+) -> MeasuredForeign:
     keep_images = outputs.adversarial is not None
     if not processes.is_first:  # the first process prints and writes
         output, outputs = Output(silent=True), Outputs()
@@ -100,14 +143,34 @@ def _measure_together(
         eight_bit = request.eight_bit or opened.bytes_only
         plan = replace(plan, eight_bit=eight_bit, keep_images=keep_images, processes=processes)
         plan = opened.planned(plan, len(chosen), len(set(request.eps)))
+        state = None
+        if request.source.resumable:
+            state = state_beside(
+                out,
+                subject,
+                plan,
+                sizes=request.eps,
+                data_digest=content_digest(data.class_names, [chosen]),
+                function=f"fold {opened.fold}, {_answers(opened.model, chosen, device)}",
+                surrogate=None if opened.origin.twin is None else state_digest(opened.origin.twin),
+            )
+            if processes.is_first:
+                state.begin(resume=resume, output=output)
         found = (
-            measure_curve(subject, plan, request.eps, output)
+            measure_curve(subject, plan, request.eps, output, state)
             if len(request.eps) > 1
-            else measure(subject, plan, output)
+            else measure(subject, plan, output, state)
         )
         found = replace(found, report=opened.reported(found.report))
         write(subject, plan, found, index)
-    return found.report
+    return MeasuredForeign(found.report, state)
+
+
+@torch.no_grad()
+def _answers(model: nn.Module, images: Split, device: torch.device) -> str:
+    """The classes of the first images: a state_dict does not tell whether the code around it changed."""
+    first = DeviceSplit.of(images, device).images[:_FIRST]
+    return " ".join(str(k) for k in model(to_pixels(first)).argmax(dim=1).tolist())
 
 
 def images_of(request: ForeignRequest, opened: Opened, output: Output) -> tuple[Split, Dataset]:

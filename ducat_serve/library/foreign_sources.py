@@ -94,9 +94,14 @@ def image_shape(data: Dataset) -> ImageShape:
 
 
 class Source(ABC):
-    """Where a model of others is found. ``on_cpu`` is whether it takes images there, wherever it computes."""
+    """Where a model of others is found.
+
+    ``on_cpu`` is whether it takes images there, wherever it computes, ``resumable`` whether an interrupted evaluation
+    can be gone on with.
+    """
 
     on_cpu: ClassVar[bool] = False
+    resumable: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -194,6 +199,7 @@ class ServerSource(Source):
     """A running server: the address of its `/v1/predict`, and how many images may be sent there."""
 
     on_cpu: ClassVar[bool] = True
+    resumable: ClassVar[bool] = False  # it may answer otherwise by then, and what it was asked is spent
     url: str
     query_budget: int
     key: str | None = field(default=None, repr=False)

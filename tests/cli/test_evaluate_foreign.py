@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,10 @@ from ducat_serve.cli.main import run
 from ducat_serve.errors import UsageError
 from ducat_serve.library.foreign_sources import CallableSource, ServerSource
 from ducat_serve.output import Output
+from ducat_serve.report import AttackResult
+from tests.support.interrupted import stop_in
+from training.attacks.base import Attack
+from training.evaluation.attack_run import AttackRun
 from training.evaluation.foreign import import_model
 
 SOURCE = """
@@ -102,7 +108,7 @@ def test_report_and_card_of_somebody_elses_model(here: Path, capsys: pytest.Capt
         (["--dataset", "digits", "--eps", "0.1"], "there is no module somebodys_nets"),
         (["--import-from", ".", "--eps", "0.1"], "--dataset"),
         (["--import-from", ".", "--dataset", "digits"], "needs --eps"),
-        (["--import-from", ".", "--dataset", "digits", "--eps", "0.1", "--resume"], "--resume"),
+        (["--import-from", ".", "--dataset", "digits", "--eps", "0.1", "--replace"], "--replace"),
     ],
 )
 def test_what_is_missing_is_named(
@@ -185,6 +191,94 @@ def test_a_model_in_train_mode_is_put_into_eval_mode_and_that_is_said(
     model = import_model(f"somebodys_nets:{name}", here, output=Output())
     assert not any(module.training for module in model.modules())
     assert ("in train mode; it is measured in eval mode" in capsys.readouterr().err) is is_said
+
+
+ASKED = [
+    "evaluate",
+    "somebodys_nets:make",
+    "--import-from",
+    ".",
+    "--dataset",
+    "digits",
+    "--max-examples",
+    "30",
+]
+ASKED += ["--eps", "0.05", "--eps", "0.1", "--attack", "pgd", "--attack", "apgd-ce"]
+REPORT, STATE = (
+    "somebodys_nets.make.robustness.json",
+    "somebodys_nets.make.robustness.json.evaluation.partial",
+)
+
+
+def report_in(file: Path) -> dict[str, Any]:
+    """Without how long it took and when."""
+    return {**json.loads(file.read_text()), "seconds": None, "created": None}
+
+
+def test_an_interrupted_evaluation_is_gone_on_with(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(ASKED) == 0
+    whole = report_in(here / REPORT)
+    (here / REPORT).unlink()
+    with monkeypatch.context() as patch:
+        stop_in(patch, "apgd-ce", eps=0.1)
+        assert run(ASKED) == 130
+    said = capsys.readouterr().err
+    assert "ducat evaluate somebodys_nets:make --resume (and the same options)" in said
+    assert not (here / REPORT).exists()
+    assert list(here.glob(f"{STATE}*"))
+
+    ran: list[tuple[str, float]] = []
+    real = AttackRun._run
+
+    def watched(attack_run: AttackRun, attack: Attack) -> AttackResult:
+        ran.append((attack.name, attack_run.runner.ball.eps))
+        return real(attack_run, attack)
+
+    monkeypatch.setattr(AttackRun, "_run", watched)
+    assert run([*ASKED, "--resume"]) == 0
+    assert ran == [("apgd-ce", 0.1)]
+    assert report_in(here / REPORT) == whole
+    assert not list(here.glob(f"{STATE}*"))
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "changed"),
+    [
+        ("manual_seed(0)", "manual_seed(1)", "function, weights changed"),
+        (
+            "torch.nn.Flatten()",
+            "torch.nn.Sequential(torch.nn.Tanh(), torch.nn.Flatten())",
+            ": function changed",
+        ),
+    ],
+    ids=["weights", "code"],
+)
+def test_another_model_does_not_go_on_with_it(
+    was: str,
+    now: str,
+    changed: str,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_in(patch, "apgd-ce")
+        assert run(ASKED) == 130
+    (here / "somebodys_nets.py").write_text(SOURCE.replace(was, now))
+    monkeypatch.delitem(sys.modules, "somebodys_nets")
+    importlib.invalidate_caches()
+    assert run([*ASKED, "--resume"]) == 2
+    assert changed in capsys.readouterr().err
+    assert list(here.glob(f"{STATE}*"))
+
+
+def test_a_server_is_not_gone_on_with(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    del here
+    server = ["--url", "http://127.0.0.1:1/v1/predict", "--query-budget", "10"]
+    assert run(["evaluate", *server, "--dataset", "digits", "--eps", "0.1", "--resume"]) == 2
+    assert "a server may answer otherwise by now" in capsys.readouterr().err
 
 
 def test_a_report_is_not_written_where_its_card_goes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ducat_serve import __version__
 from ducat_serve.checkpoint import checkpoint_path, read_spec
 from ducat_serve.deployed import Deployed, load, towers_of
 from ducat_serve.errors import DucatError, UsageError, VerificationError, command_line
@@ -25,6 +24,7 @@ from training.data import Dataset
 from training.data.cache import Split, content_digest
 from training.device import LAYOUT, choose_device, exact_float32
 from training.distributed.processes import ProcessGroup, local_device
+from training.evaluation.asked import state_beside
 from training.evaluation.evaluate import Plan, Subject
 from training.evaluation.quantised import differentiable, require_same_answers
 from training.evaluation.quantised_operators import UnknownOperator
@@ -67,16 +67,29 @@ class Prepared:
     """An evaluation that is ready to run.
 
     ``sizes`` are the radii that were asked for, ``index`` the places of the subject's images in their split,
-    ``function`` is the `ModelSpec.function_digest`.
+    ``data_digest`` is of those images, ``function`` is the `ModelSpec.function_digest`.
     """
 
+    path: Path
     spec: ModelSpec
     subject: Subject
     plan: Plan
-    state: EvaluationState
+    data_digest: str
     sizes: tuple[float, ...]
     index: tuple[int, ...]
     function: str
+
+    def state(self, plan: Plan) -> EvaluationState:
+        """Where the evaluation by this plan is kept while it runs: beside the model."""
+        return state_beside(
+            self.path,
+            self.subject,
+            plan,
+            sizes=self.sizes,
+            data_digest=self.data_digest,
+            function=self.function,
+            surrogate=None if plan.surrogate is None else plan.surrogate.spec.weights_digest,
+        )
 
 
 @exact_float32()
@@ -136,8 +149,7 @@ def prepare(request: Request, output: Output, processes: ProcessGroup, device: t
         processes=processes,
     )
     digest = content_digest(data.class_names, [chosen])
-    state = _state(request.path, subject, plan, digest, loaded.function)
-    return Prepared(spec, subject, plan, state, request.eps, index, loaded.function)
+    return Prepared(request.path, spec, subject, plan, digest, request.eps, index, loaded.function)
 
 
 def evaluation_device(request: Request, output: Output) -> torch.device:
@@ -188,27 +200,6 @@ def choose_images(images: Split, count: int | None, seed: int) -> tuple[Split, t
         return images, tuple(range(len(images)))
     index = subset(len(images), count, seed).numpy()
     return Split(images.images[index], images.labels[index]), tuple(index.tolist())
-
-
-def _state(path: Path, subject: Subject, plan: Plan, data_digest: str, function: str) -> EvaluationState:
-    """Where the evaluation is kept while it runs, with everything that decides its result."""
-    surrogate = plan.surrogate.spec.weights_digest if plan.surrogate is not None else None
-    return EvaluationState(
-        path.with_name(path.name + ".evaluation.partial"),
-        request={
-            "version": __version__,
-            "weights": subject.weights_digest,
-            "function": function,
-            "artefact": f"{subject.artefact} {subject.precision}",
-            "surrogate": surrogate,
-            "batch size": plan.batch_size,
-            "data": f"{subject.dataset} {subject.split} {data_digest}",
-            "threat model": str(plan.threat_model),
-            "lattice": "8bit" if plan.eight_bit else "",
-            "attacks": [[attack.name, attack.settings()] for attack in (*plan.attacks, *plan.on_doubt)],
-            "seed": plan.seed,
-        },
-    )
 
 
 @dataclass(frozen=True)

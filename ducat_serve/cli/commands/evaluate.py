@@ -177,7 +177,7 @@ def command(
         from training.distributed.launch import launch
 
         invocation: Invocation = ctx.find_root().obj
-        again = "the same command with --resume, of a model of ours; a model of others starts again"
+        again = "the same command with --resume"
         return launch(devices or 1, invocation.arguments, invocation.environment, Output(json), again)
 
     from ducat_serve.library.corruptions import measure_foreign_on_corruptions, measure_on_corruptions
@@ -210,7 +210,7 @@ def command(
     outputs = Outputs(save_adversarial, per_image)
     source = ForeignGiven(**foreign).source(model, device)
     if source is not None:
-        _refuse_for_models_of_others({"--checkpoint": checkpoint, "--resume": resume, "--replace": replace})
+        _refuse_for_models_of_others({"--checkpoint": checkpoint, "--replace": replace})
         if dataset is None:
             raise UsageError(f"{source.name} says nothing of its data.", "name them: --dataset cifar10")
         out = out or Path(f"{source.file_name}.robustness.json")
@@ -235,11 +235,13 @@ def command(
         if suite == CORRUPTIONS:
             _finish_corruptions(measure_foreign_on_corruptions(asked, out, output), None, output)
             return 0
-        report = measure_foreign(asked, outputs, output)
+        of_others = measure_foreign(asked, out, outputs, output, resume=resume)
         if not is_first_process():
             return 0
+        report = of_others.report
         show_report(report, None, output)
         write_report(source.name, report, out, output)
+        of_others.forget()
         beside, trained_on, architecture = out, dataset, source.name
     else:
         assert isinstance(model, Path)

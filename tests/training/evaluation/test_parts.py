@@ -202,7 +202,7 @@ def test_the_state_of_an_exported_file_is_bound_to_its_graph(tmp_path: Path) -> 
     predictor = Predictor(model, "cpu")
     request = Request(model, attacks=("square",), max_examples=20, device="cpu")
     prepared = prepare(request, Output(silent=True), ProcessGroup(), torch.device("cpu"))
-    assert prepared.state.request["function"] == predictor.function_digest
+    assert prepared.state(prepared.plan).request["function"] == predictor.function_digest
     spec = predictor.spec
     assert predictor.function_digest == spec.model_copy(update={"robustness": None}).function_digest(
         predictor.graph_sha256
