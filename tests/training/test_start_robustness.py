@@ -99,6 +99,7 @@ def test_weights_are_measured_at_the_eps_of_the_run(
         str(own_network),
     ]
     some = ["--ducat", "off", "--epochs", "10", "--batch-size", "8", "--attack-steps", "5", "--lr", "0.1"]
+    some += ["--precision", "float32"]
     sizes = ["--eps", eps, "--step-size", eps, "--val-fraction", "0.25", "--seed", "0", "--threads", "1"]
     out = ["--pretrained", str(tmp_path / "weights.pth"), "--out", str(tmp_path / "run"), "--json"]
     # At an eps of 0.5 nothing can be learnt.
