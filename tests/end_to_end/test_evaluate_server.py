@@ -15,7 +15,7 @@ from training.data import load_dataset
 from training.evaluation.prepare import choose_images
 
 KEY = "s3cret-key-s3cret-key"
-IMAGES, BUDGET = 12, 240
+IMAGES, BUDGET = 12, 120
 FEW = ["--dataset", "digits", "--eps", "0.1", "--max-examples", str(IMAGES)]
 
 
