@@ -11,9 +11,9 @@ import asyncio
 import io
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx
 import numpy as np
@@ -23,6 +23,7 @@ from ducat_serve.errors import DucatError, UsageError
 from ducat_serve.regular_file import read_regular_file
 
 Image = str | Path | bytes | bytearray | memoryview
+_T = TypeVar("_T", list[Image], NDArray[np.uint8])
 _KEY = re.compile(r"[!-~]+")  # what a header carries as it is
 _BYTES = (bytes, bytearray, memoryview)
 _RETRIED = (429, 503)
@@ -55,6 +56,7 @@ class _Base:
         retries: int = 3,
         max_wait: float = 30.0,
         top_k: int | None = None,
+        at_once: int = 100,
     ) -> None:
         """
         Args:
@@ -67,16 +69,20 @@ class _Base:
                 so that a wrong address is found out in seconds.
             max_wait: seconds; where the server asks for a longer pause (a budget that is spent), it is an error.
             top_k: how many classes each prediction lists; the server's own number unless given.
+            at_once: images of one request of `predict` and `predict_array`, which send as many requests as they need.
+                A server takes 100, and so many bytes, unless its owner said otherwise.
 
         Raises:
-            UsageError: the URL is none, or no header can carry the key.
+            UsageError: the URL is none, no header can carry the key, or ``at_once`` is less than 1.
         """
+        if at_once < 1:
+            raise UsageError(f"at_once={at_once} sends no image.", "give 1 or more")
         if key is not None and not _KEY.fullmatch(key):
             raise UsageError(
                 "The key is empty, or holds a character that is not printable ASCII, such as a line break.",
                 "give the key as `ducat serve` has it, without what a file has around it (key.strip())",
             )
-        self._retries, self._max_wait = retries, max_wait
+        self._retries, self._max_wait, self._at_once = retries, max_wait, at_once
         self._has_answered = False
         self.waited = 0.0  # seconds between attempts, so far
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -123,19 +129,28 @@ class Client(_Base):
     def predict(self, *images: Image | Sequence[Image]) -> list[dict[str, Any]]:
         """Predict image files, given as paths or as their bytes, one by one or in a list; one answer each.
 
+        More than ``at_once`` are sent in several requests, one after another, whose files are read one request at a
+        time. If one of these fails, the answers to those before it are lost.
+
         Raises:
             UsageError: there is no image, or something else than paths and bytes. DataError: a file cannot be read.
                 ServerError: the server refused, or is not `ducat serve`. DucatError: it cannot be reached.
         """
-        return _predictions(self._send("POST", "/v1/predict", files=_files(images)))
+        answers = []
+        for some in _in_parts(_flat(images), self._at_once):
+            answers += _predictions(self._send("POST", "/v1/predict", files=_files(some)))
+        return answers
 
     def answer(self, *images: Image | Sequence[Image]) -> dict[str, Any]:
-        """As `predict`, with what the server says of the model beside the predictions."""
-        return _document(self._send("POST", "/v1/predict", files=_files(images)))
+        """As `predict`, in one request, with what the server says of the model beside the predictions."""
+        return _document(self._send("POST", "/v1/predict", files=_files(_flat(images))))
 
     def predict_array(self, images: NDArray[np.uint8]) -> list[dict[str, Any]]:
         """Predict uint8 images [N, H, W, channels] of exactly the model's size. Raises as `predict`."""
-        return _predictions(self._send("POST", "/v1/predict", **_array(images)))
+        answers = []
+        for some in _in_parts(_checked_array(images), self._at_once):
+            answers += _predictions(self._send("POST", "/v1/predict", **_array(some)))
+        return answers
 
     def model(self) -> dict[str, Any]:
         """What is served, and what was measured on it: `GET /v1/model`. Raises as `predict`."""
@@ -177,15 +192,21 @@ class AsyncClient(_Base):
 
     async def predict(self, *images: Image | Sequence[Image]) -> list[dict[str, Any]]:
         """As `Client.predict`."""
-        return _predictions(await self._send("POST", "/v1/predict", files=_files(images)))
+        answers = []
+        for some in _in_parts(_flat(images), self._at_once):
+            answers += _predictions(await self._send("POST", "/v1/predict", files=_files(some)))
+        return answers
 
     async def answer(self, *images: Image | Sequence[Image]) -> dict[str, Any]:
         """As `Client.answer`."""
-        return _document(await self._send("POST", "/v1/predict", files=_files(images)))
+        return _document(await self._send("POST", "/v1/predict", files=_files(_flat(images))))
 
     async def predict_array(self, images: NDArray[np.uint8]) -> list[dict[str, Any]]:
         """As `Client.predict_array`."""
-        return _predictions(await self._send("POST", "/v1/predict", **_array(images)))
+        answers = []
+        for some in _in_parts(_checked_array(images), self._at_once):
+            answers += _predictions(await self._send("POST", "/v1/predict", **_array(some)))
+        return answers
 
     async def model(self) -> dict[str, Any]:
         """As `Client.model`."""
@@ -218,8 +239,9 @@ def _url(url: str) -> httpx.URL:
     return parsed
 
 
-def _files(images: tuple[Image | Sequence[Image], ...]) -> list[tuple[str, tuple[str, bytes]]]:
-    single: list[object] = []
+def _flat(images: tuple[Image | Sequence[Image], ...]) -> list[Image]:
+    """One list of what was given. Raises UsageError where there is nothing, or something that is no image."""
+    single: list[Any] = []
     for given in images:
         if isinstance(given, Iterable) and not isinstance(given, (str, *_BYTES, np.ndarray)):
             single += given
@@ -227,29 +249,47 @@ def _files(images: tuple[Image | Sequence[Image], ...]) -> list[tuple[str, tuple
             single.append(given)
     if not single:
         raise UsageError("There is no image to predict.", "give at least one path, or the bytes of one file")
-    return [("image", (f"{number}", _bytes(image, number))) for number, image in enumerate(single)]
+    for number, image in enumerate(single):
+        if not isinstance(image, (str, Path, *_BYTES)):
+            raise UsageError(
+                f"Image {number}, counted from 0, is of type {type(image).__name__}: neither a path nor the bytes of "
+                "a file.",
+                "give paths or bytes; `predict_array` takes uint8 arrays of the model's size",
+            )
+    return single
 
 
-def _bytes(image: object, number: int) -> bytes:
+def _in_parts(images: _T, at_once: int) -> Iterator[_T]:
+    for start in range(0, len(images), at_once):
+        yield images[start : start + at_once]
+
+
+def _files(images: list[Image]) -> list[tuple[str, tuple[str, bytes]]]:
+    return [("image", (f"{number}", _bytes(image))) for number, image in enumerate(images)]
+
+
+def _bytes(image: Image) -> bytes:
     if isinstance(image, _BYTES):
         return bytes(image)
-    if isinstance(image, str | Path):
-        return read_regular_file(Path(image), str(image), "give an image file")
-    raise UsageError(
-        f"Image {number}, counted from 0, is of type {type(image).__name__}: neither a path nor the bytes of a file.",
-        "give paths or bytes; `predict_array` takes uint8 arrays of the model's size",
-    )
+    return read_regular_file(Path(image), str(image), "give an image file")
 
 
-def _array(images: NDArray[np.uint8]) -> dict[str, Any]:
+def _checked_array(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     array = np.asarray(images)
-    if array.dtype != np.uint8 or array.size == 0:
-        found = "is empty" if array.size == 0 else f"holds {array.dtype}"
+    if array.dtype != np.uint8 or array.size == 0 or array.ndim != 4:
+        shape = f"has shape {list(array.shape)}"
+        found = (
+            "is empty" if array.size == 0 else shape if array.dtype == np.uint8 else f"holds {array.dtype}"
+        )
         raise UsageError(
             f"The array {found}; images are uint8 [N, H, W, channels].", "give pixels from 0 to 255 as uint8"
         )
+    return array
+
+
+def _array(images: NDArray[np.uint8]) -> dict[str, Any]:
     file = io.BytesIO()
-    np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+    np.lib.format.write_array(file, np.ascontiguousarray(images), allow_pickle=False)
     return {"content": file.getvalue(), "headers": {"Content-Type": "application/x-npy"}}
 
 

@@ -110,6 +110,27 @@ def test_the_models_own_answers(ask: Ask, predictor: Predictor, tmp_path: Path) 
     np.testing.assert_allclose([answer["dummy_mass"] for answer in answers], expected.dummy_mass, rtol=1e-5)
 
 
+@both
+def test_more_images_than_a_request_may_have_are_sent_in_several(
+    ask: Ask, predictor: Predictor, tmp_path: Path
+) -> None:
+    files = [tmp_path / f"{number}.png" for number in range(5)]
+    for file, image in zip(files, DIGITS, strict=False):
+        file.write_bytes(encode(image))
+    expected = predictor(DIGITS[:5]).label.tolist()
+    with serving(predictor, max_images=2) as url:
+        for method, given in (("predict", files), ("predict_array", DIGITS[:5])):
+            answers = ask(url, method, given, at_once=2)
+            assert [answer["class_id"] for answer in answers] == expected
+            with pytest.raises(ServerError, match="too_many_images"):
+                ask(url, method, given)
+        files[4].unlink()
+        with pytest.raises(DataError, match=r"4\.png"):
+            ask(url, "predict", files, at_once=2)
+    with pytest.raises(UsageError, match="at_once=0"):
+        ask(url, "predict", files, at_once=0)
+
+
 def test_a_client_needs_no_with_and_may_be_closed_twice(predictor: Predictor) -> None:
     async def asked(url: str) -> Any:
         client = AsyncClient(url)
@@ -153,6 +174,7 @@ def test_what_is_given_in_another_way_is_understood(ask: Ask, predictor: Predict
         ("predict_array", [DIGITS[:2].astype(np.float32)], "float32"),
         ("predict_array", [np.array([None])], "object"),
         ("predict_array", [DIGITS[:0]], "empty"),
+        ("predict_array", [DIGITS[0]], r"has shape \[8, 8, 3\]"),
     ],
 )
 def test_what_is_no_image_is_found_before_anything_is_sent(
