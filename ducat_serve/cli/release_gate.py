@@ -6,8 +6,10 @@ from typing import Any
 
 import click
 
-from ducat_serve.errors import VerificationError
+from ducat_serve.errors import UsageError, VerificationError
 from ducat_serve.report import RobustnessReport
+
+_LONGER = "hold the bar against longer attacks: --suite standard"
 
 
 class Bar(click.ParamType[dict[str, float]]):
@@ -34,8 +36,16 @@ class Bar(click.ParamType[dict[str, float]]):
         return bar
 
 
+def require_no_screening(bar: dict[str, float], suite: str, attacks: tuple[str, ...]) -> None:
+    """Raise UsageError, before minutes of attacks, where a worst case is wanted of attacks that only screen."""
+    if "worst_case" in bar and suite == "quick" and not attacks:
+        raise UsageError("The suite quick is a screening: it does not show a worst case.", _LONGER)
+
+
 def require(report: RobustnessReport, bar: dict[str, float]) -> None:
-    """Raise VerificationError where the lower end of a measured 95 % interval is below the bar."""
+    """Raise VerificationError where the lower end of a measured 95 % interval is below the bar, or means nothing."""
+    if "worst_case" in bar and report.is_screening:
+        raise VerificationError("These attacks are a screening: they do not show a worst case.", _LONGER)
     if report.clean_interval is None:
         raise VerificationError(
             "The report has no interval of the clean accuracy: it was measured by an older version.",

@@ -20,7 +20,7 @@ from ducat_serve.cli.release_gate import require
 from ducat_serve.deployed import load
 from ducat_serve.errors import VerificationError
 from ducat_serve.output import Output
-from ducat_serve.report import RobustnessReport
+from ducat_serve.report import AttackResult, RobustnessReport
 from training.attacks.ball import Ball
 from training.batches import DeviceSplit
 from training.data import load_dataset
@@ -94,7 +94,16 @@ def test_a_bar_is_held_against_the_stored_intervals() -> None:
         worst_case_accuracy=0.8,
         worst_case_interval=(0.6, 0.95),
         per_class=(),
-        attacks=(),
+        attacks=(
+            AttackResult(
+                name="closest-first",
+                settings={},
+                examples=10,
+                accuracy=0.8,
+                worst_case_accuracy=0.8,
+                seconds=1,
+            ),
+        ),
         versions={},
     )
     require(report, {"clean": 0.7, "worst_case": 0.6})
@@ -108,3 +117,18 @@ def test_a_bar_is_held_against_the_stored_intervals() -> None:
 def test_a_bar_says_everything_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["evaluate", "digits-small", "--bar", "clean=0.99,clean=0.01"]) == 2
     assert "says clean twice" in capsys.readouterr().err
+
+
+def test_a_screening_is_not_held_against_a_bar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    few = ["evaluate", "digits-small", "--max-examples", "10", "--out", "report.json"]
+    assert run([*few, "--bar", "worst_case=0.0"]) == 2
+    said = capsys.readouterr().err
+    assert "The suite quick is a screening" in said
+    assert "--suite standard" in said
+    assert "still right" not in said
+    assert run([*few, "--attack", "pgd", "--bar", "worst_case=0.0"]) == 3
+    assert "These attacks are a screening" in capsys.readouterr().err
+    assert run([*few, "--attack", "pgd", "--bar", "clean=0.0"]) == 0

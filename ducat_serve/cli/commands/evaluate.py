@@ -14,7 +14,7 @@ from ducat_serve.cli.evaluated_model import EvaluatedModel, ForeignModel
 from ducat_serve.cli.foreign_options import ForeignGiven, foreign_options
 from ducat_serve.cli.network_options import own_network_option
 from ducat_serve.cli.options import PIXEL_SIZE, common, data_options, device_option
-from ducat_serve.cli.release_gate import Bar, require
+from ducat_serve.cli.release_gate import Bar, require, require_no_screening
 from ducat_serve.cli.report_table import show_report
 from ducat_serve.cli.threads_option import threads_option
 from ducat_serve.errors import UsageError
@@ -205,6 +205,8 @@ def command(
                 "--resume": resume,
             }
         )
+    if bar is not None:
+        require_no_screening(bar, suite, attack)
     if out is not None:
         require_writable(out)
     outputs = Outputs(save_adversarial, per_image)
