@@ -32,6 +32,10 @@ Groups = dict[tuple[str, ...], list[Numbers]]
 # Those of the study: a method that is added to the package changes no results that were written before.
 METHODS = ("pgd-at", "trades", "mart", "consistency")
 MODES = ("off", "paper", "folded")
+_FIRST_SUITE = (
+    "the suite of 23 November 2026 (`pgd`, `apgd-ce`, `apgd-dlr`, `apgd-lse`, the pair margins, `targeted`, `transfer` "
+    "and `square-warm`, where they apply)"
+)
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,7 @@ def numbers(row: Row, study: Study, folder: Path) -> Numbers:
         "clean": report.clean_accuracy,
         "worst_case": report.worst_case_accuracy,
         "worst_case_interval": list(report.worst_case_interval),
+        "attacks": [attack.name for attack in report.attacks],
         "legacy": report.legacy_2c_accuracy,
         "failed_checks": list(report.failed_checks),
         "data": f"{report.dataset}, {report.examples} test images",
@@ -208,6 +213,12 @@ def plot(groups: Groups, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def attacks_of(rows: dict[str, Numbers]) -> str:
+    """The attacks by name; rows from before they were recorded are all of one suite."""
+    found = {", ".join(row["attacks"]) if "attacks" in row else _FIRST_SUITE for row in rows.values()}
+    return "; or ".join(sorted(found))
+
+
 def write(name: str, study: Study, done: dict[str, Numbers], results: Path) -> None:
     """The study as it stands: every row's numbers, a table, a plot, and the command."""
     results.mkdir(exist_ok=True)
@@ -225,7 +236,8 @@ def write(name: str, study: Study, done: dict[str, Numbers], results: Path) -> N
     text = f"""# Study: {name}
 
 Written by the command below; what it means is said in docs/method.md. {len(ordered)} of {len(study.rows)} rows.
-Data: {one["data"]}. Threat model: {one["threat_model"]}. Standard suite, float32, on the deployed function.
+Data: {one["data"]}. Threat model: {one["threat_model"]}. Standard suite, float32, on the deployed function:
+{attacks_of(ordered)}.
 In per cent; mean ± standard deviation over seeds, or one seed and its 95 % interval. Machine: 2 x86-64 cores with
 AMX or AVX-512-BF16, no GPU.
 

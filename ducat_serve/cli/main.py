@@ -117,7 +117,7 @@ def cli(json: bool) -> None:
 
     \b
     Example:
-      ducat train --dataset digits --out runs/digits
+      ducat train --dataset digits --ducat off --out runs/digits
       ducat evaluate runs/digits
       ducat export runs/digits --onnx
       ducat serve runs/digits/model.onnx
