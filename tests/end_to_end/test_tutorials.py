@@ -57,6 +57,7 @@ SMALLER = {
 }
 
 
+@pytest.mark.extended
 def test_photos_from_a_folder_to_a_served_model(tmp_path: Path) -> None:
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "weights.pth")
     printed: dict[str, str] = {}

@@ -21,8 +21,8 @@ from training.evaluation.runner import Batches
 
 DUCAT = [sys.executable, "-P", "-m", "ducat_serve"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-# Batches of 5 make several for each process, and a different number of them after every attack.
-ASKED = ["--max-examples", "19", "--batch-size", "5", "--attack", "pgd", "--attack", "square-warm"]
+# Batches of 3 make several for each process, and a different number of them after every attack.
+ASKED = ["--max-examples", "12", "--batch-size", "3", "--attack", "pgd", "--attack", "square-warm"]
 
 
 THEIR_NETS = """
