@@ -29,6 +29,7 @@ from training.mixture.build import Fitted, require_towers, write_mixture
 from training.mixture.curve import Attacked, Curve
 from training.mixture.dial import Setting, dial, giving_up, reaching
 from training.mixture.kept import FILE_NAME
+from training.randomness import subset
 from training.run.dataset import load_training_data
 
 GIVE_UP = 2.0  # points of worst case, unless something else is asked for
@@ -202,7 +203,8 @@ class _Fitting:
     def attacked(self, setting: Setting, output: Output) -> Attacked:
         """The quick suite on the two towers with a setting, on some of the val images."""
         spec, switch = self.robust.spec, setting.switch
-        some = slice(None, _ATTACKED_IMAGES)  # of a shuffled split
+        # A split that is sorted by class would begin with images of a few classes only.
+        some = subset(len(self.images), _ATTACKED_IMAGES, self.towers.seed).to(self.images.labels.device)
         subject = Subject(
             model=Deployed(TwoTowers(self.standard, self.robust), switch).eval(),
             data=DeviceSplit(self.images.images[some], self.images.labels[some]),
