@@ -173,7 +173,6 @@ class _Fitting:
         ]
         standard, robust = (load(path) for path in paths)
         require_towers(standard.spec, robust.spec)
-        _warn_of_other_val(standard.spec, robust.spec, output)
         data = load_training_data(
             paths[1],
             robust.spec,
@@ -181,6 +180,7 @@ class _Fitting:
             data_dir=towers.data_dir,
             offline=towers.offline,
             output=output,
+            standard=standard.spec,
         )
         if data.class_names != robust.spec.labels:
             raise UsageError(f"{data.title} has other classes than the towers.")
@@ -232,21 +232,6 @@ class _Fitting:
             report.clean_accuracy,
             report.worst_case_accuracy,
             report.floor.accuracy,
-        )
-
-
-def _warn_of_other_val(standard: ModelSpec, robust: ModelSpec, output: Output) -> None:
-    """A standard tower that was trained on val images looks better on them than it is."""
-    if standard.data_digest is None or standard.data_digest != robust.data_digest:
-        output.warn(
-            "the towers were not trained on the same images, or do not record them: the standard tower may have been "
-            "trained on val images, and then the clean accuracy of the mixture is overstated."
-        )
-    elif standard.recipe.get("seed") != robust.recipe.get("seed"):
-        output.warn(
-            f"the towers hold out other val images (seeds {standard.recipe.get('seed')} and "
-            f"{robust.recipe.get('seed')}): the standard tower was trained on these, so the clean accuracy of the "
-            "mixture is overstated."
         )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import ducat_serve.library.mixing as mixing
 from ducat_serve.errors import UsageError
-from ducat_serve.library.mixing import Towers, draw_curve
+from ducat_serve.library.mixing import Towers, draw_curve, mix
 from ducat_serve.output import Output
 from tests.support.towers import tower_checkpoint
 from training.attacks.apgd import APGD
@@ -50,3 +50,21 @@ def test_the_curve_attacks_images_of_all_classes(
     with pytest.raises(UsageError, match="seen enough"):
         draw_curve(towers, tmp_path / "dial", output=QUIET)
     assert seen[0].bincount(minlength=10).min() > 0
+
+
+def test_a_standard_tower_that_has_learnt_val_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def enough(*_: object) -> NoReturn:
+        raise UsageError("seen enough")
+
+    monkeypatch.setattr(mixing, "answers_of", enough)
+    training = {
+        "recipe": {"dataset": "digits", "seed": 0, "val_fraction": 0.2},
+        "data_digest": load_dataset("digits").digest,
+    }
+    standard = tower_checkpoint(tmp_path / "standard.safetensors", training=training)
+    with pytest.raises(UsageError, match="seen enough"):
+        mix(Towers(standard, ROBUST), tmp_path / "model.safetensors")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the standard tower was trained on some of the val images" in said

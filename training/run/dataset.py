@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from training.data import Dataset
     from training.data.selection import Selection
     from training.distributed.processes import ProcessGroup
+
+_TOWERS = ("the standard tower", "the robust tower")
 
 
 def load_run_data(
@@ -49,22 +52,21 @@ def load_training_data(
     data_dir: Path | None,
     offline: bool,
     output: Output,
+    standard: ModelSpec | None = None,
 ) -> Dataset:
     """The data set of a checkpoint, split as it was for training.
 
-    Flags decide, then its run folder, then its ModelSpec. Raises DataError as `load_dataset` does, where nothing of
-    these says which data set it is, and where images that it was trained on may be test images now.
+    Flags decide, then its run folder, then its ModelSpec. ``standard`` is the standard tower that ``spec`` is about to
+    be mixed with. Both of them, and both towers of a two-tower model, may not have been trained on test images.
+
+    Raises DataError as `load_dataset` does, where nothing of these says which data set it is, and where images that a
+    model was trained on may be test images now; warns where they may be val images.
     """
-    from training.data import dataset_reference, held_out_splits, load_dataset
+    from training.data import load_dataset
     from training.data.selection import Selection
 
     recipe = _read_recipe(checkpoint, spec)
     name, data_dir = locate_training_data(checkpoint, spec, dataset=dataset, data_dir=data_dir)
-    if recipe.seed is None:
-        output.warn(
-            f"{checkpoint} does not record the seed that chose its val images; seed 0 is taken, so it may have been "
-            "trained on some of them."
-        )
     selection = recipe.selection if name.startswith("folder:") else Selection(recipe.val_fraction)
     data = load_dataset(
         name,
@@ -75,22 +77,76 @@ def load_training_data(
         selection=selection,
         output=output,
     )
-    if recipe.dataset == dataset_reference(name) and spec.data_digest not in (None, data.digest):
-        _require_unseen(checkpoint, spec, data, held_out_splits(name, selection), output)
+    now = _Now(name, data, recipe, selection)
+    if spec.towers is None and standard is None:
+        _require_unseen(str(checkpoint), spec, recipe, now, output)
+    for tower, trained in zip(_TOWERS, spec.towers or ((standard, spec) if standard else ()), strict=False):
+        own = _read_recipe(checkpoint, trained)
+        _warn_of_other_data(tower, trained, own, now, output)
+        _require_unseen(tower, trained, own, now, output)
     return data
 
 
-def _require_unseen(
-    checkpoint: Path, spec: ModelSpec, data: Dataset, held_out: frozenset[str], output: Output
-) -> None:
-    """Raise DataError where a data set that has changed holds out other test images; warn where it is other val images.
+@dataclass(frozen=True)
+class _Now:
+    """The data that models are measured on, and what they were split by."""
 
-    Which images are held out follows from the names and the number of all of them.
+    name: str
+    data: Dataset
+    recipe: _Recipe
+    selection: Selection
+
+    @property
+    def held_out(self) -> frozenset[str]:
+        from training.data import held_out_splits
+
+        return held_out_splits(self.name, self.selection)
+
+
+def _warn_of_other_data(tower: str, spec: ModelSpec, own: _Recipe, now: _Now, output: Output) -> None:
+    """A user knows of a whole checkpoint what it was trained on, and easily forgets that one of its towers was not."""
+    is_other = own.dataset != now.recipe.dataset and spec.data_digest != now.data.digest
+    if own.seed is not None and (spec.data_digest is None or is_other):
+        output.warn(
+            f"{tower} does not record that it was trained on {now.data.title}: it may have been trained on images that "
+            "are held out as val or test here, and then accuracies are overstated."
+        )
+
+
+def _require_unseen(model: str, spec: ModelSpec, own: _Recipe, now: _Now, output: Output) -> None:
+    """Raise DataError where images that a model was trained on may be test images now; warn where they may be val.
+
+    Which images are held out follows from the names and the number of all of them, from the seed and the fractions.
     """
+    from training.data import dataset_reference
+
+    if own.seed is None:
+        output.warn(
+            f"{model} does not record the seed that chose its val images, so it may have been trained on some of those "
+            f"that seed {now.recipe.seed or 0} chooses."
+        )
+    elif (
+        spec.data_digest == now.data.digest
+        and own.val_choice != now.recipe.val_choice
+        and "val" in now.held_out
+    ):
+        output.warn(
+            f"{model} was trained on some of the val images: it held out those of {own.val_choice}, and these are "
+            f"those of {now.recipe.val_choice}. So accuracies on val are overstated."
+        )
+    if own.dataset != dataset_reference(now.name) or spec.data_digest in (None, now.data.digest):
+        return
+    if own.test_share != now.recipe.test_share:
+        raise DataError(
+            f"{model} was trained with other test images of {now.data.title} (test fraction {own.test_share:g}, here "
+            f"{now.recipe.test_share:g}): some that are held out as test now may have been trained on.",
+            "train both towers with the same --test-fraction",
+        )
     changed = (
-        f"{data.title} is not as it was when {checkpoint} was trained on it "
-        f"(digest {str(spec.data_digest)[:12]}, now {data.digest[:12]})"
+        f"{now.data.title} is not as it was when {model} was trained on it "
+        f"(digest {str(spec.data_digest)[:12]}, now {now.data.digest[:12]})"
     )
+    held_out = now.held_out
     if "test" in held_out:
         raise DataError(
             f"{changed}, and names no test images: some that are held out as test now may have been trained on.",
@@ -132,6 +188,19 @@ class _Recipe(BaseModel):
     val_fraction: float | None = Field(default=None, gt=0, lt=1)
     test_fraction: float | None = Field(default=None, gt=0, lt=1)
     skip_broken: bool = False
+
+    @property
+    def val_choice(self) -> str:
+        """What chooses the val images of a data set that names none, as options."""
+        fraction = "" if self.val_fraction is None else f" --val-fraction {self.val_fraction:g}"
+        return f"--seed {self.seed or 0}{fraction}"
+
+    @property
+    def test_share(self) -> float:
+        """Of all images, where a folder names no test images."""
+        from training.data.selection import TEST_SHARE
+
+        return self.test_fraction or TEST_SHARE
 
     @property
     def selection(self) -> Selection:

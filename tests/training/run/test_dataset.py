@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from PIL import Image
 from ducat_serve.checkpoint import read_spec
 from ducat_serve.errors import DataError
 from ducat_serve.output import Output
-from tests.support.checkpoints import forged, untrained
+from ducat_serve.spec import ModelSpec, Switch
+from tests.support.checkpoints import SPEC, forged, untrained
 from training.data import Dataset, load_dataset
+from training.data.selection import Selection
 from training.run.dataset import load_training_data
 
 
@@ -74,3 +77,83 @@ def test_a_folder_with_test_images_of_its_own_may_change(
     data_of(checkpoint, tmp_path / "pets")
     said = " ".join(capsys.readouterr().err.split())
     assert "held out as val now may have been trained on" in said
+
+
+def tower(folder: Path, **recipe: Any) -> ModelSpec:
+    """A model that was trained on the images of a folder as they are, by the settings in ``recipe``."""
+    selection = Selection(test_fraction=recipe.get("test_fraction"))
+    digest = load_dataset(f"folder:{folder}", selection=selection).digest
+    settings = {"dataset": f"folder:{folder.name}", "seed": 0, **recipe}
+    return SPEC.model_copy(update={"training": {"recipe": settings, "data_digest": digest}})
+
+
+@pytest.fixture(params=["in the making", "mixed"])
+def data_of_towers(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    """The data of two towers, before they are mixed or afterwards."""
+
+    def load(standard: ModelSpec, robust: ModelSpec) -> Dataset:
+        spec, beside = robust, standard if request.param == "in the making" else None
+        if request.param == "mixed":
+            switch = Switch(scale=4, power=1, shift=0, threshold=0.2)
+            spec = robust.model_copy(update={"towers": (standard, robust), "fold": switch})
+        return load_training_data(
+            tmp_path / "model.safetensors",
+            spec,
+            dataset=f"folder:{tmp_path / 'pets'}",
+            data_dir=None,
+            offline=True,
+            output=Output(),
+            standard=beside,
+        )
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("recipe", "held_out"),
+    [({"val_fraction": 0.3}, "--seed 0 --val-fraction 0.3"), ({"seed": 1}, "--seed 1")],
+)
+def test_a_tower_that_held_out_other_val_images(
+    tmp_path: Path,
+    data_of_towers: Any,
+    recipe: dict[str, Any],
+    held_out: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write(tmp_path / "pets", "")
+    robust = tower(tmp_path / "pets")
+    data_of_towers(robust, robust)
+    assert "the standard tower" not in capsys.readouterr().err
+    data_of_towers(tower(tmp_path / "pets", **recipe), robust)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the standard tower was trained on some of the val images" in said
+    assert f"it held out those of {held_out}, and these are those of --seed 0." in said
+
+
+def test_a_folder_that_names_its_val_images_holds_out_the_same_for_every_seed(
+    tmp_path: Path, data_of_towers: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "pets", "train", "val", "test")
+    data_of_towers(tower(tmp_path / "pets", seed=1), tower(tmp_path / "pets"))
+    assert "the standard tower" not in capsys.readouterr().err
+
+
+def test_a_tower_that_held_out_other_test_images(tmp_path: Path, data_of_towers: Any) -> None:
+    write(tmp_path / "pets", "")
+    robust = tower(tmp_path / "pets", test_fraction=0.4)
+    with pytest.raises(DataError, match="the standard tower was trained with other test images") as caught:
+        data_of_towers(tower(tmp_path / "pets", test_fraction=0.1), robust)
+    assert "test fraction 0.1, here 0.4" in caught.value.cause
+    assert "--test-fraction" in str(caught.value.next_step)
+
+
+@pytest.mark.parametrize("training", [{"data_digest": None}, {"data_digest": "of others"}])
+def test_a_tower_of_unknown_images(
+    tmp_path: Path, data_of_towers: Any, training: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "pets", "")
+    robust = tower(tmp_path / "pets")
+    training = {**training, "recipe": {"dataset": "folder:others", "seed": 0}}
+    data_of_towers(SPEC.model_copy(update={"training": training}), robust)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the standard tower does not record that it was trained on folder:pets" in said
