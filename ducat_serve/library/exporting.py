@@ -21,12 +21,14 @@ from export.agreement import Agreement
 from export.model_card import model_card
 from export.onnx_writer import export_int8, export_onnx
 from export.parity import ParityReport
+from training.randomness import subset
 
 if TYPE_CHECKING:
     from training.data import Dataset
 
 REAL_IMAGES = 64  # for the parity check
 REFERENCE_IMAGES = 1000  # for what the model answered at export
+_SEED = 0  # the same checkpoint and data give the same file
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def export(
         spec, parity = _export_int8(checkpoint, target, dataset, folder, kept, output)
     else:
         real = _real_images(checkpoint, dataset, folder, output)
-        parity_images = None if real is None else real[:REAL_IMAGES]
+        parity_images = None if real is None else real[_places(len(real), REAL_IMAGES)]
         spec, parity = export_onnx(
             checkpoint, target, parity_images, precision, reference=real, examples=kept
         )
@@ -123,7 +125,8 @@ def _export_int8(
             "name them with --data-dir or --dataset, or export with --precision float32",
         ) from error
     calibration = calibration_images(load(checkpoint), data.train, output)
-    return export_int8(checkpoint, target, data.val.at(slice(REFERENCE_IMAGES)), calibration, examples)
+    reference = data.val.at(_places(len(data.val), REFERENCE_IMAGES))
+    return export_int8(checkpoint, target, reference, calibration, examples)
 
 
 def _default_target(checkpoint: Path, precision: ExportPrecision) -> Path:
@@ -158,7 +161,13 @@ def _real_images(
             "Name them with --data-dir or --dataset."
         )
         return None
-    return data.val.at(slice(REFERENCE_IMAGES))
+    return data.val.at(_places(len(data.val), REFERENCE_IMAGES))
+
+
+def _places(total: int, count: int) -> NDArray[np.int64]:
+    """Where ``count`` images are to be taken, all over the split: the first ones may be of two classes."""
+    places: NDArray[np.int64] = subset(total, count, _SEED).numpy()
+    return places
 
 
 def _training_data(

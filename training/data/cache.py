@@ -52,8 +52,8 @@ class Split:
         """Of `images`: (N, H, W, channels)."""
         return (len(self), *self.stored.shape[1:])
 
-    def at(self, places: slice) -> NDArray[np.uint8]:
-        """The images at those places."""
+    def at(self, places: slice | NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The images at those places; no others are read."""
         return self.stored[places] if self.rows is None else np.asarray(self.stored[self.rows[places]])
 
     def row(self, place: int) -> int:
