@@ -142,7 +142,7 @@ def held_out_splits(name: str, selection: Selection) -> frozenset[str]:
     """
     if not name.startswith("folder:"):
         return frozenset({"val"})
-    listing = list_files(Tree(folder_path(name)), selection)
+    listing = list_files(Tree(_existing_folder(name)), selection)
     chosen = {"val": listing.val is None, "test": listing.test_share is not None}
     return frozenset(split for split, is_chosen in chosen.items() if is_chosen)
 
@@ -162,6 +162,13 @@ def folder_path(name: str) -> Path:
             f"There is no folder {path}: no user is called so.",
             "give --dataset folder:PATH with an existing path",
         ) from error
+
+
+def _existing_folder(name: str) -> Path:
+    path = folder_path(name)
+    if not os.path.exists(path):  # noqa: PTH110 (a Path raises for a name that no file system takes)
+        raise DataError(f"There is no folder {path}.", "give --dataset folder:PATH with an existing path")
+    return path
 
 
 def default_data_dir() -> Path:
@@ -208,9 +215,7 @@ def _find(
     output: Output,
 ) -> tuple[str, Decoded]:
     if name.startswith("folder:"):
-        path = folder_path(name)
-        if not os.path.exists(path):  # noqa: PTH110 (a Path raises for a name that no file system takes)
-            raise DataError(f"There is no folder {path}.", "give --dataset folder:PATH with an existing path")
+        path = _existing_folder(name)
         require_text(path.resolve().name, "The data set is a folder")  # its name goes into the model file
         return f"folder:{path.resolve().name}", decode_tree(Tree(path), image_size, output, selection)
     if name not in DATASETS:

@@ -63,11 +63,10 @@ def load_training_data(
     model was trained on may be test images now; warns where they may be val images.
     """
     from training.data import load_dataset
-    from training.data.selection import Selection
 
     recipe = _read_recipe(checkpoint, spec)
     name, data_dir = locate_training_data(checkpoint, spec, dataset=dataset, data_dir=data_dir)
-    selection = recipe.selection if name.startswith("folder:") else Selection(recipe.val_fraction)
+    selection = _selection_for(name, recipe)
     data = load_dataset(
         name,
         data_dir=data_dir,
@@ -85,6 +84,25 @@ def load_training_data(
         _warn_of_other_data(tower, trained, own, now, output)
         _require_unseen(tower, trained, own, now, output)
     return data
+
+
+def _selection_for(name: str, recipe: _Recipe) -> Selection:
+    """How much is held out, as for training; what a folder that is named now has of its own is taken as it is.
+
+    Raises DataError as `held_out_splits` does.
+    """
+    from training.data import held_out_splits
+    from training.data.selection import Selection
+
+    if not name.startswith("folder:"):
+        return Selection(recipe.val_fraction)
+    has_fraction = recipe.val_fraction is not None or recipe.test_fraction is not None
+    held_out = held_out_splits(name, Selection()) if has_fraction else frozenset()
+    return Selection(
+        recipe.val_fraction if "val" in held_out else None,
+        recipe.test_fraction if "test" in held_out else None,
+        recipe.skip_broken,
+    )
 
 
 @dataclass(frozen=True)
@@ -136,7 +154,8 @@ def _require_unseen(model: str, spec: ModelSpec, own: _Recipe, now: _Now, output
         )
     if own.dataset != dataset_reference(now.name) or spec.data_digest in (None, now.data.digest):
         return
-    if own.test_share != now.recipe.test_share:
+    held_out = now.held_out
+    if "test" in held_out and own.test_share != now.recipe.test_share:
         raise DataError(
             f"{model} was trained with other test images of {now.data.title} (test fraction {own.test_share:g}, here "
             f"{now.recipe.test_share:g}): some that are held out as test now may have been trained on.",
@@ -146,7 +165,6 @@ def _require_unseen(model: str, spec: ModelSpec, own: _Recipe, now: _Now, output
         f"{now.data.title} is not as it was when {model} was trained on it "
         f"(digest {str(spec.data_digest)[:12]}, now {now.data.digest[:12]})"
     )
-    held_out = now.held_out
     if "test" in held_out:
         raise DataError(
             f"{changed}, and names no test images: some that are held out as test now may have been trained on.",
@@ -201,12 +219,6 @@ class _Recipe(BaseModel):
         from training.data.selection import TEST_SHARE
 
         return self.test_fraction or TEST_SHARE
-
-    @property
-    def selection(self) -> Selection:
-        from training.data.selection import Selection
-
-        return Selection(self.val_fraction, self.test_fraction, self.skip_broken)
 
 
 def _read_recipe(checkpoint: Path, spec: ModelSpec) -> _Recipe:

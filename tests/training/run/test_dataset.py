@@ -15,6 +15,7 @@ from ducat_serve.output import Output
 from ducat_serve.spec import ModelSpec, Switch
 from tests.support.checkpoints import SPEC, forged, untrained
 from training.data import Dataset, load_dataset
+from training.data.cache import Split
 from training.data.selection import Selection
 from training.run.dataset import load_training_data
 
@@ -45,6 +46,10 @@ def data_of(checkpoint: Path, folder: Path) -> Dataset:
         offline=True,
         output=Output(),
     )
+
+
+def splits(data: Dataset) -> tuple[Split, Split, Split]:
+    return data.train, data.val, data.test
 
 
 def rename(folder: Path) -> None:
@@ -157,3 +162,18 @@ def test_a_tower_of_unknown_images(
     data_of_towers(SPEC.model_copy(update={"training": training}), robust)
     said = " ".join(capsys.readouterr().err.split())
     assert "the standard tower does not record that it was trained on folder:pets" in said
+
+
+def test_fractions_of_the_training_do_not_hinder_a_measurement_on_another_folder(tmp_path: Path) -> None:
+    """Nobody could leave them out: `evaluate`, `export` and `mix` have no such options."""
+    write(tmp_path / "pets", "")
+    write(tmp_path / "others", "train", "val", "test")
+    write(tmp_path / "plain", "")
+    recipe = {"dataset": "folder:pets", "seed": 0, "val_fraction": 0.3, "test_fraction": 0.4}
+    checkpoint = forged(tmp_path / "model.safetensors", untrained(), training={"recipe": recipe})
+    assert [len(part) for part in splits(data_of(checkpoint, tmp_path / "others"))] == [20, 20, 20]
+    # Perhaps the same images by another name: the fractions hold.
+    for folder in ("pets", "plain"):
+        assert [len(part) for part in splits(data_of(checkpoint, tmp_path / folder))] == [8, 4, 8]
+    with pytest.raises(DataError, match="There is no folder"):
+        data_of(checkpoint, tmp_path / "nowhere")
