@@ -52,7 +52,7 @@ def model_card(spec: ModelSpec, name: str) -> str:
         "## Robustness",
         *_robustness(spec, name),
         "## Training",
-        (_imported(spec) if spec.is_imported else _training(spec)) + _provenance(spec),
+        *_how_trained(spec),
         "## Use",
         f"- Input `images`: uint8 [batch, {height}, {width}, {spec.channels}]. {RESIZE_POLICY}\n"
         f"- Outputs: `logits` float32 [batch, {spec.num_classes}], `label` int64 [batch], "
@@ -67,6 +67,21 @@ def model_card(spec: ModelSpec, name: str) -> str:
     return "\n\n".join(sections) + "\n"
 
 
+def _how_trained(spec: ModelSpec) -> list[str]:
+    """Each tower of a two-tower model for itself: others may have trained one of them."""
+    if spec.towers is None:
+        return [(_imported(spec) if spec.is_imported else _training(spec)) + _provenance(spec)]
+    standard, robust = spec.towers
+    command = [f"- Mixed by: {code(spec.command)}"] if spec.command else []
+    return [
+        "\n".join([_towers(spec), *command]),
+        "### Standard tower",
+        *_how_trained(standard),
+        "### Robust tower",
+        *_how_trained(robust),
+    ]
+
+
 def _training(spec: ModelSpec) -> str:
     recipe = spec.recipe
     # Recipes are older than the methods; what they do not name was plain PGD adversarial training.
@@ -74,7 +89,6 @@ def _training(spec: ModelSpec) -> str:
     epochs, batch, seed = (text(recipe.get(key, NOT_RECORDED)) for key in ("epochs", "batch_size", "seed"))
     return (
         f"- Method: {text(method)}, {_METHOD.get(str(recipe.get('ducat')), NOT_RECORDED)}\n"
-        f"{_towers(spec)}"
         f"- Data: {text(spec.training.get('data', NOT_RECORDED))}\n"
         f"- Threat model in training: {spec.threat_model}\n"
         f"- {epochs} epochs, batch {batch}, seed {seed}"
@@ -102,15 +116,15 @@ def update_card(spec: ModelSpec, model: Path) -> None:
 
 
 def _towers(spec: ModelSpec) -> str:
-    """Of a two-tower model, what its towers are, and when which of them answers."""
-    if spec.towers is None or not isinstance(spec.fold, Switch):
-        return ""
+    """What the towers of a two-tower model are, and when which of them answers."""
+    assert spec.towers is not None
+    assert isinstance(spec.fold, Switch)
     standard, robust = spec.towers
     return (
-        "- Two towers: the recipe here is that of the robust one. "
+        "- Two towers. "
         f"The standard tower ({text(standard.network)}, weights {code(standard.weights_digest)}) answers unless the "
         f"robust tower ({text(robust.network)}, weights {code(robust.weights_digest)}) is sure that it is wrong: "
-        f"by a lead of {spec.fold.threshold:g}. `dummy_mass` is 1 where the robust tower answered, else 0.\n"
+        f"by a lead of {spec.fold.threshold:g}. `dummy_mass` is 1 where the robust tower answered, else 0."
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 
+from ducat_serve.spec import ModelSpec, Switch
 from export.markdown import code, text
 from export.model_card import model_card
 from tests.support.checkpoints import SPEC
@@ -103,3 +104,36 @@ def test_the_title_says_what_the_model_is_and_not_what_its_file_is_called() -> N
     spec = SPEC.model_copy(update={"training": {"data": "digits"}})
     assert model_card(spec, "model.onnx").splitlines()[0] == "# resnet-small for digits"
     assert "RGB. File: `model.onnx`." in model_card(spec, "model.onnx")
+
+
+def mixture(**trained: dict[str, Any]) -> ModelSpec:
+    """Two towers that were trained as said."""
+    towers = [
+        SPEC.model_copy(update={"network": name, "training": trained[name]})
+        for name in ("standard", "robust")
+    ]
+    switch = Switch(scale=4, power=1, shift=0, threshold=0.2)
+    training = {"recipe": trained["robust"].get("recipe", {}), "command": "ducat mix accurate robust"}
+    return SPEC.model_copy(update={"towers": tuple(towers), "fold": switch, "training": training})
+
+
+OURS = {
+    "recipe": {"method": "standard", "ducat": "off", "epochs": 24, "batch_size": 128, "seed": 0},
+    "data": "pets",
+}
+OTHERS = {"recipe": {"method": "imported", "pretrained": "robust.pth", "pretrained_licence": "MIT"}}
+
+
+def test_a_card_says_of_each_tower_who_trained_it() -> None:
+    card = model_card(mixture(standard=OURS, robust=OTHERS), "model.onnx")
+    before, _, towers = card.partition("### Standard tower")
+    standard, _, robust = towers.partition("### Robust tower")
+    assert "Two towers." in before
+    assert "by a lead of 0.2. `dummy_mass` is 1 where the robust tower answered" in before
+    assert "Trained by others" not in before + standard
+    assert "24 epochs" in standard
+    assert "Data: pets" in standard
+    assert "Trained by others, and imported" in robust
+    assert "licence: MIT" in robust
+    assert "24 epochs" not in robust
+    assert "Trained by others" not in model_card(mixture(standard=OURS, robust=OURS), "model.onnx")

@@ -45,8 +45,8 @@ def command(model: Path, json: bool) -> None:
         ("precision", spec.precision),
         *_quantisation(spec),
         ("threat model", spec.threat_model),
-        *_training(spec),
-        ("trained by", spec.command or NOT_RECORDED),
+        *([] if spec.towers else _training(spec)),
+        ("trained by" if spec.towers is None else "mixed by", spec.command or NOT_RECORDED),
         ("git revision", spec.git_revision or NOT_RECORDED),
         ("trained with", versions_in_words(spec) or NOT_RECORDED),
         *([("resumed by", resumptions)] if (resumptions := resumptions_in_words(spec)) else []),
@@ -96,10 +96,11 @@ def _quantisation(spec: ModelSpec) -> list[tuple[str, str]]:
 def _towers(spec: ModelSpec) -> list[tuple[str, str]]:
     if spec.towers is None or not isinstance(spec.fold, Switch):
         return []
-    rows = [
-        (f"{name} tower", f"{tower.network}, weights {tower.weights_digest}")
-        for name, tower in zip(("standard", "robust"), spec.towers, strict=True)
-    ]
+    rows = []
+    for name, tower in zip(("standard", "robust"), spec.towers, strict=True):
+        rows.append((f"{name} tower", f"{tower.network}, weights {tower.weights_digest}"))
+        # Others may have trained one of them.
+        rows.extend((f"{name} tower: {what}", said) for what, said in _training(tower))
     s, p, c = spec.fold.scale, spec.fold.power, spec.fold.shift
     return [
         *rows,
