@@ -46,6 +46,9 @@ class StartWeights(Protocol):
     def require_fit(self, config: TrainConfig, dataset: Dataset) -> None:
         """Raise UsageError where they cannot be what this run starts from."""
 
+    def doubt(self, config: TrainConfig, dataset: Dataset) -> str | None:
+        """What makes the figures of a run that starts from them doubtful, as a sentence; None for nothing."""
+
     def tensors(self, classifier: Classifier) -> dict[str, NDArray[Any]]:
         """All tensors as ``classifier`` takes them. Raises UsageError where they do not fit it."""
 
@@ -106,6 +109,10 @@ class InitialWeights:
             raise UsageError(
                 f"{self.path} has dummy classes, which --ducat off has not.", "choose --ducat paper or folded"
             )
+
+    def doubt(self, config: TrainConfig, dataset: Dataset) -> str | None:
+        recipe = self._recipe_on(config, dataset)
+        return unknown_images(self.source) if recipe and not isinstance(recipe.get("seed"), int) else None
 
     def _require_same_held_out(self, config: TrainConfig, dataset: Dataset) -> None:
         recipe = self._recipe_on(config, dataset)
@@ -168,6 +175,14 @@ class InitialWeights:
         weight, bias = (torch.from_numpy(self.weights[name]) for name in names)
         wide = (tensor.numpy() for tensor in widen_head(weight, bias))
         return {**self.weights, **dict(zip(names, wide, strict=True))}
+
+
+def unknown_images(source: str) -> str:
+    """The doubt about weights that are for this data set and were trained on nobody knows which images of it."""
+    return (
+        f"{source} does not record which images it was trained on: it may have learnt images that are held out as val "
+        "or test here, and then accuracies on them are overstated."
+    )
 
 
 def _option(name: str, value: object = True) -> str:

@@ -21,6 +21,7 @@ from ducat_serve.networks.head import head_name
 from ducat_serve.spec import METADATA_KEY, Normalisation
 from training.config import TrainConfig
 from training.data import Dataset, dataset_reference
+from training.initial import unknown_images
 from training.state_dict_file import StateDict, read_state_dict
 from training.weight_matching import Matched, match
 
@@ -38,7 +39,8 @@ class Pretrained:
         licence: as the user or the package says, else "unknown".
         declared: the normalisation that they come with, unless the file itself holds one.
         data_digest: of the data that a checkpoint of ours was trained on.
-        trained_on: the name and the classes of these data.
+        trained_on: the name and the classes of these data, or of those that an imported checkpoint is for.
+        is_imported: whether it is a checkpoint of a network that others have trained.
     """
 
     source: str
@@ -49,6 +51,7 @@ class Pretrained:
     network: str | None = None
     data_digest: str | None = None
     trained_on: tuple[object, tuple[str, ...]] | None = None
+    is_imported: bool = False
 
     @classmethod
     def read(cls, file: Path, licence: str | None = None) -> Pretrained:
@@ -69,6 +72,7 @@ class Pretrained:
                 spec.network,
                 spec.data_digest,
                 (spec.recipe.get("dataset"), spec.labels),
+                spec.is_imported,
             )
         state = read_state_dict(file)
         for name, tensor in state.tensors.items():
@@ -79,16 +83,22 @@ class Pretrained:
         return cls(file.name, file_sha256(file), state, licence or UNKNOWN)
 
     def require_fit(self, config: TrainConfig, dataset: Dataset) -> None:
-        """Raise UsageError for weights of a run on the same data set, whose train images may be held out here.
-
-        Its digest tells the very same data; its name and classes, another selection of them.
-        """
-        same = self.data_digest is not None and self.data_digest == dataset.digest
-        if same or self.trained_on == (dataset_reference(config.dataset), dataset.class_names):
+        """Raise UsageError for weights of a run on the same data set, whose train images may be held out here."""
+        if self._is_of(config, dataset) and not self.is_imported:
             raise UsageError(
                 f"{self.source} was trained on this data set, perhaps on images that are held out as val or test here.",
                 "go on with it by --initial-checkpoint, which holds out the same images",
             )
+
+    def doubt(self, config: TrainConfig, dataset: Dataset) -> str | None:
+        """Of an imported checkpoint for this data set nobody can say which of its images are to be held out."""
+        is_doubtful = self.is_imported and self._is_of(config, dataset)
+        return unknown_images(self.source) if is_doubtful else None
+
+    def _is_of(self, config: TrainConfig, dataset: Dataset) -> bool:
+        """Whether they are of this data set: its digest tells the very same one, name and classes another selection."""
+        same = self.data_digest is not None and self.data_digest == dataset.digest
+        return same or self.trained_on == (dataset_reference(config.dataset), dataset.class_names)
 
     def tensors(self, classifier: Classifier) -> dict[str, NDArray[Any]]:
         """The weights as ``classifier`` takes them, with its own head where theirs does not fit.

@@ -167,6 +167,8 @@ def opened(
         dataset = load_run_data(config, machine.data_dir, machine.offline, output, processes)
         if initial is not None:
             initial.require_fit(config, dataset)
+            if doubt := initial.doubt(config, dataset):
+                output.warn(doubt)
         with enough_memory_for(config), generators_kept(device):
             if config.measure_start and not only_look:
                 config = with_measured_ramp(config, dataset, device, output, initial, processes)
