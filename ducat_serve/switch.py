@@ -22,6 +22,8 @@ from torch.nn import functional as F
 
 from ducat_serve.spec import Switch
 
+_LOWEST_AT, _LOWEST = -0.7517916, -0.1699712  # where GELU is least, and what it is there
+
 
 def standardised(logits: Tensor) -> Tensor:
     """Logits [N, C] with mean 0 and variance 1 in each row (LayerNorm without weights)."""
@@ -30,14 +32,21 @@ def standardised(logits: Tensor) -> Tensor:
 
 def mapped_log_posterior(dummy: Tensor, switch: Switch) -> Tensor:
     """``log q``, [N, C]: what the robust tower's logits say after the map."""
-    u = F.gelu(standardised(dummy) + switch.shift)
-    return (switch.scale * u.abs().pow(switch.power) * u.sign()).log_softmax(dim=-1)
+    return _powered(F.gelu(standardised(dummy) + switch.shift), switch).log_softmax(dim=-1)
+
+
+def _powered(u: Tensor, switch: Switch) -> Tensor:
+    return switch.scale * u.abs().pow(switch.power) * u.sign()
 
 
 def switch_logits(original: Tensor, dummy: Tensor, switch: Switch) -> Tensor:
     """``log((1 - a) onehot(argmax o) + a q)``, [N, C]: log probabilities whose argmax is the answer."""
+    return _with_chosen(original, mapped_log_posterior(dummy, switch), switch)
+
+
+def _with_chosen(original: Tensor, log_q: Tensor, switch: Switch) -> Tensor:
     a = 1 / (1 + switch.threshold)
-    robust = mapped_log_posterior(dummy, switch) + math.log(a)
+    robust = log_q + math.log(a)
     classes = torch.arange(original.shape[-1], device=original.device)
     chosen = classes == original.argmax(dim=-1, keepdim=True)
     # In the log where the standard tower says nothing: a mapped probability may be too small for a float.
@@ -59,3 +68,33 @@ def certainty(dummy: Tensor, labels: Tensor, switch: Switch) -> Tensor:
     index = labels.unsqueeze(-1)
     others = q.scatter(-1, index, -torch.inf).amax(dim=-1)
     return q.gather(-1, index).squeeze(-1) - others
+
+
+def switch_bounds(original: Tensor, dummy: Tensor, switch: Switch, rounding: float) -> tuple[Tensor, Tensor]:
+    """The least and the largest `switch_logits`, [N, C] each, where the robust tower's logits are off by ``rounding``.
+
+    A sharp map makes much of little: what a file may differ by is not in proportion to its logits. The standard
+    tower's class is taken as it is.
+    """
+    deviation = dummy.std(dim=-1, correction=0, keepdim=True)
+    v = standardised(dummy)
+    # The mean moves by ``rounding`` at most, and so does the deviation. Below that, the logits are all rounding.
+    moved = rounding * (2 + v.abs()) / (deviation - rounding).clamp_min(0)
+    farthest = math.sqrt(dummy.shape[-1] - 1)  # that a standardised logit can get
+    ends = F.gelu(torch.stack([v - moved, v + moved]).clamp(-farthest, farthest) + switch.shift)
+    lowest = (
+        v + switch.shift - _LOWEST_AT
+    ).abs() <= moved  # GELU falls on one side of that, and rises on the other
+    low = _powered(torch.where(lowest, _LOWEST, ends.amin(dim=0)), switch)
+    high = _powered(ends.amax(dim=0), switch)
+    return (
+        _with_chosen(original, _log_posterior_of_one(low, high), switch),
+        _with_chosen(original, _log_posterior_of_one(high, low), switch),
+    )
+
+
+def _log_posterior_of_one(own: Tensor, others: Tensor) -> Tensor:
+    """The log posterior of each class, [N, C], by its own logit in ``own`` and those of all others in ``others``."""
+    is_own = torch.eye(own.shape[-1], dtype=torch.bool, device=own.device)
+    each = torch.where(is_own, own.unsqueeze(-2), others.unsqueeze(-2))
+    return each.log_softmax(dim=-1).diagonal(dim1=-2, dim2=-1)

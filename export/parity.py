@@ -17,6 +17,7 @@ from ducat_serve.errors import VerificationError
 from ducat_serve.pairs import fold_logits, mass_on_dummies, recover, split_pairs
 from ducat_serve.predictor import Predictor
 from ducat_serve.spec import Switch
+from ducat_serve.switch import switch_bounds
 
 BATCH_SIZES = (1, 2, 7)
 # Two correct implementations differ by rounding in the order of sums, in proportion to the logits. float16 is
@@ -56,14 +57,15 @@ def check_parity(onnx_file: Path, raw: Classifier, real: Images | None = None) -
     Raises:
         VerificationError: a logit or dummy mass differs by more than the tolerance (1e-4 of the largest logit,
             at least 1e-4; in float16 200 times that), or a label differs where the margin between the two best
-            logits exceeds twice that. Or it exceeds that nowhere, so that no label could be compared.
+            logits exceeds twice that. Or it exceeds that nowhere, so that no label could be compared. Of a two-tower
+            model the tolerance is that of its towers' logits, and what the switch makes of it.
     """
     predictor = Predictor(onnx_file, device="cpu", threads=1)
     relative = RELATIVE_TOLERANCE[predictor.spec.precision]
     logit_difference = mass_difference = 0.0
     images_checked = real_images = labels_compared = 0
     for name, images in _probes(raw, real):
-        expected = _torch_answer(raw, images)
+        expected = _torch_answer(raw, images, relative)
         logits, mass = expected.logits, expected.mass
         answer = predictor(images)
         if not all(np.isfinite(part).all() for part in (logits, mass, answer.logits, answer.dummy_mass)):
@@ -71,21 +73,19 @@ def check_parity(onnx_file: Path, raw: Classifier, real: Images | None = None) -
                 f"Parity check failed on {name} images: NaN or infinite outputs. No file was written.",
                 "train the model again; its weights are of no use",
             )
-        tolerance = relative * max(LEAST_LOGIT, float(np.abs(logits).max()))
-        # A standard tower that is torn between two classes may pass either of them to the switch.
-        standing = expected.standard_margin > 2 * tolerance
-        decided = standing & (expected.margin > 2 * tolerance)
+        standing, decided = expected.standing, expected.decided
         logits_off = _largest(np.abs(answer.logits - logits)[standing])
+        beyond = _largest(np.maximum(expected.low - answer.logits, answer.logits - expected.high)[standing])
         # Which tower answers turns with the label.
         compared = decided if isinstance(raw.spec.fold, Switch) else standing
         mass_off = _largest(np.abs(answer.dummy_mass - mass)[compared])
         wrong = int((answer.label != expected.labels)[decided].sum())
         consistent = bool((answer.label == answer.logits.argmax(axis=1)).all())
-        if not (logits_off <= tolerance and mass_off <= tolerance and wrong == 0 and consistent):
+        if not (beyond == 0 and mass_off <= expected.tolerance and wrong == 0 and consistent):
             raise VerificationError(
                 f"Parity check failed on {name} images (batch {len(images)}): logits differ by up to "
-                f"{logits_off:.2g}, dummy mass by {mass_off:.2g} (tolerance {tolerance:.0e}), "
-                f"{wrong} labels differ. No file was written.",
+                f"{logits_off:.2g}, {beyond:.2g} more than rounding explains, dummy mass by {mass_off:.2g} "
+                f"(tolerance {expected.tolerance:.0e}), {wrong} labels differ. No file was written.",
                 "run `ducat doctor`, and report this with the checkpoint's digest",
             )
         logit_difference = max(logit_difference, logits_off)
@@ -152,28 +152,59 @@ def _adversarial(raw: Classifier, images: Images) -> Images:
 
 
 class _Expected(NamedTuple):
-    """What torch answers: logits [N, C], label, mass on dummies and margins of the two best classes, all [N]."""
+    """What torch answers to N images, and how far rounding may take a file from it.
+
+    Logits, and the least and largest that rounding makes of them, are [N, C], the others [N]. An image is ``standing``
+    unless rounding may turn its standard tower's class, and ``decided`` unless it may turn its own. ``tolerance`` is
+    for the mass on dummies.
+    """
 
     logits: NDArray[np.float32]
+    low: NDArray[np.float32]
+    high: NDArray[np.float32]
     labels: NDArray[np.int64]
     mass: NDArray[np.float32]
-    margin: NDArray[np.float32]
-    standard_margin: NDArray[np.float32]  # of a two-tower model's standard tower; infinite for others
+    standing: NDArray[np.bool_]
+    decided: NDArray[np.bool_]
+    tolerance: float
 
 
 @torch.no_grad()
-def _torch_answer(raw: Classifier, images: Images) -> _Expected:
+def _torch_answer(raw: Classifier, images: Images, relative: float) -> _Expected:
     unfolded, fold = raw(to_pixels(images)), raw.spec.fold
     logits, mass = fold_logits(unfolded, fold), mass_on_dummies(unfolded, fold)
     # The paper's rule, computed without the fold: an independent check of what the graph calls `label`.
     labels = recover(unfolded) if fold == "max" else logits.argmax(dim=1)
     if isinstance(fold, Switch):
-        standard_margin = _margin(split_pairs(unfolded)[0])
+        # The towers round in proportion to their own logits; those of the switch are log probabilities of another size.
+        standard, robust = split_pairs(unfolded)
+        low, high = switch_bounds(standard, robust, fold, _tolerance(robust, relative))
+        slack = RELATIVE_TOLERANCE["float32"] * logits.abs().clamp_min(LEAST_LOGIT)  # of the switch itself
+        low, high = low - slack, high + slack
+        # A standard tower that is torn between two classes may pass either of them to the switch.
+        standing = _margin(standard) > 2 * _tolerance(standard, relative)
+        tolerance = relative
     else:
-        standard_margin = torch.full((len(logits),), torch.inf)
+        tolerance = _tolerance(logits, relative)
+        low, high = logits - tolerance, logits + tolerance
+        standing = torch.ones(len(logits), dtype=torch.bool)
+    label = logits.argmax(dim=1, keepdim=True)
+    others = high.scatter(1, label, -torch.inf).amax(dim=1)
+    decided = standing & (low.gather(1, label).squeeze(1) > others)
     return _Expected(
-        logits.numpy(), labels.numpy(), mass.numpy(), _margin(logits).numpy(), standard_margin.numpy()
+        logits.numpy(),
+        low.numpy(),
+        high.numpy(),
+        labels.numpy(),
+        mass.numpy(),
+        standing.numpy(),
+        decided.numpy(),
+        tolerance,
     )
+
+
+def _tolerance(logits: torch.Tensor, relative: float) -> float:
+    return relative * max(LEAST_LOGIT, logits.abs().max().item())
 
 
 def _margin(logits: torch.Tensor) -> torch.Tensor:

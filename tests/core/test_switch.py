@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ducat_serve.pairs import fold_logits, mass_on_dummies
 from ducat_serve.spec import Switch
-from ducat_serve.switch import certainty, mapped_log_posterior, overruled, switch_logits
+from ducat_serve.switch import certainty, mapped_log_posterior, overruled, switch_bounds, switch_logits
 
 Array = NDArray[np.float64]
 SWITCHES = [
@@ -113,3 +113,28 @@ def test_probabilities_that_vanish_stay_finite() -> None:
     found = switch_logits(torch.tensor([[0.0, 1.0, 0.0, 0.0]]), dummy, switch)
     assert found.isfinite().all()
     assert found.argmax(dim=1).tolist() == [0]
+
+
+@pytest.mark.parametrize("switch", SWITCHES, ids=str)
+@pytest.mark.parametrize("rounding", [1e-4, 0.02, 1.0])
+def test_bounds_hold_whatever_rounding_does(
+    logits: tuple[torch.Tensor, torch.Tensor], switch: Switch, rounding: float
+) -> None:
+    original, dummy = logits
+    low, high = switch_bounds(original, dummy, switch, rounding)
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(50):
+        signs = torch.randint(0, 2, dummy.shape, generator=generator) * 2 - 1
+        found = switch_logits(original, dummy + rounding * signs, switch)
+        assert (low - 1e-9 <= found).all()
+        assert (found <= high + 1e-9).all()
+    if rounding == 1e-4:  # and they are no wider than they have to be
+        assert (high - low).median() < 0.2  # of log probabilities down to -200
+
+
+def test_logits_that_are_all_rounding_bound_nothing() -> None:
+    dummy = torch.tensor([[0.01, 0.0, -0.01], [0.0, 0.0, 0.0]])
+    low, high = switch_bounds(torch.eye(3)[:2], dummy, SWITCHES[1], rounding=0.1)
+    assert low.isfinite().all()
+    assert high.isfinite().all()
+    assert (low.amin(dim=1) < high.amax(dim=1) - 1).all()
