@@ -58,8 +58,8 @@ def export(
 
     Args:
         model: a `model.safetensors`, its run folder, or as text the name of a bundled model.
-        out: the file to write; `model.onnx`, or `model-float16.onnx` and its like, beside the checkpoint unless given,
-            and in the current folder for a bundled model.
+        out: the file to write; beside `model.safetensors` it is `model.onnx`, or `model-float16.onnx` and its like,
+            unless given, and so for other names; in the current folder for a bundled model.
         precision: of the network up to its head. Other ones than float32 drop the robustness report: measure it again.
             int8 needs train images of the data set, of which half are attacked, to calibrate on.
         examples: put the attacked images that an evaluation kept into the file; whoever may ask the server sees them.
@@ -131,9 +131,9 @@ def _export_int8(
 
 def _default_target(checkpoint: Path, precision: ExportPrecision) -> Path:
     bundled = bundled_name(checkpoint)  # nothing is written into the package
-    default = Path(bundled) if bundled else checkpoint.with_name("model")
+    name = bundled or checkpoint.stem
     suffix = "" if precision == "float32" else f"-{precision}"
-    return default.with_name(f"{default.name}{suffix}.onnx")
+    return (Path() if bundled else checkpoint.parent) / f"{name}{suffix}.onnx"
 
 
 def _kept_examples(checkpoint: Path) -> AttackedExamples:

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="File to write.  [default: model.onnx or model-PRECISION.onnx beside MODEL; of a bundled one NAME.onnx here]",
+    help="File to write.  [default: beside model.safetensors model.onnx or model-PRECISION.onnx, and so for other names; "
+    "of a bundled one NAME.onnx here]",
 )
 @click.option(
     "--examples",
