@@ -19,6 +19,7 @@ from ducat_serve import atomic
 from ducat_serve.attacked_examples import EXAMPLES_KEY, AttackedExamples
 from ducat_serve.checkpoint import checkpoint_path, file_sha256
 from ducat_serve.deployed import load
+from ducat_serve.errors import DucatError, UsageError
 from ducat_serve.onnx_graph import check_graph
 from ducat_serve.predictor import GRAPH_KEY, SOURCE_KEY, Predictor
 from ducat_serve.quantisation import Quantisation
@@ -53,7 +54,7 @@ def export_onnx(
         checkpoint: `model.safetensors`, or the run folder that holds it.
         target: where `model.onnx` goes; it is replaced atomically, and only after the parity gate.
         precision: of the network up to its head. In another one than float32 it is another function, so the
-            robustness report is dropped: it is measured again, not inherited.
+            robustness report is not inherited but measured; that of the same function at ``target`` is kept.
         real: images of the model's data set for the gate, uint8 [N, H, W, channels].
         reference: many such images for the reference; None leaves it out.
         examples: images that an evaluation kept; whoever may ask the server sees them.
@@ -62,7 +63,8 @@ def export_onnx(
 
     Raises:
         VerificationError: ONNX Runtime and torch disagree; no file is left.
-        DataError, VerificationError: as `ducat_serve.load`.
+        DataError, VerificationError: as `ducat_serve.load`. UsageError: the file at ``target`` is another
+            model, with a report that is nowhere else.
     """
     checkpoint = checkpoint_path(checkpoint)
     raw = load(checkpoint, folded=False)
@@ -70,7 +72,7 @@ def export_onnx(
     if precision != spec.precision:
         spec = spec.model_copy(update={"precision": precision, "robustness": None})
     graph = DeployGraph(in_precision(raw, precision), spec.fold).eval()
-    model = _described(_exported(graph, spec), spec, file_sha256(checkpoint))
+    model, spec = _described(_exported(graph, spec), spec, checkpoint, target)
     with atomic.replacing(target) as temporary:
         temporary.write_bytes(seal(model))
         parity = check_parity(temporary, raw, real)
@@ -110,7 +112,7 @@ def export_int8(
         float32_robustness=raw.spec.robustness,
     )
     spec = raw.spec.model_copy(update={"precision": "int8", "quantisation": record, "robustness": None})
-    model = _described(quantised.model, spec, file_sha256(checkpoint))
+    model, spec = _described(quantised.model, spec, checkpoint, target)
     with atomic.replacing(target) as temporary:
         temporary.write_bytes(seal(model))
         agreement = check_agreement(temporary, raw, real)
@@ -147,6 +149,14 @@ def resealed(model: onnx.ModelProto, entries: Mapping[str, str]) -> bytes:
     return seal(model.SerializeToString(deterministic=True))
 
 
+def _read(target: Path) -> tuple[onnx.ModelProto, ModelSpec, str]:
+    """A sealed file, its spec and the SHA-256 of its graph. Raises DataError or VerificationError as `read_sealed`."""
+    sealed = read_sealed(target)
+    graph_sha256 = check_graph(sealed, str(target))
+    model = onnx.load_from_string(sealed)
+    return model, ModelSpec.from_json(_metadata(model)[METADATA_KEY], str(target)), graph_sha256
+
+
 def _metadata(model: onnx.ModelProto) -> dict[str, str]:
     """Without the seal, which belongs to the bytes before it."""
     return {entry.key: entry.value for entry in model.metadata_props if entry.key != SEAL_KEY}
@@ -162,10 +172,7 @@ def store_report(target: Path, function: str, merged: MergeReport) -> ModelSpec:
         DataError, VerificationError: as `read_sealed` does, or the file holds another function by now, or the report
             belongs to other weights.
     """
-    sealed = read_sealed(target)
-    graph_sha256 = check_graph(sealed, str(target))
-    model = onnx.load_from_string(sealed)
-    spec = ModelSpec.from_json(_metadata(model)[METADATA_KEY], str(target))
+    model, spec, graph_sha256 = _read(target)
     spec.require_measured(function, target, graph_sha256)
     measured = spec.model_copy(update={"robustness": merged(spec.robustness)})
     # Read back, so that a report of other weights or another precision is refused.
@@ -199,8 +206,13 @@ def _exported(graph: DeployGraph, spec: ModelSpec) -> onnx.ModelProto:
     return exported
 
 
-def _described(model: onnx.ModelProto, spec: ModelSpec, source_sha256: str) -> bytes:
-    """The serialised model, with nothing in it but its graph and what we say of it."""
+def _described(
+    model: onnx.ModelProto, spec: ModelSpec, checkpoint: Path, target: Path
+) -> tuple[bytes, ModelSpec]:
+    """The serialised model, with nothing in it but its graph and what we say of it; and its spec.
+
+    The spec is ``spec`` with what was measured on an earlier export at ``target``. Raises as `_keeping_report` does.
+    """
     del model.metadata_props[:]
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version, model.doc_string = "ducat-serve", "", ""
@@ -210,12 +222,40 @@ def _described(model: onnx.ModelProto, spec: ModelSpec, source_sha256: str) -> b
     # Binds the ModelSpec to this graph: the checkpoint's own digest cannot be computed from it, since BatchNorm is
     # folded into the convolutions.
     graph_sha256 = hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()
+    spec = _keeping_report(spec, graph_sha256, target)
     for key, value in (
         (METADATA_KEY, spec.to_json()),
-        (SOURCE_KEY, source_sha256),
+        (SOURCE_KEY, file_sha256(checkpoint)),
         (GRAPH_KEY, graph_sha256),
     ):
         model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model, full_check=True)
-    serialised: bytes = model.SerializeToString(deterministic=True)
-    return serialised
+    return model.SerializeToString(deterministic=True), spec
+
+
+def _keeping_report(spec: ModelSpec, graph_sha256: str, target: Path) -> ModelSpec:
+    """``spec`` with what was measured on the file at ``target``, where that is the same function.
+
+    A report that ``spec`` already has comes from its checkpoint and stays, with the corruptions of the file beside it.
+
+    Raises UsageError where the file is another function, and has a report that is in no checkpoint.
+    """
+    try:
+        _, old, old_graph = _read(target)
+    except DucatError:  # no file, or a damaged one: nothing to keep
+        return spec
+    kept, report = old.robustness, spec.robustness
+    if kept is None:
+        return spec
+    if old.function_digest(old_graph) == spec.function_digest(graph_sha256):
+        if report is None:
+            return spec.model_copy(update={"robustness": kept})
+        if report.corruptions is None:
+            report = report.model_copy(update={"corruptions": kept.corruptions})
+        return spec.model_copy(update={"robustness": report})
+    if kept.artefact != "checkpoint":
+        raise UsageError(
+            f"{target} is another model, with a report that is nowhere else: {kept.summary()}.",
+            f"name another file with --out, or delete {target}",
+        )
+    return spec

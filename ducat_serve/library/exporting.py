@@ -60,15 +60,17 @@ def export(
         model: a `model.safetensors`, its run folder, or as text the name of a bundled model.
         out: the file to write; beside `model.safetensors` it is `model.onnx`, or `model-float16.onnx` and its like,
             unless given, and so for other names; in the current folder for a bundled model.
-        precision: of the network up to its head. Other ones than float32 drop the robustness report: measure it again.
-            int8 needs train images of the data set, of which half are attacked, to calibrate on.
+        precision: of the network up to its head. Other ones than float32 do not inherit the robustness report: measure
+            it again. An export of the same function keeps what was measured on the file in its place. int8 needs train
+            images of the data set, of which half are attacked, to calibrate on.
         examples: put the attacked images that an evaluation kept into the file; whoever may ask the server sees them.
         dataset, data_dir: where the real images of the comparison with torch are; as trained unless given.
         output: where to warn; None prints on stderr, `Output(silent=True)` nothing.
 
     Raises:
-        UsageError: ``out`` does not end in `.onnx`. VerificationError: ONNX Runtime and torch disagree; no file is
-            left. DataError: as `load`, and for int8 where the data set is not on this machine.
+        UsageError: ``out`` does not end in `.onnx`, or is another model with a report that is nowhere else.
+        VerificationError: ONNX Runtime and torch disagree; no file is left. DataError: as `load`, and for int8 where
+            the data set is not on this machine.
 
     Examples:
         >>> exported = export("runs/digits")

@@ -16,20 +16,10 @@ from ducat_serve.library.corruptions import MeasuredCorruptions
 from ducat_serve.library.storing import store_in_export
 from ducat_serve.output import Output
 from ducat_serve.predictor import Predictor
-from ducat_serve.report import CorruptionReport, RobustnessReport
+from ducat_serve.report import RobustnessReport
 from ducat_serve.sealed import SEAL_LENGTH, seal
+from tests.support.reports import CORRUPTIONS
 
-CORRUPTIONS = CorruptionReport(
-    source="generated",
-    generated_by="torchvision",
-    artefact="checkpoint",
-    examples=10,
-    seed=0,
-    clean_accuracy=0.9,
-    accuracy=0.5,
-    by_severity=(0.5,),
-    families=(),
-)
 PGD = ["--attack", "pgd", "--max-examples", "20", "--replace"]
 
 

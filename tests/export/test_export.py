@@ -298,15 +298,3 @@ def test_what_never_downloads_has_no_option_to_forbid_it(capsys: pytest.CaptureF
     shown = capsys.readouterr().out
     assert "--data-dir" in shown
     assert "--offline" not in shown
-
-
-def test_checkpoints_of_one_folder_are_exported_beside_each_other(tmp_path: Path) -> None:
-    """`last.safetensors` lies in every run folder beside the best weights, whose export stays."""
-    source = model_path("digits-small", "safetensors")
-    for name in ("model", "last"):
-        shutil.copy(source, tmp_path / f"{name}.safetensors")
-    for name in ("model", "last"):
-        assert run(["export", str(tmp_path / f"{name}.safetensors")]) == 0
-    assert run(["export", str(tmp_path / "last.safetensors"), "--precision", "float16"]) == 0
-    assert {file.name for file in tmp_path.glob("*.onnx")} == {"model.onnx", "last.onnx", "last-float16.onnx"}
-    assert (tmp_path / "last.md").is_file()

@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     type=click.Choice(["float32", "float16", "int8"]),
     default="float32",
     show_default=True,
-    help="Of the network up to its head. float16 and int8 drop the robustness report: measure it again. int8 is "
-    "calibrated on train images.",
+    help="Of the network up to its head. float16 and int8 do not inherit the robustness report: measure it again. "
+    "int8 is calibrated on train images.",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="File to write.  [default: beside model.safetensors model.onnx or model-PRECISION.onnx, and so for other names; "
-    "of a bundled one NAME.onnx here]",
+    help="File to write.  [default: beside model.safetensors model.onnx or model-PRECISION.onnx, and so for other "
+    "names; of a bundled one NAME.onnx here]",
 )
 @click.option(
     "--examples",
@@ -99,9 +99,8 @@ def command(
     output.text(_compared(parity))
     if spec.quantisation is not None:
         output.text(_quantised(spec.quantisation))
-        output.next(command_line("ducat", "evaluate", target))
-    else:
-        output.next(command_line("ducat", "serve", target))
+    is_to_measure = spec.quantisation is not None and spec.robustness is None
+    output.next(command_line("ducat", "evaluate" if is_to_measure else "serve", target))
     output.result(
         {
             "model": str(target),
