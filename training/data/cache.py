@@ -148,9 +148,12 @@ def _fill(folder: Path, decode_into: Callable[[Path], tuple[str, ...]]) -> None:
         (temporary / "index.json").write_text(json.dumps(index))
         for file in temporary.iterdir():
             sync(file)
-        if not folder.exists():
+        try:
             temporary.rename(folder)
-            sync(folder.parent)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster
+                raise
+        sync(folder.parent)
     except OSError as error:
         raise cannot_write(folder, error, _REMEDY) from error
     finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from ducat_serve.errors import DucatError
@@ -24,15 +27,22 @@ from training.distributed.environment import launched
 
 T = TypeVar("T")
 
-_TIMEOUT = timedelta(minutes=30)  # the longest that one process waits for the others
+_TIMEOUT = timedelta(minutes=30)  # the longest that one process waits for the others in a step
+_POLL_SECONDS = 0.1
+_ARRIVED = "arrived"  # in the store: how many processes have come to a meeting, all meetings together
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """Process ``rank`` of ``size``. Only rank 0 writes files and prints."""
+    """Process ``rank`` of ``size``. Only rank 0 writes files and prints.
+
+    ``local_rank`` counts the processes of one machine; ``store`` is where processes tell each other how far they are.
+    """
 
     rank: int = 0
     size: int = 1
+    local_rank: int = 0
+    store: Store | None = None
 
     @classmethod
     def join(cls, device: torch.device) -> ProcessGroup:
@@ -47,13 +57,20 @@ class ProcessGroup:
         if size == 1:
             return cls()
         try:
-            distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
+            store, *_ = next(rendezvous("env://", rank, size, timeout=_TIMEOUT))
+            distributed.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo",
+                timeout=_TIMEOUT,
+                store=PrefixStore("group", store),
+                rank=rank,
+                world_size=size,
+            )
         except (RuntimeError, ValueError) as error:
             raise DucatError(
                 f"Process {rank} of {size} cannot reach the others: {error}.",
                 "check MASTER_ADDR and MASTER_PORT, or start it with torchrun (docs/scaling.md)",
             ) from error
-        return cls(rank, size)
+        return cls(rank, size, int(os.environ.get("LOCAL_RANK", rank)), store)
 
     @property
     def is_first(self) -> bool:
@@ -124,13 +141,25 @@ class ProcessGroup:
         return shared
 
     def first_alone(self, work: Callable[[], T]) -> T:
-        """Do the work in the first process, and then in the others, who find what it left on disk."""
-        if self.is_first:
+        """Do the work in the first process of each machine, then in the others, who find what it left on disk.
+
+        They wait as long as it takes: decoding a large data set takes hours.
+        """
+        if self.local_rank == 0:
             result = work()
-            self.wait()
+            self._meet()
             return result
-        self.wait()
+        self._meet()
         return work()
+
+    def _meet(self) -> None:
+        """Until every process is here; unlike `wait` without a limit, since no collective operation waits."""
+        if self.store is None:
+            return
+        arrived = self.store.add(_ARRIVED, 1)
+        all_of_this_time = -(-arrived // self.size) * self.size
+        while self.store.add(_ARRIVED, 0) < all_of_this_time:
+            time.sleep(_POLL_SECONDS)
 
     def wait(self) -> None:
         """Until every process is here."""

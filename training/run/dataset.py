@@ -26,7 +26,7 @@ def load_run_data(
 ) -> Dataset:
     """The data of a run, in each of its processes.
 
-    The first process alone downloads and decodes them; the others find them in the cache.
+    The first process of a machine downloads and decodes them; the others find them in the cache.
     """
     from training.data import load_dataset
 

@@ -77,3 +77,15 @@ def test_splits_in_memory_are_written_too() -> None:
         return ("cat", "dog")
 
     assert cached("key", in_memory).test.images[:].min() == 9
+
+
+def test_two_that_decode_the_same_at_once_both_find_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs, or machines that share a cache. To look before renaming is no help: the other may be in between."""
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+
+    def slower(folder: Path) -> tuple[str, ...]:
+        cached("key", decode_into)
+        return decode_into(folder)
+
+    assert cached("key", slower).class_names == ("cat", "dog")
+    assert left_behind() == ["key-v2"]
