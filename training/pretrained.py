@@ -41,6 +41,7 @@ class Pretrained:
         data_digest: of the data that a checkpoint of ours was trained on.
         trained_on: the name and the classes of these data, or of those that an imported checkpoint is for.
         is_imported: whether it is a checkpoint of a network that others have trained.
+        has_dummies: whether their head answers classes and dummies, as that of a checkpoint of ours may.
     """
 
     source: str
@@ -52,6 +53,7 @@ class Pretrained:
     data_digest: str | None = None
     trained_on: tuple[object, tuple[str, ...]] | None = None
     is_imported: bool = False
+    has_dummies: bool = False
 
     @classmethod
     def read(cls, file: Path, licence: str | None = None) -> Pretrained:
@@ -72,7 +74,8 @@ class Pretrained:
                 spec.network,
                 spec.data_digest,
                 (spec.recipe.get("dataset"), spec.labels),
-                spec.is_imported,
+                is_imported=spec.is_imported,
+                has_dummies=spec.fold != "none",
             )
         state = read_state_dict(file)
         for name, tensor in state.tensors.items():
@@ -127,7 +130,14 @@ class Pretrained:
 
     def _matched(self, classifier: Classifier) -> Matched:
         network = classifier.network
-        return match(self.state.tensors, network.state_dict(), head_name(network), self.source)
+        return match(
+            self.state.tensors,
+            network.state_dict(),
+            head_name(network),
+            self.source,
+            from_dummies=self.has_dummies,
+            to_dummies=classifier.spec.fold != "none",
+        )
 
 
 def _is_ours(file: Path) -> bool:

@@ -35,13 +35,23 @@ class Matched:
     brings_head: bool
 
 
-def match(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], head: str, source: str) -> Matched:
+def match(
+    found: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    head: str,
+    source: str,
+    *,
+    from_dummies: bool,
+    to_dummies: bool,
+) -> Matched:
     """Match the tensors of a file with those of a network.
 
     Args:
         found: of the file; all may stand behind a prefix of wrappers, such as `module.model.`.
         expected: the state_dict of the network, whose head keeps its own values where the file's does not fit.
         head: the name of the network's head.
+        from_dummies, to_dummies: whether the head of the file, and that of the network, answers classes and dummies.
+            Shapes do not tell: 20 outputs are 20 classes, or 10 and their dummies.
 
     Raises:
         UsageError: weights for another architecture: tensors that are missing, of another shape, or that the network
@@ -57,7 +67,8 @@ def match(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], head: str
     normalisation, notes, superfluous = _rest(found, used, prefix, twins, expected)
     if missing or misfits or superfluous:
         raise _other_architecture(source, missing, misfits, superfluous, taken, body)
-    their_head, note = _head({name: found.get(prefix + name) for name in heads}, heads)
+    theirs = {name: found.get(prefix + name) for name in heads}
+    their_head, note = _head(theirs, heads, from_dummies, to_dummies)
     if prefix:
         notes.insert(0, f"'{prefix}' before each name was taken off")
     tensors = {
@@ -126,7 +137,7 @@ def _rest(
 
 
 def _head(
-    found: Mapping[str, Tensor | None], expected: Mapping[str, Tensor]
+    found: Mapping[str, Tensor | None], expected: Mapping[str, Tensor], from_dummies: bool, to_dummies: bool
 ) -> tuple[dict[str, Tensor] | None, str]:
     """The file's head where it fits, with dummies where the network has them; else None. And what to say of it."""
     have = {name: tensor for name, tensor in found.items() if tensor is not None}
@@ -134,13 +145,19 @@ def _head(
     if len(have) < len(expected):
         return None, f"they have no head: a fresh one of {outputs} outputs is trained"
     if all(have[name].shape == expected[name].shape for name in expected):
+        if from_dummies != to_dummies:
+            return None, (
+                f"their head of {outputs} outputs is {_meaning(from_dummies, outputs)}, not "
+                f"{_meaning(to_dummies, outputs)}: a fresh one is trained"
+            )
         return have, (
             f"their head of {outputs} outputs is kept: right only for the same classes in the same order"
         )
     width = next(iter(have.values())).shape[0]
     names = sorted(expected)  # bias, weight
     alike = all(have[n].shape[1:] == expected[n].shape[1:] for n in names)
-    if alike and len(names) == 2 and outputs == 2 * width:
+    adds_dummies = to_dummies and not from_dummies and outputs == 2 * width
+    if alike and len(names) == 2 and adds_dummies:
         bias, weight = (have[name].float() for name in names)
         wide_weight, wide_bias = widen_head(weight, bias)
         return {names[0]: wide_bias, names[1]: wide_weight}, (
@@ -148,6 +165,10 @@ def _head(
             "same order"
         )
     return None, f"their head has {width} outputs, not {outputs}: a fresh one is trained"
+
+
+def _meaning(dummies: bool, outputs: int) -> str:
+    return f"of {outputs // 2} classes and their dummies" if dummies else f"of {outputs} classes"
 
 
 def _other_architecture(
