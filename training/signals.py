@@ -1,8 +1,11 @@
-"""SIGINT and SIGTERM ask a run to stop at the next safe place instead of killing it."""
+"""SIGINT, SIGTERM and SIGHUP ask a run to stop at the next safe place instead of killing it."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import stat
 import threading
 from types import FrameType
 from typing import Any, Self
@@ -19,6 +22,8 @@ class Stopped(Exception):
 class StopSignal:
     """Remembers the first SIGINT or SIGTERM; a second SIGINT interrupts at once.
 
+    SIGHUP counts too, unless it is ignored, as under nohup: the terminal is closed, and nothing can be printed there.
+
     It listens as a context manager. Outside of one nothing is received, so that an object made for the occasion stands
     for "never". In another thread than the main one, where Python lets nobody listen, nothing is received either.
     """
@@ -30,8 +35,9 @@ class StopSignal:
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
             return self
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._handle)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -47,3 +53,17 @@ class StopSignal:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
+        if number == signal.SIGHUP:
+            _leave_terminal()
+
+
+def _leave_terminal() -> None:
+    """What is printed from now on goes nowhere; it would raise, maybe before the state is saved."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for output in (1, 2):
+        with contextlib.suppress(OSError):  # where there is no such output
+            if stat.S_ISCHR(
+                os.fstat(output).st_mode
+            ):  # a terminal that is gone no longer says that it is one
+                os.dup2(nowhere, output)
+    os.close(nowhere)

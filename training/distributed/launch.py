@@ -6,6 +6,7 @@ Under torchrun (several machines, SLURM, Kubernetes) the same command joins inst
 
 from __future__ import annotations
 
+import ctypes
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from ducat_serve.threads import usable_cpus
 from training.signals import StopSignal
 
 _POLL_SECONDS = 0.1
+_PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 _GRACE_SECONDS = 15.0  # for the others to save and end by themselves once one has ended
 
 
@@ -81,9 +83,15 @@ def _start(
                     stdout=None if rank == 0 else subprocess.DEVNULL,
                     stderr=None if rank == 0 else stderr,
                     start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
+                    preexec_fn=_stop_with_launcher if sys.platform == "linux" else None,
                 )
             )
     return processes
+
+
+def _stop_with_launcher() -> None:
+    """Ask the kernel to send this process SIGTERM once the one that started it is gone, were it killed."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _wait(processes: list[subprocess.Popen[bytes]], stop: StopSignal) -> int | None:
