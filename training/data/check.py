@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ducat_serve.images import FILE_FORMATS, ImageError, decode
+from ducat_serve.images import ImageError
 from ducat_serve.output import Output
+from training.data.decoding import read_image
 from training.data.layouts import Listing, Unused, list_files, unused
 from training.data.selection import Selection
 from training.data.splits import held_out_of, val_count
@@ -138,7 +139,7 @@ def check_images(path: Path, selection: Selection, output: Output) -> DataCheck:
 
     def look(name: str) -> None:
         try:
-            looks[name] = _Look.of(decode(tree.read(name), formats=FILE_FORMATS))
+            looks[name] = _Look.of(read_image(tree, name))
         except ImageError as error:
             broken[name] = str(error)
 

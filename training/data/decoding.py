@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ducat_serve.errors import DataError
 from ducat_serve.images import FILE_FORMATS, ImageError, decode, fit, to_array
@@ -16,7 +17,7 @@ from ducat_serve.output import Output
 from training.data.cache import Decoded, cached, new_images
 from training.data.layouts import Files, Listing, list_files, unused
 from training.data.selection import Selection, share_in_words
-from training.data.trees import Tree
+from training.data.trees import BrokenFileError, Tree
 
 
 def decode_tree(
@@ -55,13 +56,21 @@ def decode_tree(
     return cached(key, decode_into)
 
 
+def read_image(tree: Tree, name: str) -> Image.Image:
+    """An image of a tree. Raises ImageError where it does not decode, and where its file is broken."""
+    try:
+        return decode(tree.read(name), formats=FILE_FORMATS)
+    except BrokenFileError as error:
+        raise ImageError(error.cause.rstrip(".")) from error
+
+
 def without_broken(tree: Tree, listing: Listing, output: Output) -> Listing:
     """The images that decode; how many do not is said. Raises DataError where a class has none left to train on."""
     broken: dict[str, str] = {}
 
     def look(name: str) -> None:
         try:
-            decode(tree.read(name), formats=FILE_FORMATS)
+            read_image(tree, name)
         except ImageError as error:
             broken[name] = str(error)
 

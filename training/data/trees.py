@@ -23,6 +23,10 @@ MAX_FILE_BYTES = 64 << 20  # of an image or a list of labels; an archive of mega
 _BOUNDED = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 
 
+class BrokenFileError(DataError):
+    """A file of a data set is damaged or out of bounds; the others may be sound."""
+
+
 class Tree:
     """The files of a zip or uncompressed tar archive or a folder, by their POSIX path relative to its root.
 
@@ -68,7 +72,12 @@ class Tree:
         return sorted(PurePosixPath(path).name for path in paths if self._files.isdir(path))
 
     def read(self, name: str, most: int = MAX_FILE_BYTES) -> bytes:
-        """A file's bytes. Raises DataError where it is corrupt or larger than ``most`` bytes, 64 MiB unless given."""
+        """A file's bytes.
+
+        Raises:
+            BrokenFileError: it is corrupt, or larger than ``most`` bytes, 64 MiB unless given.
+            DataError: the system refuses to read it.
+        """
         try:
             with self._lock:
                 method = self._files.info(name).get("compress_type", zipfile.ZIP_STORED)
@@ -115,8 +124,8 @@ class Tree:
         """Whether it is a link of a tar archive, which says where it leads; files there say so with nothing."""
         return bool(self._files.info(name).get("linkname"))
 
-    def _refused(self, name: str, what: str) -> DataError:
-        return DataError(
+    def _refused(self, name: str, what: str) -> BrokenFileError:
+        return BrokenFileError(
             f"{self.source}: {name} {what}; nothing in a data set has to be.",
             "do not use this data set, or pack it again without that file",
         )
@@ -136,13 +145,19 @@ class Tree:
             )
         if isinstance(error, OSError) and error.errno:  # the system's refusal, not a reader's
             return cannot_read(self.source, error)
-        detail = ": ".join(part for part in (name, str(error) or type(error).__name__) if part)
+        detail = str(error) or type(error).__name__
+        again = f"delete {self.source} and run the command again to download it"
+        if name:
+            return BrokenFileError(
+                f"{self.source}: {name} is truncated or corrupt ({detail}).",
+                again
+                if self._is_download
+                else "copy it again from where it came from, or give --skip-broken",
+            )
         kind = "tar" if suffix == ".tar" else "zip"
         return DataError(
             f"{self.source} is not a readable {kind} archive; it is truncated or corrupt ({detail}).",
-            f"delete {self.source} and run the command again to download it"
-            if self._is_download
-            else "copy it again from where it came from, or make it anew",
+            again if self._is_download else "copy it again from where it came from, or make it anew",
         )
 
 

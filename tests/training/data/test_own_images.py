@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from ducat_serve.errors import DataError, UsageError
+from ducat_serve.output import Output
 from training.data import Dataset, load_dataset
+from training.data.check import check_images
 from training.data.layouts import Listing, list_files, unused
 from training.data.selection import Selection
 from training.data.trees import Tree
@@ -227,6 +229,29 @@ def test_broken_images_are_refused_unless_they_may_be_left_out(tmp_path: Path, c
     assert [len(data.train) + len(data.val), len(data.test)] == [40, 3]
     said = capsys.readouterr().err.replace("\n", " ")
     assert "2 of 45 images do not decode and are left out, first test/dog/01.png" in said
+
+
+def test_damaged_and_refused_members_of_an_archive_are_broken_images_too(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    folder, path = write(tmp_path / "pets", *pets(below="train/"), *pets(below="test/", images=2)), "pets.zip"
+    with zipfile.ZipFile(tmp_path / path, "w") as archive:
+        for file in sorted(folder.rglob("*.png")):
+            archive.write(file, file.relative_to(folder))
+        archive.writestr("train/cat/bz.png", picture(1), zipfile.ZIP_BZIP2)
+        archive.writestr("train/cat/changed.png", b"to be changed" * 9)
+    data = (tmp_path / path).read_bytes()
+    (tmp_path / path).write_bytes(data.replace(b"to be changed", b"to be Changed", 1))
+    name = f"folder:{tmp_path / path}"
+    with pytest.raises(DataError, match="train/cat/") as failure:
+        load_dataset(name)
+    assert failure.value.next_step
+    assert len(load_dataset(name, selection=Selection(skip_broken=True)).test) == 4
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "2 of 46 images do not decode and are left out, first train/cat/bz.png" in said
+    found = check_images(tmp_path / path, Selection(), Output(silent=True)).broken
+    assert list(found) == ["train/cat/bz.png", "train/cat/changed.png"]
+    assert "truncated or corrupt (Bad CRC-32" in found["train/cat/changed.png"]
 
 
 def test_a_class_that_is_broken_as_a_whole_is_refused(tmp_path: Path) -> None:
