@@ -2,22 +2,50 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ducat_serve.errors import UsageError
 
 Head = nn.Linear | nn.Conv2d  # a few networks (SqueezeNet) classify by a 1x1 convolution
+_FOUND = "ducat_head"  # the attribute of a network whose head was found by running it
 
 
 def head_name(network: nn.Module, source: str = "The network") -> str:
-    """The name of the last linear layer or 1x1 convolution, in the order in which modules were registered.
+    """The name of the last linear layer or 1x1 convolution: the last that was run, where `find_head` ran the network.
 
-    Raises UsageError where there is none.
+    Else it is the last in the order in which modules were registered. Raises UsageError where there is none.
     """
-    names: list[str] = [name for name, module in network.named_modules() if _can_be_head(module)]
+    found = getattr(network, _FOUND, None)
+    if isinstance(found, str):
+        return found
+    names = list(_candidates(network))
     if not names:
         raise UsageError(f"{source} has no linear layer that could be its head.")
     return names[-1]
+
+
+@torch.no_grad()
+def find_head(network: nn.Module, images: Tensor) -> int | None:
+    """Run a network and remember its head; returns how many logits it answers, None where that is no such network."""
+    run: list[str] = []
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: run.append(name))
+        for name, module in _candidates(network).items()
+    ]
+    was_training = network.training
+    try:
+        with torch.random.fork_rng(devices=[]):
+            answers = network.eval()(images)
+    except Exception:  # of code of others; `require_logits` says it, once the head has its width
+        return None
+    finally:
+        network.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    if run:
+        setattr(network, _FOUND, run[-1])
+    return answers.shape[1] if isinstance(answers, Tensor) and answers.dim() == 2 else None
 
 
 def head_of(network: nn.Module) -> Head:
@@ -45,6 +73,10 @@ def replace_head(network: nn.Module, outputs: int, source: str = "The network") 
         new = nn.Conv2d(old.in_channels, outputs, 1)
     parent, _, last = name.rpartition(".")
     setattr(network.get_submodule(parent), last, new)
+
+
+def _candidates(network: nn.Module) -> dict[str, nn.Module]:
+    return {name: module for name, module in network.named_modules() if _can_be_head(module)}
 
 
 def _can_be_head(module: nn.Module) -> bool:

@@ -12,11 +12,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ducat_serve.errors import UsageError
 from ducat_serve.networks.allowed import require_allowed
-from ducat_serve.networks.head import output_width, replace_head
+from ducat_serve.networks.head import find_head, output_width, replace_head
 from ducat_serve.spec import NetworkSource, Normalisation
 
 _WIDTHS = ("outputs", "num_classes")  # what a factory may call the width of its head
@@ -69,7 +70,8 @@ def create(name: str, *, channels: int, image_size: tuple[int, int], outputs: in
     """Build the network that the factory makes, with a head of ``outputs``.
 
     The factory gets those of ``outputs`` (or ``num_classes``), ``channels`` and ``image_size`` (height, width) that it
-    has parameters for. Where its network has another number of outputs, the last layer is replaced by a fresh one.
+    has parameters for. Where its network has another number of outputs, the last layer is replaced by a fresh one: the
+    last that is run, or where the network cannot be run here, the last that it was given.
 
     Raises:
         UsageError: nobody allowed it; no such module or callable; it fails; no layer could be its head.
@@ -77,7 +79,8 @@ def create(name: str, *, channels: int, image_size: tuple[int, int], outputs: in
     make = import_callable(name, require_allowed(name))
     offered = {"channels": channels, "image_size": image_size, **dict.fromkeys(_WIDTHS, outputs)}
     network = call(name, make, **{key: offered[key] for key in offered if key in _parameters(make)})
-    if output_width(network) != outputs:
+    found = find_head(network, torch.zeros(1, channels, *image_size))
+    if found != outputs and output_width(network) != outputs:
         replace_head(network, outputs, name)
     return network
 

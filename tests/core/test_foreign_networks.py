@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from ducat_serve.networks.head import head_name, output_width
 from tests.support.checkpoints import SPEC, forged
 from training.fused_classifier import FusedClassifier
 
-SOURCE = """
+SOURCE = '''
 import torch
 from torch import nn
 
@@ -38,14 +39,33 @@ class Pair(Net):
     def forward(self, x):
         return super().forward(x), x
 
+class Late(nn.Module):
+    """Its head is registered before a layer below it."""
+    def __init__(self, outputs):
+        super().__init__()
+        self.fc, self.proj = nn.Linear(16, outputs), nn.Linear(3, 16)
+    def forward(self, x):
+        return self.fc(self.proj(x.mean(dim=(2, 3))))
+
+class Cosine(nn.Module):
+    """No layer is its head."""
+    def __init__(self, outputs):
+        super().__init__()
+        self.classes = nn.Parameter(torch.rand(outputs, 3))
+    def forward(self, x):
+        return nn.functional.normalize(x.mean(dim=(2, 3))) @ nn.functional.normalize(self.classes).T
+
 def make(): return Net(1000)
+def late(outputs): return Late(outputs)
+def late_imagenet(): return Late(1000)
+def cosine(outputs): return Cosine(outputs)
 def sized(outputs, image_size): return Declared(outputs + 0 * image_size[0])
 def wrong(outputs): return Wrong(outputs)
 def pair(outputs): return Pair(outputs)
 def flat(outputs): return nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, outputs))
 def headless(): return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
 def no_module(): return "a network"
-"""
+'''
 
 
 @pytest.fixture
@@ -56,7 +76,7 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(allowed, "_names", set())
     monkeypatch.setattr(allowed, "_folders", [])
     allowed.import_from(tmp_path)
-    for name in ("make", "sized", "wrong", "pair", "flat", "headless", "no_module", "gone"):
+    for name in [*re.findall(r"^def (\w+)", SOURCE, re.MULTILINE), "gone"]:
         allowed.allow(f"own_nets:{name}")
     return tmp_path
 
@@ -158,6 +178,20 @@ def test_networks_that_do_not_fit(nets: Path, name: str, words: str) -> None:
     with pytest.raises(UsageError) as caught:
         describe(name, channels=3, image_size=(32, 32), outputs=6)
     assert words in caught.value.cause
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("name", ["late", "late_imagenet"])
+def test_the_head_is_the_last_layer_that_is_run(nets: Path, name: str, device: str) -> None:
+    with torch.device(device):
+        network = _create(f"own_nets:{name}")
+    assert (head_name(network), output_width(network)) == ("fc", 6)
+    assert network.get_submodule("proj").out_features == 16
+    assert network.training
+
+
+def test_a_network_of_the_right_width_needs_no_layer_that_is_its_head(nets: Path) -> None:
+    describe("own_nets:cosine", channels=3, image_size=(32, 32), outputs=6)
 
 
 def test_timm_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
