@@ -7,6 +7,7 @@ All take normalised images [N, channels, H, W] and return raw logits [N, outputs
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,10 +40,8 @@ def create(name: str, *, channels: int, image_size: tuple[int, int], outputs: in
         DucatError: timm is not installed.
     """
     library, _, rest = name.partition(":")
-    if library == "torchvision":
-        return _torchvision(rest, channels, image_size, outputs)
-    if library == "timm":
-        return _timm(rest, channels, image_size, outputs)
+    if library in LIBRARIES:
+        return _call(library, rest, channels, image_size, outputs).network()
     return own.create(name, channels=channels, image_size=image_size, outputs=outputs)
 
 
@@ -61,24 +60,21 @@ def describe(name: str, *, channels: int, image_size: tuple[int, int], outputs: 
     library, _, rest = name.partition(":")
     if library not in LIBRARIES:
         return Description(own.source(name, outputs), own.normalisation(network, channels))
-    version = importlib.metadata.version(library)
+    call = _call(library, rest, channels, image_size, outputs)
+    recorded = NetworkSource(
+        package=library, version=importlib.metadata.version(library), rebuild=call.in_words()
+    )
     if library == "torchvision":
-        call = f"torchvision.models.get_model('{rest}', weights=None, num_classes={outputs})"
-        return Description(_source(library, version, call), _IMAGENET)
-    call = f"timm.create_model('{rest}', pretrained=False, num_classes={outputs}, in_chans={channels})"
+        return Description(recorded, _IMAGENET)
     config: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
     mean, std = (tuple(float(v) for v in config[key])[:channels] for key in ("mean", "std"))
-    return Description(_source(library, version, call), Normalisation(mean=mean, std=std))
+    return Description(recorded, Normalisation(mean=mean, std=std))
 
 
 def normalisation_of_weights(name: str) -> Normalisation | None:
     """What weights for a network were made for, where that is not what `describe` says of the network."""
     half = (0.5, 0.5, 0.5)
     return Normalisation(mean=half, std=half) if name in _OLD_WEIGHTS else None
-
-
-def _source(library: str, version: str, call: str) -> NetworkSource:
-    return NetworkSource(package=library, version=version, rebuild=call)
 
 
 @torch.no_grad()
@@ -125,7 +121,34 @@ def _require_logits(answers: object, name: str, outputs: int) -> None:
     )
 
 
-def _torchvision(name: str, channels: int, image_size: tuple[int, int], outputs: int) -> nn.Module:
+@dataclass(frozen=True)
+class _Call:
+    """How a library builds a network: what is called, by which name, with which keyword arguments."""
+
+    library: str
+    function: str
+    make: Callable[..., nn.Module]
+    name: str
+    options: Mapping[str, object]
+
+    def network(self) -> nn.Module:
+        try:
+            return self.make(self.name, **self.options)
+        except Exception as error:  # of libraries of others, for sizes that a network is not made for
+            raise UsageError(f"{self.library}:{self.name} cannot be built: {error}.") from error
+
+    def in_words(self) -> str:
+        """The call as one writes it."""
+        options = ", ".join(f"{key}={value!r}" for key, value in self.options.items())
+        return f"{self.library}.{self.function}('{self.name}', {options})"
+
+
+def _call(library: str, name: str, channels: int, image_size: tuple[int, int], outputs: int) -> _Call:
+    call = _torchvision if library == "torchvision" else _timm
+    return call(name, channels, image_size, outputs)
+
+
+def _torchvision(name: str, channels: int, image_size: tuple[int, int], outputs: int) -> _Call:
     from torchvision import models
 
     names = models.list_models(module=models)
@@ -133,7 +156,7 @@ def _torchvision(name: str, channels: int, image_size: tuple[int, int], outputs:
         raise _unknown("torchvision", name, names)
     if channels != 3:
         raise UsageError(f"torchvision:{name} takes images of 3 channels, not {channels}.")
-    options: dict[str, Any] = {}
+    options: dict[str, object] = {"weights": None, "num_classes": outputs}
     if name.startswith("vit_"):
         patch = int(name.rpartition("_")[2])
         _require_patches(f"torchvision:{name}", image_size, patch)
@@ -142,7 +165,7 @@ def _torchvision(name: str, channels: int, image_size: tuple[int, int], outputs:
         options["input_size"] = image_size
     if f"torchvision:{name}" in _OLD_WEIGHTS:  # their second heads are of use in training from scratch alone
         options.update(aux_logits=False, init_weights=True)
-    return _built(f"torchvision:{name}", models.get_model, name, weights=None, num_classes=outputs, **options)
+    return _Call("torchvision", "models.get_model", models.get_model, name, options)
 
 
 def _require_patches(name: str, image_size: tuple[int, int], patch: int) -> None:
@@ -154,7 +177,7 @@ def _require_patches(name: str, image_size: tuple[int, int], patch: int) -> None
         )
 
 
-def _timm(name: str, channels: int, image_size: tuple[int, int], outputs: int) -> nn.Module:
+def _timm(name: str, channels: int, image_size: tuple[int, int], outputs: int) -> _Call:
     try:
         import timm
     except ImportError as error:
@@ -167,24 +190,10 @@ def _timm(name: str, channels: int, image_size: tuple[int, int], outputs: int) -
         raise UsageError(
             f"timm:{name} has {len(config.classifier)} heads, of which none could be replaced alone."
         )
-    options = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
-    return _built(
-        f"timm:{name}",
-        timm.create_model,
-        name,
-        pretrained=False,
-        num_classes=outputs,
-        in_chans=channels,
-        **options,
-    )
-
-
-def _built(name: str, make: Any, *arguments: object, **options: object) -> nn.Module:
-    try:
-        network: nn.Module = make(*arguments, **options)
-    except Exception as error:  # of libraries of others, for sizes that a network is not made for
-        raise UsageError(f"{name} cannot be built: {error}.") from error
-    return network
+    options: dict[str, object] = {"pretrained": False, "num_classes": outputs, "in_chans": channels}
+    if config is not None and config.fixed_input_size:
+        options["img_size"] = image_size
+    return _Call("timm", "create_model", timm.create_model, name, options)
 
 
 def _unknown(library: str, name: str, names: list[str]) -> UsageError:

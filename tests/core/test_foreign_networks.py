@@ -190,6 +190,24 @@ def test_the_head_is_the_last_layer_that_is_run(nets: Path, name: str, device: s
     assert network.training
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("torchvision:resnet18", ""),
+        ("torchvision:googlenet", ", aux_logits=False, init_weights=True"),
+        ("timm:test_vit", ", in_chans=3, img_size=(32, 32)"),
+    ],
+)
+def test_the_call_that_is_recorded_builds_the_same_network(name: str, options: str) -> None:
+    import timm
+    import torchvision
+
+    recorded = describe(name, channels=3, image_size=(32, 32), outputs=6).source.rebuild
+    assert recorded.endswith(f"num_classes=6{options})")
+    again = eval(recorded, {"torchvision": torchvision, "timm": timm})
+    again.load_state_dict(_create(name).state_dict())
+
+
 def test_a_network_of_the_right_width_needs_no_layer_that_is_its_head(nets: Path) -> None:
     describe("own_nets:cosine", channels=3, image_size=(32, 32), outputs=6)
 
