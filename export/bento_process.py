@@ -20,14 +20,15 @@ def build(order: dict[str, Any]) -> dict[str, Any]:
 
     # BentoML asks for uv even where it has nothing to lock, and where there is none it would pip install it.
     configuration.get_uv_command = lambda: ["uv"]
+    start = order.pop("start")
     try:
         bento, is_new = bentoml.get(f"{order['name']}:{order['version']}"), False
     except bentoml.exceptions.NotFound:
         envs = [BentoEnvSchema(name=name, value=value) for name, value in order["envs"].items()]
-        start = order.pop("start")
         bento, is_new = bentoml.build(**{**order, "envs": envs}), True
-        Path(bento.path, "env/docker/entrypoint.sh").write_text(start)
     is_same = bento.info.labels.get("content") == order["labels"]["content"]
+    if is_same:  # also where it was there already: a build may have been cut short before this
+        Path(bento.path, "env/docker/entrypoint.sh").write_text(start)
     return {"tag": str(bento.tag), "path": str(bento.path), "is_new": is_new, "is_same": is_same}
 
 
