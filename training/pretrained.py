@@ -218,7 +218,12 @@ def _of_timm(network: str, name: str, offline: bool, licence: str | None) -> Pre
     if config is None or not config.has_weights:
         raise UsageError(f"timm offers no weights for {name}.", "name a file: --pretrained FILE")
     if offline:
-        raise _forbidden(network, "drop --offline, or name a file: --pretrained FILE")
+        raise DataError(
+            f"timm asks the network for the weights of {network}, be they on this machine or not, and --offline "
+            "forbids to download them.",
+            "set HF_HUB_OFFLINE=1 instead of --offline where they are in the cache of Hugging Face, or name a file: "
+            "--pretrained FILE",
+        )
     try:
         state = timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:

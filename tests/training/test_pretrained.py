@@ -250,8 +250,9 @@ def test_a_checkpoint_of_ours_on_the_same_data_set_is_refused(
 def test_offline_refuses_to_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     for network in ("torchvision:resnet18", "timm:test_vit"):
-        with pytest.raises(DataError, match="--offline forbids to download"):
+        with pytest.raises(DataError, match="--offline forbids to download") as refused:
             package_weights(network, offline=True)
+        assert ("not on this machine" in refused.value.cause) == network.startswith("torchvision")
     with pytest.raises(UsageError, match="has no weights of its own"):
         package_weights("mine:make", offline=True)
 
