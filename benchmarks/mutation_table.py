@@ -246,8 +246,8 @@ MUTATIONS = (
     Mutation(
         "parity gate that lets any logits through",
         "export/parity.py",
-        "logits_off <= tolerance and mass_off",
-        "mass_off",
+        "not (beyond == 0 and mass_off <= expected.tolerance",
+        "not (mass_off <= expected.tolerance",
         ((EXPORT + "test_the_gate_refuses_a_wrong_graph_and_leaves_no_file"),),
     ),
     Mutation(

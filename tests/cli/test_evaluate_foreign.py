@@ -263,6 +263,8 @@ def test_another_model_does_not_go_on_with_it(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    # Two versions of a file of one size and second would share their bytecode.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     with monkeypatch.context() as patch:
         stop_in(patch, "apgd-ce")
         assert run(ASKED) == 130

@@ -82,7 +82,7 @@ def test_scores_alone_and_what_a_twin_adds(
             "--fold is for a package.module:callable MODEL",
         ),
         (["their.onnx", *DECLARED, *FEW, "--import-from", "."], 2, "--import-from is for"),
-        (["their.onnx", *DECLARED, *FEW, "--resume"], 2, "nothing is stored of a model of others"),
+        (["their.onnx", *DECLARED, *FEW, "--replace"], 2, "nothing is stored of a model of others"),
         (["nowhere.onnx", *DECLARED, *FEW], 4, "Cannot read nowhere.onnx"),
         (["json:loads", "--scale", "1", *FEW], 2, "--scale is for a .onnx MODEL of others"),
         (["json:loads", "--twin", "json:loads", *FEW], 2, "--twin is for a MODEL without gradients"),

@@ -16,9 +16,12 @@ from training.signals import StopSignal
 
 pytestmark = pytest.mark.integration
 
+# Who runs the tests under nohup hands on an ignored SIGHUP; nobody waits for ever where it does not come.
 _RUN = """
-import sys, time
+import signal, sys, time
 from training.signals import StopSignal
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.alarm(60)
 with StopSignal() as stop:
     print("begun", flush=True)
     while stop.received is None:
