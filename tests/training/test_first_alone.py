@@ -6,17 +6,21 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 
+import pytest
 from torch._C._distributed_c10d import HashStore
 
 from training.distributed.processes import ProcessGroup
 
 
-def test_others_wait_for_the_first_of_their_machine_without_a_collective_operation() -> None:
+def test_others_wait_for_the_first_of_their_machine_without_a_collective_operation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Which would give up after half an hour, while a first decoding may take hours. Two machines, of two processes."""
     store, order = HashStore(), SimpleQueue[str]()
+    monkeypatch.setattr("training.distributed.processes._store", lambda: store)
 
     def process(rank: int) -> str:
-        group = ProcessGroup(rank, 4, local_rank=rank % 2, store=store)
+        group = ProcessGroup(rank, 4, local_rank=rank % 2)
 
         def work() -> str:
             if group.local_rank == 0:

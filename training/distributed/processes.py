@@ -18,8 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
+from torch.distributed.distributed_c10d import Store
 from torch.nn.parallel import DistributedDataParallel
 
 from ducat_serve.errors import DucatError
@@ -34,15 +33,11 @@ _ARRIVED = "arrived"  # in the store: how many processes have come to a meeting,
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """Process ``rank`` of ``size``. Only rank 0 writes files and prints.
-
-    ``local_rank`` counts the processes of one machine; ``store`` is where processes tell each other how far they are.
-    """
+    """Process ``rank`` of ``size``, and process ``local_rank`` of its machine. Only rank 0 writes files and prints."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    store: Store | None = None
 
     @classmethod
     def join(cls, device: torch.device) -> ProcessGroup:
@@ -57,20 +52,13 @@ class ProcessGroup:
         if size == 1:
             return cls()
         try:
-            store, *_ = next(rendezvous("env://", rank, size, timeout=_TIMEOUT))
-            distributed.init_process_group(
-                "nccl" if device.type == "cuda" else "gloo",
-                timeout=_TIMEOUT,
-                store=PrefixStore("group", store),
-                rank=rank,
-                world_size=size,
-            )
+            distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
         except (RuntimeError, ValueError) as error:
             raise DucatError(
                 f"Process {rank} of {size} cannot reach the others: {error}.",
                 "check MASTER_ADDR and MASTER_PORT, or start it with torchrun (docs/scaling.md)",
             ) from error
-        return cls(rank, size, int(os.environ.get("LOCAL_RANK", rank)), store)
+        return cls(rank, size, int(os.environ.get("LOCAL_RANK", rank)))
 
     @property
     def is_first(self) -> bool:
@@ -154,11 +142,12 @@ class ProcessGroup:
 
     def _meet(self) -> None:
         """Until every process is here; unlike `wait` without a limit, since no collective operation waits."""
-        if self.store is None:
+        if self.size == 1:
             return
-        arrived = self.store.add(_ARRIVED, 1)
+        store = _store()
+        arrived = store.add(_ARRIVED, 1)
         all_of_this_time = -(-arrived // self.size) * self.size
-        while self.store.add(_ARRIVED, 0) < all_of_this_time:
+        while store.add(_ARRIVED, 0) < all_of_this_time:
             time.sleep(_POLL_SECONDS)
 
     def wait(self) -> None:
@@ -174,6 +163,14 @@ class ProcessGroup:
         """Close the connections; the group is of no further use."""
         if self.size > 1:
             distributed.destroy_process_group()
+
+
+def _store() -> Store:
+    """Where the processes tell each other how far they are. Kept by nobody: at its end a process must let it go."""
+    group = distributed.group.WORLD
+    assert group is not None
+    store: Store = group.get_group_store()
+    return store
 
 
 @contextmanager
