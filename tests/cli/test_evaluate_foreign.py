@@ -61,6 +61,8 @@ def broken():
     raise RuntimeError("no weights here")
 """
 
+DIGITS = ["evaluate", "somebodys_nets:make", "--import-from", ".", "--dataset", "digits"]
+
 
 @pytest.mark.parametrize("host", ["[::1", "localhost:abc", "localhost:99999", ""])
 def test_an_address_that_is_none_is_a_usage_error(host: str) -> None:
@@ -77,16 +79,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_report_and_card_of_somebody_elses_model(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = [
-        "evaluate",
-        "somebodys_nets:make",
-        "--import-from",
-        ".",
-        "--dataset",
-        "digits",
-        "--eps",
-        "0.05",
-    ]
+    command = [*DIGITS, "--eps", "0.05"]
     command += ["--eps", "0.1", "--max-examples", "40", "--attack", "pgd", "--export", "robustbench"]
     command += ["--per-image", "rows.csv"]
     assert run([*command, "--json"]) == 0
@@ -193,16 +186,7 @@ def test_a_model_in_train_mode_is_put_into_eval_mode_and_that_is_said(
     assert ("in train mode; it is measured in eval mode" in capsys.readouterr().err) is is_said
 
 
-ASKED = [
-    "evaluate",
-    "somebodys_nets:make",
-    "--import-from",
-    ".",
-    "--dataset",
-    "digits",
-    "--max-examples",
-    "30",
-]
+ASKED = [*DIGITS, "--max-examples", "30"]
 ASKED += ["--eps", "0.05", "--eps", "0.1", "--attack", "pgd", "--attack", "apgd-ce"]
 REPORT, STATE = (
     "somebodys_nets.make.robustness.json",
