@@ -55,6 +55,7 @@ from training.evaluation.evaluate import Plan, Subject, evaluate
 from training.evaluation.runner import Cost, counted
 from training.evaluation.stages import on_doubt, suite
 from training.evaluation.wilson import wilson
+from training.fused_classifier import fold_norms
 from training.randomness import stream
 from training.run.dataset import load_training_data
 
@@ -183,7 +184,10 @@ def _passes(cost: Cost) -> tuple[int, int]:
 
 def measure(entry: Entry, path: Path, arguments: argparse.Namespace) -> list[Row]:
     """Both suites on one model."""
-    model = load(path)
+    model, folded = (
+        load(path),
+        fold_norms(load(path)),
+    )  # as `ducat evaluate` does; AutoAttack gets what its users have
     spec = model.spec
     data = load_training_data(
         path, spec, dataset=arguments.zoo, data_dir=arguments.data_dir, offline=True, output=Output()
@@ -191,8 +195,8 @@ def measure(entry: Entry, path: Path, arguments: argparse.Namespace) -> list[Row
     both = [data.test, data.val] if arguments.zoo == "digits" else [data.test]  # digits has too few of either
     split = DeviceSplit.of(joined(both, arguments.max_examples), torch.device("cpu"))
     if entry.wrap is not None:
-        model = Deployed(entry.wrap(model.classifier), model.fold).eval()
-    model = model.to(memory_format=LAYOUT)
+        model, folded = (Deployed(entry.wrap(m.classifier), m.fold).eval() for m in (model, folded))
+    model, folded = (m.to(memory_format=LAYOUT) for m in (model, folded))
     images, labels = to_pixels(split.images), split.labels
     ball, batch, classes = Ball.of(spec.threat_model), arguments.batch_size, spec.num_classes
 
@@ -201,7 +205,9 @@ def measure(entry: Entry, path: Path, arguments: argparse.Namespace) -> list[Row
         return int(right(model(found), labels).sum()), ""
 
     rows = [
-        timed(entry.name, "ours", model, split, lambda: ours(model, split, spec.threat_model, classes, batch))
+        timed(
+            entry.name, "ours", folded, split, lambda: ours(folded, split, spec.threat_model, classes, batch)
+        )
     ]
     if arguments.ours:
         return rows

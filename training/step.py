@@ -19,7 +19,7 @@ from training.batches import TrainingBatches
 from training.config import TrainConfig
 from training.device import LAYOUT, exact_float32
 from training.distributed.processes import ProcessGroup
-from training.fused_classifier import FusedClassifier, fused_if_equal
+from training.fused_classifier import FusedClassifier, fused_if_equal, probe_of
 from training.objectives import create_objective
 from training.objectives.ducat import PLAIN, Ducat
 from training.objectives.objective import Batch, Objective, in_float
@@ -30,7 +30,6 @@ from training.signals import StopSignal
 from training.weight_perturbation import WeightPerturbation, backward
 
 _BACKEND = "inductor"
-_PROBES = 8  # images that the folded copy is compared with the network on
 
 
 class TrainingStep:
@@ -157,10 +156,8 @@ def _fused(config: TrainConfig, classifier: Classifier, device: torch.device) ->
     # In a graph that BatchNorm is folded out of, blocks are no modules any more that could be computed again.
     if config.checkpoint_activations:
         return FusedClassifier(classifier, fold=False)
-    shape = (_PROBES, classifier.spec.channels, *classifier.spec.image_size)
-    probe = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=classifier.pixel_mean.dtype)
     with exact_float32():  # as the run itself: TF32 would hide small differences
-        return fused_if_equal(classifier, probe.to(device))
+        return fused_if_equal(classifier, probe_of(classifier).to(device))
 
 
 def _part(tensor: Tensor, part: slice, views: int) -> Tensor:

@@ -7,7 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.fused_classifier import FusedClassifier, fused_if_equal
+from ducat_serve.bundled import model_path
+from ducat_serve.deployed import Deployed, load
+from ducat_serve.networks.two_towers import TwoTowers
+from ducat_serve.output import Output
+from tests.support.towers import SWITCH
+from training.distributed.processes import ProcessGroup
+from training.evaluation.prepare import Request, prepare
+from training.fused_classifier import FusedClassifier, fold_norms, fused_if_equal
 
 
 class Net(nn.Module):
@@ -73,3 +80,26 @@ def test_layers_that_no_fold_fits_are_seen_without_a_comparison(kind: str) -> No
     fused.refresh()
     images = torch.rand(16, 3, 8, 8)
     torch.testing.assert_close(fused(images), network.eval()(images))
+
+
+def has_norms(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+def test_a_model_is_attacked_without_its_norms() -> None:
+    request = Request(model_path("digits-small", "safetensors"), max_examples=50, device="cpu")
+    attacked = prepare(request, Output(), ProcessGroup(), torch.device("cpu")).subject
+    model, images = load("digits-small"), attacked.data.images.float() / 255
+    assert has_norms(model)
+    assert not has_norms(attacked.model)
+    assert attacked.model.spec == model.spec
+    torch.testing.assert_close(attacked.model(images), model(images), rtol=0, atol=1e-4)
+
+
+def test_both_towers_lose_their_norms() -> None:
+    models = [
+        Deployed(TwoTowers(load("digits-small"), load("digits-small")), SWITCH).eval() for _ in range(2)
+    ]
+    folded, images = fold_norms(models[1]), torch.rand(16, 3, 8, 8)
+    assert not has_norms(folded)
+    torch.testing.assert_close(folded.classifier(images), models[0].classifier(images), rtol=0, atol=1e-4)

@@ -32,6 +32,7 @@ from training.evaluation.runner import BATCH
 from training.evaluation.stages import attack_named, on_doubt, score_attacks
 from training.evaluation.stages import suite as attacks_of
 from training.evaluation.state import EvaluationState
+from training.fused_classifier import fold_norms
 from training.randomness import subset
 from training.run.dataset import load_training_data
 from training.run.folder import RunFolder
@@ -223,11 +224,10 @@ class _Loaded:
 
 
 def _load_checkpoint(request: Request, device: torch.device, output: Output) -> _Loaded:
-    model = load(request.path)
+    model = fold_norms(load(request.path).to(device).to(memory_format=LAYOUT))
     spec = model.spec
     surrogate = _standard_tower(model, device) or _pre_dummy(request.path, spec, device, output)
     attacks, doubt = _with_gradients(request, TargetModel(spec.fold, spec.num_classes, surrogate))
-    model = model.to(device).to(memory_format=LAYOUT)
     thorough = _is_thorough(request)
     return _Loaded(spec, model, spec.function_digest(), attacks, doubt, surrogate, thorough)
 
@@ -265,7 +265,7 @@ def _pre_dummy(path: Path, spec: ModelSpec, device: torch.device, output: Output
     if (before.spec.labels, before.spec.image_size) != (spec.labels, spec.image_size):
         output.warn(f"no transfer attack: {file} belongs to another model.")
         return None
-    return before.to(device).to(memory_format=LAYOUT)
+    return fold_norms(before.to(device).to(memory_format=LAYOUT))
 
 
 class ExportedClassifier(nn.Module):
