@@ -15,8 +15,7 @@ budget pays for, with the dummy phase of `--ducat folded` in its last fifth. Val
 that falls back to PGD takes more than its budget; its row says so.
 
 The last weights are measured, not those that were best on val: the rate ends at 0 and the weights are averaged, and
-choosing would favour rows with more epochs. Left out of the evaluation is what decides nothing about the worst case:
-the study of flagging, and all attacks of the legacy measure but one.
+choosing would favour rows with more epochs.
 
 Interrupted, it goes on where it was: a run that trained is resumed or left alone, an evaluation goes on after its
 last attack, and a row that results/price-DATASET.json has is not run again. That file, .md, .png and .svg are written
@@ -31,22 +30,20 @@ import json
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from price_report import write
 from price_rows import Row
+from worst_case import measured
 
-from ducat_serve.checkpoint import read_checkpoint, write_checkpoint
+from ducat_serve.checkpoint import read_checkpoint
 from ducat_serve.errors import DucatError, InterruptedRun, UsageError
 from ducat_serve.output import Output
-from ducat_serve.report import RobustnessReport
 from training.config import TrainConfig
 from training.distributed.processes import ProcessGroup
-from training.evaluation.evaluate import evaluate
-from training.evaluation.prepare import Request, evaluation_device, prepare
 from training.objectives import objective_class
 from training.run.dataset import load_run_data
 from training.run.folder import RunFolder
@@ -195,32 +192,12 @@ def trained(planned: Planned, folder: RunFolder, data_dir: Path | None, output: 
     return config
 
 
-def measured(planned: Planned, folder: RunFolder, data_dir: Path | None, output: Output) -> RobustnessReport:
-    """Evaluate the last weights, or go on with that; the report is stored in their file."""
-    request = Request(
-        folder.last,
-        suite="standard",
-        max_examples=planned.samples,
-        data_dir=data_dir,
-        offline=True,
-        device="cpu",
-    )
-    prepared = prepare(request, output, ProcessGroup(), evaluation_device(request, output))
-    plan = replace(prepared.plan, val=None, legacy_attacks=prepared.plan.legacy_attacks[:1])
-    state = prepared.state(plan)
-    report = evaluate(prepared.subject, plan, output, state)
-    spec, tensors = read_checkpoint(folder.last)
-    write_checkpoint(folder.last, tensors, spec.model_copy(update={"robustness": report}))
-    state.remove()
-    return report
-
-
 def run(planned: Planned, runs: Path, data_dir: Path | None, output: Output) -> Row:
     """Train, evaluate; what is found is a row of the results."""
     folder = RunFolder(runs / planned.name)
     config = trained(planned, folder, data_dir, output)
     spec, _ = read_checkpoint(folder.last)
-    report = spec.robustness or measured(planned, folder, data_dir, output)
+    report = measured(folder.last, planned.samples, data_dir, output)
     return Row(
         objective=planned.objective,
         mode=planned.mode,
