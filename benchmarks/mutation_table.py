@@ -8,6 +8,7 @@ from training_mutations import TRAINING
 ATTACKS = "tests/training/attacks/test_attacks.py::"
 CLOSEST = "tests/training/attacks/test_closest_first.py::"
 APGD = "tests/training/attacks/test_apgd.py::"
+EVERY_ATTACK = "tests/training/attacks/test_every_attack.py::"
 LOSSES = "tests/training/attacks/test_losses.py::"
 EVALUATE = "tests/training/evaluation/test_evaluate.py::"
 PARTS = "tests/training/evaluation/test_parts.py::"
@@ -35,21 +36,21 @@ MUTATIONS = (
         "training/attacks/losses.py",
         "return F.cross_entropy(climbable_logits(raw, fold), labels",
         "return F.cross_entropy(raw, labels",
-        ((APGD + "test_the_safe_sink_fools_the_raw_attack_and_not_ours"),),
+        ((EVERY_ATTACK + "test_the_safe_sink_fools_the_raw_attack_and_not_ours"),),
     ),
     Mutation(
         "success judged on logits before the fold",
         "training/attacks/criteria.py",
         "return ~right(fold_logits(raw, fold), labels)\n\n    return success\n\n\ndef unsure",
         "return ~right(raw, labels)\n\n    return success\n\n\ndef unsure",
-        ((APGD + "test_the_safe_sink_fools_the_raw_attack_and_not_ours"),),
+        ((EVERY_ATTACK + "test_the_safe_sink_fools_the_raw_attack_and_not_ours"),),
     ),
     Mutation(
         "the last image instead of the best",
         "training/attacks/base.py",
         "chosen = index[better]",
         "better = torch.ones_like(better)\n        chosen = index[better]",
-        ((APGD + "test_square_needs_no_gradient_and_finds_what_it_should"),),
+        ((EVERY_ATTACK + "test_square_needs_no_gradient_and_finds_what_it_should"),),
     ),
     Mutation(
         "eps not enforced",
@@ -164,21 +165,21 @@ MUTATIONS = (
         "training/attacks/transfer.py",
         "shown = ball.project(images, found)",
         "shown = images",
-        ((APGD + "test_transfer_shows_what_it_found_on_the_surrogate"),),
+        ((EVERY_ATTACK + "test_transfer_shows_what_it_found_on_the_surrogate"),),
     ),
     Mutation(
         "targets among the originals only",
         "ducat_serve/pairs.py",
         'return (labels,) if fold == "none" else (labels, labels + num_classes)',
         "return (labels,)",
-        ((APGD + "test_targeted_looks_at_dummies_too"),),
+        ((EVERY_ATTACK + "test_targeted_looks_at_dummies_too"),),
     ),
     Mutation(
         "NaN logits count as robust",
         "training/attacks/criteria.py",
         " & ~logits.isnan().any(dim=1)",
         "",
-        ((APGD + "test_nan_logits_count_as_wrong"),),
+        ((EVERY_ATTACK + "test_nan_logits_count_as_wrong"),),
     ),
     Mutation(
         "margin to all logits, the label's own included",
@@ -269,7 +270,7 @@ MUTATIONS = (
         "training/attacks/criteria.py",
         " & ~(score(raw) > threshold)",
         "",
-        ((APGD + "test_an_unflagged_criterion_needs_both"),),
+        ((EVERY_ATTACK + "test_an_unflagged_criterion_needs_both"),),
     ),
     Mutation(
         "dummy mass measured on images that do not hide",

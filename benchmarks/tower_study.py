@@ -91,7 +91,9 @@ def run(standard: Path, robust: Path, arguments: argparse.Namespace, output: Out
     name = "-".join(str(recipe[key]) for key in ("method", "epochs", "seed"))
     mixture = arguments.runs / name / "model.safetensors"
     mixture.parent.mkdir(parents=True, exist_ok=True)
-    copy = mixture.with_name("robust.safetensors")  # the report goes into the file, and a bundled one stays as it is
+    copy = mixture.with_name(
+        "robust.safetensors"
+    )  # the report goes into the file, and a bundled one stays as it is
     if not copy.exists():
         atomic.write_bytes(copy, robust.read_bytes())
     alone = measured(copy, arguments.max_examples, arguments.data_dir, output)
