@@ -90,7 +90,9 @@ class _Base:
         self._options: dict[str, Any] = {
             "base_url": _url(url),
             "headers": headers,
-            "params": {n: v for n, v in (("model", model), ("version", version), ("top_k", top_k)) if v},
+            "params": {
+                n: v for n, v in (("model", model), ("version", version), ("top_k", top_k)) if v is not None
+            },
             "timeout": timeout,
             "trust_env": False,
         }

@@ -20,7 +20,10 @@ PREFIX = "DUCAT_SERVE_"
 KEY = re.compile(r"[!-~]{16,}")
 KEY_IN_WORDS = "at least 16 characters, all from ! to ~ in ASCII (no blanks)"
 MAX_TOP_K = 100  # classes of one prediction; the answer to a hundred images would take seconds with thousands
-_NEAR = 0.9  # how alike, of 1, a name is that was meant for another
+# What Kubernetes sets for a Service named ducat-serve, or one whose name begins so.
+_OF_KUBERNETES = re.compile(
+    PREFIX + r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
 # Options of `ducat serve` that are no settings of the service by that name.
 _OF_THE_COMMAND = ("PORT", "AUTO", "JSON", "CONFIG", "QUIET", "VERBOSE", "CORS_ORIGIN")
 
@@ -109,7 +112,7 @@ class Settings(BaseModel):
                 raise UsageError(
                     f"{names[name]} is set but empty.", f"give it a value, or unset {names[name]}"
                 )
-        _refuse_near_misses(environment, set(names.values()))
+        _refuse_unknown(environment, set(names.values()))
         if "model" in values:
             values["model"] = model_path(values["model"], "onnx")
         try:
@@ -120,13 +123,14 @@ class Settings(BaseModel):
             ) from error
 
 
-def _refuse_near_misses(environment: Mapping[str, str], known: set[str]) -> None:
-    """DUCAT_SERVE_API_KEY must not mean "no keys". Others are let be: Kubernetes sets variables like ours."""
-    options = {PREFIX + name for name in _OF_THE_COMMAND}
+def _refuse_unknown(environment: Mapping[str, str], known: set[str]) -> None:
+    """DUCAT_SERVE_KEYS must not mean "no keys"; nor may any other name that was meant for a setting."""
+    known = known | {PREFIX + name for name in _OF_THE_COMMAND}
     for variable in sorted(environment):
-        if not variable.startswith(PREFIX) or variable in known | options:
+        if not variable.startswith(PREFIX) or variable in known or _OF_KUBERNETES.fullmatch(variable):
             continue
-        if near := near_name(variable, known | options, cutoff=_NEAR):
-            raise UsageError(
-                f"{variable} is no setting. Did you mean {near}?", f"correct or unset {variable}"
-            )
+        near = near_name(variable, known)
+        raise UsageError(
+            f"{variable} is no setting." + (f" Did you mean {near}?" if near else ""),
+            f"correct or unset {variable}; `ducat serve --help` has them all",
+        )

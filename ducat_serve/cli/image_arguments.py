@@ -33,6 +33,8 @@ class ImageArgument:
             raise DataError(self.problem)
         if self.name != STDIN:
             return read_regular_file(Path(self.name), self.name, "give image files")
+        if sys.stdin is None:
+            raise DataError("Cannot read -: standard input is closed.", "give image files")
         try:
             return sys.stdin.buffer.read()
         except OSError as error:

@@ -37,7 +37,9 @@ from service.models.served import LoadedVersion
 MOST_QUERIES = 1000
 MOST_SECONDS = 20.0
 _MOST_SEARCHES = 3  # one runs, the others wait
-_AT_A_TIME = 10  # questions between two looks at the client and its budget
+_AT_A_TIME = (
+    10  # questions between two looks at the client and its budget; one where few may be asked at once
+)
 _OTHER_NORMS_LEVELS = 8  # of 255, for models that are not meant to withstand changes of single pixels
 _SIGN_OF_LIFE_SECONDS = 5.0  # between two lines of an answer that waits for its turn
 _LOWEST_PRIORITY = 19
@@ -82,6 +84,7 @@ class AttackDemo:
 
     def __init__(self, control: AdmissionControl) -> None:
         self._control = control
+        self._at_a_time = _AT_A_TIME if control.models.settings.burst > 2 * _AT_A_TIME else 1
         self._searches = 0
         self._turn = asyncio.Lock()
         # In a thread of its own, which the scheduler asks last; it ends with the process.
@@ -125,7 +128,7 @@ class AttackDemo:
                     loop = asyncio.get_running_loop()
                     first = found = next(steps)
                     while (reason := self._reason_to_stop(request, found, deadline)) is None:
-                        step = await loop.run_in_executor(self._thread, _advance, steps)
+                        step = await loop.run_in_executor(self._thread, _advance, steps, self._at_a_time)
                         if step is not None:
                             found = step
                             yield _line(
@@ -162,7 +165,7 @@ class AttackDemo:
         if time.monotonic() >= deadline or self._control.models.is_draining:
             return "time"
         try:
-            charge(request, min(_AT_A_TIME, MOST_QUERIES - found.queries))
+            charge(request, min(self._at_a_time, MOST_QUERIES - found.queries))
         except APIError as error:
             return error.code
         return None
@@ -199,11 +202,11 @@ def _asking(
     return ask
 
 
-def _advance(steps: Iterator[Found]) -> Found | None:
+def _advance(steps: Iterator[Found], questions: int) -> Found | None:
     """The state after a few more questions; None where none was asked."""
     last = None
     with contextlib.suppress(_TooLateToAsk):
-        for step in itertools.islice(steps, _AT_A_TIME):
+        for step in itertools.islice(steps, questions):
             last = step
     return last
 

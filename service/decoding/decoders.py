@@ -7,27 +7,28 @@ thrown away. Only where it goes on for too long is it killed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
-import os
 import secrets
 import sys
 import time
-from asyncio.subprocess import DEVNULL, PIPE, Process
+from asyncio.subprocess import PIPE, Process
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ducat_serve.images import ImageError
 from ducat_serve.spec import ModelSpec
+from service.child_environment import child_environment
 from service.decoding.protocol import ANSWER, MAX_WORDS, NUMBER, READY, REQUEST
 
 START_SECONDS = 30.0  # a third of a second on an idle machine
 STUCK_SECONDS = 5.0  # the largest images that are allowed take a fifth of that on an idle machine
 _NEWEST_WEIGHT = 0.2  # of an image in the average of the seconds that one takes
-_ROOT = Path(__file__).parents[2]
+_WORDS = 500  # characters of what a process says that does not start
+_WORDS_SECONDS = 1.0  # something that it has started may keep its stderr open
 _COMMAND = (sys.executable, "-P", "-m", "service.decoding.worker")
 
 
@@ -164,6 +165,16 @@ class Decoders:
         await asyncio.gather(*(worker.stop() for worker in self._workers))
 
 
+async def _last_words(process: Process) -> str:
+    """What a process that ended before it could decode said on stderr, which it closes once it can."""
+    assert process.stderr is not None
+    says = b""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_WORDS_SECONDS):
+            says = await process.stderr.read()
+    return says.decode(errors="replace").strip()[-_WORDS:] or "it ended without a word"
+
+
 class _Worker:
     def __init__(self, command: Sequence[str]) -> None:
         self._command = command
@@ -209,14 +220,17 @@ class _Worker:
         return process
 
     async def _start(self) -> Process:
-        # Nothing of our environment: it holds keys, and this process reads what strangers send.
-        environment = {"PYTHONPATH": str(_ROOT), "PATH": os.environ.get("PATH", "")}
+        # Nothing else of our environment: it holds keys, and this process reads what strangers send.
+        environment = child_environment()
         process = self._process = await asyncio.create_subprocess_exec(
-            *self._command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=environment, start_new_session=True
+            *self._command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environment, start_new_session=True
         )
         assert process.stdout is not None
-        async with asyncio.timeout(START_SECONDS):  # a TimeoutError is an OSError
-            await process.stdout.readexactly(len(READY))
+        try:
+            async with asyncio.timeout(START_SECONDS):  # a TimeoutError is an OSError
+                await process.stdout.readexactly(len(READY))
+        except EOFError as error:
+            raise RuntimeError(await _last_words(process)) from error
         return process
 
     async def decode(self, data: bytes, spec: ModelSpec, max_pixels: int) -> NDArray[np.uint8]:

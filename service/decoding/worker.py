@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import resource
 import signal
 import sys
@@ -32,6 +33,8 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     bounded = 0
     stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
+    # The server reads stderr until now, and learns so why a process does not start.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     stdout.write(READY)
     stdout.flush()
     while len(head := stdin.read(REQUEST.size)) == REQUEST.size:

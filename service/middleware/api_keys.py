@@ -91,7 +91,7 @@ class Keys:
         if self._file is None:
             return {}
         try:
-            lines = self._file.read_text().splitlines()
+            lines = self._file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"Cannot read the API keys in {self._file}: {error}.") from error
         return _parse(lines, str(self._file))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 
 from ducat_serve.errors import DataError
 from ducat_serve.predictor import Predictions
@@ -20,6 +21,10 @@ from service.telemetry.tracing import Tracing
 
 log = logging.getLogger("ducat_serve.service")
 log.setLevel(logging.INFO)
+
+
+class _TooLate(Exception):
+    """A step of loading took longer than it may."""
 
 
 class Models:
@@ -54,11 +59,10 @@ class Models:
         """
         async with self._loading:
             try:
-                async with asyncio.timeout(LOAD_SECONDS):
-                    await self._load(name)
+                await self._load(name)
             except UnknownModel:
                 raise
-            except TimeoutError as error:
+            except _TooLate as error:
                 stays = self._what_stays(name)
                 log.error("Model %s was not loaded within %g s%s", name, LOAD_SECONDS, stays)
                 message = f"Model '{name}' was not loaded within {LOAD_SECONDS:g} s{stays}."
@@ -130,7 +134,9 @@ class Models:
         self._swap(name, versions)
 
     async def _load(self, name: str) -> None:
-        files = await in_daemon_thread(self.repository.find)
+        """Raises _TooLate where a step of it, such as one version, takes longer than `LOAD_SECONDS`."""
+        async with self._bounded():
+            files = await in_daemon_thread(self.repository.find)
         if name not in files:
             if name not in self._served:
                 raise UnknownModel(f"There is no model '{name}' on disk.")
@@ -138,9 +144,23 @@ class Models:
         verified = {}
         for version, file in files[name].items():
             if self.is_loaded:  # while others are served, nothing that a file holds may harm this process
-                await verify_apart(file, self.settings)
-            verified[version] = await in_daemon_thread(load, file, self.settings)
+                async with self._bounded():
+                    await verify_apart(file, self.settings)
+            async with self._bounded():
+                verified[version] = await in_daemon_thread(load, file, self.settings)
         self.serve(name, verified)
+
+    @contextlib.asynccontextmanager
+    async def _bounded(self) -> AsyncIterator[None]:
+        """No bound on the first models, which nobody else waits for; later none may keep others from being loaded."""
+        bound = asyncio.timeout(LOAD_SECONDS if self.is_loaded else None)
+        try:
+            async with bound:
+                yield
+        except TimeoutError as error:
+            if bound.expired():  # else it is of a file system that did not answer
+                raise _TooLate from error
+            raise
 
     def _swap(self, name: str, versions: dict[str, LoadedVersion]) -> None:
         for old in self._served.pop(name, {}).values():

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from ducat_serve.errors import DucatError, VerificationError
+from service.child_environment import child_environment
 from service.models.served import load
 from service.settings import PREFIX, Settings
 
 LOAD_SECONDS = 120.0
 _COMMAND = (sys.executable, "-P", "-m", "service.models.verification")
-_ROOT = Path(__file__).parents[2]
 _LAST = 500  # characters of what the process says
 
 P = ParamSpec("P")
@@ -37,11 +37,13 @@ async def verify_apart(file: Path, settings: Settings) -> None:
     """
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(PREFIX)},
-        "PYTHONPATH": str(_ROOT),
+        **child_environment(),
         f"{PREFIX}MODEL": str(file),
         f"{PREFIX}DEVICE": settings.device,
         f"{PREFIX}MAX_BATCH": str(settings.max_batch),
     }
+    if settings.threads is not None:
+        environment[f"{PREFIX}THREADS"] = str(settings.threads)
     if settings.require_signature is not None:
         environment[f"{PREFIX}REQUIRE_SIGNATURE"] = str(settings.require_signature)
     process = await asyncio.create_subprocess_exec(

@@ -25,6 +25,7 @@ MAX_PIPELINED = 100  # requests sent on a connection before the answers to those
 _FRAMING = (b"content-length", b"transfer-encoding")  # fields that say where a body ends
 _TOO_LARGE = (431, "head_too_large", f"A request's head is at most {MAX_HEAD} bytes and {MAX_FIELDS} fields.")
 LAST_CALL = 0.5  # seconds for a connection without a request when the server stops
+LINGER = 2.0  # seconds for a client to read its answer and stop sending, where it is still sending its body
 
 
 class Refusal(NamedTuple):
@@ -96,6 +97,7 @@ class Connection(HttpToolsProtocol):
     _made_progress = False  # whether a head ended or a body grew since this was set
     _stalled = 0  # bytes since then
     _is_repeating = False  # whether the parser is given a head for the second time, of which nobody is told
+    _is_lingering = False  # whether the last answer is written, and what still comes is thrown away
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -106,6 +108,8 @@ class Connection(HttpToolsProtocol):
         self.server_state.make_room(self)
 
     def data_received(self, data: bytes) -> None:
+        if self._is_lingering:
+            return
         self._made_progress = False
         self._unset_keepalive_if_required()
         try:
@@ -184,6 +188,7 @@ class Connection(HttpToolsProtocol):
         while self._unanswered and self._unanswered[0].response_complete:
             self._unanswered.popleft()
         self._unanswered.append(self.cycle)
+        self.cycle.transport = _AnswerTransport(self, self.cycle)  # type: ignore[assignment]  # all that it uses
         if self.server_state.is_draining:
             self.cycle.keep_alive = False
 
@@ -209,6 +214,8 @@ class Connection(HttpToolsProtocol):
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        if self._is_lingering:
+            return
         super().on_response_complete()
         self._unread_since = None
         if self.pipeline:
@@ -229,6 +236,8 @@ class Connection(HttpToolsProtocol):
         elif now - self._unread_since > timeout:
             self.transport.abort()
             return
+        if self._is_lingering:
+            return
         is_between = self.cycle is not None and not self._has_begun
         timeout = self.server_state.keep_alive if is_between else timeout
         if self.waiting_since is None or now - self.waiting_since <= timeout or self.transport.is_closing():
@@ -243,10 +252,23 @@ class Connection(HttpToolsProtocol):
 
         A connection that has only just come gets a moment for its request, which may be on its way.
         """
+        if self._is_lingering:
+            return
         if self.cycle is None:
             self.loop.call_later(LAST_CALL, self._close_if_silent)
         else:
             super().shutdown()
+
+    def linger(self) -> None:
+        """Send no more, and close when the client does; in `LINGER` seconds in any case.
+
+        To close while a body is still coming resets the connection: the client, busy sending, would never read why it
+        was refused (RFC 9112, 9.6).
+        """
+        self._is_lingering = True
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self.loop.call_later(LINGER, self.transport.close)
 
     def _close_if_silent(self) -> None:
         if self.waiting_since is not None:
@@ -267,7 +289,27 @@ class Connection(HttpToolsProtocol):
         }
         head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
         self.transport.write(STATUS_LINE[status] + head.encode() + b"\r\n" + body)
-        self.transport.close()
+        self.linger()
         waited = None if self.waiting_since is None else round(self.loop.time() - self.waiting_since, 5)
         client = None if self.client is None else self.client[0]
         self.server_state.refused(Refusal(request_id, status, code, client, waited))
+
+
+class _AnswerTransport:
+    """What uvicorn writes one answer to, and closes behind it where the connection ends."""
+
+    def __init__(self, connection: Connection, cycle: RequestResponseCycle) -> None:
+        self._connection, self._cycle = connection, cycle
+
+    def write(self, data: bytes) -> None:
+        self._connection.transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._connection.transport.is_closing()
+
+    def close(self) -> None:
+        """A whole answer may be given before its request is here: what the client sends then is waited for."""
+        if self._cycle.response_complete and self._cycle.more_body and not self.is_closing():
+            self._connection.linger()
+        else:
+            self._connection.transport.close()

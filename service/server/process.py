@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--port", type=_port, default=3000)
     asked = parser.parse_args(arguments)
     ignore_sighup()
+    # Until the server takes it over. The first process of a container is sent no signal that it does not handle.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     os.environ["DUCAT_SERVE_HOST"] = (
         asked.host
     )  # as settings are read: from the environment, at the first import
@@ -149,7 +151,8 @@ def serve(bound: socket.socket) -> int:
     server = Server(app, models)
     # Late, so that clients are refused, and not left waiting, until somebody is there to answer.
     listen(bound)
-    server.run(sockets=[bound])
+    with contextlib.suppress(SystemExit):  # uvicorn's own code for a failed start means something else here
+        server.run(sockets=[bound])
     return 0 if models.is_loaded else NEVER_READY
 
 

@@ -270,6 +270,16 @@ def test_doctor_finds_two_onnxruntimes(
     assert "write the same folder" in captured.err
 
 
+def test_doctor_tells_of_a_torch_that_does_not_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "torch.py").write_text("raise OSError('libcublas.so: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torch")
+    assert run(["doctor"]) == 1
+    assert "torch does not work: libcublas.so" in capsys.readouterr().out
+
+
 def test_doctor_does_not_call_ok_what_is_not_installed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -288,7 +298,7 @@ def test_doctor_does_not_call_ok_what_is_not_installed(
 def test_doctor_prints_markdown_for_a_bug_report(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Path, "home", lambda: Path("/home/somebody"))
+    monkeypatch.setenv("HOME", "/home/somebody")
     monkeypatch.setenv("DUCAT_CACHE", "/proc/home/somebody")
     assert run(["doctor", "--markdown"]) == 1  # the cache cannot be made there
     lines = capsys.readouterr().out.splitlines()

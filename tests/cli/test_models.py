@@ -134,6 +134,24 @@ def test_serve_hands_the_export_to_the_server(
     assert environments[0]["DUCAT_SERVE_MODEL"] == str(FOLDER / f"{NAME}.onnx")
 
 
+def test_links_are_followed_at_every_reading_and_not_at_the_start(
+    onnx_model: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Secret of Kubernetes, and a model that is rolled out by a link, are replaced by turning the link."""
+    environments: list[dict[str, str]] = []
+    monkeypatch.setattr(
+        os, "execve", lambda _program, _arguments, environment: environments.append(environment)
+    )
+    monkeypatch.setattr("service.server.process.ignore_sighup", lambda: None)
+    monkeypatch.setattr("service.server.process.bind", lambda *_: io.BytesIO())
+    (here / "keys.1").write_text("alice:" + 32 * "a")
+    (here / "keys").symlink_to("keys.1")
+    (here / "digits.onnx").symlink_to(onnx_model)
+    assert run(["serve", "digits.onnx", "--keys-file", "keys"]) == 0
+    assert environments[0]["DUCAT_SERVE_MODEL"] == str(here / "digits.onnx")
+    assert environments[0]["DUCAT_SERVE_KEYS_FILE"] == str(here / "keys")
+
+
 MODEL_COMMANDS = ["serve", "benchmark", "predict", "inspect", "evaluate", "export", "compare", "bento"]
 
 

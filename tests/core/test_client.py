@@ -372,6 +372,12 @@ def test_clients_that_leave_free_their_places_and_are_never_inferred(predictor: 
 
 
 @both
+def test_zero_is_sent_and_refused_like_any_other_wrong_number(ask: Ask, predictor: Predictor) -> None:
+    with serving(predictor) as url, pytest.raises(ServerError, match="top_k"):
+        ask(url, "predict", GOOD, top_k=0)
+
+
+@both
 def test_a_named_model_is_asked(ask: Ask, predictor: Predictor) -> None:
     class Two(FakeModel):
         async def start(self) -> None:

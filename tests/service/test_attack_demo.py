@@ -60,6 +60,13 @@ def test_every_question_is_charged_and_a_spent_budget_ends_it(predictor: Predict
         assert last["queries"] == 11, "one, and ten that were paid for before they were asked"
 
 
+def test_who_may_ask_little_at_once_still_asks(predictor: Predictor) -> None:
+    with serving(predictor, attack_demo=True, rate=5, max_images=1) as client:
+        last = lines(client.post("/v1/attack", files=FILE))[-1]
+    assert last["stopped"] in ("rate_limited", "fooled")
+    assert last["queries"] >= 5, "the five that a second allows"
+
+
 def test_a_budget_of_one_image_buys_one_answer(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     infer = Predictor.__call__

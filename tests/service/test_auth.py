@@ -273,6 +273,18 @@ def test_a_variable_that_was_not_filled_in_never_means_no_key(
     assert f"DUCAT_SERVE_{name} is set but empty" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize("name", ["KEYS", "KEY", "API_KEY", "ADMIN", "SIGNATURE", "RATE_LIMIT", "BUDGET"])
+def test_a_variable_that_is_no_setting_never_means_no_key(onnx_model: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=f"DUCAT_SERVE_{name} is no setting"):
+        Settings.from_environment({"DUCAT_SERVE_MODEL": str(onnx_model), f"DUCAT_SERVE_{name}": ALICE})
+
+
+def test_keys_of_an_editor_that_marks_its_files_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"alice:{ALICE}\n", encoding="utf-8-sig")
+    assert Keys(file, None).name_of(ALICE) == "alice"
+
+
 @pytest.mark.parametrize("text", ["", ",", " , ,", "#alice:" + "k" * 32])
 def test_keys_without_a_key_are_refused(onnx_model: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="DUCAT_SERVE_API_KEYS"):

@@ -151,14 +151,36 @@ def test_one_that_cannot_start_is_not_the_image_s_fault_and_is_tried_again(
     program = tmp_path / "decoder"
 
     async def scenario(decoders: Decoders) -> None:
-        for _ in range(2):
-            with pytest.raises(DecoderUnavailable):
+        for says in ("No such file", "no memory left"):
+            with pytest.raises(DecoderUnavailable, match=says):
                 await decoders.decode(encode("PNG"), spec, MAX_PIXELS)
             assert decoders.is_stuck
+            program.write_text("#!/bin/sh\necho no memory left >&2\n")
+            program.chmod(0o755)
         program.write_text(f"#!/bin/sh\nexec {sys.executable} -P -m service.decoding.worker\n")
         program.chmod(0o755)
         await decoders.decode(encode("PNG"), spec, MAX_PIXELS)
         assert not decoders.is_stuck
+
+    run(scenario, (str(program),))
+
+
+def test_packages_are_found_where_the_server_finds_them(
+    spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with `pip install --target` and modules of a cluster; keys in the environment stay out of it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("DUCAT_SERVE_ADMIN_KEY", 32 * "k")
+    (tmp_path / "found_here.py").write_text("")
+    program = tmp_path / "decoder"
+    code = "import os, found_here; assert not any('KEY' in n for n in os.environ)"
+    program.write_text(
+        f'#!/bin/sh\n{sys.executable} -P -c "{code}" && exec {sys.executable} -P -m service.decoding.worker\n'
+    )
+    program.chmod(0o755)
+
+    async def scenario(decoders: Decoders) -> None:
+        await decoders.decode(encode("PNG"), spec, MAX_PIXELS)
 
     run(scenario, (str(program),))
 

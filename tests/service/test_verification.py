@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import shutil
 import sys
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 import pytest
@@ -117,3 +119,45 @@ def test_a_thread_that_never_returns_keeps_no_process_from_ending() -> None:
 def test_the_warm_up_tells_what_a_batch_takes(onnx_model: Path) -> None:
     verified = load(onnx_model, Settings(model=onnx_model, max_batch=4))
     assert 0 < verified.seconds_per_batch < WAIT
+
+
+def test_the_process_that_verifies_keeps_to_the_bounds_of_the_server(
+    onnx_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "import os, sys; sys.exit(os.environ.get('DUCAT_SERVE_THREADS') != '2')"
+    monkeypatch.setattr(verification, "_COMMAND", (sys.executable, "-c", code))
+    run(lambda: verify_apart(onnx_model, Settings(model=onnx_model, threads=2)))
+
+
+def test_every_version_has_its_own_time_to_load(
+    onnx_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in "123":
+        (tmp_path / "digits" / version).mkdir(parents=True)
+        shutil.copy(onnx_model, tmp_path / "digits" / version / "model.onnx")
+
+    async def scenario() -> None:
+        models = Models(Settings(model=tmp_path))
+        await models.start()
+        monkeypatch.setattr(registry, "LOAD_SECONDS", 1.0)
+        monkeypatch.setattr(registry, "verify_apart", lambda *_: asyncio.sleep(0.5))
+        assert len(await models.load("digits")) == 3
+        await models.stop()
+
+    run(scenario)
+
+
+def test_a_file_system_that_does_not_answer_is_told_as_that(
+    onnx_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        models = Models(Settings(model=onnx_model))
+        await models.start()
+        failing = TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+        monkeypatch.setattr(models.repository, "find", mock.Mock(side_effect=failing))
+        with pytest.raises(ModelRefused, match="was refused"):
+            await models.load("model")
+        assert "Connection timed out" in caplog.text
+        await models.stop()
+
+    run(scenario)

@@ -103,7 +103,9 @@ def _show(title: str, rows: Sequence[tuple[str, str, str]], markdown: bool, outp
 
 
 def _markdown(state: str, name: str, found: str) -> str:
-    found = found.replace(str(Path.home()), "~")  # a report need not name its author
+    home = os.path.expanduser("~")  # noqa: PTH111  (Path.home() raises where nobody has this user's id)
+    if home not in ("~", "/"):
+        found = found.replace(home, "~")  # a report need not name its author
     return f"| {state} | {name} | {found.replace('|', chr(92) + '|')} |"
 
 
@@ -168,15 +170,18 @@ def _accelerators() -> list[Check]:
         import torch
 
         from training.device import fastest_precision
+
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        gpu = torch.cuda.get_device_name() if device.type == "cuda" else "none that torch can use"
+        precision = f"{fastest_precision(device)} on {device.type}"
     except ImportError:
         return checks
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    gpu = torch.cuda.get_device_name() if device.type == "cuda" else "none that torch can use"
-    return [
-        *checks,
-        Check("GPU", gpu),
-        Check("training precision", f"{fastest_precision(device)} on {device.type}"),
-    ]
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # a library that is missing or damaged, or a driver that does not answer
+        return [*checks, Check("GPU", f"torch does not work: {error}", "FAIL")]
+    return [*checks, Check("GPU", gpu), Check("training precision", precision)]
 
 
 def _cache() -> Check:

@@ -194,7 +194,8 @@ def command(
     """
     host = host.removeprefix("[").removesuffix("]")  # an IPv6 address as in a URL
     output = Output(json)
-    path = exported(model, output, require_signature).resolve()
+    # Links are followed when a file is read, not now: they may lead to another file at the next reload.
+    path = exported(model, output, require_signature).absolute()
     if auto:
         given = ctx.get_parameter_source("max_batch") is not ParameterSource.DEFAULT
         bounds = (threads, max_batch if given else None)
@@ -202,7 +203,7 @@ def command(
     settings = {
         "model": path,
         "name": name,
-        "require_signature": require_signature.resolve() if require_signature else None,
+        "require_signature": require_signature.absolute() if require_signature else None,
         "host": host,
         "allowed_hosts": allowed_hosts,
         "device": device,
@@ -216,13 +217,13 @@ def command(
         "max_body": max_body,
         "max_images": max_images,
         "max_pixels": max_pixels,
-        "keys_file": keys_file.resolve() if keys_file else None,
+        "keys_file": keys_file.absolute() if keys_file else None,
         "rate": rate,
         "daily_budget": daily_budget,
-        "samples": samples.resolve() if samples else None,
+        "samples": samples.absolute() if samples else None,
         "attack_demo": attack_demo,
         "access_log": access_log,
-        "audit_log": audit_log.resolve() if audit_log else None,
+        "audit_log": audit_log.absolute() if audit_log else None,
         "cors_origins": ",".join(cors_origin) if cors_origin else None,
     }
     variables = {f"DUCAT_SERVE_{k.upper()}": str(v) for k, v in settings.items() if v is not None}

@@ -193,3 +193,35 @@ def test_an_address_in_the_log_is_the_client_s_own_on_an_ipv6_socket_too(
         answers(port, b"GET /nowhere HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
     [line] = [record.getMessage() for record in caplog.records if "nowhere" in record.getMessage()]
     assert json.loads(line)["client"] == "127.0.0.1"
+
+
+LARGE = 20 * 2**20  # more than a body may have
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (post(f"Content-Length: {LARGE}", "Connection: close\r\n"), 413),
+        (post(f"Content-Length: {LARGE // 2}", "Connection: close\r\n"), 415),
+        (b"GET / HTTP/1.1\r\nX-Long: ", 431),
+    ],
+)
+def test_who_is_still_sending_reads_why_it_was_refused(port: int, head: bytes, status: int) -> None:
+    """As urllib does, and proxies of HTTP/1.0: all is sent, then the answer is read. A closed socket would reset it."""
+    with socket.create_connection(("127.0.0.1", port), WAIT) as connection:
+        connection.sendall(head + LARGE * b"a")
+        answer = connection.makefile("rb").read()
+    assert int(answer.split()[1]) == status
+    assert b"connection: close" in answer
+
+
+def test_who_never_stops_sending_is_cut_off(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.server.connections.LINGER", 0.2)
+    head = post(f"Content-Length: {LARGE}", "Connection: close\r\n")
+    with socket.create_connection(("127.0.0.1", port), WAIT) as connection:
+        connection.sendall(head)
+        assert int(connection.makefile("rb").read().split()[1]) == 413
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            for _ in range(100):
+                time.sleep(0.02)
+                connection.sendall(b"a")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
+import signal
 import socket
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ducat_serve.errors import DucatError
 from service.models.registry import Models
+from service.server import process
 from service.server.process import bind, listen, main, without_brackets
 from service.server.server import Server, most_connections, warn_of_open_port
 from service.settings import Settings
@@ -117,3 +120,21 @@ def test_a_uvicorn_without_our_hooks_is_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delattr(HttpToolsProtocol, "on_response_complete")
     with pytest.raises(DucatError, match=r"HttpToolsProtocol\.on_response_complete is gone"):
         Server(Starlette(), Models(Settings(model=Path("model.onnx"))))
+
+
+def test_sigterm_ends_it_also_before_the_server_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first process of a container would not be sent a signal that it does not handle."""
+
+    def stopped_while_loading(_bound: socket.socket) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError
+
+    monkeypatch.setattr(process, "serve", stopped_while_loading)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(["--port", "39217"])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert ended.value.code == 143
