@@ -26,6 +26,10 @@ LOSSES = {
     "autoattack": {"cross entropy", "targeted dlr", "boundary distance"},
 }
 TARGETED = {"targeted", "closest-first", "autoattack"}
+_FEWEST_FOR_DLR = (
+    4  # classes; with fewer attacks follow the margin in its place, and AutoAttack is not targeted
+)
+_MARGIN = "margin"
 BY_SCORES = {"square", "square-warm", "closest-first", "autoattack"}
 REFERENCE = "autoattack"
 TRANSFER = "transfer"
@@ -53,7 +57,23 @@ def _setting(report: RobustnessReport, name: str) -> int:
 def _losses(report: RobustnessReport) -> int:
     """How many losses the attacks follow the gradients of."""
     names = (attack.name for attack in report.attacks if _follows_gradients(attack))
-    return len(set[str]().union(*(LOSSES.get(name, {name}) for name in names)))
+    return len(set[str]().union(*(_followed(name, report) for name in names)))
+
+
+def _followed(name: str, report: RobustnessReport) -> set[str]:
+    """The losses whose gradients the attack of this name follows."""
+    losses = LOSSES.get(name, {name})
+    if _has_dlr(report):
+        return losses
+    return losses - {"targeted dlr"} if name == REFERENCE else {_MARGIN if "dlr" in x else x for x in losses}
+
+
+def _has_dlr(report: RobustnessReport) -> bool:
+    return not 0 < len(report.per_class) < _FEWEST_FOR_DLR
+
+
+def _targeted(report: RobustnessReport) -> bool:
+    return bool(_names(report) & (TARGETED if _has_dlr(report) else TARGETED - {REFERENCE}))
 
 
 def _names(report: RobustnessReport) -> set[str]:
@@ -77,7 +97,7 @@ CHECKLIST: tuple[Item, ...] = (
         f"attacks follow the gradients of at least {SEVERAL_LOSSES} losses",
         lambda r: _losses(r) >= SEVERAL_LOSSES,
     ),
-    Item("targets", "an attack tries the other classes one by one", lambda r: bool(_names(r) & TARGETED)),
+    Item("targets", "an attack tries the other classes one by one", _targeted),
     Item(
         "restarts",
         "an attack starts anew from several places",

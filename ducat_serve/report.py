@@ -183,7 +183,8 @@ class CorruptionReport(BaseModel):
 
     ``source`` names the images; ``generated_by`` is None where they are those that their authors published, else the
     library that made them. ``examples`` is the number of images of each family and severity, ``clean_accuracy`` that of
-    as many images of the data set as they are. Means are over families and severities, all of which count alike.
+    ``clean_examples`` images of the data set as they are (None in older reports). Means are over families and
+    severities, all of which count alike.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -192,6 +193,7 @@ class CorruptionReport(BaseModel):
     generated_by: str | None
     artefact: Literal["checkpoint", "onnx"]
     examples: int = Field(gt=0)
+    clean_examples: int | None = None
     seed: int
     clean_accuracy: Fraction
     accuracy: Fraction

@@ -67,8 +67,8 @@ def corruptions_in_words(found: CorruptionReport | None) -> list[str]:
     return [
         f"Under {len(found.families)} kinds of corruption ({corrupted_images(found)}), each at "
         f"{len(found.by_severity)} severities on {found.examples} images, {_percent(found.accuracy)} were classified "
-        f"correctly on average, and of the same number of unchanged images {_percent(found.clean_accuracy)}. Nobody "
-        f"chose these images against the model.{generated}"
+        f"correctly on average, and of {found.clean_examples or found.examples} unchanged images "
+        f"{_percent(found.clean_accuracy)}. Nobody chose these images against the model.{generated}"
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +22,6 @@ from ducat_serve.spec import ModelSpec, Normalisation
 from training.config import TrainConfig
 from training.data import Dataset, dataset_reference, held_out_splits
 from training.data.cache import Split
-from training.data.selection import Selection
 from training.objectives.ducat import FOLDS
 
 _CHUNK = 256  # images that are counted at a time
@@ -118,17 +118,16 @@ class InitialWeights:
         recipe = self._recipe_on(config, dataset)
         if not isinstance(recipe.get("seed"), int):
             return
-        names = ("seed", *Selection.__dataclass_fields__)
+        names = _choosing(held_out_splits(config.dataset, config.selection))
         theirs, ours = (
             {name: values.get(name) or None for name in names} for values in (recipe, dict(config))
         )
         if theirs == ours:
             self._require_same_data(config, dataset)
             return
-        given = {
-            "seed": recipe["seed"],
-            **{name: value for name, value in theirs.items() if value is not None},
-        }
+        given = {name: value for name, value in theirs.items() if value is not None}
+        if "seed" in names:  # a seed of 0 counts as none above
+            given = {"seed": recipe["seed"], **given}
         left_out = [_option(name) for name in names if ours[name] is not None and name not in given]
         raise UsageError(
             f"{self.path} was trained on images that are held out as val or test here: the seed and the fractions "
@@ -183,6 +182,13 @@ def unknown_images(source: str) -> str:
         f"{source} does not record which images it was trained on: it may have learnt images that are held out as val "
         "or test here, and then accuracies on them are overstated."
     )
+
+
+def _choosing(held_out: Collection[str]) -> tuple[str, ...]:
+    """The settings that choose the images which we hold out: nothing where the data set names them itself."""
+    of_val = ("seed", "val_fraction") if "val" in held_out else ()
+    of_test = ("test_fraction",) if "test" in held_out else ()
+    return (*of_val, *of_test, "skip_broken") if held_out else ()
 
 
 def _option(name: str, value: object = True) -> str:

@@ -111,7 +111,7 @@ def train(
     machine = Machine(choose_device(device, output), None if data_dir is None else Path(data_dir), offline)
     with opened(config, folder, machine, output, initial=initial) as trainer:
         summary = train_opened(trainer, machine.data_dir, resumed=False)
-    return TrainedRun(folder.path, folder.model, config, summary)
+    return TrainedRun(folder.path, folder.model, trainer.config, summary)
 
 
 def resume(
@@ -135,4 +135,4 @@ def resume(
         machine = replace(machine, data_dir=Path(data_dir))
     with opened(config, folder, machine, output) as trainer:
         summary = train_opened(trainer, machine.data_dir, resumed=True)
-    return TrainedRun(folder.path, folder.model, config, summary)
+    return TrainedRun(folder.path, folder.model, trainer.config, summary)

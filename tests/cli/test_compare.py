@@ -100,6 +100,25 @@ def test_a_report_on_test_images_may_replace_one_on_val_images(spec: ModelSpec) 
     assert losses(test, val) == ["other data"]
 
 
+def test_what_says_less_is_not_stored_in_the_place_of_more(spec: ModelSpec) -> None:
+    """A coarser lattice, or fewer attacks of the same kind."""
+
+    def ran(*names: str) -> RobustnessReport:
+        counts = {"examples": 10, "accuracy": 0.5, "worst_case_accuracy": 0.5, "gradient_steps": 0}
+        counts |= {"forward_passes": 10, "seconds": 1}
+        return report(
+            spec, 0.8, 0.4, artefact="onnx", attacks=[{"name": n, "settings": {}, **counts} for n in names]
+        )
+
+    whole = report(spec, 0.8, 0.4)
+    assert losses(whole, whole.model_copy(update={"lattice": "8bit"})) == [
+        "attacks that could only make images of 8 bits"
+    ]
+    assert losses(whole.model_copy(update={"lattice": "8bit"}), whole) == []
+    assert losses(ran("square", "transfer"), ran("square")) == ["weaker attacks"]
+    assert losses(ran("square"), ran("square", "transfer")) == []
+
+
 def test_what_was_measured_differently_is_named(spec: ModelSpec) -> None:
     a = candidate(spec, "a", 0.9, 0.3)
     assert differences([a, candidate(spec, "b", 0.8, 0.4)]) == []

@@ -208,3 +208,8 @@ def test_options_of_attacks_are_refused(
 ) -> None:
     assert run(["evaluate", str(measured), *FLAGS, *flags]) == 2
     assert f"{flags[0]}: --suite corruptions runs no attack" in capsys.readouterr().err
+
+
+def test_corruptions_are_measured_by_one_process(measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["evaluate", str(measured), *FLAGS, "--devices", "2"]) == 2
+    assert "runs in one process" in capsys.readouterr().err

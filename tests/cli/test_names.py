@@ -49,7 +49,13 @@ def test_variables_of_subcommands_and_of_every_option_of_serve_are_known(
     options = {f"DUCAT_SERVE_{(parameter.name or '').upper()}": "1" for parameter in serve.params}
     kubernetes = {
         f"DUCAT_SERVE_{name}": "10.0.0.1"
-        for name in ("SERVICE_HOST", "SERVICE_PORT_HTTP", "PORT_3000_TCP_ADDR", "WEB_SERVICE_HOST", "WEB_PORT")
+        for name in (
+            "SERVICE_HOST",
+            "SERVICE_PORT_HTTP",
+            "PORT_3000_TCP_ADDR",
+            "WEB_SERVICE_HOST",
+            "WEB_PORT",
+        )
     }
     Settings.from_environment(
         {

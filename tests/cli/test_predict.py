@@ -57,7 +57,9 @@ def test_a_pattern_is_expanded_and_a_file_of_that_name_comes_first(
     assert names == ["photos/[a].png", "photos/a.png", "photos/b.gif", "photos/[a].png"]
 
 
-def test_a_closed_stdin_is_no_image(onnx_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_a_closed_stdin_is_no_image(
+    onnx_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     monkeypatch.setattr("sys.stdin", None)
     assert run(["predict", str(onnx_model), "-"]) == 4
     assert "standard input is closed" in capsys.readouterr().err

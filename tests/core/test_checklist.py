@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ducat_serve.checklist import BY_SCORES, CHECKLIST, LOSSES, REFERENCE, TARGETED, TRANSFER, tick_off
-from ducat_serve.report import AttackResult, RobustnessReport, SanityCheck
+from ducat_serve.report import AttackResult, ClassResult, RobustnessReport, SanityCheck
 from training.attacks.base import TargetModel
 from training.evaluation.stages import ATTACKS, suite
 
@@ -119,3 +119,14 @@ def test_the_page_lists_the_same_items() -> None:
     section = PAGE.read_text().split("## The checklist")[1].split("\n## ")[0]
     rows = re.findall(r"^\| \*\*([^*]+)\*\* \| ([^|]+) \|", section, flags=re.MULTILINE)
     assert rows == [(item.name, item.text) for item in CHECKLIST]
+
+
+def test_nothing_is_ticked_off_that_fewer_than_four_classes_do_not_allow() -> None:
+    """DLR is then the margin, and AutoAttack is APGD-CE, an untargeted FAB and Square."""
+    few = tuple(
+        ClassResult(label=label, examples=5, clean_accuracy=1, worst_case_accuracy=0.5) for label in "ab"
+    )
+    reference = report(ran("autoattack"), per_class=few)
+    assert not {"targets", "losses"} & held(reference)
+    assert "losses" not in held(report(ran("pgd"), ran("closest-first"), per_class=few)), "two: CE and margin"
+    assert "targets" in held(report(ran("closest-first"), per_class=few))

@@ -188,3 +188,14 @@ def test_a_run_goes_on_where_there_is_one(run_folder: Path, tmp_path: Path) -> N
 def test_nothing_is_printed_on_stdout(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate(checkpoint, max_examples=20, attacks=["pgd"], store=False)
     assert json.dumps(capsys.readouterr().out) == '""'
+
+
+def test_settings_and_start_weights_belong_together(checkpoint: Path, tmp_path: Path) -> None:
+    """The file would say that it began with weights that it never had, or nothing of those that it had."""
+    fresh = train_config("digits", epochs=1)
+    started = train_config("digits", epochs=1, initial_checkpoint=checkpoint)
+    for config, given in ((started, None), (fresh, checkpoint)):
+        with pytest.raises(UsageError, match="starts from") as refused:
+            train(config, out=tmp_path / "run", initial_checkpoint=given)
+        assert "same initial_checkpoint" in str(refused.value.next_step)
+    assert not (tmp_path / "run").exists()

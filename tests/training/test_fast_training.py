@@ -273,6 +273,39 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+def empty_images(folder: Path, *places: str) -> None:
+    for place in places:
+        (folder / place).mkdir(parents=True)
+        for name in "01":
+            (folder / place / f"{name}.png").touch()
+
+
+@pytest.mark.parametrize(
+    ("splits", "given", "is_refused"),
+    [
+        (("val/a", "test/b"), {"seed": 4}, False),
+        (("val/a",), {"seed": 4}, True),  # these are then the test images
+        (("test/b",), {"seed": 4}, True),
+        (("test/b",), {"val_fraction": 0.2}, True),
+    ],
+)
+def test_a_seed_may_change_where_the_folder_names_the_images_itself(
+    splits: tuple[str, ...], given: dict[str, object], is_refused: bool, tmp_path: Path
+) -> None:
+    empty_images(tmp_path, "train/a", "train/b", *splits)
+    split = load_dataset("digits")
+    data = Dataset("photos", split.class_names, split.train, split.val, split.test, "0" * 64)
+    name, options = f"folder:{tmp_path}", {"ducat": "off", "image_size": 8}
+    theirs = resolve(name, {**options, "seed": 3}, "folder")
+    start = InitialWeights(Path("a.safetensors"), initial_spec(theirs, data), {})
+    ours = resolve(name, {**options, "seed": 3, **given}, "folder")
+    if is_refused:
+        with pytest.raises(UsageError, match="held out as val or test here"):
+            start.require_fit(ours, data)
+    else:
+        start.require_fit(ours, data)
+
+
 @pytest.mark.parametrize(
     ("recorded", "given", "advice"),
     [
@@ -284,13 +317,14 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
     ],
 )
 def test_another_selection_of_the_same_folder_is_refused(
-    recorded: dict[str, object], given: dict[str, object], advice: str | None
+    recorded: dict[str, object], given: dict[str, object], advice: str | None, tmp_path: Path
 ) -> None:
     """Its train images may be test images here; the digests of both selections differ."""
+    empty_images(tmp_path, "photos/a", "photos/b")
     split = load_dataset("digits")
     data = Dataset("photos", split.class_names, split.train, split.val, split.test, "0" * 64)
     config = resolve(
-        "folder:/home/me/photos", {"ducat": "off", "seed": 3, "image_size": 8, **given}, "folder"
+        f"folder:{tmp_path / 'photos'}", {"ducat": "off", "seed": 3, "image_size": 8, **given}, "folder"
     )
     spec = initial_spec(config, data)
     recipe = {"dataset": "folder:photos", "seed": 3, **recorded}
@@ -310,9 +344,7 @@ def test_images_that_changed_under_the_same_name_are_refused_where_we_hold_some_
 ) -> None:
     """Seed and fractions are the same, but they choose other images."""
     if names_all_splits:
-        for place in ("train/a", "train/b", "val/a", "test/b"):
-            (tmp_path / place).mkdir(parents=True)
-            (tmp_path / place / "0.png").touch()
+        empty_images(tmp_path, "train/a", "train/b", "val/a", "test/b")
         dataset = f"folder:{tmp_path}"
     split = load_dataset("digits")
     data = Dataset("photos", split.class_names, split.train, split.val, split.test, "0" * 64)

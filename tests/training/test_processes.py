@@ -50,7 +50,7 @@ def test_parts_are_all_and_their_weighted_means_are_the_mean(count: int, size: i
 
 
 _GRADIENTS = """
-import gc, json, sys
+import json, sys
 from pathlib import Path
 import torch
 from torch import nn
@@ -108,9 +108,6 @@ for method, mode, batch, portions in CASES:
 if processes.is_first:
     out.mkdir(parents=True, exist_ok=True)
     (out / "seen.json").write_text(json.dumps(seen))
-# What lives on until the interpreter ends, torch may abort; a run of ours has no trainer any more by then.
-del trainer, loss
-gc.collect()
 processes.leave()
 """
 

@@ -95,7 +95,9 @@ class Ball:
         ``sparsity`` (a number or [N]) is the share of pixels that an l1 step moves.
         """
         if self.norm == "linf":
-            return images + step_size * gradient.sign()
+            size = torch.as_tensor(step_size, device=images.device, dtype=images.dtype)
+            # Less than half a level would be rounded back to where it began.
+            return images + (size.clamp_min(1 / 255) if self.eight_bit else size) * gradient.sign()
         if self.norm == "l2":
             # Largest value first: a saturated loss has gradients so small that their squares vanish.
             scaled = gradient / gradient.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(_TINY)

@@ -28,6 +28,9 @@ T = TypeVar("T")
 
 _TIMEOUT = timedelta(minutes=30)  # the longest that one process waits for the others in a step
 _POLL_SECONDS = 0.1
+# A thread of gloo drops the tensors of the last operation a moment after we have its result, and needs the interpreter
+# for that. Where this has ended meanwhile, the thread aborts the process (seen with torch 2.14).
+_LAST_MOMENT = 0.5  # seconds
 _ARRIVED = "arrived"  # in the store: how many processes have come to a meeting, all meetings together
 
 
@@ -89,18 +92,25 @@ class ProcessGroup:
         return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum over all processes."""
-        if self.size > 1:
-            distributed.all_reduce(values)
-        return values
+        """The sum over all processes, on the device of ``values``."""
+        if self.size == 1:
+            return values
+        summed = values.to(self._device())
+        distributed.all_reduce(summed)
+        return summed.to(values.device)
 
     def agree(self, flag: int) -> int:
         """The largest flag of any process; all get the same answer."""
         if self.size == 1:
             return flag
-        value = torch.tensor([flag], device="cuda" if distributed.get_backend() == "nccl" else "cpu")
+        value = torch.tensor([flag], device=self._device())
         distributed.all_reduce(value, distributed.ReduceOp.MAX)
         return int(value.item())
+
+    @staticmethod
+    def _device() -> torch.device:
+        """Where tensors must be that processes exchange: NCCL knows GPUs alone."""
+        return torch.device("cuda" if distributed.get_backend() == "nccl" else "cpu")
 
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Replace floating-point tensors by their mean over all processes."""
@@ -135,12 +145,12 @@ class ProcessGroup:
         """
         if self.local_rank == 0:
             result = work()
-            self._meet()
+            self.meet()
             return result
-        self._meet()
+        self.meet()
         return work()
 
-    def _meet(self) -> None:
+    def meet(self) -> None:
         """Until every process is here; unlike `wait` without a limit, since no collective operation waits."""
         if self.size == 1:
             return
@@ -163,6 +173,7 @@ class ProcessGroup:
         """Close the connections; the group is of no further use."""
         if self.size > 1:
             distributed.destroy_process_group()
+            time.sleep(_LAST_MOMENT)
 
 
 def _store() -> Store:

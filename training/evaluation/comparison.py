@@ -79,7 +79,8 @@ def losses(old: RobustnessReport, new: RobustnessReport) -> list[str]:
     """In what a report replacing ``old`` says less, or something else; test images say more than val images."""
     is_fairer = (old.dataset, old.split, new.split) == (new.dataset, "val", "test")
     found = {
-        "weaker attacks": _strength(new) < _strength(old),
+        "weaker attacks": _strength(new) < _strength(old) or _names(new) < _names(old),
+        "attacks that could only make images of 8 bits": new.lattice is not None and old.lattice is None,
         "fewer images": new.examples < old.examples and not is_fairer,
         "another threat model": (new.norm, new.eps) != (old.norm, old.eps),
         "other data": (new.dataset, new.split) != (old.dataset, old.split) and not is_fairer,

@@ -111,6 +111,7 @@ def measure_corruptions(
         generated_by=corrupted.generated_by,
         artefact=artefact,
         examples=examples,
+        clean_examples=len(clean),
         seed=seed,
         clean_accuracy=clean_accuracy,
         accuracy=float(table.mean()),

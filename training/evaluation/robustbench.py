@@ -18,8 +18,9 @@ _AUTOATTACK = "autoattack"
 def robustbench_entry(report: RobustnessReport, dataset: str, architecture: str) -> str:
     """The JSON file of a leaderboard entry.
 
-    ``autoattack_acc`` is there only where AutoAttack alone was run, since it is what others measured; any other
-    worst case is ``external``, RobustBench's word for a stronger evaluation than its own. Percentages with two digits.
+    ``autoattack_acc`` is there only where AutoAttack alone broke images, which it chose from all pixel values: that is
+    what others measured. Any other worst case is ``external``, RobustBench's word for an evaluation of another kind.
+    Percentages with two digits.
 
     Args:
         dataset: as RobustBench names it, cifar10 say.
@@ -31,9 +32,12 @@ def robustbench_entry(report: RobustnessReport, dataset: str, architecture: str)
             f"RobustBench has leaderboards for {' and '.join(_NORMS)}, not for {report.norm}.",
             "leave out --export robustbench",
         )
-    is_autoattack = [attack.name for attack in report.attacks] == [_AUTOATTACK]
+    alone = [attack.name for attack in report.attacks] == [_AUTOATTACK] and not report.broken_by_checks
+    is_autoattack = alone and report.lattice is None
     accuracy = f"{100 * report.worst_case_accuracy:.2f}"
     footnote = f"{report.examples} {report.split} images of {report.dataset}"
+    if report.lattice is not None:
+        footnote += ", attacked within images of 8 bits"
     entry: dict[str, Any] = dict.fromkeys(_BY_HAND, "")
     entry |= {
         "additional_data": False,

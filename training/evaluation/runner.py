@@ -61,6 +61,7 @@ class Batches:
         mine = {
             start: self._own(index[start : start + self._dealt], work, start) for start in dealt[rank::size]
         }
+        self.processes.meet()  # the last batch of a slow attack may take one process hours
         results = {start: found for part in self.processes.gather(mine) for start, found in part.items()}
         return [result for start in dealt for result in results[start]]
 

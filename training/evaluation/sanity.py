@@ -93,7 +93,7 @@ def check_sanity(runner: Runner, examples: Examples, surrogate: Deployed | None)
         checks.append(
             _compare(
                 "transfer is weaker than white-box",
-                "images made on the pre-dummy weights break nothing that APGD left",
+                "images made on another model break nothing that APGD left",
                 ("apgd", white_box),
                 ("then transfer", shown),
                 total,

@@ -156,9 +156,18 @@ def opened(
     With ``only_look`` start weights are not asked whether they are robust, which takes an epoch.
 
     Raises:
-        UsageError: ``initial`` does not fit. DataError: missing or corrupt data.
+        UsageError: ``initial`` does not fit, or ``config`` was not made for it. DataError: missing or corrupt data.
         DucatError: the other processes cannot be reached, or memory runs out, also while it is trained.
     """
+    given = None if initial is None else initial.digest
+    if (
+        given != config.initial_weights and not folder.state.exists()
+    ):  # a run that goes on has its own weights
+        raise UsageError(
+            f"The settings are those of a run that starts from {_short(config.initial_weights)}, and it is given "
+            f"{_short(given)}.",
+            "give `train_config` and `train` the same initial_checkpoint or pretrained",
+        )
     device = local_device(machine.device)
     processes = ProcessGroup.join(device)
     if not processes.is_first:
@@ -175,6 +184,10 @@ def opened(
             yield Trainer(config, dataset, folder, device, output, initial=initial, processes=processes)
     finally:
         processes.leave()
+
+
+def _short(digest: str | None) -> str:
+    return "fresh weights" if digest is None else f"the weights {digest[:12]}"
 
 
 def train(

@@ -173,6 +173,8 @@ def command(
     several = (devices or 1) > 1 or launched()
     if several and model is None:
         raise UsageError("--devices is for a MODEL: a server is asked by one process.", "leave it out")
+    if several and suite == CORRUPTIONS:
+        raise UsageError("--devices is for attacks: --suite corruptions runs in one process.", "leave it out")
     if several and not launched():
         from training.distributed.launch import launch
 

@@ -92,6 +92,22 @@ def test_images_of_eight_bits_are_found_that_use_the_budget(norm: Norm, eps: flo
     assert gain(eight_bit=True) > 0.9 * gain(eight_bit=False)
 
 
+@pytest.mark.parametrize("levels", [1, 1.5])
+def test_a_step_among_images_of_eight_bits_is_a_level_at_least(levels: float) -> None:
+    """A quarter of such an eps, the step of PGD, would be rounded back to where it began."""
+    weight = torch.randn(2, 48, generator=stream(0, "weights"))
+    linear = nn.Linear(48, 2, bias=False)
+    linear.weight = nn.Parameter(weight)
+    model = Deployed(nn.Sequential(nn.Flatten(), linear), "none").eval()
+    images, labels = torch.full((2, 3, 4, 4), 128 / 255), torch.zeros(2, dtype=torch.long)
+    never = lambda raw, _: torch.zeros(len(raw), dtype=torch.bool)  # noqa: E731
+    found = PGD()(
+        Task(model, images, labels, Ball("linf", levels / 255, eight_bit=True), never, stream(0, "t"))
+    )
+    highest = (weight[1] - weight[0]).sign().view(1, 3, 4, 4).expand(2, -1, -1, -1)
+    assert torch.equal(((found - images) * 255).round(), highest)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_projection_leaves_points_inside_alone(norm: Norm) -> None:
     generator = torch.Generator().manual_seed(0)

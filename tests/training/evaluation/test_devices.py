@@ -120,6 +120,8 @@ class _Waits(Exception):
 class InTurn(ProcessGroup):
     """A process of three that run one after the other: the last one gets what all of them had."""
 
+    def meet(self) -> None: ...
+
     def gather(self, mine: Any) -> list[Any]:
         PARTS.append(mine)
         if self.rank < self.size - 1:

@@ -241,5 +241,9 @@ def test_a_leaderboard_entry_calls_only_autoattack_by_its_name(measured: Measure
     alone = measured.report.attacks[0].model_copy(update={"name": "autoattack"})
     report = measured.report.model_copy(update={"attacks": (alone,)})
     assert "autoattack_acc" in json.loads(robustbench_entry(report, "digits", "ResNet"))
+    for other in ({"lattice": "8bit"}, {"broken_by_checks": 1}):
+        assert "external" in json.loads(
+            robustbench_entry(report.model_copy(update=other), "digits", "ResNet")
+        )
     with pytest.raises(UsageError, match="has leaderboards for"):
         robustbench_entry(report.model_copy(update={"norm": "l1"}), "digits", "ResNet")
