@@ -151,7 +151,11 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        for cycle in self._unanswered:  # uvicorn tells only the last
+        self._leave_unanswered()  # uvicorn tells only the last
+
+    def _leave_unanswered(self) -> None:
+        """Nobody will read any further answer: whoever is at one learns it, and what it says is thrown away."""
+        for cycle in self._unanswered:
             cycle.disconnected = True
             cycle.message_event.set()
 
@@ -266,6 +270,7 @@ class Connection(HttpToolsProtocol):
         was refused (RFC 9112, 9.6).
         """
         self._is_lingering = True
+        self._leave_unanswered()
         self.transport.write_eof()
         self.flow.resume_reading()
         self.loop.call_later(LINGER, self.transport.close)

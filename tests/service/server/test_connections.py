@@ -225,3 +225,16 @@ def test_who_never_stops_sending_is_cut_off(port: int, monkeypatch: pytest.Monke
             for _ in range(100):
                 time.sleep(0.02)
                 connection.sendall(b"a")
+
+
+def test_what_was_asked_before_a_refusal_is_left_without_a_word(
+    port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An answer that comes later would be written behind the end of what the connection says."""
+    bare = post("Content-Length: 9", "")
+    with socket.create_connection(("127.0.0.1", port), WAIT) as connection:
+        connection.sendall(bare + b"123456789" + b"no HTTP\r\n\r\n")
+        answer = connection.makefile("rb").read()
+        time.sleep(0.2)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert not [record for record in caplog.records if record.exc_info]
