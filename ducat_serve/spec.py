@@ -45,6 +45,8 @@ class Switch(BaseModel):
     Args:
         scale, power, shift: of the map that makes the robust tower's logits more or less sure (`ducat_serve.switch`).
         threshold: by how much probability the robust tower's best class must lead before it overrules the other tower.
+        divisor: what the robust tower's centred logits are divided by, so that large ones count as sure; None: each
+            image's own standard deviation, as in models of before.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,6 +56,7 @@ class Switch(BaseModel):
     power: float = Field(ge=1)  # below 1 the map has no gradient at 0
     shift: float
     threshold: float = Field(gt=0, lt=1)
+    divisor: float | None = Field(default=None, gt=0)
 
     def __str__(self) -> str:
         return self.kind

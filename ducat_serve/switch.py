@@ -3,11 +3,12 @@
 The original logits ``o`` come from an accurate network, the standard tower, and the dummy logits ``d`` from a robust
 one. After MixedNUTS (Bai et al. 2024, arXiv 2402.02263), with the robust tower's logits mapped by
 
-    u = GELU(LayerNorm(d) + shift),   M(d) = scale * |u|^power * sign(u),   q = softmax(M(d))
+    u = GELU((d - mean(d)) / divisor + shift),   M(d) = scale * |u|^power * sign(u),   q = softmax(M(d))
 
 the answer is the standard tower's class ``k = argmax o`` where ``max q - q_k < threshold``, else ``argmax q``. The
 C logits are ``log((1 - a) onehot(k) + a q)`` with ``a = 1 / (1 + threshold)``: their argmax is that answer, since
-``(1 - a) / a = threshold``.
+``(1 - a) / a = threshold``. MixedNUTS divides by each image's own standard deviation (``divisor`` None). Divided
+by one number for all images, large logits stay large, and a network's logits are larger where it holds under attack.
 
 Shapes: ``original`` and ``dummy`` are float [N, C], ``labels`` int64 [N] with values in [0, C).
 """
@@ -32,7 +33,17 @@ def standardised(logits: Tensor) -> Tensor:
 
 def mapped_log_posterior(dummy: Tensor, switch: Switch) -> Tensor:
     """``log q``, [N, C]: what the robust tower's logits say after the map."""
-    return _powered(F.gelu(standardised(dummy) + switch.shift), switch).log_softmax(dim=-1)
+    return _powered(F.gelu(normalised(dummy, switch.divisor) + switch.shift), switch).log_softmax(dim=-1)
+
+
+def normalised(logits: Tensor, divisor: float | None) -> Tensor:
+    """Logits [N, C] less the mean of their row, over ``divisor``, or over their own standard deviation for None."""
+    return standardised(logits) if divisor is None else centred(logits) / divisor
+
+
+def centred(logits: Tensor) -> Tensor:
+    """Logits [N, C] with mean 0 in each row."""
+    return logits - logits.mean(dim=-1, keepdim=True)
 
 
 def _powered(u: Tensor, switch: Switch) -> Tensor:
@@ -76,11 +87,15 @@ def switch_bounds(original: Tensor, dummy: Tensor, switch: Switch, rounding: flo
     A sharp map makes much of little: what a file may differ by is not in proportion to its logits. The standard
     tower's class is taken as it is.
     """
-    deviation = dummy.std(dim=-1, correction=0, keepdim=True)
-    v = standardised(dummy)
-    # The mean moves by ``rounding`` at most, and so does the deviation. Below that, the logits are all rounding.
-    moved = rounding * (2 + v.abs()) / (deviation - rounding).clamp_min(0)
-    farthest = math.sqrt(dummy.shape[-1] - 1)  # that a standardised logit can get
+    v = normalised(dummy, switch.divisor)
+    if switch.divisor is None:
+        deviation = dummy.std(dim=-1, correction=0, keepdim=True)
+        # The mean moves by ``rounding`` at most, and so does the deviation. Below that, the logits are all rounding.
+        moved = rounding * (2 + v.abs()) / (deviation - rounding).clamp_min(0)
+        farthest = math.sqrt(dummy.shape[-1] - 1)  # that a standardised logit can get
+    else:
+        moved = torch.full_like(v, 2 * rounding / switch.divisor)
+        farthest = math.inf
     ends = F.gelu(torch.stack([v - moved, v + moved]).clamp(-farthest, farthest) + switch.shift)
     lowest = (
         v + switch.shift - _LOWEST_AT

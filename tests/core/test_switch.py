@@ -15,20 +15,23 @@ from ducat_serve.switch import certainty, mapped_log_posterior, overruled, switc
 
 Array = NDArray[np.float64]
 SWITCHES = [
-    Switch(scale=s, power=p, shift=c, threshold=t)
-    for s, p, c, t in ((1, 1, 0, 0.3), (4, 2, -0.5, 0.05), (5, 4, -1, 0.4), (20, 3, 0.2, 0.5))
+    Switch(scale=s, power=p, shift=c, threshold=t, divisor=d)
+    for s, p, c, t, d in (
+        *((1, 1, 0, 0.3, None), (4, 2, -0.5, 0.05, None), (5, 4, -1, 0.4, None), (20, 3, 0.2, 0.5, None)),
+        *((4, 2, -0.5, 0.05, 0.7), (5, 4, 0, 0.4, 1.3)),
+    )
 ]
 
 
 def literal_q(dummy: Array, switch: Switch) -> Array:
-    """softmax(s |u|^p sign(u)), u = GELU(LayerNorm(d) + c), one row and one class at a time."""
+    """softmax(s |u|^p sign(u)), u = GELU((d - mean) / divisor + c), one row and one class at a time."""
     result = np.zeros_like(dummy)
     for row, d in enumerate(dummy):
         mean = sum(d) / len(d)
         variance = sum((x - mean) ** 2 for x in d) / len(d)
         mapped = []
         for x in d:
-            v = (x - mean) / math.sqrt(variance + 1e-5) + switch.shift
+            v = (x - mean) / (switch.divisor or math.sqrt(variance + 1e-5)) + switch.shift
             u = v * 0.5 * (1 + math.erf(v / math.sqrt(2)))
             mapped.append(switch.scale * abs(u) ** switch.power * math.copysign(1, u))
         top = max(mapped)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ducat_serve.pairs import fold_logits, pair_weighted_logit, without_pair
 from ducat_serve.spec import Fold, Switch
-from ducat_serve.switch import standardised
+from ducat_serve.switch import centred, standardised
 from training.attacks import tower_losses
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -96,6 +96,15 @@ def standardised_margin(fold: Fold) -> Loss:
     if isinstance(fold, Switch):
         return lambda raw, labels, _targets: tower_losses.robust_margin(raw, labels)
     return lambda raw, labels, targets: margin("none")(standardised(fold_logits(raw, fold)), labels, targets)
+
+
+def label_logit(fold: Fold) -> Loss:
+    """The mean of all folded logits minus the label's: small logits leave a model unsure that is sure by their size."""
+
+    def loss(raw: Tensor, labels: Tensor, _targets: Tensor) -> Tensor:
+        return -_pick(centred(climbable_logits(raw, fold)), labels)
+
+    return loss
 
 
 def mapped_margin(fold: Fold) -> Loss:

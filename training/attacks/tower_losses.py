@@ -11,12 +11,13 @@ standardised first, so that neither tower outweighs the other by its scale alone
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ducat_serve.pairs import split_pairs
-from ducat_serve.spec import Switch
+from ducat_serve.spec import Fold, Switch
 from ducat_serve.switch import mapped_log_posterior, standardised
 
 _SOFT_LEAD = 6.0  # how far the best of C standardised logits can lead the mean, after they are made soft
@@ -59,6 +60,15 @@ def robust_margin(raw: Tensor, labels: Tensor) -> Tensor:
 def mapped_margin(raw: Tensor, labels: Tensor, switch: Switch) -> Tensor:
     """The same of the robust tower's mapped log probabilities: what the switch looks at, in the log."""
     return _margin(mapped_log_posterior(split_pairs(raw)[1], switch), labels)
+
+
+def mapped_margin_of(switch: Switch) -> Callable[[Fold], Callable[[Tensor, Tensor, Tensor], Tensor]]:
+    """`mapped_margin` as a loss on the C logits of a robust tower alone, whose own fold does not know the switch."""
+
+    def mapped_margin(_fold: Fold) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        return lambda raw, labels, _targets: _margin(mapped_log_posterior(raw, switch), labels)
+
+    return mapped_margin
 
 
 def _margin(logits: Tensor, labels: Tensor) -> Tensor:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
 from ducat_serve.deployed import Deployed, towers_of
 from ducat_serve.report import AttackResult, Floor, SanityCheck
 from ducat_serve.spec import Switch
-from training.attacks.base import TargetModel
+from training.attacks.apgd import APGD
+from training.attacks.base import Attack, TargetModel
 from training.attacks.criteria import unsure
+from training.attacks.tower_losses import mapped_margin_of
 from training.evaluation.attempt import Attempt
 from training.evaluation.examples import Examples
 from training.evaluation.runner import Runner
@@ -19,6 +22,13 @@ from training.evaluation.wilson import wilson
 
 _ATTACKS = ("apgd-ce", "closest-first")
 _SLACK = 0.01  # of the images: a few may fall either way
+
+
+@dataclass(frozen=True)
+class MappedMargin(APGD):
+    """APGD on the very margin that the switch looks at, of the robust tower alone."""
+
+    name: ClassVar[str] = "mapped-margin"
 
 
 def floor(runner: Runner, examples: Examples) -> tuple[Floor, SanityCheck] | None:
@@ -35,8 +45,10 @@ def floor(runner: Runner, examples: Examples) -> tuple[Floor, SanityCheck] | Non
     criterion = unsure(fold)
     carried = ~criterion(alone.clean_logits, runner.data.labels)
     results = []
-    for name in _ATTACKS:
-        attack = attack_named(name, TargetModel("none", alone.clean_logits.shape[1]))
+    target = TargetModel("none", alone.clean_logits.shape[1])
+    attacks: list[Attack] = [attack_named(name, target) for name in _ATTACKS]
+    for attack in (*attacks, MappedMargin(mapped_margin_of(fold))):
+        name = attack.name
         index = carried.nonzero().squeeze(1)
         attempt = Attempt.of(alone, f"floor {name}", attack, index, criterion)
         carried[index] = ~criterion(attempt.raw, runner.data.labels[index])

@@ -17,7 +17,7 @@ from ducat_serve.threat_model import ThreatModel
 from training.attacks.apgd import APGD
 from training.attacks.ball import Ball
 from training.attacks.frozen import frozen
-from training.attacks.losses import cross_entropy, margin, standardised_margin
+from training.attacks.losses import cross_entropy, label_logit, margin, standardised_margin
 from training.batches import DeviceSplit
 from training.device import exact_float32
 from training.evaluation.runner import Batches, Runner
@@ -29,6 +29,7 @@ _SEARCHES = {
     "apgd-ce": APGD(cross_entropy, _STEPS),
     "apgd-margin": APGD(margin, _STEPS),
     "apgd-standardised-margin": APGD(standardised_margin, _STEPS),
+    "apgd-label-logit": APGD(label_logit, _STEPS),
 }
 
 

@@ -1,8 +1,8 @@
 """The dial of a two-tower model: every switch that is worth having, from the robust tower alone to the standard one.
 
-A candidate is a map (scale, power, shift) and a threshold. Its clean accuracy is that of the mixture itself, by the
-very fold; a proxy chose switches that lost on both axes. Its floor is the share of val images whose mapped margin
-stays at or above the threshold under attacks on the robust tower.
+A candidate is a map (scale, power, shift, divisor) and a threshold. Its clean accuracy is that of the mixture itself,
+by the very fold; a proxy chose switches that lost on both axes. Its floor is the share of val images whose mapped
+margin stays at or above the threshold under attacks on the robust tower.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from ducat_serve.spec import Switch
-from ducat_serve.switch import certainty, mapped_log_posterior
+from ducat_serve.switch import certainty, mapped_log_posterior, normalised
 from training.mixture.answers import Answers
 
 # The largest value that the map can have, which is what a scale means whatever power and number of classes.
 _LARGEST = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
-_POWERS = (1.0, 2.0, 3.0, 4.0, 6.0)
+_POWERS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
 _SHIFTS = (-2.0, -1.5, -1.0, -0.5, 0.0)
 _THRESHOLDS = 64  # of each map, at evenly spaced floors
 _DECIMALS = 6
@@ -42,8 +42,9 @@ def dial(answers: Answers) -> list[Setting]:
     """The settings that no other one beats on both axes, from the highest floor to the highest clean accuracy."""
     candidates = [
         setting
+        for divisor in (None, _divisor(answers))
         for largest, power, shift in itertools.product(_LARGEST, _POWERS, _SHIFTS)
-        for setting in _settings(answers, largest, power, shift)
+        for setting in _settings(answers, largest, power, shift, divisor)
     ]
     candidates.sort(key=lambda setting: (-setting.floor, -setting.clean))
     front: list[Setting] = []
@@ -65,12 +66,23 @@ def reaching(front: list[Setting], clean: float) -> Setting | None:
     return max(enough, key=lambda s: s.floor, default=None)
 
 
-def _settings(answers: Answers, largest: float, power: float, shift: float) -> list[Setting]:
+def _divisor(answers: Answers) -> float:
+    """With which clean logits have the size that standardised ones have, on average."""
+    return float(f"{answers.robust.std(dim=1, correction=0).mean().item():.{_DECIMALS}g}")
+
+
+def _settings(
+    answers: Answers, largest: float, power: float, shift: float, divisor: float | None
+) -> list[Setting]:
     """One map at the thresholds that make a difference."""
     labels = answers.labels
-    farthest = math.sqrt(answers.robust.shape[1] - 1)  # that a standardised logit can get
+    if divisor is None:
+        farthest = math.sqrt(answers.robust.shape[1] - 1)  # that a standardised logit can get
+    else:
+        farthest = normalised(answers.robust, divisor).max().item()
     scale = float(f"{largest / farthest**power:.{_DECIMALS}g}")
-    unset = Switch(scale=scale, power=power, shift=shift, threshold=0.5)  # what follows does not look at it
+    # What follows does not look at the threshold.
+    unset = Switch(scale=scale, power=power, shift=shift, threshold=0.5, divisor=divisor)
     margins = torch.stack([certainty(d, labels, unset) for d in answers.attacked]).amin(dim=0)
     q = mapped_log_posterior(answers.robust, unset).exp()
     chosen = answers.standard.argmax(dim=1)

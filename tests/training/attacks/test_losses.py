@@ -92,3 +92,9 @@ def test_margin_says_how_far_a_right_decision_is_from_a_wrong_one() -> None:
     """Not 0 for every right decision, which would have no gradient."""
     raw, labels = torch.tensor([[3.0, 1.0, 2.0], [0.0, 4.0, 1.0]]), torch.tensor([0, 0])
     torch.testing.assert_close(losses.margin("none")(raw, labels, labels), torch.tensor([-1.0, 4.0]))
+
+
+def test_the_label_s_logit_is_counted_from_the_mean_of_all() -> None:
+    raw = torch.tensor([[3.0, 1.0, -1.0], [0.0, 6.0, 0.0]])
+    found = losses.label_logit("none")(raw, torch.tensor([0, 2]), torch.tensor([0, 0]))
+    assert found.tolist() == [-2.0, 2.0]

@@ -49,16 +49,18 @@ def test_the_floor_is_at_most_the_worst_case(report: RobustnessReport) -> None:
     assert 0 < report.floor.accuracy <= report.worst_case_accuracy < report.clean_accuracy
     low, high = report.floor.interval
     assert low < report.floor.accuracy < high
-    assert [attack.name for attack in report.floor.attacks] == ["apgd-ce", "closest-first"]
+    assert [attack.name for attack in report.floor.attacks] == ["apgd-ce", "closest-first", "mapped-margin"]
     [check] = report.sanity
     assert check.passed
     assert check.figures["both towers"] == pytest.approx(report.worst_case_accuracy)
 
 
-def test_the_floor_against_a_closed_form(report: RobustnessReport) -> None:
+@pytest.mark.parametrize("switch", [SWITCH, SWITCH.model_copy(update={"divisor": 0.6})], ids=["own", "one"])
+def test_the_floor_against_a_closed_form(switch: Switch) -> None:
     """Only the means of the four rows count, so the corners of the ball in them can all be tried."""
+    report = measure(two_patches(switch=switch))
     images = (rows_of(LABELS, CONTRAST) * 255).round() / 255
-    criterion = unsure(SWITCH)
+    criterion = unsure(switch)
     carried = 0
     for image, label in zip(images, LABELS, strict=True):
         moves = torch.tensor(list(itertools.product((-EPS, 0, EPS), repeat=4))).view(-1, 1, 4, 1)

@@ -77,3 +77,17 @@ def test_shares_of_single_towers(answers: Answers) -> None:
     ]
     assert answers.robust_worst_case == pytest.approx(sum(always) / 200)
     assert answers.robust_worst_case < answers.robust_clean < answers.standard_clean
+
+
+def test_a_network_that_is_sure_by_the_size_of_its_logits_is_divided_by_one_number() -> None:
+    """Standardised, all logits are alike, and nothing tells wrong clean answers from attacked right ones."""
+    labels = torch.zeros(200, dtype=torch.long)
+    shape = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    size = torch.where(torch.arange(200) < 100, 5.0, 1.0).unsqueeze(1)
+    robust = torch.where(torch.arange(200).unsqueeze(1) < 100, shape, shape.roll(1)) * size
+    attacked = torch.stack([robust, robust])
+    [first, *_] = dial(Answers(labels, shape.expand(200, 4), robust, attacked))
+    assert (first.clean, first.floor) == (1.0, 0.5)
+    assert first.switch.divisor == pytest.approx(3 * 3**0.5 / 4, rel=1e-5), (
+        "the mean deviation of clean logits"
+    )
