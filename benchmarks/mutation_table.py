@@ -387,7 +387,7 @@ MUTATIONS = (
     Mutation(
         "three attacks on one loss count as three losses",
         "ducat_serve/checklist.py",
-        "return len(set[str]().union(*(LOSSES.get(name, {name}) for name in names)))",
+        "return len(set[str]().union(*(_followed(name, report) for name in names)))",
         "return len(list(names))",
         ((CHECKLIST + "test_attacks_of_one_loss_are_one_loss"),),
     ),

@@ -64,6 +64,7 @@ def test_the_doubt_is_said_before_the_training(
 ) -> None:
     config, _ = on("digits")
     start = both_ways(checkpoint(tmp_path, IMPORTED))[way]
+    config = config.model_copy(update={"initial_weights": start.digest})
     machine = Machine(torch.device("cpu"))
     with opened(config, RunFolder(tmp_path / "run"), machine, Output(), initial=start, only_look=True):
         pass

@@ -232,6 +232,8 @@ class _Sent(Exception):
 
 
 class FirstOfTwo(ProcessGroup):
+    def meet(self) -> None: ...
+
     def gather(self, mine: Any) -> list[Any]:
         raise _Sent(mine)
 
