@@ -32,6 +32,7 @@ from ducat_serve.library.mixing import Towers, mix
 from ducat_serve.output import Output
 from ducat_serve.report import RobustnessReport
 from ducat_serve.spec import ModelSpec
+from training.evaluation.plot import save_figure
 
 Interval = tuple[float, float]
 
@@ -91,9 +92,8 @@ def run(standard: Path, robust: Path, arguments: argparse.Namespace, output: Out
     name = "-".join(str(recipe[key]) for key in ("method", "epochs", "seed"))
     mixture = arguments.runs / name / "model.safetensors"
     mixture.parent.mkdir(parents=True, exist_ok=True)
-    copy = mixture.with_name(
-        "robust.safetensors"
-    )  # the report goes into the file, and a bundled one stays as it is
+    # The report goes into the file, and a bundled one stays as it is.
+    copy = mixture.with_name("robust.safetensors")
     if not copy.exists():
         atomic.write_bytes(copy, robust.read_bytes())
     alone = measured(copy, arguments.max_examples, arguments.data_dir, output)
@@ -174,8 +174,8 @@ def _plot(rows: Sequence[Row], singles: dict[str, Figures], title: str, stem: Pa
         axes.set_ylabel("worst-case accuracy of the deployed function (%)")
         axes.grid(alpha=0.3)
         axes.legend(loc="best", fontsize="small", frameon=False)
-        figure.savefig(stem.with_suffix(".png"), dpi=130, metadata={"Software": None})
-        figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
+        for kind in ("png", "svg"):
+            save_figure(figure, stem, kind)
 
 
 def _recipe(spec: ModelSpec) -> dict[str, JsonValue]:

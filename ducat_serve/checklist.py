@@ -26,9 +26,8 @@ LOSSES = {
     "autoattack": {"cross entropy", "targeted dlr", "boundary distance"},
 }
 TARGETED = {"targeted", "closest-first", "autoattack"}
-_FEWEST_FOR_DLR = (
-    4  # classes; with fewer attacks follow the margin in its place, and AutoAttack is not targeted
-)
+# Classes; with fewer, attacks follow the margin in its place, and AutoAttack is not targeted.
+_FEWEST_FOR_DLR = 4
 _MARGIN = "margin"
 BY_SCORES = {"square", "square-warm", "closest-first", "autoattack"}
 REFERENCE = "autoattack"

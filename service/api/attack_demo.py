@@ -37,9 +37,8 @@ from service.models.served import LoadedVersion
 MOST_QUERIES = 1000
 MOST_SECONDS = 20.0
 _MOST_SEARCHES = 3  # one runs, the others wait
-_AT_A_TIME = (
-    10  # questions between two looks at the client and its budget; one where few may be asked at once
-)
+# Questions between two looks at the client and its budget; one where few may be asked at once.
+_AT_A_TIME = 10
 _OTHER_NORMS_LEVELS = 8  # of 255, for models that are not meant to withstand changes of single pixels
 _SIGN_OF_LIFE_SECONDS = 5.0  # between two lines of an answer that waits for its turn
 _LOWEST_PRIORITY = 19

@@ -38,7 +38,7 @@ ROBUST = "digits-small"
 @pytest.fixture(autouse=True)
 def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attacks of a few steps: what is tested here is what is made of their answers."""
-    monkeypatch.setattr("training.mixture.answers._SEARCHES", {"apgd-margin": APGD(margin, 5)})
+    monkeypatch.setattr("training.mixture.answers.SEARCHES", {"apgd-margin": APGD(margin, 5)})
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def standard(run_folder: Path) -> Path:
 def mixed(standard: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("mixed") / "new" / "model.safetensors"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.mixture.answers._SEARCHES", {"apgd-margin": APGD(margin, 5)})
+        patch.setattr("training.mixture.answers.SEARCHES", {"apgd-margin": APGD(margin, 5)})
         mix(Towers(standard, ROBUST), target, give_up=20, output=QUIET)
     return target
 
@@ -195,7 +195,7 @@ class _Counting(APGD):
 def counting(monkeypatch: pytest.MonkeyPatch) -> type[_Counting]:
     """Two searches that count how often they are asked."""
     searches = {"first": _Counting(margin, 2), "second": _Counting(margin, 3)}
-    monkeypatch.setattr("training.mixture.answers._SEARCHES", searches)
+    monkeypatch.setattr("training.mixture.answers.SEARCHES", searches)
     _Counting.batches = 0
     return _Counting
 
@@ -240,17 +240,17 @@ def test_answers_to_another_question_are_asked_again(
 def test_an_interrupted_fit_keeps_the_attacks_that_are_through(
     standard: Path, tmp_path: Path, counting: type[_Counting], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    towers, searches = Towers(standard, ROBUST, max_examples=120), dict(answers._SEARCHES)
+    towers, searches = Towers(standard, ROBUST, max_examples=120), dict(answers.SEARCHES)
 
     class Interrupted(_Counting):
         def __call__(self, *_arguments: Any, **_named: Any) -> torch.Tensor:
             raise KeyboardInterrupt
 
-    monkeypatch.setitem(answers._SEARCHES, "second", Interrupted(margin, 3))
+    monkeypatch.setitem(answers.SEARCHES, "second", Interrupted(margin, 3))
     with pytest.raises(KeyboardInterrupt):
         mix(towers, tmp_path / "model.safetensors", output=QUIET)
     assert counting.batches == 1
-    monkeypatch.setitem(answers._SEARCHES, "second", searches["second"])
+    monkeypatch.setitem(answers.SEARCHES, "second", searches["second"])
     mix(towers, tmp_path / "model.safetensors", output=QUIET)
     assert counting.batches == 2
 

@@ -121,15 +121,21 @@ def test_evaluate_does_not_replace_another_model_of_that_file_name(
     assert copy.read_bytes() == other
 
 
-def test_serve_hands_the_export_to_the_server(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def handed_over(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+    """The environments that servers would be started with; none is."""
     environments: list[dict[str, str]] = []
     monkeypatch.setattr(
         os, "execve", lambda _program, _arguments, environment: environments.append(environment)
     )
     monkeypatch.setattr("service.server.process.ignore_sighup", lambda: None)
     monkeypatch.setattr("service.server.process.bind", lambda *_: io.BytesIO())
+    return environments
+
+
+def test_serve_hands_the_export_to_the_server(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environments = handed_over(monkeypatch)
     assert answer(capsys, "serve", NAME)["names"] == [NAME]
     assert environments[0]["DUCAT_SERVE_MODEL"] == str(FOLDER / f"{NAME}.onnx")
 
@@ -138,12 +144,7 @@ def test_links_are_followed_at_every_reading_and_not_at_the_start(
     onnx_model: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A Secret of Kubernetes, and a model that is rolled out by a link, are replaced by turning the link."""
-    environments: list[dict[str, str]] = []
-    monkeypatch.setattr(
-        os, "execve", lambda _program, _arguments, environment: environments.append(environment)
-    )
-    monkeypatch.setattr("service.server.process.ignore_sighup", lambda: None)
-    monkeypatch.setattr("service.server.process.bind", lambda *_: io.BytesIO())
+    environments = handed_over(monkeypatch)
     (here / "keys.1").write_text("alice:" + 32 * "a")
     (here / "keys").symlink_to("keys.1")
     (here / "digits.onnx").symlink_to(onnx_model)

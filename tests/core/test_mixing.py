@@ -42,7 +42,7 @@ def test_the_curve_attacks_images_of_all_classes(
         seen.append(subject.data.labels)
         raise UsageError("seen enough")
 
-    monkeypatch.setattr("training.mixture.answers._SEARCHES", {"apgd-margin": APGD(margin, 2)})
+    monkeypatch.setattr("training.mixture.answers.SEARCHES", {"apgd-margin": APGD(margin, 2)})
     monkeypatch.setattr(mixing, "load_training_data", lambda *_, **__: sorted_by_class())
     monkeypatch.setattr(mixing, "_ATTACKED_IMAGES", 40)
     monkeypatch.setattr(mixing, "evaluate", watched)

@@ -25,7 +25,7 @@ from training.mixture.kept import KeptAnswers
 
 _STEPS = 100
 # As hard as the quick suite attacks, and each to the end: a threshold is to be found at any margin.
-_SEARCHES = {
+SEARCHES = {
     "apgd-ce": APGD(cross_entropy, _STEPS),
     "apgd-margin": APGD(margin, _STEPS),
     "apgd-standardised-margin": APGD(standardised_margin, _STEPS),
@@ -88,7 +88,7 @@ class Question:
             "robust tower": self.robust.spec.function_digest(),
             "images": pixels.hexdigest(),
             "threat model": str(self.threat_model),
-            "attacks": {name: search.steps for name, search in _SEARCHES.items()},
+            "attacks": {name: search.steps for name, search in SEARCHES.items()},
             "seed": self.seed,
             "batch size": self.batch_size,  # random numbers belong to a batch
         }
@@ -113,12 +113,12 @@ def answers_of(asked: Question, file: Path, output: Output) -> Answers:
         if not known:
             known = {"standard": runners[0].clean_logits.cpu(), "robust": runners[1].clean_logits.cpu()}
         index = torch.arange(len(images), device=images.labels.device)
-        for name, search in _SEARCHES.items():
+        for name, search in SEARCHES.items():
             if name in known:
                 continue
             known[name] = runners[1].attack(f"fit {name}", search, index, _never).cpu()
             kept.write(known)
-    attacked = torch.stack([known["robust"], *(known[name] for name in _SEARCHES)])
+    attacked = torch.stack([known["robust"], *(known[name] for name in SEARCHES)])
     return Answers(images.labels.cpu(), known["standard"], known["robust"], attacked)
 
 

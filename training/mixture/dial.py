@@ -38,11 +38,15 @@ class Setting:
     floor: float
 
 
-def dial(answers: Answers) -> list[Setting]:
-    """The settings that no other one beats on both axes, from the highest floor to the highest clean accuracy."""
+def dial(answers: Answers, *, by_size: bool = True) -> list[Setting]:
+    """The settings that no other one beats on both axes, from the highest floor to the highest clean accuracy.
+
+    Args:
+        by_size: also try switches that know how large the robust tower's logits are.
+    """
     candidates = [
         setting
-        for divisor in (None, _divisor(answers))
+        for divisor in ((None, _divisor(answers)) if by_size else (None,))
         for largest, power, shift in itertools.product(_LARGEST, _POWERS, _SHIFTS)
         for setting in _settings(answers, largest, power, shift, divisor)
     ]
