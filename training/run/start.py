@@ -160,9 +160,8 @@ def opened(
         DucatError: the other processes cannot be reached, or memory runs out, also while it is trained.
     """
     given = None if initial is None else initial.digest
-    if (
-        given != config.initial_weights and not folder.state.exists()
-    ):  # a run that goes on has its own weights
+    # A run that goes on has its own weights.
+    if given != config.initial_weights and not folder.state.exists():
         raise UsageError(
             f"The settings are those of a run that starts from {_short(config.initial_weights)}, and it is given "
             f"{_short(given)}.",
