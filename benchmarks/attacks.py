@@ -1,7 +1,7 @@
 """Our standard suite beside the reference AutoAttack, on a zoo of models: what is left, by how many passes, how soon.
 
     export OMP_NUM_THREADS=1
-    python benchmarks/attacks.py                                       # the zoo of digits; trains what is missing
+    python benchmarks/attacks.py                            # the zoo of digits; trains what is missing
     python benchmarks/attacks.py --zoo cifar10 --data-dir ../shared/data
     python benchmarks/attacks.py --only paper folded --raw
 
@@ -11,12 +11,11 @@ checks, and the slow attacks where one of those fails. A pass is one image throu
 step of a gradient attack is one of each. Passes do not depend on how busy the machine is. Seconds are those of the CPU,
 which depend on it less than those of a clock.
 
-The zoo of digits: nine networks trained here (runs/zoo; a minute or two each) or made of one of them, and the bundled
-one, which needs no training. Two of the nine mask their gradients on purpose: `saturated` multiplies its logits by
-1,000, so that float32 has no cross entropy left, and `quantised` rounds its images to 5 levels, so that gradients are 0
-everywhere. A model in results/attacks-ZOO.json is not run again; that file and the .md are written anew after each.
-`--ours` measures our suite again, beside what AutoAttack left and asked: that stays the same, but its seconds are left
-out, since they were measured at another time.
+The models are those of benchmarks/zoo.py. Two of each zoo mask their gradients on purpose: `saturated` multiplies its
+logits by 1,000, so that float32 has no cross entropy left, and `quantised` rounds its images to 5 levels, so that
+gradients are 0 everywhere. A model in results/attacks-ZOO.json is not run again; that file and the .md are written anew
+after each. `--ours` measures our suite again, beside what AutoAttack left and asked: that stays the same, but its
+seconds are left out, since they were measured at another time.
 
 `--raw` also runs AutoAttack on raw 2C logits, with the paper's recovery applied to what it found: the measure that does
 not know the pairs.
@@ -35,11 +34,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from zoo import ZOOS, Zoo
 
 from ducat_serve import atomic
-from ducat_serve.bundled import model_path
-from ducat_serve.cli.main import run as ducat
 from ducat_serve.deployed import Deployed, load
 from ducat_serve.output import Output
 from ducat_serve.pairs import recover
@@ -58,59 +56,6 @@ from training.evaluation.wilson import wilson
 from training.fused_classifier import fold_norms
 from training.randomness import stream
 from training.run.dataset import load_training_data
-
-
-class Saturated(nn.Module):
-    """The same decisions; where an image is decided clearly, its cross entropy is exactly 0."""
-
-    def __init__(self, classifier: nn.Module) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = 1000 * self.classifier(images)
-        return logits
-
-
-class Quantised(nn.Module):
-    """Sees its images in 5 levels; rounding has gradient 0."""
-
-    def __init__(self, classifier: nn.Module) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.classifier((4 * images).round() / 4)
-        return logits
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One model: what `ducat train --dataset digits` is given, or whose weights it has and how it is wrapped."""
-
-    name: str
-    options: tuple[str, ...] = ()
-    of: str | None = None
-    wrap: Callable[[nn.Module], nn.Module] | None = None
-
-
-_OFF = ("--ducat", "off", "--epochs", "20")
-ZOOS: dict[str, tuple[Entry, ...]] = {
-    "digits": (
-        Entry("plain", _OFF),
-        # Without the ramp TRADES ends at chance on some CPUs.
-        Entry("trades", ("--method", "trades", "--eps-ramp", "5", *_OFF)),
-        Entry("guided", ("--method", "guided", *_OFF)),
-        Entry("half", ("--clean-share", "0.5", *_OFF)),
-        Entry("paper", ("--ducat", "paper", "--epochs", "20")),
-        Entry("folded", ("--ducat", "folded", "--epochs", "20")),
-        Entry("under-trained", ("--ducat", "off", "--epochs", "2")),
-        Entry("saturated", of="plain", wrap=Saturated),
-        Entry("quantised", of="plain", wrap=Quantised),
-        Entry("digits-small"),
-    ),
-    "cifar10": (Entry("cifar10-small"),),
-}
 
 
 @dataclass(frozen=True)
@@ -182,36 +127,36 @@ def _passes(cost: Cost) -> tuple[int, int]:
     return cost.gradient_steps + cost.forward_passes, cost.gradient_steps
 
 
-def measure(entry: Entry, path: Path, arguments: argparse.Namespace) -> list[Row]:
+def measure(name: str, zoo: Zoo, arguments: argparse.Namespace) -> list[Row]:
     """Both suites on one model."""
-    model, folded = (
-        load(path),
-        fold_norms(load(path)),
-    )  # as `ducat evaluate` does; AutoAttack gets what its users have
-    spec = model.spec
+    model = zoo.model(name)
+    folded = fold_norms(zoo.model(name))  # as `ducat evaluate` does; AutoAttack gets what its users have
+    spec = load(zoo.file(name)).spec
     data = load_training_data(
-        path, spec, dataset=arguments.zoo, data_dir=arguments.data_dir, offline=True, output=Output()
+        zoo.file(name),
+        spec,
+        dataset=zoo.dataset,
+        data_dir=arguments.data_dir,
+        offline=True,
+        output=Output(),
     )
-    both = [data.test, data.val] if arguments.zoo == "digits" else [data.test]  # digits has too few of either
+    both = [data.test, data.val] if zoo.dataset == "digits" else [data.test]  # digits has too few of either
     split = DeviceSplit.of(joined(both, arguments.max_examples), torch.device("cpu"))
-    if entry.wrap is not None:
-        model, folded = (Deployed(entry.wrap(m.classifier), m.fold).eval() for m in (model, folded))
     model, folded = (m.to(memory_format=LAYOUT) for m in (model, folded))
     images, labels = to_pixels(split.images), split.labels
     ball, batch, classes = Ball.of(spec.threat_model), arguments.batch_size, spec.num_classes
+
+    def own() -> tuple[int, str]:
+        return ours(folded, split, spec.threat_model, classes, batch)
 
     def reference() -> tuple[int, str]:
         found = by_autoattack(model, classes, images, labels, ball, batch)
         return int(right(model(found), labels).sum()), ""
 
-    rows = [
-        timed(
-            entry.name, "ours", folded, split, lambda: ours(folded, split, spec.threat_model, classes, batch)
-        )
-    ]
+    rows = [timed(name, "ours", folded, split, own)]
     if arguments.ours:
         return rows
-    rows.append(timed(entry.name, "autoattack", model, split, reference))
+    rows.append(timed(name, "autoattack", model, split, reference))
     if arguments.raw and model.fold != "none":
         raw = Deployed(model.classifier, "none").eval()
 
@@ -219,30 +164,8 @@ def measure(entry: Entry, path: Path, arguments: argparse.Namespace) -> list[Row
             found = by_autoattack(raw, spec.num_logits, images, labels, ball, batch)
             return int((recover(raw(found)) == labels).sum()), ""
 
-        rows.append(timed(entry.name, "autoattack on raw logits, then recovery", model, split, recovered))
+        rows.append(timed(name, "autoattack on raw logits, then recovery", model, split, recovered))
     return rows
-
-
-def _weights(entry: Entry, arguments: argparse.Namespace) -> Path:
-    """Where the model's weights are; it is trained where it is missing."""
-    if not entry.options and entry.of is None:
-        return model_path(entry.name, "safetensors")  # a bundled model
-    folder = Path(arguments.runs, entry.of or entry.name)
-    if not (folder / "model.safetensors").is_file():
-        options = next(e.options for e in ZOOS[arguments.zoo] if e.name == (entry.of or entry.name))
-        command = [
-            "train",
-            "--dataset",
-            "digits",
-            "--network",
-            "resnet-small",
-            *options,
-            "--out",
-            str(folder),
-        ]
-        if ducat(["--quiet", *command]) != 0:
-            raise SystemExit(1)
-    return folder / "model.safetensors"
 
 
 def joined(splits: list[Split], count: int) -> Split:
@@ -312,13 +235,13 @@ def main() -> None:
     stem = arguments.results / f"attacks-{arguments.zoo}"
     known = stem.with_suffix(".json")
     rows = [Row(**row) for row in json.loads(known.read_text())] if known.is_file() else []
-    for entry in ZOOS[arguments.zoo]:
-        is_known = entry.name in {row.model for row in rows}
-        if is_known != arguments.ours or (arguments.only and entry.name not in arguments.only):
+    zoo = ZOOS[arguments.zoo](arguments.data_dir, arguments.runs)
+    for name in arguments.only or zoo.entries:
+        if (name in {row.model for row in rows}) != arguments.ours:
             continue
-        path = _weights(entry, arguments)
+        zoo.file(name)  # makes what is missing, for which autograd is needed
         with torch.no_grad():
-            found = measure(entry, path, arguments)
+            found = measure(name, zoo, arguments)
         for row in found:
             print(row, flush=True)
         rows = _with(rows, found)

@@ -1,6 +1,6 @@
 """APGD and Square in l2 and l1 beside the reference implementation, at equal budgets: what each of them leaves.
 
-    python benchmarks/norms.py --runs runs/zoo        # the zoo of digits that benchmarks/attacks.py trains
+    python benchmarks/norms.py --runs runs/zoo        # the zoo of digits of benchmarks/zoo.py
 
 Both see the deployed function, the same images and the same eps, from one random start: APGD on cross entropy with 100
 steps (in l1 30, 30 and 40 of them in balls of 3, 2 and 1 times eps), Square on the margin with 500 queries. Linear
@@ -17,6 +17,7 @@ from attacks import joined
 from pyautoattack.autopgd_base import APGDAttack
 from pyautoattack.square import SquareAttack
 from torch import Tensor
+from zoo import digits
 
 from ducat_serve import atomic
 from ducat_serve.deployed import Deployed, load
@@ -91,15 +92,14 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/zoo"))
     parser.add_argument("--out", type=Path, default=Path("results/norms.md"))
     arguments = parser.parse_args()
-    rows = []
+    zoo, rows = digits(None, arguments.runs), []
     for name in dict.fromkeys([*arguments.apgd, *arguments.square]):
         attacks = [
             a for a, names in (("APGD-CE", arguments.apgd), ("Square", arguments.square)) if name in names
         ]
+        file = zoo.file(name)
         with torch.no_grad():
-            rows += measure(
-                name, arguments.runs / name / "model.safetensors", attacks, arguments.max_examples
-            )
+            rows += measure(name, file, attacks, arguments.max_examples)
     lines = [
         "# APGD and Square in l2 and l1, ours and the reference at equal budgets",
         "",
