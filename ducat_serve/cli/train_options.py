@@ -1,16 +1,19 @@
-"""The options of `ducat train` that a configuration is resolved from; without a default, the recipe's holds."""
+"""The options of `ducat train`; where a setting is not given, the recipe's holds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import click
 
-from ducat_serve.cli.completion import complete_datasets, complete_networks
+from ducat_serve.cli.completion import complete_datasets, complete_networks, complete_recipes
+from ducat_serve.cli.headings import heading
 from ducat_serve.cli.manner_options import Function
-from ducat_serve.cli.network_options import allow_network
-from ducat_serve.cli.options import PIXEL_SIZE, FiniteRange
+from ducat_serve.cli.network_options import allow_network, import_from_option
+from ducat_serve.cli.options import PIXEL_SIZE, FiniteRange, data_options, device_option
+from ducat_serve.cli.threads_option import threads_option
 from training.objectives import METHODS
 
 
@@ -31,6 +34,12 @@ class Epochs(click.ParamType[tuple[int, ...]]):
 
 
 _OPTIONS: tuple[Callable[[Function], Function], ...] = (
+    heading("Model and run"),
+    click.option(
+        "--recipe",
+        shell_complete=complete_recipes,
+        help="Whose defaults to take; see `ducat recipes`.  [default: the data set's]",
+    ),
     click.option(
         "--dataset",
         help="digits, cifar10, cifar100, tiny-imagenet or folder:PATH; see `ducat datasets`.",
@@ -43,6 +52,46 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
         "[default: the recipe's; resnet18]",
         shell_complete=complete_networks,
     ),
+    import_from_option,
+    click.option(
+        "--pretrained",
+        is_flag=False,
+        flag_value="",
+        metavar="[FILE]",
+        help="Start from weights of others: those that torchvision or timm offers for --network, or a .safetensors or "
+        ".pth FILE. The head is kept only where it fits.",
+    ),
+    click.option(
+        "--pretrained-licence",
+        metavar="TEXT",
+        help="Of the weights of --pretrained, for the card: Apache-2.0.  [default: as their package says; unknown]",
+    ),
+    click.option(
+        "--initial-checkpoint",
+        type=click.Path(path_type=Path),
+        help="Start from the weights of this .safetensors file or run folder; missing dummies are added.",
+    ),
+    click.option(
+        "--out",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="Run folder.  [default: runs/DATASET-NETWORK-DUCAT]",
+    ),
+    click.option(
+        "--resume",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="Go on with the run in this folder.",
+    ),
+    click.option(
+        "--save-every",
+        type=click.IntRange(min=1),
+        help="Also keep the checkpoint of every so many epochs.  [default: the best and the last]",
+    ),
+    click.option(
+        "--dry-run",
+        is_flag=True,
+        help="Run a few steps of each phase, print memory, speed and an estimate of the whole run; write nothing.",
+    ),
+    heading("Objective"),
     click.option(
         "--method",
         type=click.Choice(list(METHODS)),
@@ -60,16 +109,6 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
         "[default: the method's; 0.5 with dummies]",
     ),
     click.option(
-        "--label-smoothing",
-        type=FiniteRange(0, 1, max_open=True),
-        help="Weight of the uniform distribution in the labels of the update: 0.1.  [default: 0]",
-    ),
-    click.option(
-        "--awp-gamma",
-        type=FiniteRange(0, 1, min_open=True, max_open=True),
-        help="Adversarial weight perturbation, in norms of each layer: 0.005. A second update's time.  [default: none]",
-    ),
-    click.option(
         "--ducat",
         type=click.Choice(["off", "paper", "folded"]),
         help="off: the plain method, C logits. paper: as published, deployed through the max-fold. folded: attacks and "
@@ -83,6 +122,17 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
         type=FiniteRange(0, 1),
         help="Weight of the dummy split, folded only.  [default: 0.1]",
     ),
+    click.option(
+        "--label-smoothing",
+        type=FiniteRange(0, 1, max_open=True),
+        help="Weight of the uniform distribution in the labels of the update: 0.1.  [default: 0]",
+    ),
+    click.option(
+        "--awp-gamma",
+        type=FiniteRange(0, 1, min_open=True, max_open=True),
+        help="Adversarial weight perturbation, in norms of each layer: 0.005. A second update's time.  [default: none]",
+    ),
+    heading("Attack in training"),
     click.option(
         "--norm", type=click.Choice(["linf", "l2", "l1"]), help="Norm of the perturbation.  [default: linf]"
     ),
@@ -109,25 +159,9 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
         help="Epochs over which eps and step size of the inner attack grow from 0.  [default: none; with --pretrained "
         "a fifth of them, or 1 where the weights turn out to be robust]",
     ),
+    heading("Optimisation"),
     click.option("--epochs", type=click.IntRange(min=1), help="[default: 130; digits 60]"),
     click.option("--batch-size", type=click.IntRange(min=2), help="[default: 128; digits 64]"),
-    click.option(
-        "--accumulate",
-        type=click.IntRange(min=2),
-        help="Work through each batch in so many portions, and update once: less memory, the same update unless "
-        "BatchNorm sees the portions.  [default: 1]",
-    ),
-    click.option(
-        "--checkpoint-activations/--no-checkpoint-activations",
-        default=None,
-        help="Keep only what goes into each block of the network, and compute the rest again in the backward pass: "
-        "less memory, more time, the same weights.  [default: no]",
-    ),
-    click.option(
-        "--balanced/--no-balanced",
-        default=None,
-        help="Draw every class as often as any other, rare images several times.  [default: no]",
-    ),
     click.option("--lr", type=FiniteRange(min=0, min_open=True), help="Peak learning rate.  [default: 0.1]"),
     click.option(
         "--schedule",
@@ -142,26 +176,22 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
         "[default: the recipe's, scaled to --epochs]",
     ),
     click.option(
+        "--warmup",
+        type=click.IntRange(min=1),
+        help="Epochs over which the learning rate grows from 0.  [default: the recipe's, scaled to --epochs; none]",
+    ),
+    click.option(
         "--optimizer",
         type=click.Choice(["adamw"]),
         help="AdamW in the place of SGD.  [default: the recipe's; SGD]",
     ),
+    click.option("--momentum", type=FiniteRange(0, 1, max_open=True), help="[default: 0.9]"),
+    click.option("--weight-decay", type=FiniteRange(min=0), help="[default: 5e-4]"),
     click.option(
         "--backbone-lr",
         type=FiniteRange(0, 1),
         help="What the rate of all layers but the head is multiplied by; 0 trains the head alone, "
         "and BatchNorm below it keeps its statistics.  [default: 1]",
-    ),
-    click.option(
-        "--warmup",
-        type=click.IntRange(min=1),
-        help="Epochs over which the learning rate grows from 0.  [default: the recipe's, scaled to --epochs; none]",
-    ),
-    click.option("--momentum", type=FiniteRange(0, 1, max_open=True), help="[default: 0.9]"),
-    click.option("--weight-decay", type=FiniteRange(min=0), help="[default: 5e-4]"),
-    click.option("--crop-padding", type=click.IntRange(min=0), help="[default: 4; digits 1]"),
-    click.option(
-        "--flip/--no-flip", default=None, help="Mirror images at random.  [default: yes; digits no]"
     ),
     click.option(
         "--ema-decay",
@@ -174,8 +204,20 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
         help="After t updates the decay is at most (1 + t) / (10 + t), so that the average forgets the fresh weights.  "
         "[default: no]",
     ),
+    click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="[default: 0]"),
+    heading("Images"),
+    data_options,
     click.option(
         "--image-size", type=click.IntRange(min=1), help="Resize folder images to this height and width."
+    ),
+    click.option("--crop-padding", type=click.IntRange(min=0), help="[default: 4; digits 1]"),
+    click.option(
+        "--flip/--no-flip", default=None, help="Mirror images at random.  [default: yes; digits no]"
+    ),
+    click.option(
+        "--balanced/--no-balanced",
+        default=None,
+        help="Draw every class as often as any other, rare images several times.  [default: no]",
     ),
     click.option(
         "--val-fraction",
@@ -193,12 +235,14 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
         default=None,
         help="Leave out images of folder:PATH that do not decode, instead of refusing them.",
     ),
+    heading("Machine"),
+    device_option,
     click.option(
-        "--pretrained-licence",
-        metavar="TEXT",
-        help="Of the weights of --pretrained, for the card: Apache-2.0.  [default: as their package says; unknown]",
+        "--devices",
+        type=click.IntRange(min=1),
+        help="Processes on this machine, one per GPU. Several machines: torchrun, docs/scaling.md.  [default: 1]",
     ),
-    click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="[default: 0]"),
+    threads_option,
     click.option(
         "--precision",
         type=click.Choice(["auto", "float32", "bfloat16"]),
@@ -210,15 +254,22 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
         help="Compile the network with torch.compile: a minute at the start, faster steps.  [default: no]",
     ),
     click.option(
-        "--save-every",
-        type=click.IntRange(min=1),
-        help="Also keep the checkpoint of every so many epochs.  [default: the best and the last]",
+        "--accumulate",
+        type=click.IntRange(min=2),
+        help="Work through each batch in so many portions, and update once: less memory, the same update unless "
+        "BatchNorm sees the portions.  [default: 1]",
+    ),
+    click.option(
+        "--checkpoint-activations/--no-checkpoint-activations",
+        default=None,
+        help="Keep only what goes into each block of the network, and compute the rest again in the backward pass: "
+        "less memory, more time, the same weights.  [default: no]",
     ),
 )
 
 
 def train_options(function: Function) -> Function:
-    """Add every option of a training configuration."""
+    """Add all of them but those that every command has."""
     for option in reversed(_OPTIONS):
         function = option(function)
     return function

@@ -1,4 +1,4 @@
-"""The command line: help, exit codes, errors, precedence, and one JSON document on stdout."""
+"""The command line: exit codes, errors, precedence, and one JSON document on stdout."""
 
 from __future__ import annotations
 
@@ -14,64 +14,11 @@ import pytest
 from PIL import Image
 
 from ducat_serve import __version__
-from ducat_serve.cli.main import COMMANDS, cli, run
+from ducat_serve.cli.main import cli, run
 from ducat_serve.errors import DataError
 from ducat_serve.sealed import read_sealed
 
 DUCAT = [sys.executable, "-P", "-m", "ducat_serve"]
-
-
-@pytest.mark.parametrize("name", list(COMMANDS))
-def test_every_command_has_help_with_an_example_and_json(
-    name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run([name, "--help"]) == 0
-    text = capsys.readouterr().out
-    assert "Example:" in text
-    assert f"ducat {name}" in text
-    assert "--json" in text
-    assert "--config" in text
-
-
-@pytest.mark.parametrize("name", list(COMMANDS))
-def test_help_breaks_no_word_at_a_hyphen(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """An option's name that goes over two lines is found by nobody who searches for it."""
-    monkeypatch.setenv("COLUMNS", "80")
-    assert run([name, "--help"]) == 0
-    text = capsys.readouterr().out
-    assert [line for line in text.splitlines() if line.endswith("-")] == []
-    assert "\N{NON-BREAKING HYPHEN}" not in text
-
-
-@pytest.mark.integration
-def test_help_imports_neither_torch_nor_anything_heavy() -> None:
-    code = (
-        "import sys; from ducat_serve.cli.main import run; run(['--help']);"
-        "heavy = {'torch', 'numpy', 'onnxruntime', 'bentoml', 'pydantic', 'rich'} & set(sys.modules);"
-        "sys.exit(str(heavy) if heavy else 0)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
-
-
-@pytest.mark.integration
-@pytest.mark.parametrize(
-    "name", ["predict", "inspect", "serve", "bento", "networks", "models", "sign", "verify"]
-)
-def test_commands_of_the_serving_side_import_no_torch(name: str) -> None:
-    code = (
-        f"import sys; sys.modules['torch'] = None; from ducat_serve.cli.main import run;"
-        f"sys.exit(run(['{name}', '--help']))"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
-
-
-def test_train_help_shows_sizes_as_fractions(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["train", "--help"]) == 0
-    text = " ".join(capsys.readouterr().out.split())
-    assert "[default: 8/255; l2 128/255" in text
-    assert "2/255" in text
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from ducat_serve.cli.headings import CommandWithHeadings, heading
 from ducat_serve.cli.on_the_fly import exported
 from ducat_serve.cli.options import FiniteRange, ModelPath, common, device_option
 from ducat_serve.cpu import overflow_warning
@@ -18,8 +19,9 @@ from ducat_serve.output import Output
 _AUTO_SECONDS = 3.0
 
 
-@click.command("serve")
+@click.command("serve", cls=CommandWithHeadings)
 @click.argument("model", type=ModelPath("onnx"))
+@heading("Address and model")
 @click.option(
     "--host", default="127.0.0.1", show_default=True, help="IP address; 0.0.0.0 for every interface."
 )
@@ -35,11 +37,8 @@ _AUTO_SECONDS = 3.0
     help="A public key (PEM): only models that its owner signed are loaded, now and later (`ducat sign`).  "
     "[default: none asked for]",
 )
-@click.option(
-    "--allowed-hosts",
-    help="Names, separated by commas, for which a request may ask (its Host header), as behind a proxy; '*' for any.  "
-    "[default: any; without keys on a loopback address that address's names]",
-)
+@heading("Speed")
+@device_option
 @click.option(
     "--threads",
     type=click.IntRange(min=1),
@@ -60,6 +59,7 @@ _AUTO_SECONDS = 3.0
     is_flag=True,
     help="Measure for a few seconds first, and choose --threads and --max-batch where they are not given.",
 )
+@heading("Limits")
 @click.option(
     "--max-queue",
     type=click.IntRange(min=1),
@@ -73,20 +73,6 @@ _AUTO_SECONDS = 3.0
     default=10.0,
     show_default=True,
     help="Seconds until 504.",
-)
-@click.option(
-    "--keep-alive",
-    type=FiniteRange(min=0, min_open=True),
-    default=75.0,
-    show_default=True,
-    help="Seconds that a connection is kept between two requests: longer than a proxy in front keeps it.",
-)
-@click.option(
-    "--drain",
-    type=FiniteRange(min=0),
-    default=1.0,
-    show_default=True,
-    help="Seconds of service after SIGTERM, while /readyz says no.",
 )
 @click.option(
     "--max-body",
@@ -105,6 +91,7 @@ _AUTO_SECONDS = 3.0
     show_default=True,
     help="Pixels of an image before resizing.",
 )
+@heading("Clients")
 @click.option(
     "--keys-file",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -121,11 +108,32 @@ _AUTO_SECONDS = 3.0
     help="Images per day (UTC) and key; more get 429.  [default: no limit]",
 )
 @click.option(
+    "--allowed-hosts",
+    help="Names, separated by commas, for which a request may ask (its Host header), as behind a proxy; '*' for any.  "
+    "[default: any; without keys on a loopback address that address's names]",
+)
+@click.option(
     "--cors-origin",
     multiple=True,
     metavar="ORIGIN",
     help="An origin whose pages may ask, such as https://app.example; repeatable.  [default: none]",
 )
+@heading("Connections")
+@click.option(
+    "--keep-alive",
+    type=FiniteRange(min=0, min_open=True),
+    default=75.0,
+    show_default=True,
+    help="Seconds that a connection is kept between two requests: longer than a proxy in front keeps it.",
+)
+@click.option(
+    "--drain",
+    type=FiniteRange(min=0),
+    default=1.0,
+    show_default=True,
+    help="Seconds of service after SIGTERM, while /readyz says no.",
+)
+@heading("Page")
 @click.option(
     "--samples",
     type=click.Path(path_type=Path, file_okay=False),
@@ -136,6 +144,7 @@ _AUTO_SECONDS = 3.0
     is_flag=True,
     help="Let the page attack the model with up to 1,000 questions of one image, while no prediction waits.",
 )
+@heading("Logs")
 @click.option(
     "--access-log", is_flag=True, help="Log every request, not only those that were refused or failed."
 )
@@ -145,7 +154,7 @@ _AUTO_SECONDS = 3.0
     help="A line of JSON for every prediction, with the SHA-256 of its image; none is made where none can be written.  "
     "[default: none]",
 )
-@device_option
+@heading("All commands")
 @common
 @click.pass_context
 def command(

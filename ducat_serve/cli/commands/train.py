@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ducat_serve.cli.completion import complete_recipes
-from ducat_serve.cli.network_options import import_from_option
-from ducat_serve.cli.options import common, data_options, device_option
-from ducat_serve.cli.threads_option import threads_option
+from ducat_serve.cli.headings import CommandWithHeadings, heading
+from ducat_serve.cli.options import common
 from ducat_serve.cli.train_options import train_options
 from ducat_serve.errors import command_line
 from ducat_serve.output import Output
@@ -28,48 +26,9 @@ if TYPE_CHECKING:
 ROBUSTNESS_LOSS = 0.02  # accuracy on val; less is noise
 
 
-@click.command("train")
-@click.option(
-    "--recipe",
-    shell_complete=complete_recipes,
-    help="Whose defaults to take; see `ducat recipes`.  [default: the data set's]",
-)
+@click.command("train", cls=CommandWithHeadings)
 @train_options
-@import_from_option
-@click.option(
-    "--initial-checkpoint",
-    type=click.Path(path_type=Path),
-    help="Start from the weights of this .safetensors file or run folder; missing dummies are added.",
-)
-@click.option(
-    "--pretrained",
-    is_flag=False,
-    flag_value="",
-    metavar="[FILE]",
-    help="Start from weights of others: those that torchvision or timm offers for --network, or a .safetensors or .pth "
-    "FILE. The head is kept only where it fits.",
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Run folder.  [default: runs/DATASET-NETWORK-DUCAT]",
-)
-@click.option(
-    "--resume", type=click.Path(path_type=Path, file_okay=False), help="Go on with the run in this folder."
-)
-@click.option(
-    "--dry-run",
-    is_flag=True,
-    help="Run a few steps of each phase, print memory, speed and an estimate of the whole run; write nothing.",
-)
-@click.option(
-    "--devices",
-    type=click.IntRange(min=1),
-    help="Processes on this machine, one per GPU. Several machines: torchrun, docs/scaling.md.  [default: 1]",
-)
-@data_options
-@threads_option
-@device_option
+@heading("All commands")
 @common
 @click.pass_context
 def command(
