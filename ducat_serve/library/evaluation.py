@@ -162,9 +162,14 @@ class Measured:
                 write_text(self.path.with_name(FILE_NAME), self.kept.model_dump_json() + "\n")
 
     def _says_less(self, output: Output) -> bool:
-        """Whether the report inside the file, of the same kind, says more than this one; then that is said."""
-        old = self.spec.robustness
-        if old is None or old.artefact != self.report.artefact or not (found := losses(old, self.report)):
+        """Whether the report that the file holds by now, of the same kind, says more than this one; then that is said.
+
+        One of other weights does not count: `_store` refuses that file.
+        """
+        new, old = self.report, read_verified_spec(self.path)[0].robustness
+        if old is None or (old.artefact, old.weights_digest) != (new.artefact, new.weights_digest):
+            return False
+        if not (found := losses(old, new)):
             return False
         output.warn(
             f"not stored, since it says less ({', '.join(found)}) than what {self.path} holds: {old.summary()}. "

@@ -66,6 +66,18 @@ def test_corruptions_that_were_measured_meanwhile_stay(
     assert stored.corruptions == CORRUPTIONS
 
 
+def test_a_stronger_report_that_was_stored_meanwhile_stays(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stronger = read_spec(checkpoint).robustness
+    assert stronger is not None
+    changed(checkpoint, robustness=None)
+    monkeypatch.setattr(evaluate, "show_report", lambda *_: changed(checkpoint, robustness=stronger))
+    assert run(["evaluate", str(checkpoint), *PGD[:-1]]) == 0
+    assert read_spec(checkpoint).robustness == stronger
+    assert "not stored, since it says less" in capsys.readouterr().err
+
+
 def test_an_export_that_was_replaced_meanwhile_is_left_alone(tmp_path: Path) -> None:
     model = Path(shutil.copy(model_path("digits-small", "onnx"), tmp_path / "model.onnx"))
     before = Predictor(model, "cpu")
