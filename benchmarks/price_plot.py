@@ -11,6 +11,8 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from price_rows import COLOURS, Point
 
+from training.evaluation.plot import save_figure
+
 
 def plot(found: Sequence[Point], stem: Path) -> None:
     """Clean against worst case: a curve for each method, solid `off`, dashed `folded`. Bars: `_spanned`."""
@@ -48,9 +50,8 @@ def plot(found: Sequence[Point], stem: Path) -> None:
         axes.set_ylabel("worst-case accuracy of the deployed function (%)")
         axes.grid(alpha=0.3)
         axes.legend(loc="best", fontsize="small", frameon=False)
-        # Without dates and versions, so that the same rows give the same files.
-        figure.savefig(stem.with_suffix(".png"), dpi=130, metadata={"Software": None})
-        figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
+        for kind in ("png", "svg"):
+            save_figure(figure, stem, kind)
 
 
 def _spanned(values: Sequence[float], interval: tuple[float, float]) -> tuple[float, float, float]:
