@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,106 +11,32 @@ import click
 from ducat_serve.atomic import require_writable, write_text
 from ducat_serve.cli.corruptions_suite import SUITE as CORRUPTIONS
 from ducat_serve.cli.corruptions_suite import refuse_options_of_attacks, show_corruptions
+from ducat_serve.cli.evaluate_options import evaluate_options
 from ducat_serve.cli.evaluated_model import EvaluatedModel, ForeignModel
-from ducat_serve.cli.foreign_options import ForeignGiven, foreign_options
+from ducat_serve.cli.foreign_options import ForeignGiven
 from ducat_serve.cli.headings import CommandWithHeadings, heading
-from ducat_serve.cli.network_options import own_network_option
-from ducat_serve.cli.options import PIXEL_SIZE, common, data_options, device_option
-from ducat_serve.cli.release_gate import Bar, require, require_no_screening
+from ducat_serve.cli.options import common
+from ducat_serve.cli.release_gate import require, require_no_screening
 from ducat_serve.cli.report_table import show_report
-from ducat_serve.cli.threads_option import threads_option
 from ducat_serve.errors import UsageError
 from ducat_serve.output import Output
 from ducat_serve.threads import choose_threads
+from training.distributed.environment import is_first_process, launched
 
 if TYPE_CHECKING:
     from ducat_serve.cli.main import Invocation
     from ducat_serve.library.corruptions import MeasuredCorruptions
+    from ducat_serve.library.foreign import ForeignRequest
     from ducat_serve.predictor import Device
+    from ducat_serve.report import RobustnessReport
     from ducat_serve.threat_model import Norm
+    from training.evaluation.outputs import Outputs
+    from training.evaluation.prepare import Request
 
 
 @click.command("evaluate", cls=CommandWithHeadings)
 @click.argument("model", type=EvaluatedModel(), required=False)
-@heading("Images and threat model")
-@click.option("--dataset", help="Another data set than it was trained on, or where folder:PATH is now.")
-@click.option(
-    "--split", type=click.Choice(["val", "test"]), default="test", show_default=True, help="Which images."
-)
-@click.option(
-    "--max-examples", type=click.IntRange(min=1), help="Only the first N images of a seeded shuffle."
-)
-@data_options
-@click.option(
-    "--norm", type=click.Choice(["linf", "l2", "l1"]), help="[default: the norm it was trained for]"
-)
-@click.option(
-    "--eps",
-    type=PIXEL_SIZE,
-    multiple=True,
-    help="Radius in pixels, e.g. 8/255; several give a curve.  [default: as trained]",
-)
-@click.option("--lattice", type=click.Choice(["8bit"]), help="Attacks may only make images of 8 bits.")
-@heading("Attacks")
-@click.option(
-    "--suite",
-    default="quick",
-    show_default=True,
-    help="quick (a few attacks: a screening), standard (the strongest few, more where gradients mislead, and whether "
-    "images can be flagged) or full (also AutoAttack and Square); corruptions runs no attack, but CIFAR-10-C and its "
-    "kind.",
-)
-@click.option("--attack", multiple=True, metavar="NAME", help="Instead of a suite; repeatable.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--resume", is_flag=True, help="Go on after the last attack of an interrupted evaluation.")
-@heading("Results")
-@click.option(
-    "--bar", type=Bar(), help="Exit 3 unless both hold, e.g. clean=0.80,worst_case=0.45: a release gate."
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Also write the report here, as JSON."
-)
-@click.option(
-    "--replace",
-    is_flag=True,
-    help="Store the report even where the one that is stored already says more.",
-)
-@click.option(
-    "--per-image",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Write a CSV row for each image: what broke it, and how sure the model was.",
-)
-@click.option(
-    "--save-adversarial",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="Keep the images that break the model, as PNG and .safetensors.",
-)
-@click.option(
-    "--export", type=click.Choice(["robustbench"]), help="Also write that leaderboard's JSON beside MODEL."
-)
-@heading("Models of other kinds")
-@click.option(
-    "--checkpoint",
-    type=click.Path(path_type=Path),
-    help="For a .onnx MODEL: the checkpoint it came from.  [default: model.safetensors beside it]",
-)
-@own_network_option
-@foreign_options
-@heading("Machine")
-@device_option
-@click.option(
-    "--devices",
-    type=click.IntRange(min=1),
-    help="Start so many processes here, one per device; batches are dealt out, and results stay the same.",
-)
-@threads_option
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    help="Halved when memory runs out.  [default: 256; fewer of images above 64x64 pixels]",
-)
+@evaluate_options
 @heading("All commands")
 @common
 @click.pass_context
@@ -174,29 +101,9 @@ def command(
       ducat evaluate --url http://127.0.0.1:3000/v1/predict --query-budget 100000 --dataset digits --eps 0.1
     """
     choose_threads(threads)
-
-    from training.distributed.environment import is_first_process, launched
-
-    several = (devices or 1) > 1 or launched()
-    if several and model is None:
-        raise UsageError("--devices is for a MODEL: a server is asked by one process.", "leave it out")
-    if several and suite == CORRUPTIONS:
-        raise UsageError("--devices is for attacks: --suite corruptions runs in one process.", "leave it out")
-    if several and not launched():
-        from training.distributed.launch import launch
-
-        invocation: Invocation = ctx.find_root().obj
-        again = "the same command with --resume"
-        return launch(devices or 1, invocation.arguments, invocation.environment, Output(json), again)
-
-    from ducat_serve.library.corruptions import measure_foreign_on_corruptions, measure_on_corruptions
-    from ducat_serve.library.evaluation import measure
-    from ducat_serve.library.foreign import ForeignRequest, card_beside, measure_foreign, write_report
-    from training.evaluation.outputs import Outputs
-    from training.evaluation.prepare import Request
-    from training.evaluation.robustbench import robustbench_entry
-
     output = Output(json)
+    if (code := _in_several_processes(ctx, devices, model, suite, output)) is not None:
+        return code
     if out is not None and not out.parent.is_dir():
         raise UsageError(f"--out: there is no folder {out.parent}.")
     if suite == CORRUPTIONS:
@@ -218,16 +125,19 @@ def command(
         require_no_screening(bar, suite, attack)
     if out is not None:
         require_writable(out)
+
+    from ducat_serve.library.foreign import ForeignRequest
+    from training.evaluation.outputs import Outputs
+    from training.evaluation.prepare import Request
+
     outputs = Outputs(save_adversarial, per_image)
     source = ForeignGiven(**foreign).source(model, device)
+    finished: _Finished | None
     if source is not None:
         _refuse_for_models_of_others({"--checkpoint": checkpoint, "--replace": replace})
         if dataset is None:
             raise UsageError(f"{source.name} says nothing of its data.", "name them: --dataset cifar10")
-        out = out or Path(f"{source.file_name}.robustness.json")
-        for file in (out, card_beside(out)):  # before minutes of attacks, not after
-            require_writable(file)
-        asked = ForeignRequest(
+        of_others = ForeignRequest(
             source,
             dataset,
             eps,
@@ -243,17 +153,8 @@ def command(
             offline=offline,
             device=device,
         )
-        if suite == CORRUPTIONS:
-            _finish_corruptions(measure_foreign_on_corruptions(asked, out, output), None, output)
-            return 0
-        of_others = measure_foreign(asked, out, outputs, output, resume=resume)
-        if not is_first_process():
-            return 0
-        report = of_others.report
-        show_report(report, None, output)
-        write_report(source.name, report, out, output)
-        of_others.forget()
-        beside, trained_on, architecture = out, dataset, source.name
+        out = out or Path(f"{source.file_name}.robustness.json")
+        finished = _measured_of_others(of_others, out, outputs, output, resume=resume)
     else:
         assert isinstance(model, Path)
         request = Request(
@@ -273,33 +174,105 @@ def command(
             offline=offline,
             device=device,
         )
-        if suite == CORRUPTIONS:
-            _finish_corruptions(measure_on_corruptions(request, output), out, output)
-            return 0
-        measured = measure(request, output, outputs, resume=resume)
-        if not is_first_process():
-            return 0
-        report, spec = measured.report, measured.spec
-        show_report(report, spec, output)
-        if out is not None:  # before it is stored, which fails where the file is another model by now
-            write_text(out, report.model_dump_json(indent=2) + "\n")
-        measured.store(output, replace=replace)
-        measured.state.remove()
-        beside, architecture = measured.path, spec.network
-        trained_on = str((spec.recipe or {}).get("dataset", report.dataset))
+        finished = _measured(request, out, outputs, output, resume=resume, replace=replace)
+    if finished is not None:
+        _conclude(finished, export is not None, bar, output)
+    return 0
+
+
+def _in_several_processes(
+    ctx: click.Context, devices: int | None, model: object, suite: str, output: Output
+) -> int | None:
+    """Start the processes that ``devices`` asks for, and return their exit code; None in one that shall measure."""
+    if (devices or 1) == 1 and not launched():
+        return None
+    if model is None:
+        raise UsageError("--devices is for a MODEL: a server is asked by one process.", "leave it out")
+    if suite == CORRUPTIONS:
+        raise UsageError("--devices is for attacks: --suite corruptions runs in one process.", "leave it out")
+    if launched():
+        return None
+    from training.distributed.launch import launch
+
+    invocation: Invocation = ctx.find_root().obj
+    return launch(
+        devices or 1, invocation.arguments, invocation.environment, output, "the same command with --resume"
+    )
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """A report of attacks that is stored, and what is said of the model beside it."""
+
+    report: RobustnessReport
+    beside: Path  # the file that plots and a leaderboard's entry are written beside
+    trained_on: str
+    architecture: str
+
+
+def _measured_of_others(
+    asked: ForeignRequest, out: Path, outputs: Outputs, output: Output, *, resume: bool
+) -> _Finished | None:
+    """Measure a model of others, and write its report and card. None where nothing is left to be done."""
+    from ducat_serve.library.corruptions import measure_foreign_on_corruptions
+    from ducat_serve.library.foreign import card_beside, measure_foreign, write_report
+
+    for file in (out, card_beside(out)):  # before minutes of attacks, not after
+        require_writable(file)
+    if asked.suite == CORRUPTIONS:
+        _finish_corruptions(measure_foreign_on_corruptions(asked, out, output), None, output)
+        return None
+    measured = measure_foreign(asked, out, outputs, output, resume=resume)
+    if not is_first_process():
+        return None
+    show_report(measured.report, None, output)
+    write_report(asked.source.name, measured.report, out, output)
+    measured.forget()
+    return _Finished(measured.report, out, asked.dataset, asked.source.name)
+
+
+def _measured(
+    request: Request, out: Path | None, outputs: Outputs, output: Output, *, resume: bool, replace: bool
+) -> _Finished | None:
+    """Measure a model of ours, and store the report in it. None where nothing is left to be done."""
+    from ducat_serve.library.corruptions import measure_on_corruptions
+    from ducat_serve.library.evaluation import measure
+
+    if request.suite == CORRUPTIONS:
+        _finish_corruptions(measure_on_corruptions(request, output), out, output)
+        return None
+    measured = measure(request, output, outputs, resume=resume)
+    if not is_first_process():
+        return None
+    report, spec = measured.report, measured.spec
+    show_report(report, spec, output)
+    if out is not None:  # before it is stored, which fails where the file is another model by now
+        write_text(out, report.model_dump_json(indent=2) + "\n")
+    measured.store(output, replace=replace)
+    measured.state.remove()
+    trained_on = str((spec.recipe or {}).get("dataset", report.dataset))
+    return _Finished(report, measured.path, trained_on, spec.network)
+
+
+def _conclude(
+    finished: _Finished, for_robustbench: bool, bar: dict[str, float] | None, output: Output
+) -> None:
+    """Write what else was asked for, hold the report against the bar, and print it."""
+    report = finished.report
     if report.curve is not None:
         from training.evaluation.plot import plot_curve
 
-        drawn = plot_curve(report, beside.with_name("accuracy-over-eps"))
+        drawn = plot_curve(report, finished.beside.with_name("accuracy-over-eps"))
         output.say(f"Accuracy over eps: {drawn[0]}")
-    if export is not None:
-        entry = beside.with_suffix(".robustbench.json")
-        write_text(entry, robustbench_entry(report, trained_on, architecture))
+    if for_robustbench:
+        from training.evaluation.robustbench import robustbench_entry
+
+        entry = finished.beside.with_suffix(".robustbench.json")
+        write_text(entry, robustbench_entry(report, finished.trained_on, finished.architecture))
         output.say(f"For RobustBench: {entry}; fill in what is empty.")
     if bar is not None:
         require(report, bar)  # its error is then the one document on stdout; --out has the report
     output.result(report.model_dump(mode="json"))
-    return 0
 
 
 def _finish_corruptions(measured: MeasuredCorruptions, out: Path | None, output: Output) -> None:
