@@ -111,10 +111,14 @@ CHECKLIST: tuple[Item, ...] = (
     Item(
         "adaptive",
         "an attack knows how the model decides (its fold, and pairs of classes)",
-        lambda r: r.knows_pairs,
+        lambda r: r.knows_pairs and not (r.is_of_others and r.fold is None),
     ),
     Item("reference", "AutoAttack was run by its authors' code", lambda r: REFERENCE in _names(r)),
-    Item("sanity", "all sanity checks were run and passed", lambda r: bool(r.sanity) and not r.failed_checks),
+    Item(
+        "sanity",
+        "all sanity checks were run and passed",
+        lambda r: not (r.scores_only or r.is_unchecked or r.failed_checks),
+    ),
     Item("test images", "images that had no say in training", lambda r: r.split == "test"),
     Item("enough images", f"at least {ENOUGH_IMAGES:,} of them", lambda r: r.examples >= ENOUGH_IMAGES),
     Item("corruptions", "accuracy under corruptions stands beside", lambda r: r.corruptions is not None),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -23,6 +23,7 @@ SCREENING = "screening, not a worst case"
 # What the standard suite, now and in older versions, runs on every model and the quick one does not.
 # AutoAttack has the like inside.
 _SEARCHED_FURTHER = ({"closest-first"}, {"targeted", "square-warm"}, {"autoattack"})
+FLOOR_CHECK = "the floor lies below the worst case"
 # Of attacks in reports from before these said it themselves.
 _KNEW_PAIRS = {"apgd-lse", "pair-margin-0", "pair-margin-1", "pair-margin-4", "targeted", "square-warm"}
 
@@ -205,19 +206,21 @@ class RobustnessReport(_WithLaterFields):
     """Accuracy of the deployed function, clean and under attack, bound to one set of weights.
 
     ``worst_case_accuracy`` counts an image only if it is right on the clean image and under every attack.
-    ``legacy_2c_accuracy`` is the measure of arXiv 2410.12671: the attack sees the raw 2C logits and recovery
-    is applied afterwards. Non-adaptive, not a robustness claim; None for a model without dummies.
-    ``artefact`` is what was attacked: the checkpoint in torch, or an exported file or a running server, by their scores
-    alone. ``weights_digest`` is that of the weights; of an ONNX file of others it is the SHA-256 of the file. A report
+    ``legacy_2c_accuracy`` is the measure of arXiv 2410.12671: the attack sees the raw 2C logits and recovery is
+    applied afterwards. Non-adaptive, not a robustness claim; None for a model without dummies. ``artefact`` is what
+    was attacked: the checkpoint in torch, or an exported file or a running server, by their scores alone.
+    ``weights_digest`` is that of the weights; of an ONNX file of others it is the SHA-256 of the file. A report
     holds for one ``precision``: the same weights in another one are another function. Intervals are 95 % Wilson;
-    ``clean_interval`` is None in older reports. ``lattice`` is "8bit" where the attacks on a checkpoint could only make
-    images of 8 bits, as those on an exported file always do. ``curve`` has the worst case at every eps, smallest first,
-    where several were asked for; an image that is broken at one of them counts as broken at all larger ones. ``server``
-    is there where a running server was measured. ``corruptions`` is what a run of its own measured on the same weights.
-    ``floor`` is that of a two-tower model. ``gradients`` is "copy" where an exported file was attacked with the
-    gradients of a differentiable copy of its graph, and not by its scores alone. ``broken_by_checks`` is the number of
-    images that the attacks left and sanity checks or studies broke, which count as broken; None for none. ``fold`` is
-    how logits of dummies were folded; None without dummies and in older reports.
+    ``clean_interval`` is None in older reports. ``lattice`` is "8bit" where the attacks on a checkpoint could only
+    make images of 8 bits, as those on an exported file always do. ``curve`` has the worst case at every eps,
+    smallest first, where several were asked for; an image that is broken at one of them counts as broken at all
+    larger ones. ``server`` is there where a running server was measured. ``corruptions`` is what a run of its own
+    measured on the same weights. ``floor`` is that of a two-tower model. ``gradients`` is "copy" where an exported
+    file was attacked with the gradients of a differentiable copy of its graph, and not by its scores alone, and
+    "none" where a torch module has none. ``doubts`` are those about a model of others and its images, each with its
+    name; None for a model of ours. ``broken_by_checks`` is the number of images that the attacks left and sanity
+    checks or studies broke, which count as broken; None for none. ``fold`` is how logits of dummies were folded;
+    None without dummies and in older reports.
     """
 
     later_fields = (
@@ -230,6 +233,7 @@ class RobustnessReport(_WithLaterFields):
         "gradients",
         "broken_by_checks",
         "fold",
+        "doubts",
     )
 
     report_version: Literal[1, 2, 3] = 3
@@ -258,9 +262,10 @@ class RobustnessReport(_WithLaterFields):
     corruptions: CorruptionReport | None = None
     server: ServerAccess | None = None
     floor: Floor | None = None
-    gradients: Literal["copy"] | None = None
+    gradients: Literal["copy", "none"] | None = None
     broken_by_checks: int | None = None
     fold: Literal["max", "lse", "switch"] | None = None
+    doubts: tuple[str, ...] | None = None
     seconds: float = Field(default=0, ge=0)
     versions: dict[str, str]
 
@@ -278,7 +283,7 @@ class RobustnessReport(_WithLaterFields):
     @property
     def is_unchecked(self) -> bool:
         """Whether gradients were followed and no sanity check was made of them, mostly for want of images."""
-        return not self.scores_only and not self.sanity
+        return not self.scores_only and all(check.name == FLOOR_CHECK for check in self.sanity)
 
     @property
     def is_screening(self) -> bool:
@@ -286,13 +291,17 @@ class RobustnessReport(_WithLaterFields):
 
         A file that is attacked by its scores alone is so in every suite, which its report says in any case.
         """
-        names = {attack.name for attack in self.attacks}
-        return not self.scores_only and not any(needed <= names for needed in _SEARCHED_FURTHER)
+        return not self.scores_only and only_screen(attack.name for attack in self.attacks)
 
     @property
     def scores_only(self) -> bool:
         """Whether the attacks saw only the scores that were answered, and no gradient."""
-        return self.artefact != "checkpoint" and self.gradients is None
+        return self.gradients == "none" or (self.artefact != "checkpoint" and self.gradients is None)
+
+    @property
+    def is_of_others(self) -> bool:
+        """Whether the model is none of ours, so that nobody here knows how it decides."""
+        return self.doubts is not None
 
     @property
     def knows_pairs(self) -> bool:
@@ -315,6 +324,12 @@ class RobustnessReport(_WithLaterFields):
             f"{self.clean_accuracy:.1%} clean, {self.worst_case_accuracy:.1%} under {attacks} "
             f"at {self.norm} {format_size(self.eps)} ({self.examples} {self.split} images of {self.dataset}){doubt}"
         )
+
+
+def only_screen(attacks: Iterable[str]) -> bool:
+    """Whether attacks of these names are too few for a worst case."""
+    names = set(attacks)
+    return not any(needed <= names for needed in _SEARCHED_FURTHER)
 
 
 # From the report that a file holds, if any, to the one that it gets.

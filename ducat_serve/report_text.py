@@ -205,6 +205,7 @@ def doubts(report: RobustnessReport) -> list[str]:
         )
     if report.is_unchecked:
         warnings.append("The measurement itself was not checked: too few images were right to say anything.")
+    warnings += [f"{doubt}." for doubt in report.doubts or ()]
     if report.split == "val":
         warnings.append(
             "Measured on val images, which had a say in training. Test images are the fair measure."

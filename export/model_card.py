@@ -232,12 +232,14 @@ def _quantisation(spec: ModelSpec) -> str:
 def report_card(name: str, report: RobustnessReport) -> str:
     """The card of a model that is not a file of ours: what was measured, and on which weights."""
     attacks = ", ".join(attack.name for attack in report.attacks)
+    limited = ", which could only make images of 8 bits" if report.lattice == "8bit" else ""
     sections = [
         f"# {text(name)}",
         f"Measured on {report.examples} {report.split} images of {text(report.dataset)}, "
-        f"{report.norm} {format_size(report.eps)}, seed {report.seed}, by {text(attacks)}. It is a measurement, not a "
-        f"guarantee: a better attack may break more.{_SCORES_ONLY if report.artefact != 'checkpoint' else ''}",
+        f"{report.norm} {format_size(report.eps)}, seed {report.seed}, by {text(attacks)}{limited}. It is a "
+        f"measurement, not a guarantee: a better attack may break more.{_SCORES_ONLY if report.scores_only else ''}",
         _table(report),
+        *(text(sentence) for sentence in broken_by_checks_in_words(report)),
         *(text(sentence) for sentence in corruptions_in_words(report.corruptions)),
         *(text(line) for line in (server_access(report),) if line is not None),
         *(f"**Warning.** {text(doubt)}" for doubt in doubts(report)),

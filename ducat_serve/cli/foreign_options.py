@@ -64,7 +64,7 @@ _OPTIONS = (
     click.option(
         "--twin",
         metavar="PACKAGE.MODULE:CALLABLE",
-        help="A torch model like a MODEL that has no gradients, to make images on.",
+        help="A torch model like MODEL, to make images on that are shown to it: of a MODEL without gradients, say.",
     ),
 )
 
@@ -96,8 +96,7 @@ class ForeignGiven:
         self._refuse("--url", {"--query-budget": self.query_budget})
         if isinstance(model, ForeignModel):
             self._refuse("a .onnx MODEL of others", {"--input": self.layout, "--scale": self.scale})
-            self._refuse("a MODEL without gradients", {"--twin": self.twin})
-            return CallableSource(model.name, self.import_from, self.fold or "none")
+            return CallableSource(model.name, self.import_from, self.fold or "none", self.twin)
         self._refuse("a package.module:callable MODEL", {"--fold": self.fold})
         if model.suffix == ".onnx" and self.layout is not None:
             if self.twin is None:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ducat_serve.errors import UsageError, VerificationError
-from ducat_serve.report import RobustnessReport
+from ducat_serve.report import RobustnessReport, only_screen
 
 _LONGER = "hold the bar against longer attacks: --suite standard"
 
@@ -36,16 +36,22 @@ class Bar(click.ParamType[dict[str, float]]):
         return bar
 
 
-def require_no_screening(bar: dict[str, float], suite: str, attacks: tuple[str, ...]) -> None:
-    """Raise UsageError, before minutes of attacks, where a worst case is wanted of attacks that only screen."""
-    if "worst_case" in bar and suite == "quick" and not attacks:
-        raise UsageError("The suite quick is a screening: it does not show a worst case.", _LONGER)
+def require_worst_case_attacks(what: str, suite: str, attacks: tuple[str, ...]) -> None:
+    """Raise UsageError, before minutes of attacks, where ``what`` needs a worst case and these only screen."""
+    if attacks and only_screen(attacks):
+        raise UsageError(
+            f"{what}: {', '.join(attacks)} is a screening, which does not show a worst case.", _LONGER
+        )
+    if not attacks and suite == "quick":
+        raise UsageError(
+            f"{what}: the suite quick is a screening, which does not show a worst case.", _LONGER
+        )
 
 
 def require(report: RobustnessReport, bar: dict[str, float]) -> None:
     """Raise VerificationError where the lower end of a measured 95 % interval is below the bar, or means nothing."""
-    if "worst_case" in bar and report.is_screening:
-        raise VerificationError("These attacks are a screening: they do not show a worst case.", _LONGER)
+    if "worst_case" in bar:
+        _require_meaning(report)
     if report.clean_interval is None:
         raise VerificationError(
             "The report has no interval of the clean accuracy: it was measured by an older version.",
@@ -59,3 +65,25 @@ def require(report: RobustnessReport, bar: dict[str, float]) -> None:
     ]
     if missed:
         raise VerificationError(f"Below the bar: {'; '.join(missed)}.", "measure on more images, or train on")
+
+
+def _require_meaning(report: RobustnessReport) -> None:
+    """Raise VerificationError where the report says itself that its worst case may flatter."""
+    if report.scores_only:
+        raise VerificationError(
+            "Attacks saw only scores, which flatters: the bar is for attacks that follow gradients.",
+            "hold the bar against the checkpoint",
+        )
+    if report.is_screening:
+        raise VerificationError("These attacks are a screening: they do not show a worst case.", _LONGER)
+    if report.failed_checks:
+        names = ", ".join(check.name for check in report.failed_checks)
+        raise VerificationError(
+            f"Gradient masking suspected: not so that {names}. The worst case may be far lower than these attacks say.",
+            "find out why before it is released: docs/evaluation.md, sanity checks",
+        )
+    if report.is_unchecked:
+        raise VerificationError(
+            "Nothing was said of gradient masking: too few images were right to check it.",
+            "measure on more images",
+        )

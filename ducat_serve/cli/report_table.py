@@ -33,7 +33,8 @@ def show_report(report: RobustnessReport, spec: ModelSpec | None, output: Output
     after = [(f"after {a.name}", f"{a.worst_case_accuracy:.1%}", "") for a in report.attacks]
     where = _WHERE[report.artefact]
     output.table(
-        f"{report.dataset}, {report.examples} {report.split} images, {report.norm} {format_size(report.eps)}",
+        f"{report.dataset}, {report.examples} {report.split} images, {report.norm} {format_size(report.eps)}"
+        + ", attacks within images of 8 bits" * (report.lattice == "8bit"),
         (f"accuracy of {where}", "%", "95 % interval"),
         [clean, *after, *others],
     )
@@ -76,7 +77,7 @@ def show_report(report: RobustnessReport, spec: ModelSpec | None, output: Output
     for check in report.failed_checks:
         figures = ", ".join(f"{name} {value:.3g}" for name, value in check.figures.items())
         output.text(f"{check.name}: {figures}.")
-    if report.sanity and not report.failed_checks:
+    if report.sanity and not (report.failed_checks or report.is_unchecked):
         output.text(f"All {len(report.sanity)} sanity checks passed (no sign of gradient masking).")
     for sentence in () if spec is None else other_threat_model(report, spec):
         output.text(sentence)

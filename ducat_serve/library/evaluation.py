@@ -151,15 +151,17 @@ class Measured:
     kept: AttackedExamples | None  # some of the attacked images, for `export`; None of an exported file
     _store: _Store
 
-    def store(self, output: Output, *, replace: bool = False) -> None:
+    def store(self, output: Output, *, replace: bool = False) -> bool:
         """Keep the report in the model file, attacked images beside it; a white-box report in an exported file stays.
 
-        A report that says more than this one also stays, unless it is to be replaced.
+        Returns whether it did: a report that says more than this one also stays, unless it is to be replaced.
         """
-        if replace or not self._says_less(output):
-            self._store(self.report, output)
-            if self.kept is not None and self.kept.examples:
-                write_text(self.path.with_name(FILE_NAME), self.kept.model_dump_json() + "\n")
+        if not replace and self._says_less(output):
+            return False
+        self._store(self.report, output)
+        if self.kept is not None and self.kept.examples:
+            write_text(self.path.with_name(FILE_NAME), self.kept.model_dump_json() + "\n")
+        return True
 
     def _says_less(self, output: Output) -> bool:
         """Whether the report that the file holds by now, of the same kind, says more than this one; then that is said.
@@ -173,7 +175,7 @@ class Measured:
             return False
         output.warn(
             f"not stored, since it says less ({', '.join(found)}) than what {self.path} holds: {old.summary()}. "
-            "--replace stores it all the same, --out FILE keeps it beside."
+            "--replace stores it all the same."
         )
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from training.data.cache import Split, content_digest
 from training.device import choose_device
 from training.distributed.processes import ProcessGroup, joined, local_device
 from training.evaluation.asked import state_beside
+from training.evaluation.comparison import losses
 from training.evaluation.curve import measure_curve
 from training.evaluation.doubts import state_digest
 from training.evaluation.evaluate import measure
@@ -35,7 +37,7 @@ from training.evaluation.prepare import choose_images
 from training.evaluation.runner import BATCH
 from training.evaluation.state import EvaluationState
 
-_FIRST = 32  # images whose answers tell whether another model is measured
+_FIRST = 32  # images whose answers tell whether another model is measured, or each process has another one
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,9 @@ def _measure_together(
             origin=opened.origin,
             split=request.split,
         )
+        answers = _answers(opened.model, chosen, device)
+        is_random = answers != _answers(opened.model, chosen, device)
+        _require_one_model(processes.gather((opened.origin.digest, "" if is_random else answers)))
         eight_bit = request.eight_bit or opened.bytes_only
         plan = replace(plan, eight_bit=eight_bit, keep_images=keep_images, processes=processes)
         plan = opened.planned(plan, len(chosen), len(set(request.eps)))
@@ -151,7 +156,7 @@ def _measure_together(
                 plan,
                 sizes=request.eps,
                 data_digest=content_digest(data.class_names, [chosen]),
-                function=f"fold {opened.fold}, {_answers(opened.model, chosen, device)}",
+                function=f"fold {opened.fold}, {request.source.takes}, {answers}",
                 surrogate=None if opened.origin.twin is None else state_digest(opened.origin.twin),
             )
             if processes.is_first:
@@ -161,16 +166,29 @@ def _measure_together(
             if len(request.eps) > 1
             else measure(subject, plan, output, state)
         )
+        write(subject, plan, found, index)  # which may ask the model again
         found = replace(found, report=opened.reported(found.report))
-        write(subject, plan, found, index)
     return MeasuredForeign(found.report, state)
 
 
 @torch.no_grad()
 def _answers(model: nn.Module, images: Split, device: torch.device) -> str:
-    """The classes of the first images: a state_dict does not tell whether the code around it changed."""
-    first = DeviceSplit.of(images, device).images[:_FIRST]
-    return " ".join(str(k) for k in model(to_pixels(first)).argmax(dim=1).tolist())
+    """The classes of the first images, and how sure of them the model is: code changes without its state_dict.
+
+    The one figure is rounded so far that another device's arithmetic does not change it.
+    """
+    logits = model(to_pixels(DeviceSplit.of(images, device).images[:_FIRST])).double()
+    spread = (logits.amax(dim=1) - logits.mean(dim=1)).mean().item()
+    return " ".join(str(k) for k in logits.argmax(dim=1).tolist()) + f", {spread:.2g}"
+
+
+def _require_one_model(told: list[tuple[str, str]]) -> None:
+    """Raise UsageError where processes do not have the same model."""
+    if len(set(told)) > 1:
+        raise UsageError(
+            "The callable returns another model in each process, and one figure cannot be of several.",
+            "have it load its weights, or seed what it draws; or leave out --devices",
+        )
 
 
 def images_of(request: ForeignRequest, opened: Opened, output: Output) -> tuple[Split, Dataset]:
@@ -196,6 +214,24 @@ def read_report(file: Path) -> RobustnessReport | None:
         return None
     except (OSError, ValidationError) as error:
         raise DataError(f"{file} is not a robustness report.", "name another file with --out") from error
+
+
+def beside_a_better_one(report: RobustnessReport, file: Path, output: Output) -> Path:
+    """Where a report goes that nobody named a place for: ``file``, or a free name where that holds one that says more.
+
+    Raises DataError where the file is damaged.
+    """
+    old = read_report(file)
+    found = [] if old is None else losses(old, report)
+    if old is None or not found:
+        return file
+    numbered = (file.with_name(f"{file.stem}-{number}{file.suffix}") for number in itertools.count(2))
+    free = next(name for name in numbered if not name.exists())
+    output.warn(
+        f"{file} stays, since it says more ({', '.join(found)}): {old.summary()}. This report is {free}; "
+        "--replace would have put it in the place of the other."
+    )
+    return free
 
 
 def card_beside(file: Path) -> Path:

@@ -96,11 +96,12 @@ def image_shape(data: Dataset) -> ImageShape:
 class Source(ABC):
     """Where a model of others is found.
 
-    ``on_cpu`` is whether it takes images there, wherever it computes, ``resumable`` whether an interrupted evaluation
-    can be gone on with.
+    ``on_cpu`` is whether it takes images there, wherever it computes, ``scores_only`` whether it is known to have no
+    gradients, ``resumable`` whether an interrupted evaluation can be gone on with.
     """
 
     on_cpu: ClassVar[bool] = False
+    scores_only: ClassVar[bool] = False
     resumable: ClassVar[bool] = True
 
     @property
@@ -112,6 +113,11 @@ class Source(ABC):
     @abstractmethod
     def file_name(self) -> str:
         """What report and card are named by, without an ending."""
+
+    @property
+    def takes(self) -> str:
+        """What images it was said to take, in words: another one makes it another function."""
+        return "images in [0, 1]"
 
     @abstractmethod
     def opened(self, device: torch.device, output: Output) -> AbstractContextManager[Opened]:
@@ -125,6 +131,7 @@ class CallableSource(Source):
     callable_name: str
     import_from: Path | None = None
     fold: Fold = "none"
+    twin: str | None = None
 
     @property
     def name(self) -> str:
@@ -137,7 +144,10 @@ class CallableSource(Source):
     @contextmanager
     def opened(self, device: torch.device, output: Output) -> Iterator[Opened]:
         model = import_model(self.callable_name, self.import_from, output=output).to(device)
-        yield Opened(model, Origin(state_digest(model)), self.fold)
+        twin = (
+            None if self.twin is None else import_model(self.twin, self.import_from, output=output).to(device)
+        )
+        yield Opened(model, Origin(state_digest(model), twin=twin), self.fold)
 
 
 @dataclass(frozen=True)
@@ -145,6 +155,7 @@ class OnnxSource(Source):
     """A .onnx file that `ducat export` did not write; ``twin`` is the name of a callable."""
 
     on_cpu: ClassVar[bool] = True
+    scores_only: ClassVar[bool] = True
     path: Path
     layout: Layout
     scale: Scale
@@ -159,6 +170,10 @@ class OnnxSource(Source):
     @property
     def file_name(self) -> str:
         return self.path.stem
+
+    @property
+    def takes(self) -> str:
+        return f"{self.layout} {self.scale}"
 
     @contextmanager
     def opened(self, device: torch.device, output: Output) -> Iterator[Opened]:  # noqa: ARG002
@@ -199,6 +214,7 @@ class ServerSource(Source):
     """A running server: the address of its `/v1/predict`, and how many images may be sent there."""
 
     on_cpu: ClassVar[bool] = True
+    scores_only: ClassVar[bool] = True
     resumable: ClassVar[bool] = False  # it may answer otherwise by then, and what it was asked is spent
     url: str
     query_budget: int

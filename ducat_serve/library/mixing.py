@@ -249,8 +249,14 @@ def _require_robust(answers: Answers, force: bool, output: Output) -> None:
 
 def _given(towers: Towers) -> list[str]:
     """The other options that decide which switch is found."""
-    limit = [] if towers.max_examples is None else ["--max-examples", str(towers.max_examples)]
-    return limit + (["--seed", str(towers.seed)] if towers.seed else [])
+    given = {
+        "--max-examples": towers.max_examples,
+        "--dataset": towers.dataset,
+        # Random numbers belong to a batch.
+        "--batch-size": None if towers.batch_size == Towers.batch_size else towers.batch_size,
+        "--seed": towers.seed or None,
+    }
+    return [word for name, value in given.items() if value is not None for word in (name, str(value))]
 
 
 def _name(path: Path) -> str:

@@ -80,7 +80,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_report_and_card_of_somebody_elses_model(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [*DIGITS, "--eps", "0.05"]
-    command += ["--eps", "0.1", "--max-examples", "40", "--attack", "pgd", "--export", "robustbench"]
+    command += [
+        "--eps",
+        "0.1",
+        "--max-examples",
+        "40",
+        "--attack",
+        "closest-first",
+        "--export",
+        "robustbench",
+    ]
     command += ["--per-image", "rows.csv"]
     assert run([*command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -92,7 +101,7 @@ def test_report_and_card_of_somebody_elses_model(here: Path, capsys: pytest.Capt
     assert report["weights_digest"] in card
     assert len((here / "rows.csv").read_text().splitlines()) == 41
     assert (here / "somebodys_nets.make.robustness.robustbench.json").is_file()
-    assert (here / "accuracy-over-eps.png").is_file()
+    assert (here / "somebodys_nets.make.robustness-accuracy-over-eps.png").is_file()
 
 
 @pytest.mark.parametrize(
@@ -101,7 +110,6 @@ def test_report_and_card_of_somebody_elses_model(here: Path, capsys: pytest.Capt
         (["--dataset", "digits", "--eps", "0.1"], "there is no module somebodys_nets"),
         (["--import-from", ".", "--eps", "0.1"], "--dataset"),
         (["--import-from", ".", "--dataset", "digits"], "needs --eps"),
-        (["--import-from", ".", "--dataset", "digits", "--eps", "0.1", "--replace"], "--replace"),
     ],
 )
 def test_what_is_missing_is_named(
@@ -177,6 +185,25 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_attacks(
     assert "still right" not in said
 
 
+def test_images_made_on_a_twin_are_shown_to_a_callable(here: Path) -> None:
+    asked = ["--eps", "0.1", "--max-examples", "20", "--attack", "transfer", "--twin", "somebodys_nets:ready"]
+    assert run([*DIGITS, *asked]) == 0
+    report = json.loads((here / REPORT).read_text())
+    assert [attack["name"] for attack in report["attacks"]] == ["transfer"]
+    assert report["doubts"] == []
+
+
+def test_a_file_that_is_no_report_is_found_before_the_attacks(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "settings.json").write_text('{"my": "settings"}')
+    assert run([*DIGITS, "--eps", "0.1", "--max-examples", "20", "--out", "settings.json"]) == 4
+    said = capsys.readouterr().err
+    assert "settings.json is not a robustness report" in said
+    assert "still right" not in said
+    assert (here / "settings.json").read_text() == '{"my": "settings"}'
+
+
 @pytest.mark.parametrize(("name", "is_said"), [("make", True), ("ready", False)])
 def test_a_model_in_train_mode_is_put_into_eval_mode_and_that_is_said(
     name: str, is_said: bool, here: Path, capsys: pytest.CaptureFixture[str]
@@ -190,7 +217,7 @@ ASKED = [*DIGITS, "--max-examples", "30"]
 ASKED += ["--eps", "0.05", "--eps", "0.1", "--attack", "pgd", "--attack", "apgd-ce"]
 REPORT, STATE = (
     "somebodys_nets.make.robustness.json",
-    "somebodys_nets.make.robustness.json.evaluation.partial",
+    "somebodys_nets.make.robustness.json.evaluation-",
 )
 
 

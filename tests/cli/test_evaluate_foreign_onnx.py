@@ -82,10 +82,19 @@ def test_scores_alone_and_what_a_twin_adds(
             "--fold is for a package.module:callable MODEL",
         ),
         (["their.onnx", *DECLARED, *FEW, "--import-from", "."], 2, "--import-from is for"),
-        (["their.onnx", *DECLARED, *FEW, "--replace"], 2, "nothing is stored of a model of others"),
+        (["their.onnx", *DECLARED, *FEW, "--checkpoint", "a"], 2, "nothing is stored of a model of others"),
+        (
+            ["their.onnx", *DECLARED, *FEW, "--suite", "standard", "--bar", "worst_case=0"],
+            2,
+            "follow gradients",
+        ),
+        (
+            ["their.onnx", *DECLARED, *FEW, "--suite", "standard", "--export", "robustbench"],
+            2,
+            "follow gradients",
+        ),
         (["nowhere.onnx", *DECLARED, *FEW], 4, "Cannot read nowhere.onnx"),
         (["json:loads", "--scale", "1", *FEW], 2, "--scale is for a .onnx MODEL of others"),
-        (["json:loads", "--twin", "json:loads", *FEW], 2, "--twin is for a MODEL without gradients"),
     ],
 )
 def test_what_is_missing_or_does_not_go_together_is_named(

@@ -25,7 +25,16 @@ def test_several_eps_and_all_that_is_kept(
 ) -> None:
     trained = read_spec(folder / "model.safetensors").threat_model
     half = str(trained.eps / 2)
-    command = ["evaluate", str(folder), "--attack", "pgd", "--max-examples", "19", "--lattice", "8bit"]
+    command = [
+        "evaluate",
+        str(folder),
+        "--attack",
+        "closest-first",
+        "--max-examples",
+        "19",
+        "--lattice",
+        "8bit",
+    ]
     command += ["--eps", str(trained.eps), "--eps", half, "--per-image", str(tmp_path / "rows.csv")]
     command += ["--save-adversarial", str(tmp_path / "broken"), "--export", "robustbench", "--replace"]
     assert run([*command, "--json"]) == 0
@@ -36,9 +45,9 @@ def test_several_eps_and_all_that_is_kept(
     rows = (tmp_path / "rows.csv").read_text().splitlines()
     assert len(rows) == 20
     assert (tmp_path / "broken" / "adversarial.safetensors").is_file()
-    assert {file.name for file in folder.glob("accuracy-over-eps.*")} == {
-        "accuracy-over-eps.png",
-        "accuracy-over-eps.svg",
+    assert {file.name for file in folder.glob("*accuracy-over-eps.*")} == {
+        "model-accuracy-over-eps.png",
+        "model-accuracy-over-eps.svg",
     }
     entry = json.loads((folder / "model.robustbench.json").read_text())
     assert entry["external"] == f"{100 * report['worst_case_accuracy']:.2f}"

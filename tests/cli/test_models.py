@@ -98,7 +98,9 @@ def test_evaluate_measures_a_copy_here(here: Path, capsys: pytest.CaptureFixture
     report = answer(capsys, "evaluate", NAME, *QUICK)
     assert [attack["name"] for attack in report["attacks"]] == ["pgd"]
     copy = here / f"{NAME}.safetensors"
-    assert [path.name for path in here.iterdir()] == [copy.name]
+    not_stored = here / f"{NAME}.robustness.json"
+    assert {path.name for path in here.iterdir()} == {copy.name, not_stored.name}
+    assert [attack["name"] for attack in json.loads(not_stored.read_text())["attacks"]] == ["pgd"]
     kept = read_spec(copy).robustness
     assert kept is not None
     assert kept.examples == bundled_models()[NAME].examples, "the bundled report says more"

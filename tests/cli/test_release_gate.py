@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from ducat_serve.cli.release_gate import require
 from ducat_serve.deployed import load
 from ducat_serve.errors import VerificationError
 from ducat_serve.output import Output
-from ducat_serve.report import AttackResult, RobustnessReport
+from ducat_serve.report import AttackResult, RobustnessReport, SanityCheck
 from training.attacks.ball import Ball
 from training.batches import DeviceSplit
 from training.data import load_dataset
@@ -31,6 +32,7 @@ from training.evaluation.legacy import legacy_2c_accuracy
 from training.evaluation.prepare import Request, choose_images, prepare
 from training.evaluation.runner import Batches, Runner
 
+FAILED = SanityCheck(name="scores are weaker", expectation="they find less", passed=False, figures={})
 EPOCHS = 3  # all with dummies; the paper's measure is taken in by the second
 IMAGES = 120
 
@@ -78,10 +80,9 @@ def test_adversarial_training_without_dummies_has_no_such_gap(tmp_path: Path) ->
     assert gap(control) < 3
 
 
-def test_a_bar_is_held_against_the_stored_intervals() -> None:
-    """Nothing is computed again, and a report from before clean intervals were stored passes no clean bar."""
-    interval = (0.7, 0.9)
-    report = RobustnessReport(
+def measured() -> RobustnessReport:
+    """What passes a bar of 70 % clean and 60 % worst case."""
+    return RobustnessReport(
         weights_digest="0" * 64,
         dataset="digits",
         split="test",
@@ -90,10 +91,11 @@ def test_a_bar_is_held_against_the_stored_intervals() -> None:
         eps=0.1,
         seed=0,
         clean_accuracy=1.0,
-        clean_interval=interval,
+        clean_interval=(0.7, 0.9),
         worst_case_accuracy=0.8,
         worst_case_interval=(0.6, 0.95),
         per_class=(),
+        sanity=(SanityCheck(name="noise is weaker", expectation="it finds less", passed=True, figures={}),),
         attacks=(
             AttackResult(
                 name="closest-first",
@@ -106,12 +108,34 @@ def test_a_bar_is_held_against_the_stored_intervals() -> None:
         ),
         versions={},
     )
+
+
+def test_a_bar_is_held_against_the_stored_intervals() -> None:
+    """Nothing is computed again, and a report from before clean intervals were stored passes no clean bar."""
+    report = measured()
     require(report, {"clean": 0.7, "worst_case": 0.6})
     with pytest.raises(VerificationError, match=r"clean is at least 70.0% .*bar is 71.0%"):
         require(report, {"clean": 0.71, "worst_case": 0.6})
     old = report.model_copy(update={"clean_interval": None})
     with pytest.raises(VerificationError, match="older version"):
         require(old, {"clean": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("update", "why"),
+    [
+        ({"artefact": "onnx"}, "saw only scores"),
+        ({"gradients": "none"}, "saw only scores"),
+        ({"sanity": ()}, "Nothing was said of gradient masking"),
+        ({"sanity": (FAILED,)}, "not so that scores are weaker"),
+        ({"attacks": ()}, "a screening"),
+    ],
+)
+def test_what_may_flatter_is_held_against_no_bar_of_the_worst_case(update: dict[str, Any], why: str) -> None:
+    doubtful = measured().model_copy(update=update)
+    with pytest.raises(VerificationError, match=why):
+        require(doubtful, {"worst_case": 0.0})
+    require(doubtful, {"clean": 0.7})
 
 
 def test_a_bar_says_everything_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,9 +150,9 @@ def test_a_screening_is_not_held_against_a_bar(
     few = ["evaluate", "digits-small", "--max-examples", "10", "--out", "report.json"]
     assert run([*few, "--bar", "worst_case=0.0"]) == 2
     said = capsys.readouterr().err
-    assert "The suite quick is a screening" in said
+    assert "the suite quick is a screening" in said
     assert "--suite standard" in said
     assert "still right" not in said
-    assert run([*few, "--attack", "pgd", "--bar", "worst_case=0.0"]) == 3
-    assert "These attacks are a screening" in capsys.readouterr().err
+    assert run([*few, "--attack", "pgd", "--bar", "worst_case=0.0"]) == 2
+    assert "pgd is a screening" in capsys.readouterr().err
     assert run([*few, "--attack", "pgd", "--bar", "clean=0.0"]) == 0

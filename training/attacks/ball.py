@@ -121,7 +121,7 @@ class Ball:
         if self.norm == "linf":
             most = math.floor(255 * self.eps + _LEVEL_ROUNDING)  # 8/255 less rounding is still 8 levels
             return (images + levels.round().clamp(-most, most) / 255).clamp(0, 1)
-        largest = 255 * self._inner_radius(images)
+        largest = 255 * self.eps + _LEVEL_ROUNDING
         return (images + _whole_levels(levels, 2 if self.norm == "l2" else 1, largest) / 255).clamp(0, 1)
 
     def _project(self, images: Tensor, candidates: Tensor) -> Tensor:
@@ -138,6 +138,8 @@ class Ball:
 
     def _inner_radius(self, images: Tensor) -> float:
         """A radius so much smaller than eps that rounding each pixel cannot leave the ball."""
+        if self.eight_bit:  # what comes out are whole levels, which are counted
+            return self.eps
         pixels = images[0].numel()
         growth = {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[self.norm]
         return max(0.0, self.eps * (1 - 1e-6) - growth * _PIXEL_ROUNDING)

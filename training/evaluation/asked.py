@@ -27,9 +27,9 @@ def state_beside(
         data_digest: of the chosen images. function: a digest of, or words for, what turns raw logits into answers.
         surrogate: a digest of the model that images are made on, if any.
     """
-    return EvaluationState(
-        file.with_name(file.name + ".evaluation.partial"),
-        request={
+    return EvaluationState.beside(
+        file,
+        {
             "version": __version__,
             "weights": subject.weights_digest,
             "function": function,

@@ -21,6 +21,9 @@ class Doubt:
     name: str
     explanation: str
 
+    def __str__(self) -> str:
+        return f"{self.name}: {self.explanation}"
+
 
 def repeated_images(images: Tensor) -> list[Doubt]:
     """Whether some of the images [N, channels, H, W] are the same as others."""

@@ -56,7 +56,9 @@ class Subject:
         data: the images to measure on.
         labels: names of the C classes.
         weights_digest, dataset, split, artefact, precision: what the report says of them.
-        gradients: "copy" where they are those of a differentiable copy of an exported file.
+        gradients: "copy" where they are those of a differentiable copy of an exported file, "none" of a torch module
+            that has none.
+        doubts: what about a model of others, and its images, makes figures doubtful; None of a model of ours.
         takes_bytes_only: whether only images of 8 bits can be given to it, so that attacks make no others.
     """
 
@@ -69,7 +71,8 @@ class Subject:
     artefact: Artefact = "checkpoint"
     precision: ExportPrecision = "float32"
     takes_bytes_only: bool = False
-    gradients: Literal["copy"] | None = None
+    gradients: Literal["copy", "none"] | None = None
+    doubts: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -254,6 +257,7 @@ def _report(
         artefact=subject.artefact,
         precision=subject.precision,
         gradients=subject.gradients,
+        doubts=subject.doubts,
         lattice="8bit" if plan.eight_bit else None,
         examples=total,
         norm=plan.threat_model.norm,

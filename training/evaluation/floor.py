@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ducat_serve.deployed import Deployed, towers_of
-from ducat_serve.report import AttackResult, Floor, SanityCheck
+from ducat_serve.report import FLOOR_CHECK, AttackResult, Floor, SanityCheck
 from ducat_serve.spec import Switch
 from training.attacks.apgd import APGD
 from training.attacks.base import Attack, TargetModel
@@ -65,7 +65,7 @@ def _result(carried: Tensor, right: Tensor, attacks: tuple[AttackResult, ...]) -
     total, alone = len(carried), int(carried.sum())
     proven = int((carried & right).sum())
     check = SanityCheck(
-        name="the floor lies below the worst case",
+        name=FLOOR_CHECK,
         expectation="attacks on the robust tower alone leave no more images than attacks on both towers",
         passed=alone <= int(right.sum()) + max(1, _SLACK * total),
         figures={"robust tower alone": alone / total, "both towers": int(right.sum()) / total},

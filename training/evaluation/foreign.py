@@ -32,6 +32,11 @@ from training.evaluation.stages import suite as attacks_of
 _SAMPLE = 8  # images that a model is tried on before it is attacked
 _TWIN_SAMPLE = 64
 _ALIKE = 0.9  # share of equal answers from which nothing is said of a twin
+_NO_GRADIENT = Doubt(
+    "no gradient",
+    "the model's answers do not depend differentiably on its images. Only attacks by scores are run, which find less "
+    "than attacks on a differentiable copy would",
+)
 
 
 @dataclass(frozen=True)
@@ -74,23 +79,37 @@ def prepare_model(
         raise UsageError("The model is in train mode; what is deployed is in eval mode.", "call model.eval()")
     answers = _answers(model, data)
     classes = _classes(answers, fold)
-    found = doubts(model, to_pixels(data.images[:_SAMPLE]))
-    for doubt in (*found, *_other_arithmetic(answers), *repeated_images(data.images)):
-        output.warn(f"{doubt.name}: {doubt.explanation}.")
+    found = [
+        *doubts(model, to_pixels(data.images[:_SAMPLE])),
+        *_other_arithmetic(answers),
+        *repeated_images(data.images),
+    ]
     model = _InFloat32(model).eval() if answers.dtype != torch.float32 else model
     names = tuple(class_names) if class_names is not None else tuple(str(i) for i in range(classes))
     _require_width(classes, names, fold)
-    deployed, artefact = Deployed(model, fold).eval(), origin.artefact
-    subject = Subject(deployed, data, names, origin.digest, dataset=dataset, split=split, artefact=artefact)
-    differentiable = artefact == "checkpoint" and has_gradient(model, to_pixels(data.images[:1]))
-    if artefact == "checkpoint" and not differentiable:
-        output.warn(
-            "no gradient: the model's answers do not depend differentiably on its images. Only attacks by scores are "
-            "run, which find less than attacks on a differentiable copy would."
-        )
-    twin = None if origin.twin is None else _twin(origin.twin, model, data, classes, output)
+    has_code = origin.artefact == "checkpoint"
+    differentiable = has_code and has_gradient(model, to_pixels(data.images[:1]))
+    if has_code and not differentiable:
+        found.append(_NO_GRADIENT)
+    twin = None
+    if origin.twin is not None:
+        twin, unlike = _twin(origin.twin, model, data, classes)
+        found += unlike
+    for doubt in found:
+        output.warn(f"{doubt}.")
+    subject = Subject(
+        Deployed(model, fold).eval(),
+        data,
+        names,
+        origin.digest,
+        dataset=dataset,
+        split=split,
+        artefact=origin.artefact,
+        gradients="none" if has_code and not differentiable else None,
+        doubts=tuple(str(doubt) for doubt in found),
+    )
     target = TargetModel(fold, classes, twin)
-    if artefact == "checkpoint" and not differentiable:  # what was said above goes on with the others
+    if has_code and not differentiable:  # what was said above goes on with the others
         attacks = [name for name in attacks if not attack_named(name, target).needs_gradient]
     chosen = _attacks(suite, attacks, target, differentiable=differentiable)
     slow = () if attacks or not differentiable else tuple(on_doubt(suite, target))
@@ -110,8 +129,8 @@ def _attacks(suite: str, names: Sequence[str], target: TargetModel, *, different
 
 
 @torch.no_grad()
-def _twin(twin: nn.Module, model: nn.Module, data: DeviceSplit, classes: int, output: Output) -> Deployed:
-    """The twin, ready to be attacked; says where it often answers otherwise, since its images then transfer badly.
+def _twin(twin: nn.Module, model: nn.Module, data: DeviceSplit, classes: int) -> tuple[Deployed, list[Doubt]]:
+    """The twin, ready to be attacked, and whether it often answers otherwise: its images then transfer badly.
 
     Raises UsageError where it tells other classes apart.
     """
@@ -121,12 +140,12 @@ def _twin(twin: nn.Module, model: nn.Module, data: DeviceSplit, classes: int, ou
     twin = _InFloat32(twin).eval() if answers.dtype != torch.float32 else twin
     images = to_pixels(data.images[:_TWIN_SAMPLE])
     agreement = (twin(images).argmax(dim=1) == model(images).argmax(dim=1)).double().mean().item()
-    if agreement < _ALIKE:
-        output.warn(
-            f"the twin answers as the model does on only {agreement:.0%} of {len(images)} clean images; images made on "
-            "it may transfer badly."
-        )
-    return Deployed(twin, "none").eval()
+    unlike = Doubt(
+        "another twin",
+        f"the twin answers as the model does on only {agreement:.0%} of {len(images)} clean images; images made on it "
+        "may transfer badly",
+    )
+    return Deployed(twin, "none").eval(), [unlike] if agreement < _ALIKE else []
 
 
 def import_model(name: str, import_from: Path | None = None, *, output: Output) -> nn.Module:

@@ -15,27 +15,36 @@ _BY_HAND = ("link", "name", "authors", "venue")
 _AUTOATTACK = "autoattack"
 
 
+def require_leaderboard(norm: str) -> None:
+    """Raise UsageError for a norm that has no leaderboard."""
+    if norm not in _NORMS:
+        raise UsageError(
+            f"RobustBench has leaderboards for {' and '.join(_NORMS)}, not for {norm}.",
+            "leave out --export robustbench",
+        )
+
+
 def robustbench_entry(report: RobustnessReport, dataset: str, architecture: str) -> str:
     """The JSON file of a leaderboard entry.
 
     ``autoattack_acc`` is there only where AutoAttack alone broke images, which it chose from all pixel values: that is
-    what others measured. Any other worst case is ``external``, RobustBench's word for an evaluation of another kind.
-    Percentages with two digits.
+    what others measured. Any other worst case is ``external``, RobustBench's word for a stronger evaluation than its
+    own, so it must be one. Percentages with two digits.
 
     Args:
         dataset: as RobustBench names it, cifar10 say.
 
-    Raises UsageError for a norm that has no leaderboard.
+    Raises UsageError for a norm that has no leaderboard, and for attacks that saw only scores or only screen.
     """
-    if report.norm not in _NORMS:
-        raise UsageError(
-            f"RobustBench has leaderboards for {' and '.join(_NORMS)}, not for {report.norm}.",
-            "leave out --export robustbench",
-        )
+    require_leaderboard(report.norm)
+    if report.scores_only or report.is_screening:
+        what = "Attacks by scores alone are" if report.scores_only else "A screening is"
+        raise UsageError(f"{what} no worst case for a leaderboard.", "measure with --suite standard or full")
     alone = [attack.name for attack in report.attacks] == [_AUTOATTACK] and not report.broken_by_checks
     is_autoattack = alone and report.lattice is None
     accuracy = f"{100 * report.worst_case_accuracy:.2f}"
-    footnote = f"{report.examples} {report.split} images of {report.dataset}"
+    attacks = ", ".join(attack.name for attack in report.attacks)
+    footnote = f"{report.examples} {report.split} images of {report.dataset}, by {attacks}"
     if report.lattice is not None:
         footnote += ", attacked within images of 8 bits"
     entry: dict[str, Any] = dict.fromkeys(_BY_HAND, "")
@@ -49,6 +58,6 @@ def robustbench_entry(report: RobustnessReport, dataset: str, architecture: str)
         "reported": accuracy,
         "autoattack_acc" if is_autoattack else "external": accuracy,
         "footnote": footnote,
-        "unreliable": bool(report.failed_checks),
+        "unreliable": bool(report.failed_checks or report.is_unchecked or report.doubts),
     }
     return json.dumps(entry, indent=2) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +20,25 @@ from training.evaluation.examples import Examples
 from training.evaluation.kept import ExampleKeeper
 
 _KEY = "ducat_evaluation"
+_MARK, _ENDING, _DIGITS = ".evaluation-", ".partial", 8  # of the file's name
 
 
 @dataclass(frozen=True)
 class EvaluationState:
     """The file of an evaluation that has not ended, and what that evaluation was asked to do.
 
-    ``request`` holds everything that decides the result: a resumed evaluation must have been asked the same.
+    ``request`` holds everything that decides the result: a resumed evaluation must have been asked the same. The name
+    of the file follows from it, so that several evaluations of one model at a time do not take each other's.
     """
 
     path: Path
     request: dict[str, Any]
+
+    @classmethod
+    def beside(cls, model: Path, request: dict[str, Any]) -> EvaluationState:
+        """The state of an evaluation whose report goes to the file ``model``."""
+        digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+        return cls(model.with_name(f"{model.name}{_MARK}{digest[:_DIGITS]}{_ENDING}"), request)
 
     def at(self, threat_model: ThreatModel) -> EvaluationState:
         """The state of one radius of several; each has a file of its own, beside this one."""
@@ -44,6 +53,7 @@ class EvaluationState:
         atomic.require_writable(self.path)
         interrupted = bool(self._files())
         if resume and not interrupted:
+            self._refuse_others()
             output.warn("there is nothing to resume; starting from the beginning.")
         if interrupted and not resume:
             output.warn("an interrupted evaluation is dropped; --resume would have gone on with it.")
@@ -74,13 +84,7 @@ class EvaluationState:
             kept = dict(document["kept"])
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise self._damaged() from error
-        wanted = json.loads(json.dumps(self.request))
-        if asked != wanted:
-            changed = sorted(k for k in wanted if asked.get(k) != wanted[k])
-            raise UsageError(
-                f"The interrupted evaluation was another one: {', '.join(changed)} changed.",
-                "give the same options, or run it without --resume to start again",
-            )
+        self._require_same(asked)
         tensors = examples.state()
         if {name: (t.shape, t.dtype) for name, t in stored.items()} != {
             name: (t.shape, t.dtype) for name, t in tensors.items()
@@ -110,6 +114,35 @@ class EvaluationState:
 
     def _files(self) -> list[Path]:
         """Of this evaluation: its own, and those of several radii."""
+        return self._beginning_with(self.path.name)
+
+    def _beginning_with(self, start: str) -> list[Path]:
         if not self.path.parent.is_dir():
             return []
-        return [file for file in self.path.parent.iterdir() if file.name.startswith(self.path.name)]
+        return [file for file in self.path.parent.iterdir() if file.name.startswith(start)]
+
+    def _refuse_others(self) -> None:
+        """Raise UsageError where another evaluation of this model was interrupted: it may be the one that is meant."""
+        model = self.path.name[: -len(_MARK + _ENDING) - _DIGITS]
+        for file in sorted(self._beginning_with(model + _MARK)):
+            try:
+                with safe_open(file, framework="pt") as opened:
+                    asked = dict(json.loads((opened.metadata() or {})[_KEY])["request"])
+            except (SafetensorError, KeyError, TypeError, ValueError, OSError):
+                continue  # a damaged one is nobody's to go on with
+            # A file of one radius of several has the threat model of that radius; that it has other ones is said too.
+            self._require_same(
+                asked
+                if file.name.endswith(_ENDING)
+                else {**asked, "threat model": self.request["threat model"]}
+            )
+
+    def _require_same(self, asked: dict[str, Any]) -> None:
+        """Raise UsageError for an evaluation that was asked something else."""
+        wanted = json.loads(json.dumps(self.request))
+        if asked != wanted:
+            changed = sorted(name for name in wanted if asked.get(name) != wanted[name])
+            raise UsageError(
+                f"The interrupted evaluation was another one: {', '.join(changed)} changed.",
+                "give the same options, or run it without --resume to start again",
+            )

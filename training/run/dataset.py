@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from ducat_serve.errors import DataError, DucatError
+from ducat_serve.errors import DataError, DucatError, UsageError
 from ducat_serve.output import Output
 from ducat_serve.spec import MAX_IMAGE_SIZE, ModelSpec, first_problem
 
@@ -59,8 +59,10 @@ def load_training_data(
     Flags decide, then its run folder, then its ModelSpec. ``standard`` is the standard tower that ``spec`` is about to
     be mixed with. Both of them, and both towers of a two-tower model, may not have been trained on test images.
 
-    Raises DataError as `load_dataset` does, where nothing of these says which data set it is, and where images that a
-    model was trained on may be test images now; warns where they may be val images.
+    Raises:
+        DataError: as `load_dataset` does, nothing of these says which data set it is, or images that a model was
+            trained on may be test images now; where they may be val images, that is a warning.
+        UsageError: its images are of another size, or have other channels, than those that the model takes.
     """
     from training.data import load_dataset
 
@@ -71,11 +73,12 @@ def load_training_data(
         name,
         data_dir=data_dir,
         offline=offline,
-        image_size=recipe.image_size,
+        image_size=_size_for(name, recipe, spec),
         seed=recipe.seed or 0,
         selection=selection,
         output=output,
     )
+    _require_fitting(data, spec)
     now = _Now(name, data, recipe, selection)
     if spec.towers is None and standard is None:
         _require_unseen(str(checkpoint), spec, recipe, now, output)
@@ -84,6 +87,28 @@ def load_training_data(
         _warn_of_other_data(tower, trained, own, now, output)
         _require_unseen(tower, trained, own, now, output)
     return data
+
+
+def _size_for(name: str, recipe: _Recipe, spec: ModelSpec) -> int | None:
+    """What images are resized to: as for training, and of another folder to what the model takes, as predict does."""
+    from training.data import dataset_reference
+
+    if not name.startswith("folder:") or recipe.dataset == dataset_reference(name):
+        return recipe.image_size if name.startswith("folder:") else None
+    height, width = spec.image_size
+    return height if height == width else None
+
+
+def _require_fitting(data: Dataset, spec: ModelSpec) -> None:
+    """Raise UsageError for images that the model does not take: it would be measured on what nobody sends it."""
+    found, wanted = data.test.shape[1:], (*spec.image_size, spec.channels)
+    if found == wanted:
+        return
+    shapes = ["x".join(map(str, shape[:2])) + f" pixels and {shape[2]} channels" for shape in (found, wanted)]
+    raise UsageError(
+        f"{data.title} has images of {shapes[0]}, and the model takes {shapes[1]}.",
+        "name a data set of such images with --dataset, or a folder of images of any size: --dataset folder:PATH",
+    )
 
 
 def _selection_for(name: str, recipe: _Recipe) -> Selection:

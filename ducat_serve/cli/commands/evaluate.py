@@ -16,17 +16,19 @@ from ducat_serve.cli.evaluated_model import EvaluatedModel, ForeignModel
 from ducat_serve.cli.foreign_options import ForeignGiven
 from ducat_serve.cli.headings import CommandWithHeadings, heading
 from ducat_serve.cli.options import common
-from ducat_serve.cli.release_gate import require, require_no_screening
+from ducat_serve.cli.release_gate import require, require_worst_case_attacks
 from ducat_serve.cli.report_table import show_report
 from ducat_serve.errors import UsageError
 from ducat_serve.output import Output
 from ducat_serve.threads import choose_threads
 from training.distributed.environment import is_first_process, launched
+from training.evaluation.robustbench import require_leaderboard, robustbench_entry
 
 if TYPE_CHECKING:
     from ducat_serve.cli.main import Invocation
     from ducat_serve.library.corruptions import MeasuredCorruptions
     from ducat_serve.library.foreign import ForeignRequest
+    from ducat_serve.library.foreign_sources import Source
     from ducat_serve.predictor import Device
     from ducat_serve.report import RobustnessReport
     from ducat_serve.threat_model import Norm
@@ -121,8 +123,11 @@ def command(
                 "--resume": resume,
             }
         )
-    if bar is not None:
-        require_no_screening(bar, suite, attack)
+    if bar is not None and "worst_case" in bar:
+        require_worst_case_attacks("--bar worst_case", suite, attack)
+    if export is not None:
+        require_worst_case_attacks("--export robustbench", suite, attack)
+        require_leaderboard(norm or "linf")
     if out is not None:
         require_writable(out)
 
@@ -132,9 +137,11 @@ def command(
 
     outputs = Outputs(save_adversarial, per_image)
     source = ForeignGiven(**foreign).source(model, device)
+    if export is not None or (bar is not None and "worst_case" in bar):
+        _require_gradients(model, source)
     finished: _Finished | None
     if source is not None:
-        _refuse_for_models_of_others({"--checkpoint": checkpoint, "--replace": replace})
+        _refuse_for_models_of_others({"--checkpoint": checkpoint})
         if dataset is None:
             raise UsageError(f"{source.name} says nothing of its data.", "name them: --dataset cifar10")
         of_others = ForeignRequest(
@@ -153,8 +160,10 @@ def command(
             offline=offline,
             device=device,
         )
+        # A report whose place was named is put there; where the place is ours, one that says more is not lost.
+        replace = replace or out is not None
         out = out or Path(f"{source.file_name}.robustness.json")
-        finished = _measured_of_others(of_others, out, outputs, output, resume=resume)
+        finished = _measured_of_others(of_others, out, outputs, output, resume=resume, replace=replace)
     else:
         assert isinstance(model, Path)
         request = Request(
@@ -211,14 +220,21 @@ class _Finished:
 
 
 def _measured_of_others(
-    asked: ForeignRequest, out: Path, outputs: Outputs, output: Output, *, resume: bool
+    asked: ForeignRequest, out: Path, outputs: Outputs, output: Output, *, resume: bool, replace: bool
 ) -> _Finished | None:
     """Measure a model of others, and write its report and card. None where nothing is left to be done."""
     from ducat_serve.library.corruptions import measure_foreign_on_corruptions
-    from ducat_serve.library.foreign import card_beside, measure_foreign, write_report
+    from ducat_serve.library.foreign import (
+        beside_a_better_one,
+        card_beside,
+        measure_foreign,
+        read_report,
+        write_report,
+    )
 
     for file in (out, card_beside(out)):  # before minutes of attacks, not after
         require_writable(file)
+    read_report(out)  # raises where the file is something else
     if asked.suite == CORRUPTIONS:
         _finish_corruptions(measure_foreign_on_corruptions(asked, out, output), None, output)
         return None
@@ -226,6 +242,8 @@ def _measured_of_others(
     if not is_first_process():
         return None
     show_report(measured.report, None, output)
+    if not replace:
+        out = beside_a_better_one(measured.report, out, output)
     write_report(asked.source.name, measured.report, out, output)
     measured.forget()
     return _Finished(measured.report, out, asked.dataset, asked.source.name)
@@ -248,7 +266,10 @@ def _measured(
     show_report(report, spec, output)
     if out is not None:  # before it is stored, which fails where the file is another model by now
         write_text(out, report.model_dump_json(indent=2) + "\n")
-    measured.store(output, replace=replace)
+    if not measured.store(output, replace=replace) and out is None:
+        beside = measured.path.with_name(f"{measured.path.stem}.robustness.json")
+        write_text(beside, report.model_dump_json(indent=2) + "\n")
+        output.say(f"The report: {beside}")
     measured.state.remove()
     trained_on = str((spec.recipe or {}).get("dataset", report.dataset))
     return _Finished(report, measured.path, trained_on, spec.network)
@@ -262,11 +283,9 @@ def _conclude(
     if report.curve is not None:
         from training.evaluation.plot import plot_curve
 
-        drawn = plot_curve(report, finished.beside.with_name("accuracy-over-eps"))
+        drawn = plot_curve(report, finished.beside.with_name(f"{finished.beside.stem}-accuracy-over-eps"))
         output.say(f"Accuracy over eps: {drawn[0]}")
     if for_robustbench:
-        from training.evaluation.robustbench import robustbench_entry
-
         entry = finished.beside.with_suffix(".robustbench.json")
         write_text(entry, robustbench_entry(report, finished.trained_on, finished.architecture))
         output.say(f"For RobustBench: {entry}; fill in what is empty.")
@@ -281,6 +300,23 @@ def _finish_corruptions(measured: MeasuredCorruptions, out: Path | None, output:
     if out is not None:
         write_text(out, measured.corruptions.model_dump_json(indent=2) + "\n")
     output.result(measured.corruptions.model_dump(mode="json"))
+
+
+def _require_gradients(model: Path | ForeignModel | None, source: Source | None) -> None:
+    """Raise UsageError where attacks would see only scores, which flatters a worst case."""
+    from ducat_serve.model_file import read_verified_spec
+
+    if source is None:
+        assert isinstance(model, Path)
+        scores_only = model.suffix == ".onnx" and read_verified_spec(model)[0].quantisation is None
+    else:
+        scores_only = source.scores_only
+    if scores_only:
+        raise UsageError(
+            "--bar worst_case and --export are for attacks that follow gradients: by scores alone a model looks more "
+            "robust than it is.",
+            "measure the checkpoint that the file came from",
+        )
 
 
 def _refuse_for_models_of_others(given: dict[str, object]) -> None:

@@ -70,6 +70,15 @@ def test_eight_bit_projection_gives_eight_bit_images_inside(
         assert delta.abs().max() == levels
 
 
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+@pytest.mark.parametrize("levels", [1, 2, 255])
+def test_an_image_of_eight_bits_on_the_sphere_itself_is_allowed(norm: Norm, levels: int) -> None:
+    images = torch.zeros(1, 3, 5, 5)
+    far = images.clone()
+    far[0, 1, 2, 2] = levels / 255
+    assert torch.equal(Ball(norm, levels / 255, eight_bit=True).project(images, far), far)
+
+
 @pytest.mark.parametrize(("norm", "eps"), [("l2", 0.25), ("l2", 1.0), ("l1", 6.0), ("linf", 2 / 255)])
 def test_images_of_eight_bits_are_found_that_use_the_budget(norm: Norm, eps: float) -> None:
     """A linear model, whose margin grows with every level. In l2 a step is a fraction of a level in each pixel."""

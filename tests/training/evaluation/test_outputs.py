@@ -234,7 +234,17 @@ def test_a_curve_can_be_drawn_and_says_the_same_each_time(measured: Measured, tm
 
 
 def test_a_leaderboard_entry_calls_only_autoattack_by_its_name(measured: Measured) -> None:
-    entry = json.loads(robustbench_entry(measured.report, "digits", "ResNet"))
+    with pytest.raises(UsageError, match="A screening is no worst case"):
+        robustbench_entry(measured.report, "digits", "ResNet")
+    strong = measured.report.attacks[0].model_copy(update={"name": "closest-first"})
+    searched = measured.report.model_copy(update={"attacks": (strong,)})
+    with pytest.raises(UsageError, match="Attacks by scores alone"):
+        robustbench_entry(searched.model_copy(update={"artefact": "onnx"}), "digits", "ResNet")
+    entry = json.loads(robustbench_entry(searched, "digits", "ResNet"))
+    assert "by closest-first" in entry["footnote"]
+    assert entry["unreliable"] is searched.is_unchecked
+    doubtful = searched.model_copy(update={"doubts": ("random answers: each time",)})
+    assert json.loads(robustbench_entry(doubtful, "digits", "ResNet"))["unreliable"] is True
     assert entry["external"] == f"{100 * measured.report.worst_case_accuracy:.2f}"
     assert "autoattack_acc" not in entry
     assert (entry["eps"], entry["dataset"], entry["architecture"]) == ("0.1", "digits", "ResNet")

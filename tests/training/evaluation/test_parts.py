@@ -144,13 +144,29 @@ def test_interrupt_and_resume_on_the_command_line(
     monkeypatch.setattr(AttackRun, "_run", stops)
     assert run(command) == 130
     assert "--resume" in capsys.readouterr().err
-    assert (folder / "model.safetensors.evaluation.partial").is_file()
+    assert list(folder.glob("model.safetensors.evaluation-*.partial"))
     assert (folder / "model.safetensors").read_bytes() == before
     assert run([*command, "--seed", "5", "--resume"]) == 2
     assert "data, seed changed" in capsys.readouterr().err
     assert run([*command, "--resume"]) == 0
     assert seen == ["pgd", "apgd-ce", "apgd-ce"]
-    assert not (folder / "model.safetensors.evaluation.partial").exists()
+    assert not list(folder.glob("*.partial"))
+
+
+def test_an_evaluation_leaves_the_state_of_another_one_alone(
+    checkpoint: Path, few: DeviceSplit, tmp_path: Path
+) -> None:
+    """Two evaluations of one model side by side, of which one is interrupted later."""
+    model, silent = load(checkpoint), Output(silent=True)
+    first, second = (EvaluationState.beside(tmp_path / "m", {"seed": seed}) for seed in (0, 1))
+    measure(model, few, PGD(), state=first, sanity=False)
+    second.begin(resume=False, output=silent)
+    measure(model, few, PGD(), state=second, sanity=False)
+    second.remove()
+    assert first.exists()
+    first.begin(resume=True, output=silent)
+    with pytest.raises(UsageError, match="seed changed"):
+        second.begin(resume=True, output=silent)
 
 
 def test_radii_that_look_alike_have_files_of_their_own(tmp_path: Path) -> None:

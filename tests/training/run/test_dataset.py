@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from ducat_serve.checkpoint import read_spec
-from ducat_serve.errors import DataError
+from ducat_serve.errors import DataError, UsageError
 from ducat_serve.output import Output
+from ducat_serve.prediction import read_image
 from ducat_serve.spec import ModelSpec, Switch
 from tests.support.checkpoints import SPEC, forged, untrained
 from training.data import Dataset, load_dataset
@@ -20,13 +21,13 @@ from training.data.selection import Selection
 from training.run.dataset import load_training_data
 
 
-def write(folder: Path, *places: str) -> None:
+def write(folder: Path, *places: str, size: tuple[int, int] = (8, 8)) -> None:
     random = np.random.default_rng(0)
     for place in places:
         for label in ("cat", "dog"):
             (folder / place / label).mkdir(parents=True)
             for number in range(10):
-                pixels = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                pixels = random.integers(0, 256, (*size, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / place / label / f"{number}.png")
 
 
@@ -177,3 +178,21 @@ def test_fractions_of_the_training_do_not_hinder_a_measurement_on_another_folder
         assert [len(part) for part in splits(data_of(checkpoint, tmp_path / folder))] == [8, 4, 8]
     with pytest.raises(DataError, match="There is no folder"):
         data_of(checkpoint, tmp_path / "nowhere")
+
+
+def test_images_of_another_size_are_what_predict_makes_of_them(tmp_path: Path) -> None:
+    """A model would else be measured on images that nobody gives it."""
+    checkpoint, folder = forged(tmp_path / "model.safetensors", untrained()), tmp_path / "photos"
+    write(folder, "train", "test", size=(2 * SPEC.image_size[0], 3 * SPEC.image_size[1]))
+    data = data_of(checkpoint, folder)
+    assert data.test.shape[1:3] == SPEC.image_size
+    predicted = {read_image(file, SPEC).tobytes() for file in folder.glob("test/*/*.png")}
+    assert {image.tobytes() for image in data.test.images} == predicted
+
+
+def test_images_that_a_model_does_not_take_are_refused(tmp_path: Path) -> None:
+    checkpoint = forged(tmp_path / "model.safetensors", untrained(), image_size=(32, 32))
+    with pytest.raises(UsageError, match="8x8 pixels and 3 channels, and the model takes 32x32 pixels"):
+        load_training_data(
+            checkpoint, read_spec(checkpoint), dataset="digits", data_dir=None, offline=True, output=Output()
+        )
