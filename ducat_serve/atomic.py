@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,12 +20,13 @@ _NEXT_STEP = "free some space, write to another folder, or run it in another one
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; on success sync it and rename it over ``path``.
 
-    On any error the temporary file is removed and an existing ``path`` stays as it was.
+    A link stays one, and what it leads to is replaced; permissions stay. On any error the temporary file is removed and
+    an existing ``path`` stays as it was.
 
     Raises:
         DucatError: the folder is not writable or the disk is full.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -35,12 +37,14 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         # mkstemp makes files private; an artefact should have the permissions of any new file.
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_umask())
         sync(temporary)
         temporary.replace(path)
-        sync(path.parent)
     except OSError as error:
         raise cannot_write(path, error) from error
+    else:
+        with contextlib.suppress(OSError):  # some file systems cannot; the file is there in any case
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -50,7 +54,8 @@ def require_writable(path: Path, next_step: str = _NEXT_STEP) -> None:
 
     Folders that are not there yet are made when the file is written.
     """
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    path = Path(os.path.realpath(path))
+    folder = next(parent for parent in path.parents if parent.exists())
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))

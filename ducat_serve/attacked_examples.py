@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from math import prod
+from pathlib import Path
 from typing import Annotated, Self
 
 import numpy as np
@@ -18,10 +19,15 @@ from ducat_serve.errors import VerificationError
 from ducat_serve.spec import ModelSpec, first_problem
 
 EXAMPLES_KEY = "ducat_examples"
-FILE_NAME = "examples.json"  # beside the checkpoint
 MOST_EXAMPLES = 6
 MOST_BYTES = 2**20  # of the JSON: five 224x224 images in colour
 Pixels = Annotated[str, Field(max_length=MOST_BYTES)]
+
+
+def examples_file(checkpoint: Path) -> Path:
+    """Where a checkpoint's attacked images are kept: beside it, under its own name unless it has a folder alone."""
+    stem = "" if checkpoint.name == "model.safetensors" else f"{checkpoint.stem}-"
+    return checkpoint.with_name(f"{stem}examples.json")
 
 
 class AttackedExample(BaseModel):

@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -268,6 +268,8 @@ def create_session(
 
     Raises DucatError where ONNX Runtime is not installed, cannot load the model or cannot use the device.
     """
+    if device not in get_args(Device):
+        raise UsageError(f"device {device!r} is none of {', '.join(get_args(Device))}.", "name one of these")
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     if not optimised:

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from model_signing import verifying
 
 SUFFIX = ".sig"
-_KEY_PAIR = "openssl ecparam -name prime256v1 -genkey -noout -out key.pem"
-_PUBLIC_KEY = "openssl ec -in key.pem -pubout -out public.pem"
+# Under names of their own: openssl does not ask before it writes over a key that is there.
+_KEY_PAIR = "openssl ecparam -name prime256v1 -genkey -noout -out signing-key.pem"
+_PUBLIC_KEY = "openssl ec -in signing-key.pem -pubout -out signing-public.pem"
 _AGAIN = "get the model and its signature again from whoever made them"
 _LARGEST = 2**20  # bytes of a key or a signature; both have some hundred
 _PRIVATE = b"PRIVATE KEY-----"
@@ -58,9 +59,11 @@ def sign(data: bytes, model: Path, private_key: Path, out: Path | None = None) -
     try:
         config = signing.Config().use_elliptic_key_signer(private_key=private_key)
     except OSError as error:
-        raise DataError(f"Cannot read the key {private_key}: {error.strerror}.", _KEY_PAIR) from error
+        next_step = _KEY_PAIR if isinstance(error, FileNotFoundError) else f"see who may read {private_key}"
+        raise DataError(f"Cannot read the key {private_key}: {error.strerror}.", next_step) from error
     except TypeError as error:  # what cryptography raises where it would need a password
-        piped = f"ducat sign {model} --private-key <(openssl pkey -in {private_key})"
+        decrypted = command_line("openssl", "pkey", "-in", private_key)
+        piped = f"{command_line('ducat', 'sign', model)} --private-key <({decrypted})"
         raise DataError(f"The key {private_key} is encrypted.", f"decrypt it on the way: {piped}") from error
     except (
         Exception
@@ -87,7 +90,7 @@ def read_public_key(path: Path) -> bytes:
     if _PRIVATE in key:
         raise DataError(
             f"{path} holds a private key, which belongs to whoever signs. This needs its public key.",
-            command_line("openssl", "pkey", "-in", path, "-pubout", "-out", "public.pem"),
+            command_line("openssl", "pkey", "-in", path, "-pubout", "-out", "signing-public.pem"),
         )
     with tempfile.TemporaryDirectory(prefix="ducat-key-") as folder:
         _verifier(key, path, Path(folder))

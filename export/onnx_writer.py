@@ -17,7 +17,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from ducat_serve import atomic
 from ducat_serve.attacked_examples import EXAMPLES_KEY, AttackedExamples
-from ducat_serve.checkpoint import checkpoint_path, file_sha256
+from ducat_serve.checkpoint import checkpoint_path
 from ducat_serve.deployed import load
 from ducat_serve.errors import DucatError, UsageError
 from ducat_serve.onnx_graph import check_graph
@@ -32,6 +32,7 @@ from export.calibration import Calibration
 from export.graph import DeployGraph, in_precision
 from export.parity import ParityReport, check_parity
 from export.quantise import quantise
+from export.source import Source
 
 OPSET = 18
 IR_VERSION = 10
@@ -67,12 +68,13 @@ def export_onnx(
             model, with a report that is nowhere else.
     """
     checkpoint = checkpoint_path(checkpoint)
+    source = Source.of(checkpoint)
     raw = load(checkpoint, folded=False)
     spec = raw.spec
     if precision != spec.precision:
         spec = spec.model_copy(update={"precision": precision, "robustness": None})
     graph = DeployGraph(in_precision(raw, precision), spec.fold).eval()
-    model, spec = _described(_exported(graph, spec), spec, checkpoint, target)
+    model, spec = _described(_exported(graph, spec), spec, source, target)
     with atomic.replacing(target) as temporary:
         temporary.write_bytes(seal(model))
         parity = check_parity(temporary, raw, real)
@@ -97,6 +99,7 @@ def export_int8(
     with. Raises DucatError where the network has nothing to quantise, VerificationError as `check_agreement` does.
     """
     checkpoint = checkpoint_path(checkpoint)
+    source = Source.of(checkpoint)
     raw = load(checkpoint, folded=False)
     float32 = _exported(DeployGraph(raw, raw.spec.fold).eval(), raw.spec)
     # On every machine, since nobody knows here which CPU will serve. The eighth bit gains nothing: docs/performance.md.
@@ -112,7 +115,7 @@ def export_int8(
         float32_robustness=raw.spec.robustness,
     )
     spec = raw.spec.model_copy(update={"precision": "int8", "quantisation": record, "robustness": None})
-    model, spec = _described(quantised.model, spec, checkpoint, target)
+    model, spec = _described(quantised.model, spec, source, target)
     with atomic.replacing(target) as temporary:
         temporary.write_bytes(seal(model))
         agreement = check_agreement(temporary, raw, real)
@@ -207,11 +210,12 @@ def _exported(graph: DeployGraph, spec: ModelSpec) -> onnx.ModelProto:
 
 
 def _described(
-    model: onnx.ModelProto, spec: ModelSpec, checkpoint: Path, target: Path
+    model: onnx.ModelProto, spec: ModelSpec, source: Source, target: Path
 ) -> tuple[bytes, ModelSpec]:
     """The serialised model, with nothing in it but its graph and what we say of it; and its spec.
 
-    The spec is ``spec`` with what was measured on an earlier export at ``target``. Raises as `_keeping_report` does.
+    The spec is ``spec`` with what was measured on an earlier export at ``target``. Raises as `_keeping_report` and
+    `Source.unchanged_sha256` do.
     """
     del model.metadata_props[:]
     model.ir_version = IR_VERSION
@@ -225,7 +229,7 @@ def _described(
     spec = _keeping_report(spec, graph_sha256, target)
     for key, value in (
         (METADATA_KEY, spec.to_json()),
-        (SOURCE_KEY, file_sha256(checkpoint)),
+        (SOURCE_KEY, source.unchanged_sha256()),
         (GRAPH_KEY, graph_sha256),
     ):
         model.metadata_props.add(key=key, value=value)

@@ -43,7 +43,6 @@ _OPTIONS = (
     ),
     click.option(
         "--input",
-        "layout",
         type=click.Choice(["NCHW", "NHWC"]),
         help="The order of axes that a .onnx MODEL of others takes.",
     ),
@@ -75,7 +74,7 @@ class ForeignGiven:
 
     import_from: Path | None
     fold: Any
-    layout: Any
+    input: Any
     scale: str | None
     url: str | None
     query_budget: int | None
@@ -95,16 +94,16 @@ class ForeignGiven:
         self._refuse("a server in the place of MODEL", {"--url": self.url})
         self._refuse("--url", {"--query-budget": self.query_budget})
         if isinstance(model, ForeignModel):
-            self._refuse("a .onnx MODEL of others", {"--input": self.layout, "--scale": self.scale})
+            self._refuse("a .onnx MODEL of others", {"--input": self.input, "--scale": self.scale})
             return CallableSource(model.name, self.import_from, self.fold or "none", self.twin)
         self._refuse("a package.module:callable MODEL", {"--fold": self.fold})
-        if model.suffix == ".onnx" and self.layout is not None:
+        if model.suffix == ".onnx" and self.input is not None:
             if self.twin is None:
                 self._refuse(
                     "a package.module:callable, as MODEL or --twin", {"--import-from": self.import_from}
                 )
             return OnnxSource(
-                model, self.layout, self._scale(model), device, twin=self.twin, import_from=self.import_from
+                model, self.input, self._scale(model), device, twin=self.twin, import_from=self.import_from
             )
         if not is_anything_allowed():
             self._refuse(
@@ -120,7 +119,7 @@ class ForeignGiven:
 
         if self.url is None:
             raise UsageError("There is no MODEL to measure.", "name one, or a server: --url URL")
-        described = {"--fold": self.fold, "--input": self.layout, "--scale": self.scale}
+        described = {"--fold": self.fold, "--input": self.input, "--scale": self.scale}
         self._refuse("a MODEL, not for --url", described)
         if self.twin is None:
             self._refuse("a package.module:callable, as MODEL or --twin", {"--import-from": self.import_from})

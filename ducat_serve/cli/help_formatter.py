@@ -16,11 +16,16 @@ class HelpFormatter(click.HelpFormatter):
         super().write_text(_unbroken(text))
 
     def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
-        unbroken = [(first, _unbroken(second)) for first, second in rows]
+        unbroken = [(_short(first), _unbroken(second)) for first, second in rows]
         super().write_dl(unbroken, col_max, col_spacing)
 
     def getvalue(self) -> str:
         return super().getvalue().replace(_UNBROKEN, "-")
+
+
+def _short(names: str) -> str:
+    """An option's names with N and X for whole and other numbers; which ones it takes stands behind its text."""
+    return names.replace("INTEGER RANGE", "N").replace("FLOAT RANGE", "X").replace("INTEGER", "N")
 
 
 def _unbroken(text: str) -> str:

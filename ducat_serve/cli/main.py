@@ -24,31 +24,65 @@ from click.shell_completion import CompletionItem
 from ducat_serve import __version__
 from ducat_serve.cli.help_formatter import HelpFormatter
 from ducat_serve.cli.manner_options import manner_options
-from ducat_serve.errors import EXTRAS, DucatError, Terminated, missing_extra
+from ducat_serve.errors import EXTRAS, DataError, DucatError, Terminated, missing_extra
 from ducat_serve.threads import prepare_threads
 
-# Name -> short help; the command itself is `command` in ducat_serve/cli/commands/<name>.py.
-COMMANDS = {
-    "train": "Train a robust classifier and write a run folder.",
-    "recipes": "List, show and copy the settings that `ducat train` starts from.",
-    "runs": "List training runs: state, epoch, accuracies.",
-    "import": "Make a checkpoint of a network that others have trained.",
-    "mix": "Put an accurate and a robust model together, with a switch between them.",
-    "evaluate": "Measure clean and robust accuracy of the deployed function.",
-    "compare": "Compare the measured robustness of models, with a plot.",
-    "export": "Export a checkpoint to ONNX, checked against torch.",
-    "predict": "Predict image files with a .onnx or .safetensors model.",
-    "sign": "Sign a model file with a private key.",
-    "verify": "Check the signature of a model file with a public key.",
-    "benchmark": "Measure how fast .onnx models answer here.",
-    "serve": "Serve a .onnx model over HTTP.",
-    "bento": "Pack a .onnx model and the service into a Bento.",
-    "inspect": "Show what a model file says about itself.",
-    "models": "List the trained models that come with the package.",
-    "datasets": "List the data sets.",
-    "networks": "List the networks.",
-    "doctor": "Check this machine and installation.",
-    "demo": "Train, evaluate, export, serve and predict on an embedded data set.",
+# Name -> short help, by what one wants; the command itself is `command` in ducat_serve/cli/commands/<name>.py.
+_SECTIONS = {
+    "From images to predictions": {
+        "train": "Train a robust classifier and write a run folder.",
+        "evaluate": "Measure clean and robust accuracy of the deployed function.",
+        "export": "Export a checkpoint to ONNX, checked against torch.",
+        "serve": "Serve a .onnx model over HTTP.",
+        "predict": "Predict image files with a .onnx or .safetensors model.",
+        "demo": "Do all of that once, on images that come with scikit-learn.",
+    },
+    "What there is": {
+        "models": "List the trained models that come with the package.",
+        "recipes": "List, show and copy the settings that `ducat train` starts from.",
+        "datasets": "List the data sets.",
+        "networks": "List the networks.",
+        "runs": "List training runs: state, epoch, accuracies.",
+    },
+    "Other models": {
+        "import": "Make a checkpoint of a network that others have trained.",
+        "mix": "Join an accurate and a robust model by a switch.",
+    },
+    "Model files": {
+        "inspect": "Show what a model file says about itself.",
+        "compare": "Compare the measured robustness of models, with a plot.",
+        "benchmark": "Measure how fast .onnx models answer here.",
+        "sign": "Sign a model file with a private key.",
+        "verify": "Check the signature of a model file with a public key.",
+        "bento": "Pack a .onnx model and the service into a Bento.",
+    },
+    "This machine": {"doctor": "Check this machine and installation."},
+}
+COMMANDS = {name: text for commands in _SECTIONS.values() for name, text in commands.items()}
+# What other tools call it.
+_ELSEWHERE = {
+    "classify": "ducat predict",
+    "convert": "ducat export",
+    "eval": "ducat evaluate",
+    "finetune": "ducat train --pretrained",
+    "fit": "ducat train",
+    "infer": "ducat predict",
+    "info": "ducat inspect",
+    "quantize": "ducat export --precision int8",
+    "test": "ducat evaluate",
+    "val": "ducat evaluate --split val",
+}
+_OPTIONS_ELSEWHERE = {
+    "--amp": "--precision bfloat16",
+    "--data": "--dataset",
+    "--fp16": "--precision float16",
+    "--half": "--precision float16",
+    "--imgsz": "--image-size",
+    "--int8": "--precision int8",
+    "--model": "--network",
+    "--opt": "--optimizer",
+    "--sched": "--schedule",
+    "--weights": "--initial-checkpoint",
 }
 
 
@@ -91,14 +125,18 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            from ducat_serve.errors import unknown_name
+            from ducat_serve.errors import UsageError, unknown_name
 
+            if args[0] in _ELSEWHERE:
+                raise UsageError(f"There is no command '{args[0]}'.", _ELSEWHERE[args[0]])
             raise unknown_name("command", args[0], COMMANDS)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+        widest = max(map(len, COMMANDS))
+        for title, commands in _SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(widest), text) for name, text in commands.items()])
 
 
 @click.group(
@@ -201,8 +239,19 @@ def _failure(error: BaseException) -> DucatError:
         return missing_extra(error.name, EXTRAS[error.name])
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return DucatError(f"Cannot write: {error.strerror}.", "free some space, or write to another disk")
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        return DataError(
+            f"Cannot read or write {error.filename}: {error.strerror}.", "see who may, and as whom this runs"
+        )
     if isinstance(error, click.ClickException):
         command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "ducat"
+        if isinstance(error, click.NoSuchOption) and error.option_name in _OPTIONS_ELSEWHERE:
+            ours = _OPTIONS_ELSEWHERE[error.option_name]
+            return _ended(
+                error.exit_code,
+                f"No such option: {error.option_name}. Here it is {ours}.",
+                f"{command} --help",
+            )
         return _ended(error.exit_code, error.format_message(), f"{command} --help")
     if isinstance(error, Terminated):
         return _ended(143, "interrupted")

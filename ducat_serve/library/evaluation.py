@@ -11,9 +11,9 @@ from typing import Literal, get_args
 import torch
 
 from ducat_serve.atomic import write_bytes, write_text
-from ducat_serve.attacked_examples import FILE_NAME, AttackedExamples
+from ducat_serve.attacked_examples import AttackedExamples, examples_file
 from ducat_serve.bundled import bundled_name, model_path
-from ducat_serve.checkpoint import checkpoint_path, read_spec
+from ducat_serve.checkpoint import read_spec
 from ducat_serve.errors import InterruptedRun, Terminated, UsageError, command_line, signal_of
 from ducat_serve.library.arguments import (
     attack_names,
@@ -23,7 +23,7 @@ from ducat_serve.library.arguments import (
     sizes,
 )
 from ducat_serve.library.storing import require_export, store_in_checkpoint, store_in_export
-from ducat_serve.model_file import read_verified_spec
+from ducat_serve.model_file import model_in, read_verified_spec
 from ducat_serve.networks.allowed import options_for
 from ducat_serve.output import Output
 from ducat_serve.predictor import Device
@@ -160,7 +160,7 @@ class Measured:
             return False
         self._store(self.report, output)
         if self.kept is not None and self.kept.examples:
-            write_text(self.path.with_name(FILE_NAME), self.kept.model_dump_json() + "\n")
+            write_text(examples_file(self.path), self.kept.model_dump_json() + "\n")
         return True
 
     def _says_less(self, output: Output) -> bool:
@@ -209,7 +209,7 @@ def _measure_together(
     device: torch.device,
     resume: bool,
 ) -> Measured:
-    path = checkpoint_path(request.path)
+    path = model_in(request.path)
     if bundled_name(path) is not None:
         bundled = path
         require_possible(request, read_verified_spec(bundled)[0])  # refused before anything is written

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ducat_serve.atomic import require_writable, write_text
-from ducat_serve.attacked_examples import FILE_NAME, MOST_BYTES, AttackedExamples
+from ducat_serve.attacked_examples import MOST_BYTES, AttackedExamples, examples_file
 from ducat_serve.bundled import bundled_name, model_path
 from ducat_serve.checkpoint import checkpoint_path, read_spec
-from ducat_serve.errors import DataError, DucatError, UsageError, command_line, missing_extra
+from ducat_serve.errors import DataError, DucatError, UsageError, command_line, install_extra, missing_extra
 from ducat_serve.output import Output
 from ducat_serve.report import ExportPrecision
 from ducat_serve.spec import ModelSpec
@@ -139,13 +139,15 @@ def _default_target(checkpoint: Path, precision: ExportPrecision) -> Path:
 
 
 def _kept_examples(checkpoint: Path) -> AttackedExamples:
-    file = checkpoint.with_name(FILE_NAME)
+    # Of a bundled model a copy in the current folder is measured.
+    file = examples_file(Path(checkpoint.name) if bundled_name(checkpoint) else checkpoint)
     try:
         with file.open(encoding="utf-8") as stream:
             text = stream.read(MOST_BYTES + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"There are no attacked images in {file}.", command_line("ducat", "evaluate", checkpoint)
+            f"There are no attacked images in {file}.",
+            command_line("ducat", "evaluate", bundled_name(checkpoint) or checkpoint),
         ) from error
     return AttackedExamples.from_json(text, read_spec(checkpoint), str(file))
 
@@ -157,11 +159,11 @@ def _real_images(
     try:
         data = _training_data(checkpoint, read_spec(checkpoint), dataset, data_dir, output)
     except (ImportError, DucatError) as error:
-        reason = getattr(error, "cause", str(error))
-        output.warn(
-            f"the parity check has no real images, and nothing is kept to see drift by: {reason} "
-            "Name them with --data-dir or --dataset."
-        )
+        if isinstance(error, DucatError):
+            reason = f"{error.cause} Name them with --data-dir or --dataset."
+        else:
+            reason = f"reading them needs {error.name}, which is not installed: {install_extra('train')}."
+        output.warn(f"the parity check has no real images, and nothing is kept to see drift by: {reason}")
         return None
     return data.val.at(_places(len(data.val), REFERENCE_IMAGES))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -106,6 +108,22 @@ def seen_epochs(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> object
     return seen["epochs"]
 
 
+def test_what_the_system_does_not_let_us_read_is_an_error_of_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The folder of another user; root may look into it, so the system's answer is made up."""
+
+    def refused(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr("ducat_serve.cli.commands.inspect.read_verified_spec", refused)
+    assert run(["inspect", str(tmp_path / "model.onnx")]) == 4
+    said = capsys.readouterr().err
+    assert f"Cannot read or write {tmp_path / 'model.onnx'}: Permission denied." in said
+    assert "report it" not in said
+    assert run(["inspect", f"{tmp_path}/{'x' * 300}.onnx"]) == 4
+
+
 def test_flag_over_environment_over_file_over_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,7 +201,7 @@ def test_inspect_of_both_artefacts(
         assert run(["inspect", str(model), "--json"]) == 0
         documents.append(json.loads(capsys.readouterr().out))
     assert documents[0]["spec"] == documents[1]["spec"]
-    assert documents[0]["source checkpoint"] == documents[1]["sha256"]
+    assert documents[0]["source_checkpoint"] == documents[1]["sha256"]
 
 
 def test_doctor_names_every_package_of_every_extra(capsys: pytest.CaptureFixture[str]) -> None:

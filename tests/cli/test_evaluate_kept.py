@@ -95,3 +95,17 @@ def test_a_bundled_model_is_not_copied_for_what_is_refused(
     monkeypatch.chdir(tmp_path)
     assert run(["evaluate", "cifar10-small", *wrong]) == 2
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--out", "--per-image"])
+@pytest.mark.parametrize("place", ["model.safetensors", "link"])
+def test_a_report_does_not_take_the_place_of_the_model(
+    option: str, place: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "link").symlink_to(folder / "model.safetensors")
+    before = (folder / "model.safetensors").read_bytes()
+    assert run(["evaluate", str(folder), "--attack", "pgd", option, str(folder / place)]) == 2
+    said = capsys.readouterr().err
+    assert "is the model, which would be replaced" in said
+    assert "still right" not in said
+    assert (folder / "model.safetensors").read_bytes() == before

@@ -100,3 +100,27 @@ def test_a_heading_stands_above_the_options_below_it(capsys: pytest.CaptureFixtu
         "First:\n  --one TEXT\n  --two TEXT\n\nSecond:\n  --three TEXT  The third.\n"
         "  --help        Show this message and exit.\n"
     )
+
+
+def test_the_list_of_commands_has_all_of_them_under_headings(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, text in COMMANDS.items():
+        assert any(line.split() == [name, *text.split()] for line in lines), name
+    assert "From images to predictions:" in lines
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ours"),
+    [
+        (["val", "runs/a"], "Next: ducat evaluate --split val"),
+        (["quantize", "runs/a"], "Next: ducat export --precision int8"),
+        (["export", "runs/a", "--half"], "Here it is --precision float16."),
+        (["train", "--imgsz", "32"], "Here it is --image-size."),
+    ],
+)
+def test_what_other_tools_call_it_leads_to_ours(
+    arguments: list[str], ours: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 2
+    assert ours in capsys.readouterr().err

@@ -6,8 +6,10 @@ import csv
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ducat_serve.cli.main import run
+from ducat_serve.errors import UsageError
 from ducat_serve.predictor import Predictions, Predictor
 from tests.support.http_client import DIGITS, GOOD
 from tests.support.image_folders import make_unreadable
@@ -204,3 +207,20 @@ def test_a_terminal_gets_a_table(
     text = capsys.readouterr().out
     assert "dummy mass" in text
     assert "photos/more/c.tif" in text
+
+
+def test_a_folder_with_nothing_but_an_export_is_that_export(
+    onnx_model: Path, photos: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    shutil.copy(onnx_model, tmp_path / "model.onnx")
+    photo = str(photos / "a.png")
+    assert run(["predict", str(tmp_path), photo, "--json"]) == 0
+    of_folder = capsys.readouterr().out
+    assert run(["predict", str(onnx_model), photo, "--json"]) == 0
+    assert capsys.readouterr().out == of_folder
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:0", "CPU"])
+def test_a_device_that_is_none_is_not_taken_for_the_cpu(onnx_model: Path, device: Any) -> None:
+    with pytest.raises(UsageError, match=f"device '{device}' is none of auto, cpu, cuda"):
+        Predictor(onnx_model, device)

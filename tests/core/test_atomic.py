@@ -62,3 +62,31 @@ def test_what_is_asked_before_the_work_is_what_writing_needs(tmp_path: Path) -> 
     for path in (tmp_path, tmp_path / "file" / "below"):
         with pytest.raises(DucatError, match="Cannot write"):
             atomic.require_writable(path)
+
+
+def test_a_link_stays_one_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    real, link = tmp_path / "store" / "v1", tmp_path / "current"
+    real.write_text("old")
+    real.chmod(0o600)
+    link.symlink_to(real)
+    atomic.write_text(link, "new")
+    assert link.is_symlink()
+    assert real.read_text() == "new"
+    assert real.stat().st_mode & 0o777 == 0o600
+    assert {file.name for file in tmp_path.rglob("*")} == {"store", "v1", "current"}
+
+
+def test_a_file_system_that_cannot_sync_a_folder_still_has_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = atomic.sync
+
+    def of_files_alone(path: Path) -> None:
+        if path.is_dir():
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(path)
+
+    monkeypatch.setattr(atomic, "sync", of_files_alone)
+    atomic.write_text(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "new"

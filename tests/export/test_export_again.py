@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import onnx
 import pytest
 
 from ducat_serve.bundled import model_path
@@ -12,6 +13,9 @@ from ducat_serve.checkpoint import read_checkpoint, read_spec, write_checkpoint
 from ducat_serve.cli.main import run
 from ducat_serve.library.storing import store_in_export
 from ducat_serve.predictor import Predictor
+from ducat_serve.spec import ModelSpec
+from export import onnx_writer
+from export.graph import DeployGraph
 from tests.support.reports import CORRUPTIONS
 
 
@@ -66,3 +70,40 @@ def test_corruptions_that_were_measured_on_an_exported_file_stay_in_it(tmp_path:
     store_in_export(file, exported.function_digest, lambda _: measured)
     assert run(command) == 0
     assert Predictor(file, "cpu").spec.robustness == measured
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_exported_is_not_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A training puts better weights there; the export would be bound to a file that it was not made of."""
+    checkpoint = Path(shutil.copy(model_path("digits-small", "safetensors"), tmp_path / "model.safetensors"))
+    real = onnx_writer._exported
+
+    def meanwhile(graph: DeployGraph, spec: ModelSpec) -> onnx.ModelProto:
+        known, tensors = read_checkpoint(checkpoint)
+        write_checkpoint(checkpoint, tensors, known.model_copy(update={"robustness": None}))
+        return real(graph, spec)
+
+    monkeypatch.setattr(onnx_writer, "_exported", meanwhile)
+    assert run(["export", str(checkpoint)]) == 3
+    assert "was replaced while it was exported" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_each_checkpoint_of_a_folder_has_attacked_images_of_its_own(tmp_path: Path) -> None:
+    names = ("model", "last")
+    files = [tmp_path / f"{name}.safetensors" for name in names]
+    for file in files:
+        shutil.copy(model_path("digits-small", "safetensors"), file)
+        assert run(["evaluate", str(file), "--attack", "pgd", "--max-examples", "20", "--replace"]) == 0
+        assert run(["export", str(file), "--examples"]) == 0
+    assert {file.name for file in tmp_path.glob("*examples.json")} == {"examples.json", "last-examples.json"}
+
+
+def test_images_of_a_bundled_model_are_those_of_its_copy_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["evaluate", "digits-small", "--attack", "pgd", "--max-examples", "20", "--replace"]) == 0
+    assert run(["export", "digits-small", "--examples"]) == 0
+    assert Predictor(tmp_path / "digits-small.onnx", "cpu").examples is not None

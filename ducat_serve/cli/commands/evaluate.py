@@ -130,6 +130,7 @@ def command(
         require_leaderboard(norm or "linf")
     if out is not None:
         require_writable(out)
+    _refuse_to_replace_models({"--out": out, "--per-image": per_image}, model, checkpoint)
 
     from ducat_serve.library.foreign import ForeignRequest
     from training.evaluation.outputs import Outputs
@@ -300,6 +301,23 @@ def _finish_corruptions(measured: MeasuredCorruptions, out: Path | None, output:
     if out is not None:
         write_text(out, measured.corruptions.model_dump_json(indent=2) + "\n")
     output.result(measured.corruptions.model_dump(mode="json"))
+
+
+def _refuse_to_replace_models(
+    places: dict[str, Path | None], model: Path | ForeignModel | None, checkpoint: Path | None
+) -> None:
+    """Raise UsageError for a report that would be written over the very model, as by `--out` of export it is."""
+    from ducat_serve.model_file import model_in
+
+    models = [model_in(file) for file in (model, checkpoint) if isinstance(file, Path)]
+    for option, place in places.items():
+        if place is None or not place.exists():
+            continue
+        if any(file.exists() and place.samefile(file) for file in models):
+            raise UsageError(
+                f"{option}: {place} is the model, which would be replaced.",
+                "the report is stored in it anyway; leave the option out, or name another file",
+            )
 
 
 def _require_gradients(model: Path | ForeignModel | None, source: Source | None) -> None:

@@ -99,7 +99,9 @@ def command(
     output.text(_compared(parity))
     if spec.quantisation is not None:
         output.text(_quantised(spec.quantisation))
-    is_to_measure = spec.quantisation is not None and spec.robustness is None
+    is_to_measure = (
+        precision != "float32" and spec.robustness is None
+    )  # another function than what was measured
     output.next(command_line("ducat", "evaluate" if is_to_measure else "serve", target))
     output.result(
         {

@@ -29,7 +29,6 @@ def command(model: Path, json: bool) -> None:
     output = Output(json)
     path = model_in(model)
     spec, source = read_verified_spec(path)
-    extra = {} if source is None else {"source checkpoint": source}
     robustness = NOT_MEASURED if spec.robustness is None else spec.robustness.summary()
     rows = [
         ("file", f"{path} ({path.stat().st_size:,} bytes)"),
@@ -52,14 +51,18 @@ def command(model: Path, json: bool) -> None:
         *([("resumed by", resumptions)] if (resumptions := resumptions_in_words(spec)) else []),
         ("robustness", robustness),
         ("weights digest", spec.weights_digest),
-        *extra.items(),
+        *([] if source is None else [("source checkpoint", source)]),
         ("digests", DIGESTS),
     ]
     output.table(path.name, ("", ""), rows)
-    document = spec.model_dump(mode="json")
-    document["robustness"] = document["robustness"] or NOT_MEASURED
     output.result(
-        {"file": str(path), "sha256": file_sha256(path), "spec": document, "digests": DIGESTS, **extra}
+        {
+            "file": str(path),
+            "sha256": file_sha256(path),
+            "spec": spec.model_dump(mode="json"),
+            "digests": DIGESTS,
+            "source_checkpoint": source,
+        }
     )
 
 
@@ -101,8 +104,8 @@ def _towers(spec: ModelSpec) -> list[tuple[str, str]]:
         rows.append((f"{name} tower", f"{tower.network}, weights {tower.weights_digest}"))
         # Others may have trained one of them.
         rows.extend((f"{name} tower: {what}", said) for what, said in _training(tower))
-    s, p, c = spec.fold.scale, spec.fold.power, spec.fold.shift
-    return [
-        *rows,
-        ("switch", f"overrules at a lead of {spec.fold.threshold:g}; scale {s:g}, power {p:g}, shift {c:g}"),
-    ]
+    switch = spec.fold
+    settings = f"scale {switch.scale:g}, power {switch.power:g}, shift {switch.shift:g}"
+    if switch.divisor is not None:
+        settings += f", divisor {switch.divisor:g}"
+    return [*rows, ("switch", f"overrules at a lead of {switch.threshold:g}; {settings}")]

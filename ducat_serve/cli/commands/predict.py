@@ -16,6 +16,7 @@ from ducat_serve.cli.network_options import import_from_option, own_network_opti
 from ducat_serve.cli.options import ModelPath, common, device_option
 from ducat_serve.cli.prediction_output import CsvOutput, Named, print_predictions
 from ducat_serve.errors import DataError, DucatError, UsageError, missing_extra
+from ducat_serve.model_file import model_in
 from ducat_serve.output import Output
 from ducat_serve.prediction import read_image, split_up
 from ducat_serve.predictor import Device, Predictions, Predictor
@@ -134,6 +135,7 @@ def _answered(
 
 
 def _open(model: Path, device: Device, output: Output) -> tuple[ModelSpec, Infer]:
+    model = model_in(model)
     if model.suffix != ".onnx":
         return _open_checkpoint(model, device, output)
     predictor = Predictor(model, device=device)

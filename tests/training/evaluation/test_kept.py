@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ducat_serve.attacked_examples import FILE_NAME, MOST_EXAMPLES, AttackedExamples
+from ducat_serve.attacked_examples import MOST_EXAMPLES, AttackedExamples
 from ducat_serve.cli.main import run
 from ducat_serve.errors import VerificationError
 from ducat_serve.predictor import Predictor
@@ -42,14 +42,14 @@ def test_without_the_option_the_file_holds_none(measured_folder: Path, tmp_path:
 
 def test_the_option_without_an_evaluation_is_an_error(run_folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "model.onnx"
-    assert not (run_folder / FILE_NAME).exists()
+    assert not (run_folder / "examples.json").exists()
     assert run(["export", str(run_folder), "--onnx", "--examples", "--out", str(target)]) == 4
     assert not target.exists()
 
 
 def test_examples_of_another_model_are_refused(measured_folder: Path) -> None:
     spec = Predictor(measured_folder / "model.onnx").spec
-    text = (measured_folder / FILE_NAME).read_text()
+    text = (measured_folder / "examples.json").read_text()
     other = spec.model_copy(update={"weights_digest": "0" * 64})
     with pytest.raises(VerificationError, match="other weights"):
         AttackedExamples.from_json(text, other, "examples")
