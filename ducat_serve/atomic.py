@@ -26,10 +26,10 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         DucatError: the folder is not writable or the disk is full.
     """
-    path = Path(os.path.realpath(path))
+    place = _place(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.", suffix=".tmp")
         os.close(handle)
     except OSError as error:
         raise cannot_write(path, error) from error
@@ -37,14 +37,14 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         # mkstemp makes files private; an artefact should have the permissions of any new file.
-        temporary.chmod(stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_umask())
+        temporary.chmod(stat.S_IMODE(place.stat().st_mode) if place.exists() else 0o666 & ~_umask())
         sync(temporary)
-        temporary.replace(path)
+        temporary.replace(place)
     except OSError as error:
         raise cannot_write(path, error) from error
     else:
         with contextlib.suppress(OSError):  # some file systems cannot; the file is there in any case
-            sync(path.parent)
+            sync(place.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -54,8 +54,7 @@ def require_writable(path: Path, next_step: str = _NEXT_STEP) -> None:
 
     Folders that are not there yet are made when the file is written.
     """
-    path = Path(os.path.realpath(path))
-    folder = next(parent for parent in path.parents if parent.exists())
+    folder = next(parent for parent in _place(path).parents if parent.exists())
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -64,6 +63,11 @@ def require_writable(path: Path, next_step: str = _NEXT_STEP) -> None:
         Path(name).unlink()
     except OSError as error:
         raise cannot_write(path, error, next_step) from error
+
+
+def _place(path: Path) -> Path:
+    """Where a file is in the end, be ``path`` a link or relative."""
+    return Path(os.path.realpath(path))
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -10,12 +10,13 @@ from ducat_serve.checkpoint import checkpoint_path
 from ducat_serve.deployed import Deployed, load
 from ducat_serve.errors import UsageError
 from ducat_serve.library.evaluation import copy_here
-from ducat_serve.library.foreign import ForeignRequest, images_of, read_report, write_report
+from ducat_serve.library.foreign import ForeignRequest, images_of, write_report
 from ducat_serve.library.foreign_sources import ServerSource
 from ducat_serve.library.storing import store_in_checkpoint, store_in_export
 from ducat_serve.output import Output
 from ducat_serve.predictor import Predictor
 from ducat_serve.report import CorruptionReport, RobustnessReport
+from ducat_serve.report_file import read_report
 from ducat_serve.spec import ModelSpec
 from training.batches import at_a_time
 from training.device import LAYOUT, choose_device

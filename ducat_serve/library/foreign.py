@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 from ducat_serve import atomic
-from ducat_serve.errors import DataError, InterruptedRun, Terminated, UsageError, command_line, signal_of
+from ducat_serve.errors import InterruptedRun, Terminated, UsageError, command_line, signal_of
 from ducat_serve.library.evaluation import keeping_corruptions
 from ducat_serve.library.foreign_sources import Opened, Source
 from ducat_serve.output import Output
 from ducat_serve.predictor import Device
 from ducat_serve.report import RobustnessReport
+from ducat_serve.report_file import read_report
 from ducat_serve.threat_model import Norm, ThreatModel
 from export.model_card import report_card
 from training.batches import DeviceSplit, at_a_time, to_pixels
@@ -204,16 +204,6 @@ def images_of(request: ForeignRequest, opened: Opened, output: Output) -> tuple[
     )
     opened.fit(data, output)
     return (data.val if request.split == "val" else data.test), data
-
-
-def read_report(file: Path) -> RobustnessReport | None:
-    """The report of a model of others; None where there is no such file. Raises DataError where it is damaged."""
-    try:
-        return RobustnessReport.model_validate_json(file.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValidationError) as error:
-        raise DataError(f"{file} is not a robustness report.", "name another file with --out") from error
 
 
 def beside_a_better_one(report: RobustnessReport, file: Path, output: Output) -> Path:

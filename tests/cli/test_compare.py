@@ -53,8 +53,7 @@ def report(spec: ModelSpec, clean: float, worst: float, **more: Any) -> Robustne
 
 
 def candidate(spec: ModelSpec, name: str, clean: float, worst: float, **more: Any) -> Candidate:
-    measured = spec.model_copy(update={"robustness": report(spec, clean, worst, **more)})
-    return Candidate(name, Path(name), measured, 1000, 4000)
+    return Candidate(name, Path(name), report(spec, clean, worst, **more), spec.weights_digest, 1000, 4000)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +71,7 @@ def test_the_pareto_front_is_what_nobody_beats(spec: ModelSpec) -> None:
         "f": (0.6, 0.6),
     }
     candidates = [candidate(spec, name, *pair) for name, pair in accuracies.items()]
-    unmeasured = Candidate("g", Path("g"), spec.model_copy(update={"robustness": None}), 1, 1)
+    unmeasured = Candidate("g", Path("g"), None, spec.weights_digest, 1, 1)
     assert [c.name for c in pareto_front([*candidates, unmeasured])] == ["a", "b", "e", "f"]
 
 
@@ -327,7 +326,10 @@ def test_a_screening_is_named_in_the_table_the_card_and_under_json(
     shown = capsys.readouterr()
     assert "screening" in shown.out
     assert "--suite standard" in shown.err
-    assert to_json([Candidate("a", path, measured, 1, 1)])[0]["screening"] is True
+    assert (
+        to_json([Candidate("a", path, measured.robustness, measured.weights_digest, 1, 1)])[0]["screening"]
+        is True
+    )
 
 
 def test_of_the_suites_only_the_quick_one_is_a_screening(spec: ModelSpec) -> None:
@@ -345,3 +347,19 @@ def test_of_the_suites_only_the_quick_one_is_a_screening(spec: ModelSpec) -> Non
                 for a in suite(name, target)
             ]
             assert report(spec, 0.9, 0.3, attacks=attacks).is_screening is expected, (name, target)
+
+
+def test_a_model_of_others_stands_beside_ours_by_its_report(
+    spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    theirs = report(spec, 0.7, 0.3, weights_digest="f" * 64)
+    Path("nets.make.robustness.json").write_text(theirs.model_dump_json())
+    assert run(["compare", "digits-small", "nets.make.robustness.json", "--json"]) == 0
+    ours, other = json.loads(capsys.readouterr().out)["models"]
+    assert ours["name"] == "digits-small"
+    assert (other["name"], other["worst_case_accuracy"]) == ("nets.make", 0.3)
+    assert (other["weights_digest"], other["parameters"], other["bytes"]) == ("f" * 64, None, None)
+    assert run(["compare", "nets.make.robustness.json", "nowhere.json"]) == 4
+    Path("settings.json").write_text("{}")
+    assert run(["compare", "settings.json"]) == 4

@@ -15,10 +15,10 @@ from ducat_serve.library.foreign import (
     _answers,
     _require_one_model,
     beside_a_better_one,
-    read_report,
     write_report,
 )
 from ducat_serve.report import FLOOR_CHECK, RobustnessReport, SanityCheck
+from ducat_serve.report_file import read_report
 from ducat_serve.report_text import doubts
 from ducat_serve.threat_model import ThreatModel
 from export.model_card import report_card

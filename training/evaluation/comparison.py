@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ducat_serve.report import RobustnessReport
-from ducat_serve.spec import ModelSpec
 
 # Attacks that need dummies or a surrogate. Suites leave them out for models without, so that two models of one suite
 # may differ in them. Spelt out, because they are loaded with torch; a test asks the attacks.
@@ -19,17 +18,14 @@ ON_DOUBT = frozenset({"apgd-dlr", "pair-margin-1", "targeted", "square-warm", "s
 
 @dataclass(frozen=True)
 class Candidate:
-    """One model of a comparison."""
+    """One model of a comparison; ``path`` is its file, or that of the report of a model of others."""
 
     name: str
     path: Path
-    spec: ModelSpec
+    report: RobustnessReport | None
+    weights_digest: str
     parameters: int | None  # None where it is not known
-    bytes: int
-
-    @property
-    def report(self) -> RobustnessReport | None:
-        return self.spec.robustness
+    bytes: int | None  # None of a model of others
 
 
 def pareto_front(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -112,7 +108,7 @@ def to_json(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
             "pareto": id(c) in front,
             "parameters": c.parameters,
             "bytes": c.bytes,
-            "weights_digest": c.spec.weights_digest,
+            "weights_digest": c.weights_digest,
         }
         for c in candidates
     ]

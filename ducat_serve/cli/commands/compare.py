@@ -11,10 +11,11 @@ import click
 
 from ducat_serve.bundled import bundled_name
 from ducat_serve.cli.options import ModelPath, common
-from ducat_serve.errors import DucatError, command_line, missing_extra
+from ducat_serve.errors import DataError, DucatError, command_line, missing_extra
 from ducat_serve.model_file import model_in, read_verified_spec
 from ducat_serve.output import Output
 from ducat_serve.report import MASKING, NOT_MEASURED, SCREENING, RobustnessReport
+from ducat_serve.report_file import read_report
 from ducat_serve.report_text import LEGACY
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 )
 @common
 def command(models: tuple[Path, ...], out: Path, json: bool) -> None:
-    """Compare the measured robustness of MODELS (.safetensors, .onnx, run folders or bundled models).
+    """Compare the measured robustness of MODELS (.safetensors, .onnx, run folders or bundled models; of a model of
+    others the report, .json).
 
     Nothing is measured anew: the reports are those that the files carry. Run `ducat evaluate` with the same
     options on each of them before.
@@ -41,6 +43,7 @@ def command(models: tuple[Path, ...], out: Path, json: bool) -> None:
     \b
     Example:
       ducat compare runs/off runs/paper runs/folded --out results/digits
+      ducat compare cifar10-small nets.make.robustness.json
     """
     from training.evaluation.comparison import corruption_differences, differences, pareto_front, to_json
 
@@ -98,10 +101,28 @@ def _read(models: tuple[Path, ...]) -> list[Candidate]:
 
     candidates = []
     for name, given in zip(_names(models), models, strict=True):
+        if given.suffix == ".json":
+            candidates.append(_of_others(given))
+            continue
         path = model_in(given)
         spec, _ = read_verified_spec(path)
-        candidates.append(Candidate(name, path, spec, _parameters(spec), path.stat().st_size))
+        size = path.stat().st_size
+        candidates.append(
+            Candidate(name, path, spec.robustness, spec.weights_digest, _parameters(spec), size)
+        )
     return candidates
+
+
+def _of_others(file: Path) -> Candidate:
+    from training.evaluation.comparison import Candidate
+
+    report = read_report(file)
+    if report is None:
+        raise DataError(
+            f"There is no report at {file}.", "name a model, or a report that `ducat evaluate` wrote"
+        )
+    name = file.name.removesuffix(".json").removesuffix(".robustness")
+    return Candidate(name, file, report, report.weights_digest, None, None)
 
 
 def _parameters(spec: ModelSpec) -> int | None:
@@ -146,7 +167,7 @@ _OPTIONAL = (
 def _row(candidate: Candidate, is_best: bool, optional: list[_Column]) -> tuple[str, ...]:
     report = candidate.report
     parameters = "?" if candidate.parameters is None else f"{candidate.parameters / 1e6:.2f} M"
-    size = (parameters, f"{candidate.bytes / 1e6:.1f} MB")
+    size = (parameters, "?" if candidate.bytes is None else f"{candidate.bytes / 1e6:.1f} MB")
     if report is None:
         return (candidate.name, "?", "?", *("" for _ in optional), *size, "")
     low, high = report.worst_case_interval

@@ -20,6 +20,7 @@ from ducat_serve.cli.release_gate import require, require_worst_case_attacks
 from ducat_serve.cli.report_table import show_report
 from ducat_serve.errors import UsageError
 from ducat_serve.output import Output
+from ducat_serve.report_file import read_report
 from ducat_serve.threads import choose_threads
 from training.distributed.environment import is_first_process, launched
 from training.evaluation.robustbench import require_leaderboard, robustbench_entry
@@ -229,7 +230,6 @@ def _measured_of_others(
         beside_a_better_one,
         card_beside,
         measure_foreign,
-        read_report,
         write_report,
     )
 
