@@ -161,7 +161,7 @@ def test_a_folder_that_cannot_be_is_not_there(path: str, capsys: Capture) -> Non
 
 
 def test_check_of_no_data_set(tmp_path: Path, capsys: Capture) -> None:
-    assert run(["datasets", "check", str(tmp_path / "nowhere")]) == 2
+    assert run(["datasets", "check", str(tmp_path / "nowhere")]) == 4
     assert run(["datasets", "check", str(tmp_path)]) == 4
     assert "0 classes" in capsys.readouterr().err
 

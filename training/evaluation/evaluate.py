@@ -144,8 +144,8 @@ def measure(
 
     Raises:
         UsageError: the model's output does not have C columns (a raw 2C model, say) or it is in train mode; a
-            label is not one of C, or there are fewer images than classes; eps is larger than any image; or
-            the interrupted evaluation was another one.
+            label is not one of C, or there are no images; eps is larger than any image; or the interrupted
+            evaluation was another one.
         VerificationError: the model answers NaN to clean images.
     """
     require_measurable(subject, plan.threat_model)
@@ -304,13 +304,11 @@ def require_measurable(subject: Subject, threat_model: ThreatModel) -> None:
             "Attacks on raw 2C logits say nothing about what is deployed.",
             "load the model with ducat_serve.load(path), which folds the dummies",
         )
+    if len(data) == 0:
+        raise UsageError("There are no images to measure on.")
     if not (int(data.labels.min()) >= 0 and int(data.labels.max()) < classes):
         outside = data.labels[(data.labels < 0) | (data.labels >= classes)][0]
         raise UsageError(f"Labels must be 0 to {classes - 1}, found {int(outside)}.")
-    if len(data) < classes:
-        raise UsageError(
-            f"{len(data)} images for {classes} classes say too little.", f"take at least {classes} images"
-        )
     require_size("eps", threat_model.eps, threat_model.norm, math.prod(data.images.shape[1:]))
 
 

@@ -5,7 +5,7 @@ Every attack is judged on the deployed function. A new attack is one file in `tr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from ducat_serve.errors import UsageError, unknown_name
@@ -64,6 +64,8 @@ def suite(name: str, target: TargetModel) -> list[Attack]:
 def score_attacks(suite: str, names: Sequence[str], target: TargetModel, instead: str) -> list[Attack]:
     """The attacks of a suite, or those named, for a model that only tells its scores: every suite has the same ones.
 
+    All but `quick` give squares as many queries as AutoAttack does, since nothing else looks there for what is left.
+
     Args:
         instead: what to measure in its place where one that is named needs gradients, for the error.
 
@@ -78,7 +80,12 @@ def score_attacks(suite: str, names: Sequence[str], target: TargetModel, instead
             f"{', '.join(impossible)} needs gradients, and there are only scores here.",
             f"{instead}, or choose from: {', '.join(possible)}",
         )
-    return chosen or [ATTACKS[name].fitted(target) for name in possible if ATTACKS[name].applies(target)]
+    if chosen:
+        return chosen
+    fitting = [ATTACKS[name] for name in possible if ATTACKS[name].applies(target)]
+    return [
+        attack.fitted(target) for attack in (fitting if suite == "quick" else _with_more_queries(fitting))
+    ]
 
 
 def on_doubt(name: str, target: TargetModel) -> list[Attack]:
@@ -89,11 +96,14 @@ def on_doubt(name: str, target: TargetModel) -> list[Attack]:
     """
     if name != "standard":
         return []
-    slow = (
+    return [attack.fitted(target) for attack in _with_more_queries(_EXHAUSTIVE) if attack.applies(target)]
+
+
+def _with_more_queries(attacks: Iterable[Attack]) -> list[Attack]:
+    return [
         replace(attack, queries=_AUTOATTACK_QUERIES) if isinstance(attack, Square) else attack
-        for attack in _EXHAUSTIVE
-    )
-    return [attack.fitted(target) for attack in slow if attack.applies(target)]
+        for attack in attacks
+    ]
 
 
 def attack_named(name: str, target: TargetModel) -> Attack:

@@ -65,7 +65,7 @@ def command(ctx: click.Context, data_dir: Path | None, offline: bool, json: bool
 
 
 @command.command("check")
-@click.argument("path", type=click.Path(path_type=Path, exists=True))
+@click.argument("path", type=click.Path(path_type=Path))
 @click.option(
     "--test-fraction",
     type=FiniteRange(0, 1, min_open=True, max_open=True),
@@ -87,6 +87,8 @@ def check(path: Path, test_fraction: float | None, json: bool) -> int:
     from training.data.selection import Selection
 
     output = Output(json)
+    if not path.exists():
+        raise DataError(f"There is no {path}.", "name a folder of images, or a zip archive")
     found = check_images(path, Selection(test_fraction=test_fraction), output)
     _show(path, found, output)
     output.result({"path": str(path), **found.to_json()})

@@ -55,11 +55,13 @@ def command(model: Path, json: bool) -> None:
         ("digests", DIGESTS),
     ]
     output.table(path.name, ("", ""), rows)
+    document = spec.model_dump(mode="json")
+    document["robustness"] = document["robustness"] or NOT_MEASURED  # as GET /v1/model says it
     output.result(
         {
             "file": str(path),
             "sha256": file_sha256(path),
-            "spec": spec.model_dump(mode="json"),
+            "spec": document,
             "digests": DIGESTS,
             "source_checkpoint": source,
         }

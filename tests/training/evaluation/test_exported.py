@@ -14,7 +14,9 @@ from ducat_serve.checkpoint import read_checkpoint, write_checkpoint
 from ducat_serve.cli.main import run
 from ducat_serve.deployed import load
 from ducat_serve.predictor import Predictor
+from training.attacks.base import TargetModel
 from training.evaluation.prepare import exported_model
+from training.evaluation.stages import score_attacks
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +104,9 @@ def test_the_exported_model_sees_8_bit_images(onnx_model: Path, checkpoint: Path
         torch.testing.assert_close(model(levels / 255), reference, rtol=1e-4, atol=1e-4)
         # what lies between two grey levels is rounded to the nearer one
         assert torch.equal(model((levels + 0.4).clamp(0, 255) / 255), model(levels / 255))
+
+
+@pytest.mark.parametrize(("name", "queries"), [("quick", 1000), ("standard", 5000), ("full", 5000)])
+def test_where_there_is_nothing_but_scores_a_longer_suite_asks_more_of_them(name: str, queries: int) -> None:
+    (attack,) = score_attacks(name, (), TargetModel("none", 10), "measure something else")
+    assert attack.settings()["queries"] == queries
