@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ducat_serve import atomic
+from ducat_serve.errors import UsageError
 from ducat_serve.images import RESIZE_POLICY
 from ducat_serve.report import NOT_MEASURED, Artefact, RobustnessReport
 from ducat_serve.report_text import (
@@ -48,7 +49,7 @@ def model_card(spec: ModelSpec, name: str) -> str:
     sections = [
         _title(spec),
         f"Image classifier: {text(spec.network)}, {spec.num_classes} classes, {height}x{width} pixels, "
-        f"{'greyscale' if spec.channels == 1 else 'RGB'}. File: {code(name)}.",
+        f"{'greyscale' if spec.channels == 1 else 'RGB'}. {_of_file(name)}",
         "## Robustness",
         *_robustness(spec, name),
         "## Training",
@@ -108,10 +109,32 @@ def _title(spec: ModelSpec) -> str:
     return f"# {text(spec.network)} for {text(data)}" if data else f"# {text(spec.network)}"
 
 
+def card_path(model: Path) -> Path:
+    """Where the card of a model file goes: beside it, as its name with .md.
+
+    Raises UsageError where that is a text of somebody's own.
+    """
+    card = model.with_suffix(".md")
+    if card.is_file() and not _is_card(card, model):
+        raise UsageError(
+            f"{card} is not the card of {model.name}, whose place it has.",
+            "name another file with --out, or move that text",
+        )
+    return card
+
+
+def _is_card(card: Path, model: Path) -> bool:
+    return _of_file(model.name) in card.read_text(encoding="utf-8", errors="replace")
+
+
+def _of_file(name: str) -> str:
+    return f"File: {code(name)}."
+
+
 def update_card(spec: ModelSpec, model: Path) -> None:
     """Write the card beside a model file anew; where there is none, none is wanted."""
     card = model.with_suffix(".md")
-    if card.is_file():
+    if card.is_file() and _is_card(card, model):
         atomic.write_text(card, model_card(spec, model.name))
 
 

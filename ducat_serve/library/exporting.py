@@ -18,7 +18,7 @@ from ducat_serve.output import Output
 from ducat_serve.report import ExportPrecision
 from ducat_serve.spec import ModelSpec
 from export.agreement import Agreement
-from export.model_card import model_card
+from export.model_card import card_path, model_card
 from export.onnx_writer import export_int8, export_onnx
 from export.parity import ParityReport
 from training.randomness import subset
@@ -68,7 +68,8 @@ def export(
         output: where to warn; None prints on stderr, `Output(silent=True)` nothing.
 
     Raises:
-        UsageError: ``out`` does not end in `.onnx`, or is another model with a report that is nowhere else.
+        UsageError: ``out`` does not end in `.onnx`, or is another model with a report that is nowhere else, or a text
+            that is no card has the card's place.
         VerificationError: ONNX Runtime and torch disagree; no file is left. DataError: as `load`, and for int8 where
             the data set is not on this machine.
 
@@ -84,7 +85,7 @@ def export(
             f"{target} does not end in .onnx, by which every command knows an exported model.",
             "--out model.onnx",
         )
-    card = target.with_suffix(".md")
+    card = card_path(target)
     for file in (target, card):  # before minutes of calibration, not after
         require_writable(file)
     folder = None if data_dir is None else Path(data_dir)

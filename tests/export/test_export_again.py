@@ -13,6 +13,7 @@ from ducat_serve.checkpoint import read_checkpoint, read_spec, write_checkpoint
 from ducat_serve.cli.main import run
 from ducat_serve.library.storing import store_in_export
 from ducat_serve.predictor import Predictor
+from ducat_serve.report import RobustnessReport
 from ducat_serve.spec import ModelSpec
 from export import onnx_writer
 from export.graph import DeployGraph
@@ -107,3 +108,23 @@ def test_images_of_a_bundled_model_are_those_of_its_copy_here(
     assert run(["evaluate", "digits-small", "--attack", "pgd", "--max-examples", "20", "--replace"]) == 0
     assert run(["export", "digits-small", "--examples"]) == 0
     assert Predictor(tmp_path / "digits-small.onnx", "cpu").examples is not None
+
+
+def test_a_text_of_somebodys_own_is_not_replaced_by_a_card(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = Path(shutil.copy(model_path("digits-small", "safetensors"), tmp_path / "model.safetensors"))
+    for name in ("digits", "model"):
+        (tmp_path / f"{name}.md").write_text("# My notes")
+    assert run(["export", str(checkpoint), "--out", str(tmp_path / "digits.onnx")]) == 2
+    assert "digits.md is not the card of digits.onnx" in capsys.readouterr().err
+    assert run(["export", str(checkpoint), "--out", str(tmp_path / "m.onnx")]) == 0
+    assert run(["export", str(checkpoint), "--out", str(tmp_path / "m.onnx")]) == 0, "a card of its own is"
+    (tmp_path / "m.md").write_text("# My notes")
+    store_in_export(tmp_path / "m.onnx", Predictor(tmp_path / "m.onnx", "cpu").function_digest, _same)
+    assert {file.read_text() for file in tmp_path.glob("*.md")} == {"# My notes"}
+
+
+def _same(report: RobustnessReport | None) -> RobustnessReport:
+    assert report is not None
+    return report

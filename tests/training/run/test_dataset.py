@@ -191,7 +191,10 @@ def test_images_of_another_size_are_what_predict_makes_of_them(tmp_path: Path) -
 
 
 def test_images_that_a_model_does_not_take_are_refused(tmp_path: Path) -> None:
-    checkpoint = forged(tmp_path / "model.safetensors", untrained(), image_size=(32, 32))
+    labels = tuple("0123456789")
+    checkpoint = forged(
+        tmp_path / "model.safetensors", untrained(), image_size=(32, 32), labels=labels, num_classes=10
+    )
     with pytest.raises(UsageError, match="8x8 pixels and 3 channels, and the model takes 32x32 pixels"):
         load_training_data(
             checkpoint, read_spec(checkpoint), dataset="digits", data_dir=None, offline=True, output=Output()
