@@ -82,6 +82,11 @@ def _require_meaning(report: RobustnessReport) -> None:
             f"Gradient masking suspected: not so that {names}. The worst case may be far lower than these attacks say.",
             "find out why before it is released: docs/evaluation.md, sanity checks",
         )
+    if report.doubts:
+        raise VerificationError(
+            f"The measurement is doubtful: {report.doubts[0]}.",
+            "mend that, or attack the model by code of your own",
+        )
     if report.is_unchecked:
         raise VerificationError(
             "Nothing was said of gradient masking: too few images were right to check it.",

@@ -74,7 +74,7 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
     click.option(
         "--out",
         type=click.Path(path_type=Path, file_okay=False),
-        help="Run folder.  [default: runs/DATASET-NETWORK-DUCAT]",
+        help="Run folder.  [default: runs/DATASET-NETWORK[-METHOD]-DUCAT, METHOD where it is not pgd-at]",
     ),
     click.option(
         "--resume",

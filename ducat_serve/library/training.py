@@ -83,7 +83,7 @@ def train(
 
     Args:
         config: the settings, from `train_config`.
-        out: the run folder; runs/DATASET-NETWORK-DUCAT unless given.
+        out: the run folder; runs/DATASET-NETWORK[-METHOD]-DUCAT unless given.
         initial_checkpoint: the checkpoint that ``config`` was made for, whose weights the run starts from.
         pretrained: the weights of others that ``config`` was made for.
         data_dir: where archives are or are downloaded to; the user's cache folder unless given. offline: no download.

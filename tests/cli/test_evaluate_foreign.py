@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ducat_serve.cli.main import run
 from ducat_serve.errors import UsageError
@@ -191,6 +192,32 @@ def test_images_made_on_a_twin_are_shown_to_a_callable(here: Path) -> None:
     report = json.loads((here / REPORT).read_text())
     assert [attack["name"] for attack in report["attacks"]] == ["transfer"]
     assert report["doubts"] == []
+
+
+def test_what_a_network_declares_is_put_before_it(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`ducat train` and `import` do so with the same factory."""
+    shifted = (
+        SOURCE
+        + """
+def declaring():
+    model = ready()
+    model.normalisation = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    return model
+
+def wrong():
+    model = ready()
+    model.normalisation = 0.5
+    return model
+"""
+    )
+    (here / "declaring_nets.py").write_text(shifted)
+    images = torch.rand(2, 3, 8, 8)
+    model = import_model("declaring_nets:declaring", here, output=Output())
+    assert "declares its normalisation" in capsys.readouterr().err
+    plain = import_model("declaring_nets:ready", here, output=Output())
+    assert torch.allclose(model(images), plain((images - 0.5) / 0.25))
+    with pytest.raises(UsageError, match="is not \\(mean, std\\)"):
+        import_model("declaring_nets:wrong", here, output=Output())
 
 
 def test_a_file_that_is_no_report_is_found_before_the_attacks(

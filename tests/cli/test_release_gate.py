@@ -129,6 +129,7 @@ def test_a_bar_is_held_against_the_stored_intervals() -> None:
         ({"sanity": ()}, "Nothing was said of gradient masking"),
         ({"sanity": (FAILED,)}, "not so that scores are weaker"),
         ({"attacks": ()}, "a screening"),
+        ({"doubts": ("random answers: each time",)}, "doubtful: random answers"),
     ],
 )
 def test_what_may_flatter_is_held_against_no_bar_of_the_worst_case(update: dict[str, Any], why: str) -> None:

@@ -6,7 +6,7 @@ refused, and what makes one doubtful is said by name before an attack runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,7 @@ from ducat_serve.errors import UsageError
 from ducat_serve.networks import own
 from ducat_serve.output import Output
 from ducat_serve.report import Artefact
-from ducat_serve.spec import Fold
+from ducat_serve.spec import Fold, Normalisation
 from ducat_serve.threat_model import ThreatModel
 from training.attacks.base import Attack, TargetModel
 from training.batches import DeviceSplit, to_pixels
@@ -151,6 +151,8 @@ def _twin(twin: nn.Module, model: nn.Module, data: DeviceSplit, classes: int) ->
 def import_model(name: str, import_from: Path | None = None, *, output: Output) -> nn.Module:
     """The model that a callable without arguments makes, in eval mode; where it was not, that is said.
 
+    An attribute ``normalisation`` of it, (mean, std), is applied to the images.
+
     Fresh torch modules are in train mode, and the callable may have no other purpose than to make one. Who hands a
     model to `evaluate_model` can call eval() on it, and is refused.
 
@@ -167,7 +169,34 @@ def import_model(name: str, import_from: Path | None = None, *, output: Output) 
         output.say(
             f"{name} returns a model in train mode; it is measured in eval mode, as what is deployed is."
         )
-    return model.eval()
+    return _normalising(name, model, output).eval()
+
+
+def _normalising(name: str, model: nn.Module, output: Output) -> nn.Module:
+    """The model with the normalisation that it declares before it, as `ducat train` and `import` read it."""
+    declared = getattr(model, "normalisation", None)
+    if declared is None or isinstance(declared, nn.Module):  # a layer of its own normalises by itself
+        return model
+    channels = len(declared[0]) if isinstance(declared, Sequence) and isinstance(declared[0], Sized) else 0
+    found = own.normalisation(model, channels)
+    output.say(
+        f"{name} declares its normalisation, which is put before it: mean {found.mean}, deviation {found.std}."
+    )
+    return _Normalised(model, found)
+
+
+class _Normalised(nn.Module):
+    """Images in [0, 1] to what a model answers to normalised ones."""
+
+    def __init__(self, model: nn.Module, normalisation: Normalisation) -> None:
+        super().__init__()
+        self.model = model
+        for name, values in (("mean", normalisation.mean), ("std", normalisation.std)):
+            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model((images - self.get_buffer("mean")) / self.get_buffer("std"))
+        return logits
 
 
 class _InFloat32(nn.Module):

@@ -78,8 +78,9 @@ def command(
     The attack is run on the deployed function, the one that is exported and served: it knows the fold and
     the dummies. The report is stored in the checkpoint and follows it into the exported model.
 
-    A .onnx file has no gradients: it is attacked by its scores and by images made on its checkpoint. The
-    white-box report that it got from there stays; in another precision it has none, and this one is stored.
+    A .onnx file in float32 or float16 has no gradients: it is attacked by its scores and by images made on its
+    checkpoint; an int8 file also by the gradients of a copy. The white-box report that a file got from its
+    checkpoint stays; in another precision it has none, and this one is stored.
 
     package.module:callable is a model of others: the callable returns a torch.nn.Module from images in [0, 1] to
     logits. So is a .onnx file that ducat did not write, with --input and --scale: it is attacked by its scores, and by
