@@ -61,6 +61,7 @@ _MODULES = {
     "train": "library.training",
     "train_config": "library.training",
 }
+_OURS = ("training", "export", "service")
 _WITH_TORCH = [name for name, module in _MODULES.items() if module.startswith(("library.", "deployed"))]
 
 
@@ -77,6 +78,11 @@ def __getattr__(name: str) -> Any:
         from ducat_serve.errors import EXTRAS, missing_extra
 
         package = (error.name or "").split(".")[0]
+        if package in _OURS and (other := getattr(sys.modules.get(package), "__file__", None)):
+            raise ImportError(
+                f"{other} hides the package '{package}' that comes with ducat-serve. Rename it, or work in another "
+                "folder."
+            ) from error
         if package not in EXTRAS:
             raise
         raise missing_extra(package, EXTRAS[package]) from error

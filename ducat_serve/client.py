@@ -63,11 +63,12 @@ class _Base:
             url: of the server, such as http://127.0.0.1:3000.
             key: API key, where the server asks for one.
             model: name, where the server has several. version: of that model, instead of its newest.
-            timeout: seconds for one attempt.
+            timeout: seconds without a byte from the server, in one attempt.
             retries: how often a request is sent again after 429, 503 or a lost connection. Not after a timeout: the
                 server may be working on it, and would charge it again. At most 3 times before the first answer of all,
                 so that a wrong address is found out in seconds.
-            max_wait: seconds; where the server asks for a longer pause (a budget that is spent), it is an error.
+            max_wait: seconds of the longest pause; where the server asks for a longer one (a budget that is spent), it
+                is an error.
             top_k: how many classes each prediction lists; the server's own number unless given.
             at_once: images of one request of `predict` and `predict_array`, which send as many requests as they need.
                 A server takes 100, and so many bytes, unless its owner said otherwise.
@@ -93,7 +94,8 @@ class _Base:
             "params": {
                 n: v for n, v in (("model", model), ("version", version), ("top_k", top_k)) if v is not None
             },
-            "timeout": timeout,
+            # Requests that wait for one of the connections of this client have not been sent yet.
+            "timeout": httpx.Timeout(timeout, pool=None),
             "trust_env": False,
         }
 
@@ -107,8 +109,9 @@ class _Base:
         if attempt >= retries or not may_help:
             return None
         asked = response.headers.get("Retry-After", "") if response is not None else ""
-        wait = float(asked) if asked.isdigit() else _FIRST_WAIT * 2**attempt
-        return wait if wait <= self._max_wait else None
+        if not asked.isdigit():
+            return float(min(_FIRST_WAIT * 2**attempt, self._max_wait))
+        return float(asked) if float(asked) <= self._max_wait else None
 
 
 class Client(_Base):
@@ -296,10 +299,14 @@ def _array(images: NDArray[np.uint8]) -> dict[str, Any]:
 
 
 def _checked(response: httpx.Response | None, lost: httpx.TransportError | None) -> httpx.Response:
+    if isinstance(lost, httpx.TimeoutException) and not isinstance(lost, httpx.ConnectTimeout):
+        raise DucatError(
+            f"The server did not answer in time ({type(lost).__name__}).", "give Client a longer timeout"
+        ) from lost
     if response is None:
         raise DucatError(
-            f"The server cannot be reached: {lost or type(lost).__name__}.", "ducat serve model.onnx"
-        )
+            f"The server cannot be reached: {str(lost) or type(lost).__name__}.", "ducat serve model.onnx"
+        ) from lost
     if response.is_success:
         return response
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ducat_serve.errors import DucatError
+from ducat_serve.errors import DucatError, UsageError
 from ducat_serve.output import Output
 from training.config import TrainPrecision
 
@@ -20,7 +20,15 @@ _OPERATIONS = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldn
 
 
 def choose_device(name: str, output: Output) -> torch.device:
-    """Turn `auto|cpu|cuda` into a device. Raises DucatError for cuda without a usable GPU."""
+    """Turn `auto|cpu|cuda` into a device.
+
+    Raises UsageError for any other name, and DucatError for cuda without a usable GPU.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise UsageError(
+            f"device {name!r} is none of auto, cpu, cuda.",
+            "name one of these; CUDA_VISIBLE_DEVICES=1 chooses a GPU",
+        )
     if name == "cpu":
         return torch.device("cpu")
     if torch.cuda.is_available():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -22,13 +23,17 @@ NORM_DEFAULTS: dict[Norm, tuple[float, float]] = {
     "l1": (2000 / 255, 400 / 255),
 }
 FOLDED_SPLIT_WEIGHT = 0.1
+_PAPER_DROPS = (100 / 130, 105 / 130)  # of the epochs; for --schedule steps on a recipe of another schedule
 
 
-def resolve(dataset: str, given: dict[str, Any], recipe: str | None = None) -> TrainConfig:
+def resolve(
+    dataset: str, given: dict[str, Any], recipe: str | None = None, *, off: Collection[str] = ()
+) -> TrainConfig:
     """Overlay what the user gave (None = not given) on a recipe, and derive the rest.
 
     Args:
         recipe: its name; that of the data set unless given.
+        off: settings that are not taken from it, of those that a run can do without.
 
     Raises:
         UsageError: a value out of range or a combination that makes no sense.
@@ -41,13 +46,22 @@ def resolve(dataset: str, given: dict[str, Any], recipe: str | None = None) -> T
     if given.get("method", settings["method"]) != settings["method"]:
         for name in _of_one_method(given["method"]):
             settings.pop(name, None)
+    if given.get("schedule") == "one-cycle":
+        settings.pop("warmup", None)  # it has a rise of its own
+    for name in off:
+        if name in TrainConfig.model_fields and TrainConfig.model_fields[name].default is None:
+            settings.pop(name, None)
+    if "ema_decay" not in {*settings, *given}:
+        settings.pop("ema_warmup", None)
     values = {**settings, **given, "dataset": dataset}
     values.update(_threat_model(settings, given))
     epochs = values["epochs"]
     if "lr_milestones" not in given and values.get("schedule", "steps") != "steps":
         values["lr_milestones"] = ()
     elif "lr_milestones" not in given:  # a shorter run than the recipe's has its drops at the same fractions
-        values["lr_milestones"] = _scaled(settings["lr_milestones"], epochs / settings["epochs"])
+        drops = settings["lr_milestones"]
+        fractions = [drop / settings["epochs"] for drop in drops] if drops else _PAPER_DROPS
+        values["lr_milestones"] = _scaled([fraction * epochs for fraction in fractions])
     if "warmup" in settings and "warmup" not in given:
         values["warmup"] = max(1, round(settings["warmup"] * epochs / settings["epochs"]))
     # The paper: dummies from epoch 105 of 130.
@@ -142,9 +156,9 @@ def _default_mode(method: str) -> Mode:
     return "paper" if is_adversarial(method) else "off"
 
 
-def _scaled(milestones: list[int], factor: float) -> tuple[int, ...]:
-    """Milestones at the same fractions of another length, a whole epoch apart at least."""
-    scaled = [round(milestone * factor) for milestone in milestones]
+def _scaled(milestones: Sequence[float]) -> tuple[int, ...]:
+    """Milestones as whole epochs, one apart at least."""
+    scaled = [round(milestone) for milestone in milestones]
     for later in range(len(scaled) - 1, 0, -1):
         scaled[later - 1] = max(0, min(scaled[later - 1], scaled[later] - 1))
     return tuple(scaled)

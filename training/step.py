@@ -103,7 +103,7 @@ class TrainingStep:
         self.fused.refresh()
         for portion in self.processes.portions(self.config.batch_size, self.config.portions):
             of_it = [_part(t, portion, objective.views) for t in (images, labels, start)]
-            batch = Batch(of_it[0], of_it[1], epoch, step)
+            batch = Batch(of_it[0], of_it[1], epoch, (epoch - 1) * self.batches.steps + step)
             adversarial = self.craft(objective, batch, attack, of_it[2])
             weight = self.processes.weight(portion, self.config.batch_size)
             losses.append(self.loss_of(objective, batch, adversarial, weight))

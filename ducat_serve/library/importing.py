@@ -76,6 +76,11 @@ def import_model(
         >>> imported.val_accuracy, imported.spec.network
         (0.87, 'nets:make')
     """
+    if unknown := sorted(set(settings) - {"image_size", "norm", "eps"}):
+        raise UsageError(
+            f"{', '.join(unknown)}: nothing is trained, so these settings say nothing.",
+            "leave them out; image_size, norm and eps are recorded",
+        )
     output, target = output or Output(), Path(out)
     if target.exists():
         raise UsageError(f"{target} exists already; nothing was written.", "choose another --out")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ducat_serve.errors import UsageError
 from ducat_serve.library.arguments import require_device
 from ducat_serve.output import Output
 from ducat_serve.predictor import Device
@@ -13,7 +14,7 @@ from training.config import TrainConfig
 from training.device import choose_device
 from training.run.folder import RunFolder
 from training.run.metrics import RunSummary
-from training.run.start import Machine, new_config, opened, start_weights
+from training.run.start import Machine, moved, network_asked_for, new_config, opened, start_weights
 from training.run.start import train as train_opened
 
 
@@ -46,7 +47,8 @@ def train_config(
             that torchvision or timm offers for ``network``.
         device: where it will be trained; the fastest arithmetic there is chosen unless ``precision`` is given.
         settings: fields of `TrainConfig`, which are the options of `ducat train` with underscores. Sizes are in pixels
-            of [0, 1] and may be written as fractions: ``eps="8/255"``.
+            of [0, 1] and may be written as fractions: ``eps="8/255"``. None takes away what the recipe says:
+            ``ema_decay=None``.
 
     Raises:
         UsageError: an unknown name or setting, a value out of range, or a combination that makes no sense.
@@ -57,15 +59,18 @@ def train_config(
         ('resnet-small', 0.1)
     """
     require_device(device)
+    if not isinstance(dataset, (str, type(None))):
+        raise UsageError(f"dataset: {dataset!r} is no name.", 'give "digits", say, or f"folder:{path}"')
     given = {"network": None, "precision": None, **settings, "dataset": dataset}
     initial = start_weights(
         None if initial_checkpoint is None else Path(initial_checkpoint),
         None if pretrained is None else str(pretrained),
-        given["network"],
+        network_asked_for(given, recipe),
         settings.get("pretrained_licence"),
         offline=False,
     )
-    return new_config(given, recipe, initial, choose_device(device, Output(silent=True)))
+    off = [name for name, value in settings.items() if value is None]
+    return new_config(given, recipe, initial, choose_device(device, Output(silent=True)), off=off)
 
 
 def train(
@@ -99,6 +104,11 @@ def train(
         >>> run.model, run.summary.best_val_pgd_accuracy
         (PosixPath('runs/digits/model.safetensors'), 0.71)
     """
+    if not isinstance(config, TrainConfig):
+        raise UsageError(
+            f"config: {config!r} is no TrainConfig.", 'make one: ducat_serve.train_config("digits", epochs=5)'
+        )
+    require_device(device)
     output = output or Output()
     initial = start_weights(
         None if initial_checkpoint is None else Path(initial_checkpoint),
@@ -108,6 +118,7 @@ def train(
         offline=offline,
     )
     folder = RunFolder.default(config) if out is None else RunFolder(Path(out))
+    folder.require_free(config)
     machine = Machine(choose_device(device, output), None if data_dir is None else Path(data_dir), offline)
     with opened(config, folder, machine, output, initial=initial) as trainer:
         summary = train_opened(trainer, machine.data_dir, resumed=False)
@@ -117,6 +128,7 @@ def train(
 def resume(
     path: str | Path,
     *,
+    dataset: str | None = None,
     data_dir: str | Path | None = None,
     offline: bool = False,
     device: Device = "auto",
@@ -124,12 +136,17 @@ def resume(
 ) -> TrainedRun:
     """Go on with the run in the folder ``path``, as if it had never stopped. Arguments are those of `train`.
 
+    Args:
+        dataset: "folder:PATH" where the images of a run on a folder are somewhere else now.
+
     Raises:
         DataError: there is no run, its state is damaged, or the data is another.
     """
     output = output or Output()
     folder = RunFolder(Path(path))
+    require_device(device)
     config, stored = folder.read()
+    config = moved(config, dataset)
     machine = Machine(choose_device(device, output), stored, offline)
     if data_dir is not None:
         machine = replace(machine, data_dir=Path(data_dir))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -297,6 +298,22 @@ def test_a_server_that_has_answered_is_waited_for(ask: Ask, pauses: list[float])
         assert ask(url, "predict", GOOD, retries=20) == [1]
     assert given == [503, 0, 0, 0, 0, 0, 200]
     assert pauses == [0.5 * 2**attempt for attempt in range(6)]
+
+
+@both
+def test_its_own_pauses_grow_no_longer_than_the_longest_one(ask: Ask, pauses: list[float]) -> None:
+    with moody(*[(503, {})] * 5, (200, {})) as (url, given):
+        assert ask(url, "predict", GOOD, retries=20, max_wait=2.0) == [1]
+    assert len(given) == 6
+    assert pauses == [0.5, 1, 2, 2, 2]
+
+
+@both
+def test_a_server_that_does_not_answer_in_time_was_reached(ask: Ask) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(DucatError, match=r"did not answer in time \(ReadTimeout\)"):
+            ask(url, "predict", GOOD, timeout=0.2)
 
 
 @both

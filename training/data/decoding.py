@@ -14,6 +14,7 @@ from PIL import Image
 from ducat_serve.errors import DataError
 from ducat_serve.images import FILE_FORMATS, ImageError, decode, fit, to_array
 from ducat_serve.output import Output
+from ducat_serve.spec import MAX_IMAGE_SIZE
 from training.data.cache import Decoded, cached, new_images
 from training.data.layouts import Files, Listing, list_files, unused
 from training.data.selection import Selection, share_in_words
@@ -43,6 +44,11 @@ def decode_tree(
         count = sum(len(files) for files in listing.splits.values())
         output.say(f"Decoding {count:,} images of {tree.source.name} (once)")
         size = (image_size, image_size) if image_size else _common_size(tree, listing.train)
+        if max(size) > MAX_IMAGE_SIZE:  # before the disk is filled with them
+            raise DataError(
+                f"{tree.source.name} has images of {size[0]}x{size[1]} pixels; networks take at most {MAX_IMAGE_SIZE}.",
+                "give --image-size 224, say",
+            )
         for split, files in listing.splits.items():
             images = new_images(folder, split, (len(files), *size, 3))
             _decode_into(images, tree, files, resize=image_size is not None, label=split, output=output)

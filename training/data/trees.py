@@ -111,7 +111,9 @@ class Tree:
         digest = hashlib.sha256(os.fsencode(f"{self.source.resolve()}\n"))
         for name in self._names:
             stat = (self.source / name).stat()
-            digest.update(os.fsencode(f"{name}|{stat.st_size}|{stat.st_mtime_ns}\n"))
+            # Two files that change places keep size and modification time; on Linux a rename changes st_ctime.
+            times = f"{stat.st_mtime_ns}|{stat.st_ctime_ns}"
+            digest.update(os.fsencode(f"{name}|{stat.st_size}|{times}\n"))
         return digest.hexdigest()
 
     def _files_in_archive(self) -> list[str]:

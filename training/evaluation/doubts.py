@@ -27,7 +27,7 @@ class Doubt:
 
 def repeated_images(images: Tensor) -> list[Doubt]:
     """Whether some of the images [N, channels, H, W] are the same as others."""
-    different = {hashlib.sha256(image.tobytes()).digest() for image in images.cpu().numpy()}
+    different = {hashlib.sha256(image.tobytes()).digest() for image in images.detach().cpu().numpy()}
     repeated = len(images) - len(different)
     if repeated == 0:
         return []

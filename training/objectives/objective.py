@@ -25,7 +25,7 @@ class Batch:
     images: Tensor
     labels: Tensor
     epoch: int  # counted from 1
-    step: int  # of the epoch, counted from 0
+    step: int  # of the run, counted from 0
 
 
 @dataclass(frozen=True)

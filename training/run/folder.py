@@ -148,13 +148,20 @@ class RunFolder:
         except (csv.Error, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{self.metrics} is damaged: {error}.") from error
 
-    def create(
-        self, config: TrainConfig, data_dir: Path | None, data_digest: str, provenance: Provenance
-    ) -> None:
-        """Start a new run here. Raises UsageError where there is one already."""
+    def require_free(self, config: TrainConfig) -> None:
+        """Raise UsageError where a new run would write over another one, or over a model that is no run's."""
         if self.config.exists():
             resume = command_line("ducat", "train", "--resume", self.path, *options_for(config.network))
             raise UsageError(f"{self.path} already holds a run.", f"{resume}, or choose another --out")
+        for file in (self.model, self.last, self.pre_dummy, self.state):
+            if file.exists():
+                raise UsageError(f"{file} is there already, and would be replaced.", "choose another --out")
+
+    def create(
+        self, config: TrainConfig, data_dir: Path | None, data_digest: str, provenance: Provenance
+    ) -> None:
+        """Start a new run here. Raises UsageError as `require_free` does."""
+        self.require_free(config)
         # The data folder is where this machine keeps its data, not a part of what decides the weights.
         document = {
             "config": config.model_dump(mode="json"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,9 +37,17 @@ _RAMP_SHARE = 5  # eps grows over one epoch in so many, where nobody says otherw
 
 
 def new_config(
-    given: Mapping[str, Any], recipe: str | None, initial: StartWeights | None, device: torch.device
+    given: Mapping[str, Any],
+    recipe: str | None,
+    initial: StartWeights | None,
+    device: torch.device,
+    *,
+    off: Collection[str] = (),
 ) -> TrainConfig:
     """The configuration of a new run from what the user gave (None = not given).
+
+    Args:
+        off: settings of the recipe that are not taken.
 
     Raises:
         UsageError: an unknown name, a value out of range, or a combination that makes no sense. DataError: a folder
@@ -64,7 +72,13 @@ def new_config(
         values["network"] = values["network"] or initial.network
     if isinstance(initial, Pretrained):
         values["pretrained"], values["pretrained_licence"] = initial.source, initial.licence
-    config = resolve(dataset, values, recipe)
+    config = resolve(dataset, values, recipe, off=off)
+    if initial is None and (config.measure_start or config.backbone_lr is not None):
+        raise UsageError(
+            "These settings are for weights that are trained already, and there are none: the network would start from "
+            "random ones, with a smaller rate below its head.",
+            "give --pretrained, or --initial-checkpoint, or take another recipe",
+        )
     if isinstance(initial, Pretrained) and config.is_adversarial and config.eps_ramp is None:
         ramp = max(1, config.epochs // _RAMP_SHARE)
         config = config.model_copy(update={"eps_ramp": ramp, "measure_start": True})
@@ -107,6 +121,19 @@ def start_weights(
             "--pretrained without a file needs to know whose weights.", "give --network torchvision:resnet50"
         )
     return package_weights(network, offline=offline, licence=licence)
+
+
+def moved(config: TrainConfig, dataset: str | None) -> TrainConfig:
+    """The run with images of its own where they are now; that they are the same ones is seen when they are read."""
+    if dataset is None or not (dataset.startswith("folder:") and config.dataset.startswith("folder:")):
+        return config
+    return config.model_copy(update={"dataset": _absolute(dataset)})
+
+
+def network_asked_for(given: Mapping[str, Any], recipe: str | None) -> str | None:
+    """The network that the user named, or the recipe that the user named."""
+    network: str | None = given["network"] or (load_recipe(recipe).get("network") if recipe else None)
+    return network
 
 
 def require_unchanged(

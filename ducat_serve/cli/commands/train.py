@@ -74,7 +74,16 @@ def command(
     from training.device import choose_device
     from training.provenance import training_command
     from training.run.folder import RunFolder
-    from training.run.start import Machine, new_config, opened, require_unchanged, start_weights, train
+    from training.run.start import (
+        Machine,
+        moved,
+        network_asked_for,
+        new_config,
+        opened,
+        require_unchanged,
+        start_weights,
+        train,
+    )
 
     output = Output(json)
     torch_device = choose_device(device, output)
@@ -89,13 +98,20 @@ def command(
             "--initial-checkpoint": initial_checkpoint,
             "--pretrained": pretrained is not None,
         }
+        config = moved(config, given["dataset"])
         require_unchanged(config, given, start_only, resume)
     else:
         initial = start_weights(
-            initial_checkpoint, pretrained, given["network"], given["pretrained_licence"], offline=offline
+            initial_checkpoint,
+            pretrained,
+            network_asked_for(given, recipe),
+            given["pretrained_licence"],
+            offline=offline,
         )
         config = new_config(given, recipe, initial, torch_device)
         folder = RunFolder(out) if out else RunFolder.default(config)
+        if not dry_run:
+            folder.require_free(config)  # before images are decoded, not after
     machine = Machine(torch_device, data_dir, offline)
     with opened(config, folder, machine, output, initial=initial, only_look=dry_run) as trainer:
         if dry_run:
