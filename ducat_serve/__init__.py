@@ -15,23 +15,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ducat_serve.client import AsyncClient, Client
     from ducat_serve.deployed import load
+    from ducat_serve.errors import DucatError
     from ducat_serve.library.evaluation import evaluate
     from ducat_serve.library.exporting import export
     from ducat_serve.library.importing import import_model
-    from ducat_serve.library.mixing import mix
+    from ducat_serve.library.mixing import Towers, mix
     from ducat_serve.library.module_evaluation import evaluate_model
     from ducat_serve.library.training import resume, train, train_config
     from ducat_serve.output import Output
     from ducat_serve.prediction import Prediction
     from ducat_serve.predictor import Predictor
+    from ducat_serve.report import RobustnessReport
+    from ducat_serve.threat_model import ThreatModel
 
 __version__ = "0.1.0"
 __all__ = [
     "AsyncClient",
     "Client",
+    "DucatError",
     "Output",
     "Prediction",
     "Predictor",
+    "RobustnessReport",
+    "ThreatModel",
+    "Towers",
     "__version__",
     "evaluate",
     "evaluate_model",
@@ -48,9 +55,13 @@ __all__ = [
 _MODULES = {
     "AsyncClient": "client",
     "Client": "client",
+    "DucatError": "errors",
     "Output": "output",
     "Prediction": "prediction",
     "Predictor": "predictor",
+    "RobustnessReport": "report",
+    "ThreatModel": "threat_model",
+    "Towers": "library.mixing",
     "evaluate": "library.evaluation",
     "evaluate_model": "library.module_evaluation",
     "export": "library.exporting",
