@@ -142,14 +142,14 @@ def _measure_together(
             origin=opened.origin,
             split=request.split,
         )
-        answers = _answers(opened.model, chosen, device)
-        is_random = answers != _answers(opened.model, chosen, device)
-        _require_one_model(processes.gather((opened.origin.digest, "" if is_random else answers)))
         eight_bit = request.eight_bit or opened.bytes_only
         plan = replace(plan, eight_bit=eight_bit, keep_images=keep_images, processes=processes)
         plan = opened.planned(plan, len(chosen), len(set(request.eps)))
         state = None
-        if request.source.resumable:
+        if request.source.resumable:  # a server is asked by one process, and nothing beyond its budget
+            answers = _answers(opened.model, chosen, device)
+            is_random = answers != _answers(opened.model, chosen, device)
+            _require_one_model(processes.gather((opened.origin.digest, "" if is_random else answers)))
             state = state_beside(
                 out,
                 subject,
