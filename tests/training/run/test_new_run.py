@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-import torch
 
 from ducat_serve import import_model, resume, train, train_config
 from ducat_serve.cli.main import run
 from ducat_serve.errors import DataError, UsageError
 from ducat_serve.output import Output
 from tests.support.image_folders import write_colours
+from training.config import TrainConfig
 from training.data import load_dataset
 from training.device import choose_device
 from training.objectives.guided import Guided
@@ -22,6 +22,12 @@ from training.objectives.objective import Batch
 from training.run.folder import RunFolder
 
 SILENT = Output(silent=True)
+
+
+def tiny(folder: Path, **settings: Any) -> TrainConfig:
+    """A run of seconds on a folder of images."""
+    brief = {"network": "resnet-small", "image_size": 8, "epochs": 1, "batch_size": 8, "ducat": "off"}
+    return train_config(f"folder:{folder}", **{**brief, "precision": "float32", **settings})
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "last.safetensors", "last.pt"])
@@ -82,16 +88,7 @@ def test_settings_that_import_does_not_know_are_refused(tmp_path: Path) -> None:
 @pytest.mark.integration
 def test_a_run_goes_on_with_images_that_were_moved(tmp_path: Path) -> None:
     write_colours(tmp_path / "photos")
-    config = train_config(
-        f"folder:{tmp_path / 'photos'}",
-        network="resnet-small",
-        image_size=8,
-        epochs=1,
-        attack_steps=1,
-        batch_size=8,
-        ducat="off",
-        precision="float32",
-    )
+    config = tiny(tmp_path / "photos", attack_steps=1)
     once = train(config, out=tmp_path / "run", output=SILENT)
     (tmp_path / "photos").rename(tmp_path / "moved")
     with pytest.raises(DataError, match="no folder"):
@@ -122,14 +119,23 @@ def test_files_that_change_places_are_decoded_anew(tmp_path: Path) -> None:
     assert after.digest != before.digest
 
 
-def test_guided_attacks_take_turns_over_epochs_of_an_odd_number_of_steps() -> None:
-    images, labels = torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.int64)
-    steps = 3
-    taken = [
-        Guided._is_guided(object.__new__(Guided), Batch(images, labels, 1 + number // steps, number))
-        for number in range(2 * steps)
-    ]
-    assert taken == [False, True] * steps
+@pytest.mark.integration
+def test_guided_attacks_take_turns_over_epochs_of_an_odd_number_of_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """36 images of which 4 are held out: 3 batches of 9, and so 6 steps in 2 epochs."""
+    write_colours(tmp_path / "photos")
+    asked: list[bool] = []
+    real = Guided._is_guided
+
+    def seen(self: Guided, batch: Batch) -> bool:
+        asked.append(real(self, batch))
+        return asked[-1]
+
+    monkeypatch.setattr(Guided, "_is_guided", seen)
+    config = tiny(tmp_path / "photos", method="guided", batch_size=9, epochs=2, eps_ramp=None)
+    train(config, out=tmp_path / "run", output=SILENT)
+    assert asked == [False, True] * 3
 
 
 def test_a_folder_of_a_run_is_free_until_it_is_one(tmp_path: Path) -> None:
