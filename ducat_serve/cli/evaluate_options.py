@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from ducat_serve.cli.foreign_options import foreign_options
-from ducat_serve.cli.headings import heading
-from ducat_serve.cli.manner_options import Function
+from ducat_serve.cli.headings import heading, stacked
 from ducat_serve.cli.network_options import own_network_option
 from ducat_serve.cli.options import PIXEL_SIZE, data_options, device_option
 from ducat_serve.cli.release_gate import Bar
 from ducat_serve.cli.threads_option import threads_option
 
-_OPTIONS: tuple[Callable[[Function], Function], ...] = (
+# All but those that every command has.
+evaluate_options = stacked(
     heading("Images and threat model"),
     click.option("--dataset", help="Another data set than it was trained on, or where folder:PATH is now."),
     click.option(
@@ -98,10 +97,3 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
         help="Halved when memory runs out.  [default: 256; fewer of images above 64x64 pixels]",
     ),
 )
-
-
-def evaluate_options(function: Function) -> Function:
-    """Add all of them but those that every command has."""
-    for option in reversed(_OPTIONS):
-        function = option(function)
-    return function

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ducat_serve.cli.evaluated_model import ForeignModel
-from ducat_serve.cli.manner_options import Function
+from ducat_serve.cli.headings import stacked
 from ducat_serve.cli.network_options import allow_folder
 from ducat_serve.errors import UsageError, command_line
 from ducat_serve.networks.allowed import is_anything_allowed
@@ -21,14 +21,8 @@ if TYPE_CHECKING:
 _CALLABLE = "--import-from and --fold are for a package.module:callable MODEL."
 
 
-def foreign_options(function: Function) -> Function:
-    """Add what describes a model of others."""
-    for option in reversed(_OPTIONS):
-        function = option(function)
-    return function
-
-
-_OPTIONS = (
+# What describes a model of others.
+foreign_options = stacked(
     click.option(
         "--import-from",
         type=click.Path(path_type=Path, exists=True, file_okay=False),

@@ -23,6 +23,17 @@ def heading(title: str) -> Callable[[Function], Function]:
     return put
 
 
+def stacked(*decorators: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    """Options and headings as one decorator, in the order in which they would stand above a function."""
+
+    def add(function: Function) -> Function:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return add
+
+
 class CommandWithHeadings(click.Command):
     """Lists its options below their headings. click's own `--help` comes last, under the last heading."""
 

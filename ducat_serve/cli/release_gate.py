@@ -9,7 +9,7 @@ import click
 from ducat_serve.errors import UsageError, VerificationError
 from ducat_serve.report import RobustnessReport, only_screen
 
-_LONGER = "hold the bar against longer attacks: --suite standard"
+_LONGER = "run longer attacks: --suite standard"
 
 
 class Bar(click.ParamType[dict[str, float]]):

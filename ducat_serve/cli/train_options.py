@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import click
 
 from ducat_serve.cli.completion import complete_datasets, complete_networks, complete_recipes
-from ducat_serve.cli.headings import heading
-from ducat_serve.cli.manner_options import Function
+from ducat_serve.cli.headings import heading, stacked
 from ducat_serve.cli.network_options import allow_network, import_from_option
 from ducat_serve.cli.options import PIXEL_SIZE, FiniteRange, data_options, device_option
 from ducat_serve.cli.threads_option import threads_option
@@ -33,7 +31,8 @@ class Epochs(click.ParamType[tuple[int, ...]]):
             self.fail(f"'{value}' is not a list of epochs such as 100,105", param, ctx)
 
 
-_OPTIONS: tuple[Callable[[Function], Function], ...] = (
+# All but those that every command has.
+train_options = stacked(
     heading("Model and run"),
     click.option(
         "--recipe",
@@ -266,10 +265,3 @@ _OPTIONS: tuple[Callable[[Function], Function], ...] = (
         "less memory, more time, the same weights.  [default: no]",
     ),
 )
-
-
-def train_options(function: Function) -> Function:
-    """Add all of them but those that every command has."""
-    for option in reversed(_OPTIONS):
-        function = option(function)
-    return function

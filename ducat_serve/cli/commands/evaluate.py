@@ -323,11 +323,12 @@ def _refuse_to_replace_models(
 
 def _require_gradients(model: Path | ForeignModel | None, source: Source | None) -> None:
     """Raise UsageError where attacks would see only scores, which flatters a worst case."""
-    from ducat_serve.model_file import read_verified_spec
+    from ducat_serve.model_file import model_in, read_verified_spec
 
     if source is None:
         assert isinstance(model, Path)
-        scores_only = model.suffix == ".onnx" and read_verified_spec(model)[0].quantisation is None
+        file = model_in(model)
+        scores_only = file.suffix == ".onnx" and read_verified_spec(file)[0].quantisation is None
     else:
         scores_only = source.scores_only
     if scores_only:

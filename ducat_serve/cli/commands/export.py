@@ -99,9 +99,8 @@ def command(
     output.text(_compared(parity))
     if spec.quantisation is not None:
         output.text(_quantised(spec.quantisation))
-    is_to_measure = (
-        precision != "float32" and spec.robustness is None
-    )  # another function than what was measured
+    # In another precision it is another function than what was measured.
+    is_to_measure = precision != "float32" and spec.robustness is None
     output.next(command_line("ducat", "evaluate" if is_to_measure else "serve", target))
     output.result(
         {
