@@ -245,7 +245,8 @@ def main() -> None:
         for row in found:
             print(row, flush=True)
         rows = _with(rows, found)
-        write(rows, stem, f"python benchmarks/attacks.py --zoo {arguments.zoo}")
+        command = f"python benchmarks/attacks.py --zoo {arguments.zoo} --max-examples {arguments.max_examples}"
+        write(rows, stem, command)
 
 
 def _with(rows: list[Row], found: list[Row]) -> list[Row]:
