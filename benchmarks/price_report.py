@@ -236,7 +236,8 @@ Written by the command below; {len(rows)} of {planned} rows. {one.data}, {one.th
 suite in float32 on the deployed function, last weights. Every row trained for {min(passes):.0f} to {max(passes):.0f}
 network passes an image. In per cent; mean ± standard deviation over seeds, or one seed and its 95 % interval.
 Machines: 2 x86-64 cores (virtual), one thread, beside other work; {minutes:.0f} minutes of wall-clock in all.
-Rows are of several days, trained in bfloat16 where the CPU of the day multiplies it, else in float32; which one is not recorded.
+Rows are of several days, trained in bfloat16 where the CPU of that day multiplies it, else in float32; which is not
+recorded.
 
     export OMP_NUM_THREADS=1
     {command}
