@@ -245,7 +245,9 @@ def main() -> None:
         for row in found:
             print(row, flush=True)
         rows = _with(rows, found)
-        command = f"python benchmarks/attacks.py --zoo {arguments.zoo} --max-examples {arguments.max_examples}"
+        command = (
+            f"python benchmarks/attacks.py --zoo {arguments.zoo} --max-examples {arguments.max_examples}"
+        )
         write(rows, stem, command)
 
 
