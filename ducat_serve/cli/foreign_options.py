@@ -55,6 +55,11 @@ foreign_options = stacked(
     ),
     click.option("--key", envvar="DUCAT_KEY", show_envvar=True, help="API key for --url."),
     click.option(
+        "--image-size",
+        type=click.IntRange(min=1),
+        help="What the images of a folder are resized to, where a MODEL of others does not say it.",
+    ),
+    click.option(
         "--twin",
         metavar="PACKAGE.MODULE:CALLABLE",
         help="A torch model like MODEL, to make images on that are shown to it: of a MODEL without gradients, say.",
@@ -74,6 +79,7 @@ class ForeignGiven:
     query_budget: int | None
     key: str | None
     twin: str | None
+    image_size: int | None
 
     def source(self, model: Path | ForeignModel | None, device: Device) -> Source | None:
         """Where the model of others is found; None where MODEL is one of ours.
@@ -105,6 +111,7 @@ class ForeignGiven:
                 {"--import-from": self.import_from},
             )
         self._refuse("a .onnx MODEL of others, with --input", {"--scale": self.scale, "--twin": self.twin})
+        self._refuse("a MODEL of others: yours says its size", {"--image-size": self.image_size})
         self._require_ours(model)
         return None
 

@@ -55,6 +55,7 @@ class ForeignRequest:
     max_examples: int | None = None
     batch_size: int | None = None  # None: 256, and fewer images where they are large
     seed: int = 0
+    image_size: int | None = None  # of a folder's images; None: what the model says, or what all of them have
     data_dir: Path | None = None
     offline: bool = False
     device: Device = "auto"
@@ -192,13 +193,13 @@ def _require_one_model(told: list[tuple[str, str]]) -> None:
 
 
 def images_of(request: ForeignRequest, opened: Opened, output: Output) -> tuple[Split, Dataset]:
-    """The images to measure on, of the size that the model asks for where they have none of their own."""
-    of_any_size = request.dataset.startswith("folder:")
+    """The images to measure on; those of a folder have the size that was asked for, or that the model says."""
+    size_of_model = opened.image_size if request.dataset.startswith("folder:") else None
     data = load_dataset(
         request.dataset,
         data_dir=request.data_dir,
         offline=request.offline,
-        image_size=opened.image_size if of_any_size else None,
+        image_size=request.image_size or size_of_model,
         seed=request.seed,
         output=output,
     )

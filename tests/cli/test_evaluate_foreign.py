@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from ducat_serve.cli.main import run
 from ducat_serve.errors import UsageError
 from ducat_serve.library.foreign_sources import CallableSource, ServerSource
 from ducat_serve.output import Output
 from ducat_serve.report import AttackResult
+from tests.support.image_folders import write_colours
 from tests.support.interrupted import stop_in
 from training.attacks.base import Attack
 from training.evaluation.attack_run import AttackRun
@@ -27,6 +29,9 @@ import torch
 def make():
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10))
+
+def three():
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3)).eval()
 
 def ready():
     return make().eval()
@@ -173,6 +178,38 @@ def test_eps_in_any_order_and_twice_are_one_curve(here: Path, capsys: pytest.Cap
     report = json.loads(capsys.readouterr().out)
     assert [point["eps"] for point in report["curve"]] == [0.02, 0.1]
     assert report["eps"] == 0.1
+
+
+def test_photos_of_any_size_are_made_as_large_as_was_asked(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_colours(here / "photos")
+    Image.new("RGB", (30, 20)).save(here / "photos/test/red/wide.png")
+    command = ["evaluate", "somebodys_nets:three", "--import-from", ".", "--dataset", "folder:photos"]
+    command += ["--eps", "0.1", "--attack", "pgd"]
+    assert run(command) == 4
+    assert "--image-size 64" in capsys.readouterr().err
+    assert run([*command, "--image-size", "8", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["examples"] == 13
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "message"),
+    [
+        (["digits-small"], [], "yours says its size"),
+        (
+            ["somebodys_nets:make", "--import-from", "."],
+            ["--dataset", "digits", "--eps", "0.1"],
+            "has 8x8 images",
+        ),
+    ],
+)
+def test_a_size_is_refused_where_nobody_can_choose_it(
+    model: list[str], data: list[str], message: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del here
+    assert run(["evaluate", *model, *data, "--image-size", "16"]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_written_is_found_before_the_attacks(

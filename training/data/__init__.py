@@ -264,5 +264,6 @@ def _title(info: DatasetInfo, path: Path) -> str:
 def _refuse_resize(info: DatasetInfo, image_size: int | None) -> None:
     if image_size not in (None, info.image_size):
         raise UsageError(
-            f"{info.title} has {info.image_size}x{info.image_size} images; --image-size is for others."
+            f"{info.title} has {info.image_size}x{info.image_size} images; --image-size is for images of your own.",
+            "leave it out",
         )

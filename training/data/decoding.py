@@ -148,7 +148,7 @@ def _decode_into(
         raise DataError(
             f"{tree.source}: {len(undecodable)} of {len(files)} images in {label}/ do not decode, "
             f"first {min(undecodable)}.",
-            "remove or replace them, or give --skip-broken",
+            "remove or replace them, or train with --skip-broken, which leaves them out",
         )
     if misfits:
         raise DataError(

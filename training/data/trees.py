@@ -154,7 +154,7 @@ class Tree:
                 f"{self.source}: {name} is truncated or corrupt ({detail}).",
                 again
                 if self._is_download
-                else "copy it again from where it came from, or give --skip-broken",
+                else "copy it again from where it came from, or train with --skip-broken, which leaves it out",
             )
         kind = "tar" if suffix == ".tar" else "zip"
         return DataError(

@@ -101,6 +101,7 @@ def command(
       ducat evaluate runs/digits --suite full --devices 4
       ducat evaluate runs/digits/model.onnx
       ducat evaluate nets:make --import-from . --dataset cifar10 --eps 8/255
+      ducat evaluate nets:make --import-from . --dataset folder:photos --image-size 224 --eps 4/255
       ducat evaluate their.onnx --input NCHW --scale 255 --dataset cifar10 --eps 8/255
       ducat evaluate --url http://127.0.0.1:3000/v1/predict --query-budget 100000 --dataset digits --eps 0.1
     """
@@ -139,7 +140,8 @@ def command(
     from training.evaluation.prepare import Request
 
     outputs = Outputs(save_adversarial, per_image)
-    source = ForeignGiven(**foreign).source(model, device)
+    given = ForeignGiven(**foreign)
+    source = given.source(model, device)
     if export is not None or (bar is not None and "worst_case" in bar):
         _require_gradients(model, source)
     finished: _Finished | None
@@ -159,6 +161,7 @@ def command(
             max_examples=max_examples,
             batch_size=batch_size,
             seed=seed,
+            image_size=given.image_size,
             data_dir=data_dir,
             offline=offline,
             device=device,
