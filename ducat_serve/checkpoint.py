@@ -15,6 +15,7 @@ from safetensors.numpy import save as serialise
 
 from ducat_serve import atomic
 from ducat_serve.errors import DataError, VerificationError
+from ducat_serve.regular_file import near_path
 from ducat_serve.spec import METADATA_KEY, ModelSpec
 
 # What networks of ours have: weights and statistics, and the counter of BatchNorm. Others are refused before they are
@@ -94,7 +95,10 @@ def file_sha256(path: Path) -> str:
 def _open(path: Path) -> Any:
     path = Path(path)
     if not os.path.isfile(path):  # noqa: PTH113 (as above)
-        raise DataError(f"There is no checkpoint at {path}.", "ducat train --dataset digits --out runs/NAME")
+        raise DataError(
+            f"There is no checkpoint at {path}.{near_path(path)}",
+            "ducat train --dataset digits --out runs/NAME",
+        )
     if path.suffix == ".onnx":
         raise DataError(
             f"{path} is an exported model; this needs the checkpoint (.safetensors) that it was exported from.",

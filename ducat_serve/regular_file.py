@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-from ducat_serve.errors import DataError
+from ducat_serve.errors import DataError, near_name
 
 
 def read_regular_file(path: Path, name: str, next_step: str, most: int = -1) -> bytes:
@@ -24,8 +24,22 @@ def read_regular_file(path: Path, name: str, next_step: str, most: int = -1) -> 
             if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return file.read(most)
     except OSError as error:
-        raise DataError(f"Cannot read {name}: {error.strerror}.", next_step) from error
+        near = near_path(path) if isinstance(error, FileNotFoundError) else ""
+        raise DataError(f"Cannot read {name}: {error.strerror}.{near}", next_step) from error
     raise DataError(f"Cannot read {name}: it is not a file.", next_step)
+
+
+def near_path(path: Path) -> str:
+    """Of a path that is not there: " Did you mean ...?", where a name beside it is very like its own, else nothing."""
+    missing = path
+    try:
+        while not missing.parent.exists():
+            missing = missing.parent
+        near = near_name(missing.name, os.listdir(missing.parent), cutoff=0.7)
+        meant = near and missing.with_name(near) / path.relative_to(missing)
+        return f" Did you mean {meant}?" if meant and meant.exists() else ""
+    except (OSError, ValueError):  # a folder that may not be read, or a name that no file system takes
+        return ""
 
 
 def _open_at_once(path: str, flags: int) -> int:

@@ -157,8 +157,9 @@ def _real_images(
     checkpoint: Path, dataset: str | None, data_dir: Path | None, output: Output
 ) -> NDArray[np.uint8] | None:
     """Some val images of the data set that the model was trained on, if they are on this machine."""
+    spec = read_spec(checkpoint)
     try:
-        data = _training_data(checkpoint, read_spec(checkpoint), dataset, data_dir, output)
+        data = _training_data(checkpoint, spec, dataset, data_dir, output)
     except (ImportError, DucatError) as error:
         if isinstance(error, DucatError):
             reason = f"{error.cause} Name them with --data-dir or --dataset."

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ducat_serve.errors import DataError, UsageError, unknown_name
 from ducat_serve.output import Output
+from ducat_serve.regular_file import near_path
 from training.data.cache import Decoded, Split, cache_root
 from training.data.cifar import CIFAR10, CIFAR100, CifarFormat, read_cifar
 from training.data.decoding import decode_tree
@@ -167,7 +168,9 @@ def folder_path(name: str) -> Path:
 def _existing_folder(name: str) -> Path:
     path = folder_path(name)
     if not os.path.exists(path):  # noqa: PTH110 (a Path raises for a name that no file system takes)
-        raise DataError(f"There is no folder {path}.", "give --dataset folder:PATH with an existing path")
+        raise DataError(
+            f"There is no folder {path}.{near_path(path)}", "give --dataset folder:PATH with an existing path"
+        )
     return path
 
 
