@@ -69,9 +69,8 @@ class Row:
     left: int
     forward: int
     backward: int
-    seconds: (
-        float | None
-    )  # of the CPU; None of a row that was measured at another time than the one beside it
+    # Of the CPU; None of a row that was measured at another time than the one beside it.
+    seconds: float | None
     remark: str = ""
 
     @property

@@ -40,9 +40,8 @@ TARGETED_STEPS = 1800
 QUERIES = 4000
 QUERIES_PER_RUN = 2000  # from one start
 
-Objective = Callable[
-    [Tensor, Tensor], Tensor
-]  # deployed logits [N, C] and labels [N] to [N], to be maximised
+# Deployed logits [N, C] and labels [N] to [N], to be maximised.
+Objective = Callable[[Tensor, Tensor], Tensor]
 
 
 class Run(Protocol):

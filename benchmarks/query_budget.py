@@ -26,7 +26,7 @@ from training.attacks.base import Task
 from training.attacks.criteria import misclassified, right
 from training.attacks.square import Square
 from training.batches import DeviceSplit, to_pixels
-from training.evaluation.prepare import exported_model
+from training.evaluation.loading import exported_model
 from training.randomness import stream
 from training.run.dataset import load_training_data
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from ducat_serve.checkpoint import read_spec
 from ducat_serve.output import Output
-from training.evaluation.prepare import choose_images
+from training.data.splits import choose_images
 from training.mixture.answers import SEARCHES, Answers
 from training.mixture.dial import Setting, dial
 from training.run.dataset import load_training_data

@@ -7,9 +7,8 @@ from typing import Any
 
 Json = Mapping[str, Any]
 
-PAGES = {
-    "RobustnessReport": "report.md"
-}  # objects that have a page of their own, beside the one that names them
+# Objects that have a page of their own, beside the one that names them.
+PAGES = {"RobustnessReport": "report.md"}
 
 _BOUNDS = {
     "minimum": "at least {}",

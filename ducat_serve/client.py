@@ -28,9 +28,8 @@ _KEY = re.compile(r"[!-~]+")  # what a header carries as it is
 _BYTES = (bytes, bytearray, memoryview)
 _RETRIED = (429, 503)
 _LOST = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout)
-_RETRIES_OF_A_STRANGER = (
-    3  # where nothing has ever answered, the address is more likely wrong than the server away
-)
+# Where nothing has ever answered, the address is more likely wrong than the server away.
+_RETRIES_OF_A_STRANGER = 3
 _FIRST_WAIT = 0.5  # seconds; doubled with each retry where the server names no time
 
 

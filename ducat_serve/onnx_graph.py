@@ -157,9 +157,8 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)
-        if (
-            tag < 8 or tag > _LARGEST_TAG
-        ):  # protobuf cuts larger ones off, and reads another field than we would
+        if tag < 8 or tag > _LARGEST_TAG:
+            # Protobuf cuts larger ones off, and reads another field than we would.
             raise _Refused("it is not an ONNX model")
         number, kind = tag >> 3, tag & 7
         if kind == _VARINT:

@@ -34,9 +34,8 @@ from rich.progress import (
 from ducat_serve.tables import boxed, plain_lines
 
 _UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format (bidirectional, zero width), surrogates, line ends
-_JOINERS = (
-    "\u200c\u200d"  # are part of how words are written, in Persian or Hindi, and change nothing around them
-)
+# They are part of how words are written, in Persian or Hindi, and change nothing around them.
+_JOINERS = "\u200c\u200d"
 _COMMANDS = ("Next: ", "$ ")  # what a line begins with that is to be pasted into a shell
 _LOG_SECONDS = 60.0  # between two lines of progress where there is no terminal
 
@@ -184,7 +183,7 @@ class Output:
         self.notes.event("warning", f"Warning: {message}", style="yellow", text=message)
 
     def next(self, command: str) -> None:
-        """What one would do next; see `errors.command` for one with paths in it."""
+        """What one would do next; see `errors.command_line` for one with paths in it."""
         self.say(f"Next: {command}")
 
     def fail(self, message: str, next_step: str | None) -> None:

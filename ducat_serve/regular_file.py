@@ -35,7 +35,7 @@ def near_path(path: Path) -> str:
     try:
         while not missing.parent.exists():
             missing = missing.parent
-        near = near_name(missing.name, os.listdir(missing.parent), cutoff=0.7)
+        near = near_name(missing.name, (p.name for p in missing.parent.iterdir()), cutoff=0.7)
         meant = near and missing.with_name(near) / path.relative_to(missing)
         return f" Did you mean {meant}?" if meant and meant.exists() else ""
     except (OSError, ValueError):  # a folder that may not be read, or a name that no file system takes

@@ -65,9 +65,8 @@ def sign(data: bytes, model: Path, private_key: Path, out: Path | None = None) -
         decrypted = command_line("openssl", "pkey", "-in", private_key)
         piped = f"{command_line('ducat', 'sign', model)} --private-key <({decrypted})"
         raise DataError(f"The key {private_key} is encrypted.", f"decrypt it on the way: {piped}") from error
-    except (
-        Exception
-    ) as error:  # each kind of wrong key has its own: ValueError, AttributeError, UnsupportedAlgorithm
+    except Exception as error:
+        # Each kind of wrong key has its own: ValueError, AttributeError, UnsupportedAlgorithm.
         raise DataError(
             f"{private_key} holds no private key on one of the curves P-256, P-384 and P-521.", _KEY_PAIR
         ) from error

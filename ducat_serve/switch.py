@@ -97,9 +97,8 @@ def switch_bounds(original: Tensor, dummy: Tensor, switch: Switch, rounding: flo
         moved = torch.full_like(v, 2 * rounding / switch.divisor)
         farthest = math.inf
     ends = F.gelu(torch.stack([v - moved, v + moved]).clamp(-farthest, farthest) + switch.shift)
-    lowest = (
-        v + switch.shift - _LOWEST_AT
-    ).abs() <= moved  # GELU falls on one side of that, and rises on the other
+    # GELU falls on one side of that, and rises on the other.
+    lowest = (v + switch.shift - _LOWEST_AT).abs() <= moved
     low = _powered(torch.where(lowest, _LOWEST, ends.amin(dim=0)), switch)
     high = _powered(ends.amax(dim=0), switch)
     return (

@@ -29,7 +29,7 @@ _OF_THE_COMMAND = ("PORT", "AUTO", "JSON", "CONFIG", "QUIET", "VERBOSE", "CORS_O
 
 
 class Settings(BaseModel):
-    """Every bound that the service keeps."""
+    """Every bound of the service that can be set."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

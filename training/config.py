@@ -62,9 +62,8 @@ def _known(method: str) -> str:
     return method
 
 
-PixelSize = Annotated[
-    float, BeforeValidator(_size), Field(gt=0, allow_inf_nan=False)
-]  # may be written as 8/255
+# May be written as 8/255.
+PixelSize = Annotated[float, BeforeValidator(_size), Field(gt=0, allow_inf_nan=False)]
 MethodName = Annotated[str, AfterValidator(_known)]  # a key of METHODS
 
 # Of an average: from here on, without a warm-up, 1 % of the fresh statistics are left after 4,600 updates. They are 1,
@@ -122,9 +121,8 @@ class TrainConfig(BaseModel):
     backbone_lr: float | None = Field(default=None, ge=0, le=1)
     warmup: int | None = Field(default=None, ge=1)  # epochs over which the learning rate grows from 0
     schedule: Schedule = "steps"
-    lr_milestones: tuple[
-        int, ...
-    ]  # of "steps": after each of these epochs the learning rate drops to a tenth
+    # Of "steps": after each of these epochs the learning rate drops to a tenth.
+    lr_milestones: tuple[int, ...]
     momentum: float = Field(default=MOMENTUM, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0)
     crop_padding: int = Field(ge=0)

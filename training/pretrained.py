@@ -25,7 +25,6 @@ from training.initial import unknown_images
 from training.state_dict_file import StateDict, read_state_dict
 from training.weight_matching import Matched, match
 
-OWN = ""  # `--pretrained` without a file: the weights that the network's package offers
 UNKNOWN = "unknown"
 
 

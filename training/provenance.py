@@ -115,9 +115,8 @@ def git_revision() -> str | None:
     None for code that is not tracked by git, as in an installation from a wheel, and where git is not there to ask.
     """
     try:
-        _git(
-            "ls-files", "--error-unmatch", "--", str(Path(__file__))
-        )  # another project's repository may be around us
+        # Another project's repository may be around us.
+        _git("ls-files", "--error-unmatch", "--", str(Path(__file__)))
         revision = _git("rev-parse", "HEAD")
         changes = _git("status", "--porcelain", "--untracked-files=no", "--", *_TRAINING_CODE)
     except (OSError, subprocess.SubprocessError):

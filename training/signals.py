@@ -62,8 +62,7 @@ def _leave_terminal() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for output in (1, 2):
         with contextlib.suppress(OSError):  # where there is no such output
-            if stat.S_ISCHR(
-                os.fstat(output).st_mode
-            ):  # a terminal that is gone no longer says that it is one
+            if stat.S_ISCHR(os.fstat(output).st_mode):
+                # A terminal that is gone no longer says that it is one.
                 os.dup2(nowhere, output)
     os.close(nowhere)

@@ -66,9 +66,8 @@ class StreamedSplit:
 
     def _read(self, index: Tensor) -> Tensor:
         images = np.empty((len(index), *self.split.shape[1:]), np.uint8)
-        for place, wanted in enumerate(
-            index.tolist()
-        ):  # copies of whole images let other threads run meanwhile
+        for place, wanted in enumerate(index.tolist()):
+            # Copies of whole images let other threads run meanwhile.
             images[place] = self.split.stored[self.split.row(wanted)]
         # Channels last in memory, which is how networks take them.
         tensor = torch.from_numpy(images).permute(0, 3, 1, 2)

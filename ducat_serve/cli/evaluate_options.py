@@ -12,6 +12,7 @@ from ducat_serve.cli.network_options import own_network_option
 from ducat_serve.cli.options import PIXEL_SIZE, data_options, device_option
 from ducat_serve.cli.release_gate import Bar
 from ducat_serve.cli.threads_option import threads_option
+from ducat_serve.threat_model import NORMS
 
 # All but those that every command has.
 evaluate_options = stacked(
@@ -24,9 +25,7 @@ evaluate_options = stacked(
         "--max-examples", type=click.IntRange(min=1), help="Only the first N images of a seeded shuffle."
     ),
     data_options,
-    click.option(
-        "--norm", type=click.Choice(["linf", "l2", "l1"]), help="[default: the norm it was trained for]"
-    ),
+    click.option("--norm", type=click.Choice(NORMS), help="[default: the norm it was trained for]"),
     click.option(
         "--eps",
         type=PIXEL_SIZE,

@@ -12,6 +12,7 @@ from ducat_serve.cli.headings import heading, stacked
 from ducat_serve.cli.network_options import allow_network, import_from_option
 from ducat_serve.cli.options import PIXEL_SIZE, FiniteRange, data_options, device_option
 from ducat_serve.cli.threads_option import threads_option
+from ducat_serve.threat_model import NORMS
 from training.objectives import METHODS
 
 
@@ -132,9 +133,7 @@ train_options = stacked(
         help="Adversarial weight perturbation, in norms of each layer: 0.005. A second update's time.  [default: none]",
     ),
     heading("Attack in training"),
-    click.option(
-        "--norm", type=click.Choice(["linf", "l2", "l1"]), help="Norm of the perturbation.  [default: linf]"
-    ),
+    click.option("--norm", type=click.Choice(NORMS), help="Norm of the perturbation.  [default: linf]"),
     click.option(
         "--eps",
         type=PIXEL_SIZE,

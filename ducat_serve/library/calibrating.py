@@ -14,7 +14,7 @@ from training.attacks.criteria import misclassified
 from training.attacks.pgd import PGD
 from training.batches import DeviceSplit, to_pixels
 from training.data.cache import Split
-from training.evaluation.prepare import choose_images
+from training.data.splits import choose_images
 from training.randomness import stream
 
 IMAGES = 256
@@ -48,12 +48,11 @@ def calibration_images(model: Deployed, train: Split, output: Output) -> Calibra
 
 def _attack(model: Deployed, images: Tensor, labels: Tensor, start: int) -> Tensor:
     """Images after PGD in the ball of the model's threat model; uint8 [N, channels, H, W] as they came."""
-    threat_model = model.spec.threat_model
     task = Task(
         model,
         to_pixels(images),
         labels,
-        Ball(threat_model.norm, threat_model.eps, eight_bit=True),
+        Ball.of(model.spec.threat_model, eight_bit=True),
         misclassified(model.fold),
         stream(_SEED, "calibration", start),
     )

@@ -19,9 +19,11 @@ from ducat_serve.report import CorruptionReport, RobustnessReport
 from ducat_serve.report_file import read_report
 from ducat_serve.spec import ModelSpec
 from training.batches import at_a_time
+from training.data.splits import choose_images
 from training.device import LAYOUT, choose_device
 from training.evaluation.corruptions import corrupted_images, measure_corruptions
-from training.evaluation.prepare import Request, choose_images, exported_model
+from training.evaluation.loading import exported_model
+from training.evaluation.prepare import Request
 from training.evaluation.runner import BATCH
 from training.run.dataset import load_training_data, locate_training_data
 

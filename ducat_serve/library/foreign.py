@@ -24,6 +24,7 @@ from export.model_card import report_card
 from training.batches import DeviceSplit, at_a_time, to_pixels
 from training.data import Dataset, load_dataset
 from training.data.cache import Split, content_digest
+from training.data.splits import choose_images
 from training.device import choose_device
 from training.distributed.processes import ProcessGroup, joined, local_device
 from training.evaluation.asked import state_beside
@@ -33,7 +34,6 @@ from training.evaluation.doubts import state_digest
 from training.evaluation.evaluate import measure
 from training.evaluation.foreign import prepare_model
 from training.evaluation.outputs import Outputs
-from training.evaluation.prepare import choose_images
 from training.evaluation.runner import BATCH
 from training.evaluation.state import EvaluationState
 

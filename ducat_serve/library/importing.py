@@ -21,8 +21,8 @@ from training.batches import DeviceSplit, to_pixels
 from training.config import TrainConfig
 from training.data import Dataset, dataset_reference
 from training.data.cache import Split
+from training.data.splits import choose_images
 from training.distributed.processes import ProcessGroup
-from training.evaluation.prepare import choose_images
 from training.initial import initial_spec, normalised_as
 from training.pretrained import Pretrained, package_weights
 from training.run.dataset import load_run_data

@@ -20,9 +20,9 @@ from ducat_serve.spec import ModelSpec
 from training.attacks.base import TargetModel
 from training.batches import DeviceSplit
 from training.data import Dataset
+from training.data.splits import choose_images
 from training.device import LAYOUT, choose_device
 from training.evaluation.evaluate import Plan, Subject, evaluate
-from training.evaluation.prepare import choose_images
 from training.evaluation.stages import suite
 from training.mixture.answers import Answers, Question, answers_of
 from training.mixture.build import Fitted, require_towers, write_mixture

@@ -101,9 +101,8 @@ class AdmissionControl:
         try:
             if self.requests > settings.max_queue:
                 raise Overloaded(batcher.wait)
-            batcher.require_room(
-                1, settings.deadline
-            )  # before the body is read, and anything in it is decoded
+            # Before the body is read, and anything in it is decoded.
+            batcher.require_room(1, settings.deadline)
             with admission.loaded.in_use():
                 async with asyncio.timeout_at(admission.deadline):
                     yield admission

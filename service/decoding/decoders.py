@@ -208,11 +208,8 @@ class _Worker:
             self._starting = asyncio.create_task(self._start())
         try:
             process = await asyncio.shield(self._starting)
-        except (
-            OSError,
-            RuntimeError,
-            EOFError,
-        ) as error:  # no memory, no process or file to be had, or it ended
+        except (OSError, RuntimeError, EOFError) as error:
+            # No memory, no process or file to be had, or it ended.
             self._kill()
             self._does_not_start = True
             raise DecoderUnavailable(f"an image decoder did not start: {error}") from error

@@ -53,9 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ignore_sighup()
     # Until the server takes it over. The first process of a container is sent no signal that it does not handle.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    os.environ["DUCAT_SERVE_HOST"] = (
-        asked.host
-    )  # as settings are read: from the environment, at the first import
+    # As settings are read: from the environment, at the first import.
+    os.environ["DUCAT_SERVE_HOST"] = asked.host
     try:
         code = serve(bind(asked.host, asked.port))
     except DucatError as error:

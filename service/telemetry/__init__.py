@@ -1,1 +1,1 @@
-"""Metrics and traces."""
+"""What is told of requests and answers: metrics, traces, logs, the audit log."""

@@ -27,9 +27,8 @@ class Answers:
         self.classes = np.zeros(len(labels), np.int64)
         self.buckets = np.zeros(len(BOUNDS) + 1, np.int64)
         self.sum = 0.0
-        self._lock = (
-            threading.Lock()
-        )  # a version that is replaced answers its last requests beside the new one
+        # A version that is replaced answers its last requests beside the new one.
+        self._lock = threading.Lock()
 
     def count(self, predictions: Predictions) -> None:
         """Add the answers of a batch, but for those that are no numbers, which no client gets."""

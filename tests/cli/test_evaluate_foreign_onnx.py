@@ -82,7 +82,7 @@ def test_scores_alone_and_what_a_twin_adds(
             "--fold is for a package.module:callable MODEL",
         ),
         (["their.onnx", *DECLARED, *FEW, "--import-from", "."], 2, "--import-from is for"),
-        (["their.onnx", *DECLARED, *FEW, "--checkpoint", "a"], 2, "nothing is stored of a model of others"),
+        (["their.onnx", *DECLARED, *FEW, "--checkpoint", "a"], 2, "for a .onnx MODEL of ours"),
         (
             ["their.onnx", *DECLARED, *FEW, "--suite", "standard", "--bar", "worst_case=0"],
             2,

@@ -25,11 +25,12 @@ from ducat_serve.report import AttackResult, RobustnessReport, SanityCheck
 from training.attacks.ball import Ball
 from training.batches import DeviceSplit
 from training.data import load_dataset
+from training.data.splits import choose_images
 from training.distributed.processes import ProcessGroup
 from training.evaluation.evaluate import evaluate
 from training.evaluation.examples import Examples
 from training.evaluation.legacy import legacy_2c_accuracy
-from training.evaluation.prepare import Request, choose_images, prepare
+from training.evaluation.prepare import Request, prepare
 from training.evaluation.runner import Batches, Runner
 
 FAILED = SanityCheck(name="scores are weaker", expectation="they find less", passed=False, figures={})

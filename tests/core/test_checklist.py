@@ -109,10 +109,8 @@ def test_scores_alone_are_no_gradients() -> None:
 def test_names_of_attacks_are_those_of_the_attacks() -> None:
     assert TARGETED | BY_SCORES | {REFERENCE, TRANSFER} <= set(ATTACKS)
     followed = {name for name, attack in ATTACKS.items() if attack.needs_gradient}
-    assert set(LOSSES) == followed - {
-        "switch",
-        TRANSFER,
-    }  # of the one loss that no other has, and of another model
+    # Of the one loss that no other has, and of another model.
+    assert set(LOSSES) == followed - {"switch", TRANSFER}
 
 
 def test_the_page_lists_the_same_items() -> None:

@@ -56,6 +56,18 @@ def test_what_is_not_installed_is_said_with_its_extra(name: str, package: str, e
     assert extra in said.splitlines()[1]
 
 
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "module", ["evaluation", "foreign", "corruptions", "mixing", "importing", "training"]
+)
+def test_only_exports_need_the_exporter(module: str) -> None:
+    code = (
+        "import sys; sys.modules['onnx'] = sys.modules['onnxscript'] = None\n"
+        f"import ducat_serve.library.{module}"
+    )
+    assert in_a_process(code) == ""
+
+
 def test_every_name_is_there_and_no_other() -> None:
     for name in ducat_serve.__all__:
         assert getattr(ducat_serve, name) is not None

@@ -12,7 +12,7 @@ from ducat_serve.cli.main import run
 from ducat_serve.predictor import Predictor
 from tests.support.server_process import Server, running
 from training.data import load_dataset
-from training.evaluation.prepare import choose_images
+from training.data.splits import choose_images
 
 KEY = "s3cret-key-s3cret-key"
 IMAGES, BUDGET = 12, 120

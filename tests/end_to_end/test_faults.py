@@ -23,10 +23,8 @@ from tests.support.server_process import WAIT
 PLACES = 12  # --max-queue
 MAX_BODY = 4 * 2**20
 DEADLINE = 5
-FILES = (
-    256,
-    1200,
-)  # soft and hard limit of open files; the server keeps 128 for other things than connections
+# Soft and hard limit of open files; the server keeps 128 for other things than connections.
+FILES = (256, 1200)
 GARBAGE = b"garbage" * 1000
 MODEL_PLEASE = b"GET /v1/model HTTP/1.1\r\nHost: localhost\r\n\r\n"
 BEGUN = part(b"")[:-2]  # an upload as far as its first byte

@@ -14,9 +14,8 @@ import pytest
 
 from tests.support.deployment import DEPLOY, GUIDES, documents
 
-IS_REQUIRED = bool(
-    os.environ.get("DUCAT_TEST_REQUIRE_PROMTOOL")
-)  # read before a test takes such variables away
+# Read before a test takes such variables away.
+IS_REQUIRED = bool(os.environ.get("DUCAT_TEST_REQUIRE_PROMTOOL"))
 
 
 def test_every_alert_has_one_annotation() -> None:

@@ -42,9 +42,8 @@ def test_sighup_while_the_server_starts_does_not_end_it(onnx_model: Path, tmp_pa
     server = Server(psutil.Process(process.pid), port, tmp_path, log)
     deadline = time.monotonic() + WAIT
     try:
-        while (
-            "service.server.process" not in server.process.cmdline()
-        ):  # `ducat serve` is still checking the model
+        while "service.server.process" not in server.process.cmdline():
+            # `ducat serve` is still checking the model.
             assert process.poll() is None, log.read_text()
             time.sleep(0.005)
         while "is ready on" not in log.read_text():  # asking over HTTP would wait until it is

@@ -287,9 +287,8 @@ def test_a_burst_after_lone_requests_is_not_refused(infer: FakeInfer) -> None:
 def test_a_request_is_refused_unless_a_batch_is_left_to_spare(infer: FakeInfer) -> None:
     async def scenario(batcher: Batcher) -> None:
         first = await block(batcher, infer)
-        with pytest.raises(
-            Overloaded
-        ) as refused:  # one batch runs, one would be its own, and one is to spare
+        with pytest.raises(Overloaded) as refused:
+            # One batch runs, one would be its own, and one is to spare.
             await batcher.predict(images(99), 2.9)
         assert refused.value.retry_after == pytest.approx(1.0)  # the queue's wait
         accepted = asyncio.create_task(batcher.predict(images(1), 3.1))
@@ -333,9 +332,8 @@ def test_no_inference_is_spent_on_what_will_be_late(infer: FakeInfer) -> None:
 def test_an_estimate_that_is_too_long_does_not_starve_what_waits(infer: FakeInfer) -> None:
     async def scenario(batcher: Batcher) -> None:
         first = asyncio.create_task(batcher.predict(images(1), 1.0))
-        assert (await first).label.tolist() == [
-            1
-        ]  # although a batch is said to take longer than its deadline
+        # Although a batch is said to take longer than its deadline.
+        assert (await first).label.tolist() == [1]
 
     run(infer, scenario, seconds_per_batch=WAIT)
     assert infer.batches == [[1]]

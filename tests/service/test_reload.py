@@ -174,9 +174,8 @@ def test_a_reload_during_the_start_is_not_undone_by_it(
         assert await asyncio.to_thread(read.wait, WAIT)
         shutil.copy(other_model, file)
         reloading = asyncio.create_task(models.reload())
-        await asyncio.wait(
-            [reloading], timeout=1
-        )  # it may be done by now, and then the start must not undo it
+        # It may be done by now, and then the start must not undo it.
+        await asyncio.wait([reloading], timeout=1)
         go.set()
         await asyncio.gather(starting, reloading)
         found = models.get().predictor.spec.weights_digest

@@ -24,9 +24,8 @@ _BLOCK = re.compile(r"```(bash|python)\n(.*?)```\n(?:\n```(?:text|json)\n(.*?)``
 _SHELL = re.compile(r"[|&;<>$`*?#]")
 _NUMBER = re.compile(r"(?:\d+[hms])+|\d[\d.,]*")  # 4m56s is one, so that it may be 14s
 _ARITHMETIC = re.compile(r"\b(bfloat16|float32) on (cpu|cuda)\b")  # what the machine is fastest in
-_NEAR_TIES = re.compile(
-    r" except on \d+ too close to a decision to compare"
-)  # a model of two epochs has some
+# A model of two epochs has some.
+_NEAR_TIES = re.compile(r" except on \d+ too close to a decision to compare")
 _PADDING = re.compile(r"[\s│┃┏┓┗┛┡┩└┘├┤┬┴┼╇┳┻━─]+")
 ELISION = "..."
 BIN = Path(sys.executable).parent

@@ -331,9 +331,8 @@ def test_attack_never_touches_weights_gradients_or_batchnorm(
     subject = trainer(tmp_path / "run")
     order = subject.batches.order(1)
     subject.classifier.train()
-    subject.train_step(
-        order, 1, 0
-    )  # leaves gradients behind, which an attack through the weights would add to
+    # Leaves gradients behind, which an attack through the weights would add to.
+    subject.train_step(order, 1, 0)
     state = {k: v.clone() for k, v in subject.classifier.network.state_dict().items()}
     gradients = {k: p.grad.clone() for k, p in subject.classifier.named_parameters() if p.grad is not None}
     original, seen = subject.step.backward, []

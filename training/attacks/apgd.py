@@ -15,6 +15,7 @@ from torch import Tensor
 
 from training.attacks.ball import Ball
 from training.attacks.base import Attack, Best, Evaluated, Task, nonzero, value_and_grad
+from training.attacks.criteria import never
 from training.attacks.frozen import frozen
 from training.attacks.losses import LossOfFold
 from training.attacks.rivals import beaten, better_half, halvings
@@ -103,14 +104,9 @@ class APGD(Attack):
                 )
                 start = images + noise
             start = larger.project(images, start)
-            outside = replace(task, ball=larger, criterion=_never)
+            outside = replace(task, ball=larger, criterion=never)
             start = shorter(outside, targets=targets, start=start, keep_going=True)
         return ball.project(images, start)
-
-
-def _never(raw: Tensor, labels: Tensor) -> Tensor:
-    """Outside of the ball nothing is a success."""
-    return torch.zeros(len(raw), dtype=torch.bool, device=labels.device)
 
 
 def dense_checkpoints(steps: int) -> list[int]:

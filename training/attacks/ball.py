@@ -6,7 +6,7 @@ Images are float32 [N, channels, H, W] in [0, 1]; eps and step sizes are in pixe
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -58,9 +58,9 @@ class Ball:
     eight_bit: bool = False
 
     @classmethod
-    def of(cls, threat_model: ThreatModel) -> Ball:
+    def of(cls, threat_model: ThreatModel, *, eight_bit: bool = False) -> Ball:
         """The ball of a threat model."""
-        return cls(threat_model.norm, threat_model.eps)
+        return cls(threat_model.norm, threat_model.eps, eight_bit)
 
     def random_start(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """A random point of the ball around each image (uniform for linf and l2), clamped to [0, 1]."""
@@ -124,6 +124,11 @@ class Ball:
         largest = 255 * self.eps + _LEVEL_ROUNDING
         return (images + _whole_levels(levels, 2 if self.norm == "l2" else 1, largest) / 255).clamp(0, 1)
 
+    def levels(self, images: Tensor, candidates: Tensor) -> Tensor:
+        """The nearest images of 8 bits in the ball around ``images``, uint8 [N, channels, H, W]."""
+        nearest = replace(self, eight_bit=True).project(images, candidates)
+        return (255 * nearest).round().byte()
+
     def _project(self, images: Tensor, candidates: Tensor) -> Tensor:
         eps = self._inner_radius(images)
         if self.norm == "linf":
@@ -140,9 +145,8 @@ class Ball:
         """A radius so much smaller than eps that rounding each pixel cannot leave the ball."""
         if self.eight_bit:  # what comes out are whole levels, which are counted
             return self.eps
-        pixels = images[0].numel()
-        growth = {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[self.norm]
-        return max(0.0, self.eps * (1 - 1e-6) - growth * _PIXEL_ROUNDING)
+        rounding = largest_eps(self.norm, images[0].numel()) * _PIXEL_ROUNDING
+        return max(0.0, self.eps * (1 - 1e-6) - rounding)
 
 
 def distance(images: Tensor, candidates: Tensor, norm: Norm) -> Tensor:

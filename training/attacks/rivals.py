@@ -11,12 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-_HALVINGS = (
-    0.1,
-    0.22,
-    0.41,
-    0.57,
-)  # of the steps; but for the first they are where APGD first shortens its steps
+# Of the steps; but for the first they are where APGD first shortens its steps.
+_HALVINGS = (0.1, 0.22, 0.41, 0.57)
 
 
 def halvings(steps: int) -> list[int]:

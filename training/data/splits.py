@@ -1,4 +1,4 @@
-"""Hold a validation split out of the training images."""
+"""Parts of a split: the images held out of it for validation, and those that are chosen to be measured on."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ducat_serve.errors import DataError
 from training.data.cache import Split
+from training.randomness import subset
 
 VAL_SHARE = 0.1
 MAX_VAL_IMAGES = 1000
@@ -49,6 +50,14 @@ def hold_out(
             )
         chosen[generator.choice(members, held_out_of(len(members), share), replace=False)] = True
     return _picked(split, ~chosen), _picked(split, chosen)
+
+
+def choose_images(images: Split, count: int | None, seed: int) -> tuple[Split, tuple[int, ...]]:
+    """The first ``count`` images of a seeded shuffle, in their order, and their places; all of them for None."""
+    if count is None or count >= len(images):
+        return images, tuple(range(len(images)))
+    index = subset(len(images), count, seed).numpy()
+    return Split(images.at(index), images.labels[index]), tuple(index.tolist())
 
 
 def _picked(split: Split, chosen: NDArray[np.bool_]) -> Split:

@@ -99,7 +99,7 @@ def write_adversarial_images(
     atomic.write_bytes(folder / TENSORS, save(tensors, metadata={_KEY: json.dumps(document, sort_keys=True)}))
     write_per_image(folder / ROWS, measured, index)
     broken = tensors["fools"].nonzero().squeeze(1)
-    ball, lost = Ball(plan.threat_model.norm, plan.threat_model.eps, eight_bit=True), 0
+    ball, lost = Ball.of(plan.threat_model), 0
     for batch in torch.split(broken, _BATCH):
         lost += _write_pngs(folder, subject, ball, examples.images[batch], batch, index)
     return lost
@@ -110,7 +110,7 @@ def _write_pngs(
 ) -> int:
     device = subject.data.images.device
     clean, labels = to_pixels(subject.data.images[batch.to(device)]), subject.data.labels[batch.to(device)]
-    levels = _in_8_bits(ball, clean, found.to(device))
+    levels = ball.levels(clean, found.to(device))
     logits = subject.model(to_pixels(levels))
     fools, predictions = ~right(logits, labels), logits.argmax(dim=1)
     for row, image in enumerate(levels.permute(0, 2, 3, 1).cpu().numpy()):
@@ -118,9 +118,3 @@ def _write_pngs(
             name = f"{index[int(batch[row])]:05d}-{int(labels[row])}-{int(predictions[row])}.png"
             Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(folder / name)
     return int((~fools).sum())
-
-
-def _in_8_bits(ball: Ball, clean: Tensor, found: Tensor) -> Tensor:
-    """The nearest images of 8 bits in the ball, uint8 [N, channels, H, W]."""
-    nearest = (found * 255).round() / 255
-    return (ball.project(clean, nearest) * 255).round().byte()

@@ -59,7 +59,6 @@ class Subject:
         gradients: "copy" where they are those of a differentiable copy of an exported file, "none" of a torch module
             that has none.
         doubts: what about a model of others, and its images, makes figures doubtful; None of a model of ours.
-        takes_bytes_only: whether only images of 8 bits can be given to it, so that attacks make no others.
     """
 
     model: Deployed = field(repr=False)
@@ -70,7 +69,6 @@ class Subject:
     split: Literal["val", "test"]
     artefact: Artefact = "checkpoint"
     precision: ExportPrecision = "float32"
-    takes_bytes_only: bool = False
     gradients: Literal["copy", "none"] | None = None
     doubts: tuple[str, ...] | None = None
 
@@ -91,7 +89,8 @@ class Plan:
         surrogate: the model's own pre-dummy weights, for the sanity check on transfer.
         val: clean images for the thresholds of the rejection study; None leaves out all that an attack on
             dummy mass or confidence would tell.
-        eight_bit: whether attacks may only make images of 8 bits: what can be sent to a server.
+        eight_bit: whether attacks may only make images of 8 bits: what can be sent to a server, and all that an
+            exported file takes.
         processes: those that share the work; the rest of the plan is the same in all of them.
         keep_images: whether the images that break an example are kept, at 4 bytes for each value.
     """
@@ -180,15 +179,14 @@ def _doubt(plan: Plan, examples: Examples, sanity: tuple[SanityCheck, ...]) -> s
 
 def _runner(subject: Subject, plan: Plan, output: Output) -> Runner:
     """What runs the attacks of a plan; says so where some processes will have nothing to do."""
-    model, data, threat_model, processes = subject.model, subject.data, plan.threat_model, plan.processes
+    model, data, processes = subject.model, subject.data, plan.processes
     batches = math.ceil(len(data) / plan.batch_size)
     if batches < processes.size:
         output.warn(
             f"{batches} batches of {plan.batch_size} images for {processes.size} devices: some have nothing to do. A "
             "smaller --batch-size deals out more of them, and draws other random numbers."
         )
-    eight_bit = plan.eight_bit or subject.takes_bytes_only
-    ball = Ball(threat_model.norm, threat_model.eps, eight_bit=eight_bit)
+    ball = Ball.of(plan.threat_model, eight_bit=plan.eight_bit)
     return Runner(model, data, ball, plan.seed, Batches(plan.batch_size, output, processes), output)
 
 

@@ -70,7 +70,7 @@ class Examples:
             images=to_pixels(runner.data.images.cpu()) if keep_images else None,
         )
 
-    def record(self, index: Tensor, raw: Tensor, attack: int = 0) -> None:
+    def record(self, index: Tensor, raw: Tensor, attack: int) -> None:
         """Take in the raw logits of the images that attack number ``attack`` found for the examples ``index``."""
         fooled = misclassified(self.fold)(raw, self.labels[index])
         broken = index[fooled]

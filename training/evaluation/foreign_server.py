@@ -24,6 +24,7 @@ from ducat_serve.report import ServerAccess
 from training.attacks.base import Attack
 from training.attacks.square import Square
 from training.attacks.transfer import Transfer
+from training.batches import to_levels
 from training.evaluation.evaluate import Plan
 
 _AT_ONCE = 32  # images of one request; halved where the server takes fewer
@@ -82,8 +83,7 @@ class ServerClassifier(nn.Module):
             UsageError: the budget is spent. DucatError: the server stopped answering.
             VerificationError: it has another model by now.
         """
-        levels = (images.detach() * 255).round().clamp(0, 255).byte()
-        pixels = levels.permute(0, 2, 3, 1).cpu().numpy()
+        pixels = to_levels(images)
         predictions: list[dict[str, Any]] = []
         while len(predictions) < len(pixels):
             predictions += self._ask(pixels[len(predictions) : len(predictions) + self._at_once])

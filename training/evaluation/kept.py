@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from ducat_serve.attacked_examples import (
     encode_pixels,
 )
 from ducat_serve.threat_model import ThreatModel
-from training.attacks.ball import Ball
 from training.attacks.criteria import right
 from training.batches import to_pixels
 from training.evaluation.runner import Runner
@@ -49,7 +47,7 @@ class ExampleKeeper:
             if not len(index):
                 continue
             original = runner.data.images[index]
-            attacked = eight_bit(original, found, runner.ball)
+            attacked = runner.ball.levels(to_pixels(original), found)
             withstood = right(runner.model(to_pixels(attacked)), runner.data.labels[index])
             for row, number in enumerate(index.tolist()):
                 class_id = int(runner.data.labels[number])
@@ -89,12 +87,6 @@ class ExampleKeeper:
             eps=threat_model.eps,
             examples=tuple(chosen),
         )
-
-
-def eight_bit(original: Tensor, found: Tensor, ball: Ball) -> Tensor:
-    """Round images ``found`` (float, [0, 1]) to uint8 so that they stay in the ball around ``original`` (uint8)."""
-    lattice = replace(ball, eight_bit=True)
-    return (255 * lattice.project(to_pixels(original), found)).round().byte()
 
 
 def _encoded(image: Tensor) -> str:

@@ -38,9 +38,8 @@ class Batches:
     size: int
     output: Output
     processes: ProcessGroup = field(default_factory=ProcessGroup)
-    _dealt: int = field(
-        init=False
-    )  # the size of the batches that are dealt out, whatever fits into memory here
+    # The size of the batches that are dealt out, whatever fits into memory here.
+    _dealt: int = field(init=False)
 
     def __post_init__(self) -> None:
         self._dealt = self.size

@@ -71,8 +71,7 @@ def score_attacks(suite: str, names: Sequence[str], target: TargetModel, instead
 
     Raises UsageError for an unknown suite or name, or an attack that needs gradients of the model.
     """
-    if suite not in SUITES:
-        raise unknown_name("suite", suite, SUITES)
+    require_suite(suite)
     possible = [attack.name for attack in ATTACKS.values() if not attack.needs_gradient]
     chosen = [attack_named(name, target) for name in names]
     if impossible := [attack.name for attack in chosen if attack.needs_gradient]:

@@ -16,6 +16,7 @@ from ducat_serve.output import Output
 from ducat_serve.threat_model import ThreatModel
 from training.attacks.apgd import APGD
 from training.attacks.ball import Ball
+from training.attacks.criteria import never
 from training.attacks.frozen import frozen
 from training.attacks.losses import cross_entropy, label_logit, margin, standardised_margin
 from training.batches import DeviceSplit
@@ -103,7 +104,7 @@ def answers_of(asked: Question, file: Path, output: Output) -> Answers:
     """
     kept = KeptAnswers(file, asked.key)
     known = kept.read(output)
-    ball = Ball(asked.threat_model.norm, asked.threat_model.eps)
+    ball = Ball.of(asked.threat_model)
     batches = Batches(asked.batch_size, output)
     images = asked.images
     # What the other half of the model sees of a tower are its deployed logits, be its own fold what it may.
@@ -116,12 +117,8 @@ def answers_of(asked: Question, file: Path, output: Output) -> Answers:
         for name, search in SEARCHES.items():
             if name in known:
                 continue
-            known[name] = runners[1].attack(f"fit {name}", search, index, _never).cpu()
+            # No success stops a search: margins are wanted as low as they get.
+            known[name] = runners[1].attack(f"fit {name}", search, index, never).cpu()
             kept.write(known)
     attacked = torch.stack([known["robust"], *(known[name] for name in SEARCHES)])
     return Answers(images.labels.cpu(), known["standard"], known["robust"], attacked)
-
-
-def _never(_raw: Tensor, labels: Tensor) -> Tensor:
-    """No success stops a search: margins are wanted as low as they get."""
-    return torch.zeros_like(labels, dtype=torch.bool)

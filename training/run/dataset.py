@@ -102,9 +102,8 @@ def _size_for(name: str, recipe: _Recipe, spec: ModelSpec) -> int | None:
 def _require_fitting(data: Dataset, spec: ModelSpec) -> None:
     """Raise UsageError for images that the model does not take: it would be measured on what nobody sends it."""
     found, wanted = data.test.shape[1:], (*spec.image_size, spec.channels)
-    if (
-        found == wanted or data.class_names != spec.labels
-    ):  # that these are others is said by who asked for them
+    if found == wanted or data.class_names != spec.labels:
+        # That these are others is said by who asked for them.
         return
     shapes = ["x".join(map(str, shape[:2])) + f" pixels and {shape[2]} channels" for shape in (found, wanted)]
     raise UsageError(

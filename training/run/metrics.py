@@ -208,9 +208,8 @@ class TensorBoardLog:
     def add(self, row: EpochRow) -> None:
         """Add an epoch; the first one after a resumption replaces whatever came after it."""
         if self._writer is None:
-            from tensorboardX import (
-                SummaryWriter,
-            )  # a second and a half, which `ducat runs` need not wait for
+            # A second and a half, which `ducat runs` need not wait for.
+            from tensorboardX import SummaryWriter
 
             self._writer = SummaryWriter(str(self.folder), purge_step=row.epoch)
         for name, value in row.cells().items():

@@ -133,9 +133,8 @@ def _parameters(spec: ModelSpec) -> int | None:
         return None
     try:
         return parameter_count(spec)
-    except (
-        DucatError
-    ):  # somebody's own code, or a package that is not here: a count is not worth importing it
+    except DucatError:
+        # Somebody's own code, or a package that is not here: a count is not worth importing it.
         return None
 
 

@@ -80,7 +80,7 @@ def _prove_gpu(output: Output, out: Path | None, markdown: bool) -> None:
     if out is not None:
         write_text(out, f"{dumps(document, indent=2)}\n")
         output.say(f"Written to {out}.")
-    if failed := [item for item in proof.items if item.state == "failed"]:
+    if failed := proof.failed:
         where = f"; all of it is in {out}" if out is not None else ""
         raise DucatError(
             f"{len(failed)} of {len(proof.items)} checks failed, first {failed[0].name}: {failed[0].reason}{where}",
@@ -176,10 +176,8 @@ def _accelerators() -> list[Check]:
         precision = f"{fastest_precision(device)} on {device.type}"
     except ImportError:
         return checks
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:  # a library that is missing or damaged, or a driver that does not answer
+    except (OSError, RuntimeError) as error:
+        # A library that is missing or damaged, or a driver that does not answer.
         return [*checks, Check("GPU", f"torch does not work: {error}", "FAIL")]
     return [*checks, Check("GPU", gpu), Check("training precision", precision)]
 

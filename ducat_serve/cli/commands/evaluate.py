@@ -146,7 +146,10 @@ def command(
         _require_gradients(model, source)
     finished: _Finished | None
     if source is not None:
-        _refuse_for_models_of_others({"--checkpoint": checkpoint})
+        if checkpoint is not None:
+            raise UsageError(
+                "--checkpoint is for a .onnx MODEL of ours.", "leave it out; --twin is for others"
+            )
         if dataset is None:
             raise UsageError(f"{source.name} says nothing of its data.", "name them: --dataset cifar10")
         of_others = ForeignRequest(
@@ -340,9 +343,3 @@ def _require_gradients(model: Path | ForeignModel | None, source: Source | None)
             "robust than it is.",
             "measure the checkpoint that the file came from",
         )
-
-
-def _refuse_for_models_of_others(given: dict[str, object]) -> None:
-    wrong = [name for name, value in given.items() if value]
-    if wrong:
-        raise UsageError(f"{', '.join(wrong)}: nothing is stored of a model of others.")

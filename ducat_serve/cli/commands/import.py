@@ -15,6 +15,7 @@ from ducat_serve.errors import command_line
 from ducat_serve.networks.allowed import options_for
 from ducat_serve.output import Output
 from ducat_serve.threads import choose_threads
+from ducat_serve.threat_model import NORMS
 
 if TYPE_CHECKING:
     from ducat_serve.threat_model import Norm
@@ -38,9 +39,7 @@ if TYPE_CHECKING:
 )
 @click.option("--pretrained-licence", metavar="TEXT", help="Licence of the weights, for the model card.")
 @click.option("--image-size", type=click.IntRange(min=1), help="Side in pixels.  [default: the data set's]")
-@click.option(
-    "--norm", type=click.Choice(["linf", "l2", "l1"]), help="Of the threat model that it is meant for."
-)
+@click.option("--norm", type=click.Choice(NORMS), help="Of the threat model that it is meant for.")
 @click.option("--eps", type=PIXEL_SIZE, help="Its radius.  [default: that of the data set's recipe]")
 @click.option(
     "--out",

@@ -131,13 +131,11 @@ def _chosen(ctx: click.Context, given: Mapping[str, Any]) -> dict[str, object]:
     """The options that decide the weights, in the order of `--help`: ``given``, the recipe, the start weights."""
     names = {"recipe", "initial_checkpoint", "pretrained", *given}
     asked = {p.name: ctx.params[p.name] for p in ctx.command.params if p.name in names}
-    if (
-        pretrained := asked["pretrained"]
-    ) is not None:  # without a file it is a flag, and a file keeps its name alone
+    if (pretrained := asked["pretrained"]) is not None:
+        # Without a file it is a flag, and a file keeps its name alone.
         asked["pretrained"] = Path(pretrained) if pretrained else True
-    single_flags = {
-        p.name for p in ctx.command.params if not p.secondary_opts
-    }  # there is no --no-skip-broken
+    # There is no --no-skip-broken.
+    single_flags = {p.name for p in ctx.command.params if not p.secondary_opts}
     return {n: value for n, value in asked.items() if n and not (value is False and n in single_flags)}
 
 

@@ -41,9 +41,9 @@ class Proof(BaseModel):
     items: tuple[Item, ...]
 
     @property
-    def has_failed(self) -> bool:
-        """Whether any check did."""
-        return any(item.state == "failed" for item in self.items)
+    def failed(self) -> list[Item]:
+        """The checks that did."""
+        return [item for item in self.items if item.state == "failed"]
 
 
 class Check(NamedTuple):

@@ -51,9 +51,8 @@ def answers(port: int, *segments: bytes, count: int = 1) -> list[tuple[int, byte
                     length = int(line.split()[1])
             found.append((status, stream.read(length)))
         connection.settimeout(0.2)
-        with pytest.raises(
-            TimeoutError
-        ):  # of the stream, which may have read a further answer with the last one
+        with pytest.raises(TimeoutError):
+            # Of the stream, which may have read a further answer with the last one.
             stream.read(1)
     return found
 

@@ -101,9 +101,8 @@ def test_far_images_cost_one_run_and_an_eighth_of_the_others() -> None:
         )
     whole = 1 + 10  # gradients: at the start, and after every step
     alone = 400 + 100 + 50  # margin; one wrong class; the margin in DLR's place
-    rivals = (
-        3 * (1 + 1) + 2 * 2 + 1 * 7
-    )  # of three restarts two go on after the first step, one after the third
+    # Of three restarts two go on after the first step, one after the third.
+    rivals = 3 * (1 + 1) + 2 * 2 + 1 * 7
     diversifying = 3 * 2
     assert cost.gradient_steps == whole * alone + 2 * 50 * (rivals + diversifying)  # two rounds of restarts
     # The width; clean and the margin's result; a ranking and the result of a class; that of the margin again; those of

@@ -52,11 +52,8 @@ def test_finds_every_image_nearer_than_eps_and_none_beyond(norm: Norm, name: str
     """Two classes for untargeted losses: among more they may follow one that is not the nearest."""
     classes = 5 if name in ("targeted", "closest-first") else 2
     model, images, labels, nearest, eps = oracle(norm, classes)
-    if name in (
-        "apgd-lse",
-        "pair-margin-0",
-        "pair-margin-4",
-    ):  # for models with dummies: here ones that never win
+    if name in ("apgd-lse", "pair-margin-0", "pair-margin-4"):
+        # For models with dummies: here ones that never win.
         model = Deployed(WithIdleDummies(model.classifier), "max")
     found = run(name, model, images, labels, Ball(norm, eps), classes)
     wrong = model(found).argmax(dim=1) != labels

@@ -142,9 +142,8 @@ def test_class_folders(tmp_path: Path) -> None:
     split = images.at("shot_noise", 4)
     assert split.labels.tolist() == [1, 1, 0, 0]
     assert (split.images == 14).all()
-    one = read_published(path, Wanted(("n02",), (4, 4))).at(
-        "shot_noise", 4
-    )  # a part of the classes, a smaller size
+    # A part of the classes, a smaller size.
+    one = read_published(path, Wanted(("n02",), (4, 4))).at("shot_noise", 4)
     assert one.labels.tolist() == [0, 0]
     assert one.images.shape == (2, 4, 4, 3)
     with pytest.raises(DataError, match="other classes"):

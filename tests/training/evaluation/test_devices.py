@@ -46,9 +46,8 @@ def evaluate(folder: Path, *arguments: str, command: list[str] = DUCAT) -> dict[
     )
     assert done.returncode == 0, done.stderr
     report = report_in(folder)
-    assert (
-        json.loads(done.stdout)["weights_digest"] == report["weights_digest"]
-    )  # one document, of one process
+    # One document, of one process.
+    assert json.loads(done.stdout)["weights_digest"] == report["weights_digest"]
     return report
 
 

@@ -15,7 +15,7 @@ from ducat_serve.cli.main import run
 from ducat_serve.deployed import load
 from ducat_serve.predictor import Predictor
 from training.attacks.base import TargetModel
-from training.evaluation.prepare import exported_model
+from training.evaluation.loading import exported_model
 from training.evaluation.stages import score_attacks
 
 

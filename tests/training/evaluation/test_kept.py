@@ -14,7 +14,6 @@ from ducat_serve.cli.main import run
 from ducat_serve.errors import VerificationError
 from ducat_serve.predictor import Predictor
 from training.attacks.ball import Ball
-from training.evaluation.kept import eight_bit
 
 
 def test_they_are_in_the_ball_and_the_exported_model_agrees(measured_folder: Path) -> None:
@@ -65,7 +64,7 @@ def test_rounding_never_leaves_the_ball(norm: str) -> None:
     original = torch.randint(0, 256, (20, 3, 8, 8), generator=generator, dtype=torch.uint8)
     ball = Ball(norm, {"linf": 8.4 / 255, "l2": 0.5, "l1": 12.0}[norm])  # type: ignore[arg-type]
     found = ball.random_start(original.float() / 255, generator)
-    change = (eight_bit(original, found, ball).float() - original.float()) / 255
+    change = (ball.levels(original.float() / 255, found).float() - original.float()) / 255
     power = {"linf": float("inf"), "l2": 2, "l1": 1}[norm]
     assert change.flatten(1).norm(p=power, dim=1).max() <= ball.eps + 1e-6
     assert change.abs().max() > 0

@@ -118,9 +118,8 @@ def test_values_are_rounded_and_gradients_are_not() -> None:
     answers = QuantisedCopy(hand_made(), "pixels", "logits")(images)
     assert answers.tolist() == [[1.5, 0.0]]
     (first,) = torch.autograd.grad(answers[0, 0], images, retain_graph=True)
-    assert first.tolist() == [
-        [[[1.5, 1.5]]]
-    ]  # the mean of 3 times each pixel, as if nothing had been rounded
+    # The mean of 3 times each pixel, as if nothing had been rounded.
+    assert first.tolist() == [[[[1.5, 1.5]]]]
     (second,) = torch.autograd.grad(answers[0, 1], images)
     assert second.tolist() == [[[[0.0, 0.0]]]]
 
@@ -329,7 +328,7 @@ def test_what_is_attacked_is_what_was_checked(file: Path, monkeypatch: pytest.Mo
         path.unlink()
         return contents
 
-    monkeypatch.setattr("training.evaluation.prepare.read_sealed", read_and_remove)
+    monkeypatch.setattr("training.evaluation.loading.read_sealed", read_and_remove)
     request = Request(file, attacks=("pgd",), max_examples=5, device="cpu")
     prepared = prepare(request, Output(silent=True), ProcessGroup(), torch.device("cpu"))
     assert not file.exists()
