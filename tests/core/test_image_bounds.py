@@ -32,10 +32,20 @@ def encode(format: str, **options: Any) -> bytes:
 
 
 def with_scans(count: int) -> bytes:
-    """A progressive JPEG whose last scan is repeated until there are ``count``."""
+    """A progressive JPEG whose last scan, of one component, is repeated until there are ``count`` components in all."""
     data = encode("JPEG", progressive=True)
+    components = [scan[2] for scan in data.split(b"\xff\xda")[1:]]
+    assert components[0] == 3
+    assert components[-1] == 1
     last = data[data.rindex(b"\xff\xda") : -2]
-    return data[:-2] + last * (count - data.count(b"\xff\xda")) + data[-2:]
+    return data[:-2] + last * (count - sum(components)) + data[-2:]
+
+
+def with_scans_of_all_components(count: int) -> bytes:
+    """A progressive JPEG with its first scan, of three components, ``count`` times more."""
+    data = encode("JPEG", progressive=True)
+    first, second = data.index(b"\xff\xda"), data.index(b"\xff\xda", data.index(b"\xff\xda") + 2)
+    return data[:first] + data[first:second] * count + data[first:]
 
 
 def with_segments(count: int) -> bytes:
@@ -81,6 +91,7 @@ def never_open(*_: object, **__: object) -> None:
     ("data", "what"),
     [
         pytest.param(with_scans(MAX_SCANS + 1), "scans", id="scans"),
+        pytest.param(with_scans_of_all_components(MAX_SCANS // 3), "scans", id="scans of all components"),
         pytest.param(with_segments(MAX_SEGMENTS + 1), "segments", id="segments"),
         pytest.param(with_chunks(MAX_CHUNKS + 1), "chunks", id="chunks"),
         pytest.param(with_stray(b"\xff" * (MAX_STRAY + 1)), "bytes between", id="fill bytes"),
@@ -103,6 +114,14 @@ def test_too_many_parts_are_refused_before_any_decoder(
 )
 def test_as_many_as_allowed_decode(data: bytes) -> None:
     assert decode(data).size == NOISE.size
+
+
+@pytest.mark.parametrize("frame", [0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF])
+def test_arithmetic_coding_is_refused_before_any_decoder(frame: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty scan of it takes as long as a full one: a kilobyte of them took 11 seconds."""
+    monkeypatch.setattr("PIL.Image.open", never_open)
+    with pytest.raises(ImageError, match="arithmetic coding"):
+        decode(encode("JPEG", progressive=True).replace(b"\xff\xc2", bytes([0xFF, frame]), 1))
 
 
 @pytest.mark.parametrize("end", [b"\x00", b"\xd0"])
