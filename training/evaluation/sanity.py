@@ -25,6 +25,7 @@ from training.attacks.losses import cross_entropy, margin
 from training.attacks.square import Square
 from training.attacks.transfer import Transfer
 from training.evaluation.examples import Examples
+from training.evaluation.first_order import gradients_foretell
 from training.evaluation.runner import Runner
 
 EXAMPLES = 50
@@ -88,6 +89,8 @@ def check_sanity(runner: Runner, examples: Examples, surrogate: Deployed | None)
             total,
         ),
     ]
+    if (foretold := gradients_foretell(runner, index, ENOUGH)) is not None:
+        checks.append(foretold)
     if surrogate is not None:
         shown = left("transfer", Transfer(steps=100, surrogate=surrogate), white_box)
         checks.append(

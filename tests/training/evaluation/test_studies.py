@@ -23,6 +23,7 @@ from training.attacks.square import Square
 from training.batches import DeviceSplit
 from training.evaluation.evaluate import Plan, Subject, evaluate
 from training.evaluation.examples import Examples
+from training.evaluation.first_order import gradients_foretell
 from training.evaluation.legacy import legacy_2c_accuracy
 from training.evaluation.runner import Batches, Runner
 from training.evaluation.stages import attack_named
@@ -66,7 +67,7 @@ def test_masked_gradients_are_called_out(masked: bool, capsys: pytest.CaptureFix
     assert ("gradient masking suspected" in report.summary()) == masked
     assert ("scores are weaker than gradients" in failed) == masked
     assert ("a large eps leaves nothing" in failed) == masked
-    assert len(report.sanity) == 4  # no surrogate, no check of transfer
+    assert len(report.sanity) == 5  # no surrogate, no check of transfer
     if not masked:
         assert failed == set()
 
@@ -99,6 +100,40 @@ def test_few_images_say_nothing_about_masking_so_slow_attacks_follow(
         assert report.worst_case_accuracy == 0
         assert [attack.name for attack in report.attacks] == ["pgd", *["square"] * masked]
         assert ("not checked: too few images" in capsys.readouterr().err) == masked
+
+
+class Ripples(nn.Module):
+    """A linear classifier of pixels with ripples so fine that they change no answer, and every gradient."""
+
+    def __init__(self, height: float) -> None:
+        super().__init__()
+        self.height = height
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        level = (images + self.height * torch.sin(12_000 * images)).mean(dim=(1, 2, 3))
+        return torch.stack([level - 0.45, 0.45 - level], dim=1)
+
+
+@pytest.mark.parametrize("height", [0.0, 0.0016])
+def test_gradients_that_say_nothing_of_small_steps_are_called_out(height: float) -> None:
+    images = torch.randint(120, 137, (40, 3, 8, 8), dtype=torch.uint8, generator=stream(0, "ripples"))
+    data = DeviceSplit(images, torch.zeros(40, dtype=torch.long))
+    report = measure(Deployed(Ripples(height), "none").eval(), data, PGD())
+    assert report.clean_accuracy == 1
+    check = next(check for check in report.sanity if check.name == "gradients foretell small steps")
+    assert check.passed == (height == 0)
+    share = check.figures["images where it does"]
+    assert share == 1 if height == 0 else share < 0.5
+
+
+def test_a_promise_below_rounding_is_no_promise() -> None:
+    images = torch.full((40, 3, 4, 4), 128, dtype=torch.uint8)
+    data = DeviceSplit(images, torch.zeros(40, dtype=torch.long))
+    model = Deployed(Steps(masked=False), "none").eval()
+    for eps, checks in ((0.1, 1), (1e-6, 0)):
+        runner = Runner(model, data, Ball("linf", eps), 0, Batches(32, Output()), Output())
+        found = gradients_foretell(runner, torch.arange(40), fewest=20)
+        assert (found is not None) == bool(checks)
 
 
 def test_one_image_of_slack_is_one_image() -> None:
