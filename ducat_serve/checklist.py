@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ducat_serve.report import AttackResult, RobustnessReport
+from ducat_serve.report import HELD_OUT, AttackResult, RobustnessReport
 
 ENOUGH_IMAGES = 1000  # a 95 % interval of at most about 3 points to both sides
 ENOUGH_STEPS = 100
@@ -119,7 +119,11 @@ CHECKLIST: tuple[Item, ...] = (
         "all sanity checks were run and passed",
         lambda r: not (r.scores_only or r.is_unchecked or r.failed_checks),
     ),
-    Item("test images", "images that had no say in training", lambda r: r.split == "test"),
+    Item(
+        "test images",
+        "images that had no say in training",
+        lambda r: r.split == "test" and not any(doubt.startswith(HELD_OUT) for doubt in r.doubts or ()),
+    ),
     Item("enough images", f"at least {ENOUGH_IMAGES:,} of them", lambda r: r.examples >= ENOUGH_IMAGES),
     Item("corruptions", "accuracy under corruptions stands beside", lambda r: r.corruptions is not None),
 )

@@ -20,9 +20,13 @@ NOT_MEASURED = "robustness not measured"
 MASKING = "gradient masking suspected"
 UNCHECKED = "gradient masking not checked"
 SCREENING = "screening, not a worst case"
+# The name of the doubt about test images that were drawn here, from among images that a model of others may know.
+HELD_OUT = "test images of our choice"
 # What the standard suite, now and in older versions, runs on every model and the quick one does not.
 # AutoAttack has the like inside.
 _SEARCHED_FURTHER = ({"closest-first"}, {"targeted", "square-warm"}, {"autoattack"})
+# Of attacks by scores alone, for each image: as many as AutoAttack's squares.
+_ENOUGH_QUERIES = 5000
 FLOOR_CHECK = "the floor lies below the worst case"
 # Of attacks in reports from before these said it themselves.
 _KNEW_PAIRS = {"apgd-lse", "pair-margin-0", "pair-margin-1", "pair-margin-4", "targeted", "square-warm"}
@@ -218,9 +222,10 @@ class RobustnessReport(_WithLaterFields):
     measured on the same weights. ``floor`` is that of a two-tower model. ``gradients`` is "copy" where an exported
     file was attacked with the gradients of a differentiable copy of its graph, and not by its scores alone, and
     "none" where a torch module has none. ``doubts`` are those about a model of others and its images, each with its
-    name; None for a model of ours. ``broken_by_checks`` is the number of images that the attacks left and sanity
-    checks or studies broke, which count as broken; None for none. ``fold`` is how logits of dummies were folded;
-    None without dummies and in older reports.
+    name; None for a model of ours. ``takes`` is what images such a model was said to take, None for one of ours.
+    ``data_digest`` is the SHA-256 of the images and labels; None in older reports. ``broken_by_checks`` is the number
+    of images that the attacks left and sanity checks or studies broke, which count as broken; None for none. ``fold``
+    is how logits of dummies were folded; None without dummies and in older reports.
     """
 
     later_fields = (
@@ -234,6 +239,8 @@ class RobustnessReport(_WithLaterFields):
         "broken_by_checks",
         "fold",
         "doubts",
+        "takes",
+        "data_digest",
     )
 
     report_version: Literal[1, 2, 3] = 3
@@ -266,6 +273,8 @@ class RobustnessReport(_WithLaterFields):
     broken_by_checks: int | None = None
     fold: Literal["max", "lse", "switch"] | None = None
     doubts: tuple[str, ...] | None = None
+    takes: str | None = None
+    data_digest: str | None = None
     seconds: float = Field(default=0, ge=0)
     versions: dict[str, str]
 
@@ -287,16 +296,21 @@ class RobustnessReport(_WithLaterFields):
 
     @property
     def is_screening(self) -> bool:
-        """Whether the attacks with gradients were few: longer ones, as in the standard suite, usually break more.
-
-        A file that is attacked by its scores alone is so in every suite, which its report says in any case.
-        """
-        return not self.scores_only and only_screen(attack.name for attack in self.attacks)
+        """Whether the attacks were few, or asked few queries: longer ones, as in the standard suite, break more."""
+        if self.scores_only:
+            asked = (attack.settings.get("queries", 0) for attack in self.attacks)
+            return not any(isinstance(queries, int) and queries >= _ENOUGH_QUERIES for queries in asked)
+        return only_screen(attack.name for attack in self.attacks)
 
     @property
     def scores_only(self) -> bool:
         """Whether the attacks saw only the scores that were answered, and no gradient."""
         return self.gradients == "none" or (self.artefact != "checkpoint" and self.gradients is None)
+
+    @property
+    def function(self) -> tuple[str, str | None]:
+        """What tells the measured function from others: its weights, and for a model of others what it is given."""
+        return self.weights_digest, self.takes
 
     @property
     def is_of_others(self) -> bool:

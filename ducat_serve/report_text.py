@@ -200,8 +200,8 @@ def doubts(report: RobustnessReport) -> list[str]:
     if report.is_screening:
         warnings.insert(
             0,
-            "This is a screening by few attacks. Those of the standard suite usually break more, so expect less than "
-            "these figures: `ducat evaluate --suite standard` measures it.",
+            "This is a screening by few attacks or queries. Those of the standard suite usually break more, so expect "
+            "less than these figures: `ducat evaluate --suite standard` measures it.",
         )
     if report.is_unchecked:
         warnings.append("The measurement itself was not checked: too few images were right to say anything.")

@@ -39,7 +39,8 @@ class MeasuredCorruptions:
     corruptions: CorruptionReport
     weights_digest: str
     spec: ModelSpec | None  # None of a model of others
-    name: str = ""  # of a model of others
+    name: str = ""  # of a model of others, as is the next
+    takes: str | None = None
     function: str = ""  # of a model of ours
 
     def store(self, output: Output) -> None:
@@ -48,7 +49,7 @@ class MeasuredCorruptions:
         Raises DataError for a report of somebody else's model that is damaged.
         """
         report = read_report(self.path) if self.spec is None else self.spec.robustness
-        if report is None or report.weights_digest != self.weights_digest:
+        if report is None or report.function != (self.weights_digest, self.takes):
             output.warn(
                 f"not stored: {self.path} holds no report of attacks on these weights, beside which it belongs. "
                 "Measure attacks first (another --suite), then corruptions again."
@@ -151,4 +152,4 @@ def measure_foreign_on_corruptions(
             seed=request.seed,
             output=output,
         )
-    return MeasuredCorruptions(file, found, opened.origin.digest, None, source.name)
+    return MeasuredCorruptions(file, found, opened.origin.digest, None, source.name, source.takes)

@@ -182,7 +182,7 @@ class Measured:
 
 def keeping_corruptions(report: RobustnessReport, old: RobustnessReport | None) -> RobustnessReport:
     """A new report of attacks, with what was measured under corruptions on the same weights."""
-    if old is None or old.corruptions is None or old.weights_digest != report.weights_digest:
+    if old is None or old.corruptions is None or old.function != report.function:
         return report
     return report.model_copy(update={"corruptions": old.corruptions})
 

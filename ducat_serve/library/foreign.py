@@ -17,21 +17,22 @@ from ducat_serve.library.evaluation import keeping_corruptions
 from ducat_serve.library.foreign_sources import Opened, Source
 from ducat_serve.output import Output
 from ducat_serve.predictor import Device
-from ducat_serve.report import RobustnessReport
+from ducat_serve.report import HELD_OUT, RobustnessReport
 from ducat_serve.report_file import read_report
 from ducat_serve.threat_model import Norm, ThreatModel
 from export.model_card import report_card
 from training.batches import DeviceSplit, at_a_time, to_pixels
-from training.data import Dataset, load_dataset
+from training.data import Dataset, held_out_splits, load_dataset
 from training.data.cache import Split, content_digest
+from training.data.selection import Selection
 from training.data.splits import choose_images
 from training.device import choose_device
 from training.distributed.processes import ProcessGroup, joined, local_device
 from training.evaluation.asked import state_beside
 from training.evaluation.comparison import losses
 from training.evaluation.curve import measure_curve
-from training.evaluation.doubts import state_digest
-from training.evaluation.evaluate import measure
+from training.evaluation.doubts import Doubt, state_digest
+from training.evaluation.evaluate import Subject, measure
 from training.evaluation.foreign import prepare_model
 from training.evaluation.outputs import Outputs
 from training.evaluation.runner import BATCH
@@ -102,6 +103,18 @@ def measure_foreign(
             raise _interrupted(signal_of(stopped), request.source) from None
 
 
+_HELD_OUT = Doubt(
+    HELD_OUT,
+    "the data set names none of its own, so some were drawn, and the model may have been trained on them. Put images "
+    "that it was not trained on into test/",
+)
+
+
+def _doubted(subject: Subject, doubt: Doubt, output: Output) -> Subject:
+    output.warn(f"{doubt}.")
+    return replace(subject, doubts=(*(subject.doubts or ()), str(doubt)))
+
+
 def _interrupted(signal: int, source: Source) -> InterruptedRun:
     if not source.resumable:
         return InterruptedRun(signal, "interrupted; nothing was kept.", "run it again")
@@ -143,6 +156,11 @@ def _measure_together(
             origin=opened.origin,
             split=request.split,
         )
+        subject = replace(
+            subject, takes=request.source.takes, data_digest=content_digest(data.class_names, [chosen])
+        )
+        if request.split in held_out_splits(request.dataset, Selection()):
+            subject = _doubted(subject, _HELD_OUT, output)
         eight_bit = request.eight_bit or opened.bytes_only
         plan = replace(plan, eight_bit=eight_bit, keep_images=keep_images, processes=processes)
         plan = opened.planned(plan, len(chosen), len(set(request.eps)))
@@ -156,7 +174,6 @@ def _measure_together(
                 subject,
                 plan,
                 sizes=request.eps,
-                data_digest=content_digest(data.class_names, [chosen]),
                 function=f"fold {opened.fold}, {request.source.takes}, {answers}",
                 surrogate=None if opened.origin.twin is None else state_digest(opened.origin.twin),
             )
@@ -210,17 +227,21 @@ def images_of(request: ForeignRequest, opened: Opened, output: Output) -> tuple[
 def beside_a_better_one(report: RobustnessReport, file: Path, output: Output) -> Path:
     """Where a report goes that nobody named a place for: ``file``, or a free name where that holds one that says more.
 
+    A report of another model, as of the same callable with other weights by now, is never lost either.
+
     Raises DataError where the file is damaged.
     """
     old = read_report(file)
-    found = [] if old is None else losses(old, report)
-    if old is None or not found:
+    if old is None:
+        return file
+    found = losses(old, report) if old.function == report.function else ["of another model"]
+    if not found:
         return file
     numbered = (file.with_name(f"{file.stem}-{number}{file.suffix}") for number in itertools.count(2))
     free = next(name for name in numbered if not name.exists())
     output.warn(
-        f"{file} stays, since it says more ({', '.join(found)}): {old.summary()}. This report is {free}; "
-        "--replace would have put it in the place of the other."
+        f"{file} stays, since this report says less or something else ({', '.join(found)}): {old.summary()}. This "
+        f"one is {free}; --replace would have put it in the place of the other."
     )
     return free
 

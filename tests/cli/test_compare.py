@@ -61,6 +61,21 @@ def spec(checkpoint: Path) -> ModelSpec:
     return read_spec(checkpoint)
 
 
+def test_a_model_whose_report_doubts_itself_is_not_on_the_front(spec: ModelSpec) -> None:
+    failed = SanityCheck(name="n", expectation="e", passed=False, figures={})
+    honest = candidate(spec, "honest", 0.9, 0.4)
+    for doubt in ({"sanity": (failed,)}, {"doubts": ("random answers: each time",)}):
+        masked = candidate(spec, "masked", 0.9, 0.7, **doubt)
+        assert pareto_front([honest, masked]) == [honest]
+
+
+def test_reports_of_other_images_are_not_comparable(spec: ModelSpec) -> None:
+    """Two folders of one name are not one data set."""
+    one, other = (candidate(spec, name, 0.9, 0.4, data_digest=name) for name in ("a", "b"))
+    assert differences([one, other]) == ["images"]
+    assert differences([one, one, candidate(spec, "older", 0.8, 0.3)]) == []
+
+
 def test_the_pareto_front_is_what_nobody_beats(spec: ModelSpec) -> None:
     accuracies = {
         "a": (0.9, 0.3),

@@ -12,11 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
+from ducat_serve.checklist import tick_off
 from ducat_serve.cli.main import run
 from ducat_serve.errors import UsageError
 from ducat_serve.library.foreign_sources import CallableSource, ServerSource
 from ducat_serve.output import Output
-from ducat_serve.report import AttackResult
+from ducat_serve.report import AttackResult, RobustnessReport
 from tests.support.image_folders import write_colours
 from tests.support.interrupted import stop_in
 from training.attacks.base import Attack
@@ -190,7 +191,24 @@ def test_photos_of_any_size_are_made_as_large_as_was_asked(
     assert run(command) == 4
     assert "--image-size 64" in capsys.readouterr().err
     assert run([*command, "--image-size", "8", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["examples"] == 13
+    report = json.loads(capsys.readouterr().out)
+    assert report["examples"] == 13
+    assert report["takes"] == "images in [0, 1]"
+    assert not any(doubt.startswith("test images") for doubt in report["doubts"])
+
+
+def test_test_images_that_we_drew_may_be_ones_that_it_was_trained_on(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_colours(here / "photos", train=20)
+    command = ["evaluate", "somebodys_nets:three", "--import-from", ".", "--dataset", "folder:photos/train"]
+    assert run([*command, "--image-size", "8", "--eps", "0.1", "--attack", "pgd", "--json"]) == 0
+    said = capsys.readouterr()
+    assert "may have been trained on" in said.err
+    (doubt,) = json.loads(said.out)["doubts"]
+    assert doubt.startswith("test images of our choice")
+    report = RobustnessReport.model_validate_json(said.out)
+    assert {item.name: holds for item, holds in tick_off(report)}["test images"] is False
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,10 @@ def test_evaluate_measures_a_copy_here(here: Path, capsys: pytest.CaptureFixture
     not_stored = here / f"{NAME}.robustness.json"
     assert {path.name for path in here.iterdir()} == {copy.name, not_stored.name}
     assert [attack["name"] for attack in json.loads(not_stored.read_text())["attacks"]] == ["pgd"]
+    before = not_stored.read_bytes()
+    answer(capsys, "evaluate", NAME, *QUICK, "--max-examples", "11")  # says less than either
+    assert not_stored.read_bytes() == before
+    assert json.loads((here / f"{NAME}.robustness-2.json").read_text())["examples"] == 11
     kept = read_spec(copy).robustness
     assert kept is not None
     assert kept.examples == bundled_models()[NAME].examples, "the bundled report says more"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ducat_serve import Output, evaluate_model
 from ducat_serve.checklist import tick_off
 from ducat_serve.errors import UsageError
+from ducat_serve.library.evaluation import keeping_corruptions
 from ducat_serve.library.foreign import (
     _answers,
     _require_one_model,
@@ -22,6 +23,7 @@ from ducat_serve.report_file import read_report
 from ducat_serve.report_text import doubts
 from ducat_serve.threat_model import ThreatModel
 from export.model_card import report_card
+from tests.support.reports import CORRUPTIONS
 from training.data.cache import Split
 
 THREAT = ThreatModel(norm="linf", eps=0.02)
@@ -34,8 +36,12 @@ class Brightness(nn.Module):
     def __init__(self, how: str = "", scale: float = 1.0) -> None:
         super().__init__()
         self.how, self.scale = how, scale
+        if how != "weights elsewhere":
+            self.register_buffer("middle", torch.tensor(0.5))
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.how == "in place":
+            images.sub_(0.5).add_(0.5)
         bright = 10 * (images.mean(dim=(1, 2, 3)) - 0.5)
         if self.how == "random":
             bright = bright + 0.01 * torch.randn(len(images))
@@ -57,6 +63,7 @@ def measured(model: nn.Module, suite: str = "standard", images: int = 40) -> Rob
         ("random", "random answers"),
         ("probabilities", "probabilities in the place of logits"),
         ("no gradient", "no gradient"),
+        ("weights elsewhere", "weights elsewhere"),
     ],
 )
 def test_what_makes_figures_doubtful_stands_in_report_and_card(how: str, name: str) -> None:
@@ -73,6 +80,17 @@ def test_nothing_is_doubted_of_a_plain_network() -> None:
     assert report.doubts == ()
     assert report.is_of_others
     assert not report.scores_only
+
+
+def test_a_network_may_write_over_its_images() -> None:
+    """Normalising in place is common; it wrote over the images that attacks go on with."""
+    plain, in_place = measured(Brightness()), measured(Brightness("in place"))
+    assert in_place.doubts == ()
+    assert in_place.worst_case_accuracy == plain.worst_case_accuracy
+
+
+def test_few_queries_are_a_screening() -> None:
+    assert measured(Brightness("no gradient"), suite="quick").is_screening
 
 
 def test_a_network_without_gradients_was_attacked_by_its_scores() -> None:
@@ -122,6 +140,19 @@ def test_a_report_that_says_more_is_not_lost(tmp_path: Path, capsys: pytest.Capt
     write_report("their", weak, free, SILENT)
     assert beside_a_better_one(weak, file, SILENT) == tmp_path / "their.robustness-3.json"
     assert read_report(file) == strong
+
+
+@pytest.mark.parametrize("other", [{"weights_digest": "of other weights"}, {"takes": "NCHW 255"}])
+def test_a_report_of_another_model_is_not_lost_either(
+    other: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, report = tmp_path / "their.robustness.json", measured(Brightness())
+    write_report("their", report, file, SILENT)
+    assert beside_a_better_one(report, file, SILENT) == file
+    stranger = report.model_copy(update=other)
+    assert beside_a_better_one(stranger, file, Output()) == tmp_path / "their.robustness-2.json"
+    assert "of another model" in capsys.readouterr().err
+    assert keeping_corruptions(stranger, report.model_copy(update={"corruptions": CORRUPTIONS})) == stranger
 
 
 def test_a_callable_that_returns_another_model_each_time_is_not_measured_as_one() -> None:

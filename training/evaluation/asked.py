@@ -16,7 +16,6 @@ def state_beside(
     plan: Plan,
     *,
     sizes: Sequence[float],
-    data_digest: str,
     function: str,
     surrogate: str | None,
 ) -> EvaluationState:
@@ -24,7 +23,7 @@ def state_beside(
 
     Args:
         sizes: further eps to measure at.
-        data_digest: of the chosen images. function: a digest of, or words for, what turns raw logits into answers.
+        function: a digest of, or words for, what turns raw logits into answers.
         surrogate: a digest of the model that images are made on, if any.
     """
     return EvaluationState.beside(
@@ -36,7 +35,7 @@ def state_beside(
             "artefact": f"{subject.artefact} {subject.precision}",
             "surrogate": surrogate,
             "batch size": plan.batch_size,
-            "data": f"{subject.dataset} {subject.split} {data_digest}",
+            "data": f"{subject.dataset} {subject.split} {subject.data_digest}",
             "threat model": str(plan.threat_model),
             "lattice": "8bit" if plan.eight_bit else "",
             "attacks": [[attack.name, attack.settings()] for attack in (*plan.attacks, *plan.on_doubt)],

@@ -31,11 +31,12 @@ class Candidate:
 def pareto_front(candidates: Sequence[Candidate]) -> list[Candidate]:
     """The measured models that no other beats in one of clean and worst-case accuracy without losing the other.
 
-    None where they were not measured alike: their numbers cannot be compared.
+    None where they were not measured alike: their numbers cannot be compared. A model whose report doubts its own worst
+    case is not on the front, and beats nobody.
     """
     if differences(candidates):
         return []
-    measured = [c for c in candidates if c.report is not None]
+    measured = [c for c in candidates if c.report and not (c.report.failed_checks or c.report.doubts)]
     return [c for c in measured if not any(_beats(other, c) for other in measured)]
 
 
@@ -47,6 +48,7 @@ def differences(candidates: Sequence[Candidate]) -> list[str]:
     common = frozenset.intersection(*map(_attacks, reports))
     conditions: dict[str, set[Any]] = {
         "data": {(r.dataset, r.split) for r in reports},
+        "images": {r.data_digest for r in reports} - {None},
         "number of images": {r.examples for r in reports},
         "threat model": {(r.norm, r.eps) for r in reports},
         "seed (which images)": {r.seed for r in reports},

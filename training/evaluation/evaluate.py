@@ -59,6 +59,8 @@ class Subject:
         gradients: "copy" where they are those of a differentiable copy of an exported file, "none" of a torch module
             that has none.
         doubts: what about a model of others, and its images, makes figures doubtful; None of a model of ours.
+        takes: what images a model of others was said to take.
+        data_digest: SHA-256 of the images and labels; None where nobody made one.
     """
 
     model: Deployed = field(repr=False)
@@ -71,6 +73,8 @@ class Subject:
     precision: ExportPrecision = "float32"
     gradients: Literal["copy", "none"] | None = None
     doubts: tuple[str, ...] | None = None
+    takes: str | None = None
+    data_digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -256,6 +260,8 @@ def _report(
         precision=subject.precision,
         gradients=subject.gradients,
         doubts=subject.doubts,
+        takes=subject.takes,
+        data_digest=subject.data_digest,
         lattice="8bit" if plan.eight_bit else None,
         examples=total,
         norm=plan.threat_model.norm,

@@ -1,7 +1,7 @@
 """Whether gradients foretell what small steps do: where they do not, attacks that follow them search in the dark.
 
 A model may hide behind fine ripples (shattered gradients: Athalye et al. 2018, arXiv 1802.00420): its gradients are
-large, and of the ripples alone. Attacks with gradients then fail together, and no weaker one need succeed. So this check
+A model may hide behind fine ripples (shattered gradients: Athalye et al. 2018, arXiv 1802.00420): its gradients are
 runs no attack: it compares what the gradient promises of a short step with what comes of it.
 """
 

@@ -38,6 +38,11 @@ _NO_GRADIENT = Doubt(
     "than attacks on a differentiable copy would",
 )
 
+_NO_STATE = Doubt(
+    "weights elsewhere",
+    "the state_dict is empty, so that the digest in the report is that of every such model",
+)
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -78,19 +83,21 @@ def prepare_model(
     if any(module.training for module in model.modules()):
         raise UsageError("The model is in train mode; what is deployed is in eval mode.", "call model.eval()")
     answers = _answers(model, data)
+    model = _OnCopies(model).eval()
     classes = _classes(answers, fold)
     found = [
         *doubts(model, to_pixels(data.images[:_SAMPLE])),
         *_other_arithmetic(answers),
         *repeated_images(data.images),
     ]
-    model = _InFloat32(model).eval() if answers.dtype != torch.float32 else model
     names = tuple(class_names) if class_names is not None else tuple(str(i) for i in range(classes))
     _require_width(classes, names, fold)
     has_code = origin.artefact == "checkpoint"
     differentiable = has_code and has_gradient(model, to_pixels(data.images[:1]))
     if has_code and not differentiable:
         found.append(_NO_GRADIENT)
+    if has_code and not model.state_dict():
+        found.append(_NO_STATE)
     twin = None
     if origin.twin is not None:
         twin, unlike = _twin(origin.twin, model, data, classes)
@@ -137,7 +144,7 @@ def _twin(twin: nn.Module, model: nn.Module, data: DeviceSplit, classes: int) ->
     answers = _answers(twin, data)
     if (width := _classes(answers, "none")) != classes:
         raise UsageError(f"--twin returns {width} logits, and the model {classes}.")
-    twin = _InFloat32(twin).eval() if answers.dtype != torch.float32 else twin
+    twin = _OnCopies(twin).eval()
     images = to_pixels(data.images[:_TWIN_SAMPLE])
     agreement = (twin(images).argmax(dim=1) == model(images).argmax(dim=1)).double().mean().item()
     unlike = Doubt(
@@ -199,15 +206,15 @@ class _Normalised(nn.Module):
         return logits
 
 
-class _InFloat32(nn.Module):
-    """A model whose logits are made float32, in which attacks compare what they find."""
+class _OnCopies(nn.Module):
+    """A model that gets images of its own, over which it may write, and whose logits are made float32."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model(images)
+        logits: Tensor = self.model(images.clone())
         return logits.float()
 
 

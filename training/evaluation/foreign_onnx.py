@@ -61,7 +61,7 @@ def parse_scale(text: str) -> Scale:
         std = tuple(float(number) for number in deviations.split(","))
     except ValueError:
         mean = std = ()
-    if not mean or not np.isfinite([*mean, *std]).all() or min(std) <= 0:
+    if not mean or not np.isfinite([*mean, *std]).all() or not 0 < min(std) <= max(std) <= 1:
         raise ValueError(
             f"'{text}' is none of 1, 255 and MEAN/STD in pixels of [0, 1], such as 0.5/0.25 or "
             "0.49,0.48,0.45/0.25,0.24,0.26."
@@ -96,6 +96,7 @@ class OnnxClassifier(nn.Module):
         self._input = self._require_input()
         self._dtype = _TYPES[self._input.type]
         self._output: str | None = None
+        self._one_by_one = False
         if self._dtype == np.uint8 and not scale.is_bytes:
             raise UsageError(f"{path} takes uint8, so its pixels are 0 to 255.", "give --scale 255")
 
@@ -122,6 +123,7 @@ class OnnxClassifier(nn.Module):
                 raise UsageError(f"--scale has {len(numbers)} numbers for {channels} channels.")
         answers = self._tried(np.zeros((1, *image), dtype=np.float32))
         self._output = self._logits(answers, len(class_names))
+        self._one_by_one = self._sizes()["N"] is None and not self._takes_two(image, self._output)
         names = dict(zip(self.layout, ("batch", "", "", ""), strict=True)) | {"C": "channels"}
         names |= {"H": "height", "W": "width"}
         return [names[axis] for axis, size in self._sizes().items() if axis != "N" and size is None]
@@ -135,9 +137,17 @@ class OnnxClassifier(nn.Module):
         logits = np.concatenate(answers)[: len(pixels)]
         return torch.from_numpy(np.ascontiguousarray(logits, dtype=np.float32)).to(images.device)
 
+    def _takes_two(self, image: ImageShape, output: str) -> bool:
+        """Whether it answers two images at once: an exporter may have written one into the graph, and not its input."""
+        try:
+            answers = self._run(np.zeros((2, *image), dtype=np.float32), [output])[0]
+        except Exception:  # ONNX Runtime's are of many kinds
+            return False
+        return len(answers) == 2
+
     def _parts(self, pixels: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """Batches as the file takes them: of its own size where it names one, the last filled up with black images."""
-        size = self._sizes()["N"]
+        size = 1 if self._one_by_one else self._sizes()["N"]
         if size is None:
             return [pixels]
         missing = -len(pixels) % size

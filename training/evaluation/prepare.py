@@ -58,14 +58,13 @@ class Prepared:
     """An evaluation that is ready to run.
 
     ``sizes`` are the radii that were asked for, ``index`` the places of the subject's images in their split,
-    ``data_digest`` is of those images, ``function`` is the `ModelSpec.function_digest`.
+    ``function`` is the `ModelSpec.function_digest`.
     """
 
     path: Path
     spec: ModelSpec
     subject: Subject
     plan: Plan
-    data_digest: str
     sizes: tuple[float, ...]
     index: tuple[int, ...]
     function: str
@@ -77,7 +76,6 @@ class Prepared:
             self.subject,
             plan,
             sizes=self.sizes,
-            data_digest=self.data_digest,
             function=self.function,
             surrogate=None if plan.surrogate is None else plan.surrogate.spec.weights_digest,
         )
@@ -122,6 +120,7 @@ def prepare(request: Request, output: Output, processes: ProcessGroup, device: t
         artefact="onnx" if exported else "checkpoint",
         precision=spec.precision,
         gradients=loaded.gradients,
+        data_digest=content_digest(data.class_names, [chosen]),
     )
     if loaded.predictor is not None:
         from training.evaluation.quantised import require_same_answers
@@ -140,8 +139,7 @@ def prepare(request: Request, output: Output, processes: ProcessGroup, device: t
         eight_bit=request.eight_bit or exported,  # which takes no others
         processes=processes,
     )
-    digest = content_digest(data.class_names, [chosen])
-    return Prepared(request.path, spec, subject, plan, digest, request.eps, index, loaded.function)
+    return Prepared(request.path, spec, subject, plan, request.eps, index, loaded.function)
 
 
 def evaluation_device(request: Request, output: Output) -> torch.device:

@@ -11,7 +11,9 @@ from ducat_serve.threat_model import format_size
 
 _NORMS = {"linf": "Linf", "l2": "L2"}
 # Left for the author to fill in, as in the files that RobustBench's own `benchmark()` writes.
-_BY_HAND = ("link", "name", "authors", "venue")
+_BY_HAND = ("link", "name", "authors", "venue", "additional_data")
+# What RobustBench calls the data sets that it has; a copy of one that was compressed again, say, is another one.
+_DATASETS = {"CIFAR-10": "cifar10", "CIFAR-100": "cifar100"}
 _AUTOATTACK = "autoattack"
 
 
@@ -24,15 +26,12 @@ def require_leaderboard(norm: str) -> None:
         )
 
 
-def robustbench_entry(report: RobustnessReport, dataset: str, architecture: str) -> str:
+def robustbench_entry(report: RobustnessReport, architecture: str) -> str:
     """The JSON file of a leaderboard entry.
 
     ``autoattack_acc`` is there only where AutoAttack alone broke images, which it chose from all pixel values: that is
     what others measured. Any other worst case is ``external``, RobustBench's word for a stronger evaluation than its
     own, so it must be one. Percentages with two digits.
-
-    Args:
-        dataset: as RobustBench names it, cifar10 say.
 
     Raises UsageError for a norm that has no leaderboard, and for attacks that saw only scores or only screen.
     """
@@ -49,9 +48,8 @@ def robustbench_entry(report: RobustnessReport, dataset: str, architecture: str)
         footnote += ", attacked within images of 8 bits"
     entry: dict[str, Any] = dict.fromkeys(_BY_HAND, "")
     entry |= {
-        "additional_data": False,
         "number_forward_passes": 1,
-        "dataset": dataset,
+        "dataset": _DATASETS.get(report.dataset, report.dataset),
         "architecture": architecture,
         "eps": format_size(report.eps),
         "clean_acc": f"{100 * report.clean_accuracy:.2f}",

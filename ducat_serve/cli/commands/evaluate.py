@@ -224,7 +224,6 @@ class _Finished:
 
     report: RobustnessReport
     beside: Path  # the file that plots and a leaderboard's entry are written beside
-    trained_on: str
     architecture: str
 
 
@@ -254,7 +253,7 @@ def _measured_of_others(
         out = beside_a_better_one(measured.report, out, output)
     write_report(asked.source.name, measured.report, out, output)
     measured.forget()
-    return _Finished(measured.report, out, asked.dataset, asked.source.name)
+    return _Finished(measured.report, out, asked.source.name)
 
 
 def _measured(
@@ -263,6 +262,7 @@ def _measured(
     """Measure a model of ours, and store the report in it. None where nothing is left to be done."""
     from ducat_serve.library.corruptions import measure_on_corruptions
     from ducat_serve.library.evaluation import measure
+    from ducat_serve.library.foreign import beside_a_better_one
 
     if request.suite == CORRUPTIONS:
         _finish_corruptions(measure_on_corruptions(request, output), out, output)
@@ -276,11 +276,12 @@ def _measured(
         write_text(out, report.model_dump_json(indent=2) + "\n")
     if not measured.store(output, replace=replace) and out is None:
         beside = measured.path.with_name(f"{measured.path.stem}.robustness.json")
+        if not replace:
+            beside = beside_a_better_one(report, beside, output)
         write_text(beside, report.model_dump_json(indent=2) + "\n")
         output.say(f"The report: {beside}")
     measured.state.remove()
-    trained_on = str((spec.recipe or {}).get("dataset", report.dataset))
-    return _Finished(report, measured.path, trained_on, spec.network)
+    return _Finished(report, measured.path, spec.network)
 
 
 def _conclude(
@@ -295,7 +296,7 @@ def _conclude(
         output.say(f"Accuracy over eps: {drawn[0]}")
     if for_robustbench:
         entry = finished.beside.with_suffix(".robustbench.json")
-        write_text(entry, robustbench_entry(report, finished.trained_on, finished.architecture))
+        write_text(entry, robustbench_entry(report, finished.architecture))
         output.say(f"For RobustBench: {entry}; fill in what is empty.")
     if bar is not None:
         require(report, bar)  # its error is then the one document on stdout; --out has the report

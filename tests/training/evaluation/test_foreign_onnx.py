@@ -38,6 +38,7 @@ def opened(path: Path, layout: Layout = "NCHW", scale: Scale = PLAIN) -> OnnxCla
         ({"shape": (1, 3, 8, 8)}, "NCHW", PLAIN),
         ({"shape": (4, 3, 8, 8)}, "NCHW", PLAIN),
         ({"outputs": ("logits", "features")}, "NCHW", PLAIN),
+        ({"one_image": True}, "NCHW", PLAIN),
     ],
 )
 def test_the_file_is_given_what_it_wants(
@@ -49,16 +50,18 @@ def test_the_file_is_given_what_it_wants(
 
 
 def test_mean_and_std_are_those_of_each_channel(tmp_path: Path) -> None:
-    scale = parse_scale("0.1,0.2,0.3/0.5,0.25,2")
+    scale = parse_scale("0.1,0.2,0.3/0.5,0.25,0.125")
     model = opened(linear_onnx(tmp_path / "their.onnx"), scale=scale)
     normalised = (IMAGES - torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1)) / torch.tensor(
-        [0.5, 0.25, 2.0]
+        [0.5, 0.25, 0.125]
     ).view(1, 3, 1, 1)
     torch.testing.assert_close(model(IMAGES), Linear()(normalised).detach(), rtol=1e-5, atol=1e-4)
     assert [parse_scale(text) for text in ("1", "255", "0/1")] == [Scale(), GREY_LEVELS, Scale()]
 
 
-@pytest.mark.parametrize("text", ["", "2", "128", "0.5", "0.5/", "/0.5", "0.5/0", "0.5/-1", "nan/1", "a/b"])
+@pytest.mark.parametrize(
+    "text", ["", "2", "128", "0.5", "0.5/", "/0.5", "0.5/0", "0.5/-1", "1/255", "nan/1", "a/b"]
+)
 def test_a_scale_that_says_nothing_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="none of 1, 255 and MEAN/STD"):
         parse_scale(text)

@@ -141,8 +141,13 @@ class Masked(nn.Module):
         return torch.stack([level, -level], dim=1)
 
 
-def test_a_slow_attack_that_broke_at_a_smaller_eps_has_its_name_in_the_rows(tmp_path: Path) -> None:
+def test_a_slow_attack_that_broke_at_a_smaller_eps_has_its_name_in_the_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At 0.1 sanity checks fail and squares follow; at 0.5 gradients break all that is left."""
+    monkeypatch.setattr(
+        "training.evaluation.sanity.gradients_foretell", lambda *_: None
+    )  # fails at every eps
     images = (0.5 + torch.linspace(0.05, 0.3, 60)).view(-1, 1, 1, 1).expand(60, 3, 8, 8).contiguous()
     model = Deployed(Masked(), "none").eval()
     data = DeviceSplit(images, model(images).argmax(dim=1))
@@ -235,25 +240,26 @@ def test_a_curve_can_be_drawn_and_says_the_same_each_time(measured: Measured, tm
 
 def test_a_leaderboard_entry_calls_only_autoattack_by_its_name(measured: Measured) -> None:
     with pytest.raises(UsageError, match="A screening is no worst case"):
-        robustbench_entry(measured.report, "digits", "ResNet")
+        robustbench_entry(measured.report, "ResNet")
     strong = measured.report.attacks[0].model_copy(update={"name": "closest-first"})
     searched = measured.report.model_copy(update={"attacks": (strong,)})
     with pytest.raises(UsageError, match="Attacks by scores alone"):
-        robustbench_entry(searched.model_copy(update={"artefact": "onnx"}), "digits", "ResNet")
-    entry = json.loads(robustbench_entry(searched, "digits", "ResNet"))
+        robustbench_entry(searched.model_copy(update={"artefact": "onnx"}), "ResNet")
+    entry = json.loads(robustbench_entry(searched, "ResNet"))
     assert "by closest-first" in entry["footnote"]
     assert entry["unreliable"] is searched.is_unchecked
     doubtful = searched.model_copy(update={"doubts": ("random answers: each time",)})
-    assert json.loads(robustbench_entry(doubtful, "digits", "ResNet"))["unreliable"] is True
+    assert json.loads(robustbench_entry(doubtful, "ResNet"))["unreliable"] is True
     assert entry["external"] == f"{100 * measured.report.worst_case_accuracy:.2f}"
     assert "autoattack_acc" not in entry
-    assert (entry["eps"], entry["dataset"], entry["architecture"]) == ("0.1", "digits", "ResNet")
+    assert (entry["eps"], entry["architecture"]) == ("0.1", "ResNet")
+    for title, name in (("CIFAR-10", "cifar10"), ("CIFAR-10 (JPEG)", "CIFAR-10 (JPEG)")):
+        of_title = searched.model_copy(update={"dataset": title})
+        assert json.loads(robustbench_entry(of_title, "ResNet"))["dataset"] == name
     alone = measured.report.attacks[0].model_copy(update={"name": "autoattack"})
     report = measured.report.model_copy(update={"attacks": (alone,)})
-    assert "autoattack_acc" in json.loads(robustbench_entry(report, "digits", "ResNet"))
+    assert "autoattack_acc" in json.loads(robustbench_entry(report, "ResNet"))
     for other in ({"lattice": "8bit"}, {"broken_by_checks": 1}):
-        assert "external" in json.loads(
-            robustbench_entry(report.model_copy(update=other), "digits", "ResNet")
-        )
+        assert "external" in json.loads(robustbench_entry(report.model_copy(update=other), "ResNet"))
     with pytest.raises(UsageError, match="has leaderboards for"):
-        robustbench_entry(report.model_copy(update={"norm": "l1"}), "digits", "ResNet")
+        robustbench_entry(report.model_copy(update={"norm": "l1"}), "ResNet")
