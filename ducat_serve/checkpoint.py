@@ -41,6 +41,10 @@ def weights_digest(tensors: Tensors) -> str:
     return digest.hexdigest()
 
 
+# The next command for weights of others.
+_IMPORT = "ducat import torchvision:NAME --pretrained FILE --dataset NAME (or timm:NAME, or your own code, nets:make)"
+
+
 def write_checkpoint(path: Path, tensors: Tensors, spec: ModelSpec) -> None:
     """Write a checkpoint atomically; the same tensors and spec give the same bytes.
 
@@ -97,7 +101,7 @@ def _open(path: Path) -> Any:
     if not os.path.isfile(path):  # noqa: PTH113 (as above)
         raise DataError(
             f"There is no checkpoint at {path}.{near_path(path)}",
-            "ducat train --dataset digits --out runs/NAME",
+            "name one, or a bundled model (`ducat models`); to train one: ducat train --dataset digits --ducat off",
         )
     if path.suffix == ".onnx":
         raise DataError(
@@ -109,7 +113,7 @@ def _open(path: Path) -> Any:
     except (SafetensorError, OSError) as error:
         raise DataError(
             f"{path} is not a safetensors file, or it is truncated ({error}). Pickles are never loaded.",
-            "take the file from its source again",
+            f"take the file from its source again; weights of others: {_IMPORT}",
         ) from error
 
 
@@ -130,6 +134,6 @@ def _spec(file: Any, path: Path) -> ModelSpec:
     if text is None:
         raise VerificationError(
             f"{path} holds weights but no '{METADATA_KEY}' metadata: it was not written by ducat.",
-            "ducat train --dataset digits --out runs/NAME",
+            _IMPORT,
         )
     return ModelSpec.from_json(text, str(path))

@@ -72,7 +72,9 @@ def command_line(*words: object) -> str:
 
 def near_name(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
     """The known name that is most like another, from ``cutoff`` (0 any, 1 only itself) on."""
-    return next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=cutoff)), None)
+    folded = {one.casefold(): one for one in sorted(known, reverse=True)}
+    matches = difflib.get_close_matches(name.casefold(), sorted(folded), n=1, cutoff=cutoff)
+    return folded[matches[0]] if matches else None
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:

@@ -53,7 +53,8 @@ def read_sealed(path: Path) -> bytes:
     if not tail.startswith(_PREFIX):
         raise VerificationError(
             f"{path} was not written by ducat (its metadata is missing) or is truncated.",
-            _next_step(path),
+            f"{_next_step(path)}; a file of others can be measured (`ducat evaluate {path} --input NCHW --scale 1`), "
+            "and its torch network imported and served (`ducat import`)",
         )
     if tail[len(_PREFIX) :] != hashlib.sha256(body).hexdigest().encode():
         raise VerificationError(

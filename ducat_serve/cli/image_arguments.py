@@ -18,6 +18,7 @@ from ducat_serve.regular_file import read_regular_file
 
 STDIN = "-"
 _PATTERN = "*?["
+_ADDRESSES = ("http://", "https://")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class ImageArgument:
         """The bytes of the file. Raises DataError where it cannot be read."""
         if self.problem is not None:
             raise DataError(self.problem)
+        if self.name.startswith(_ADDRESSES):
+            raise DataError(f"{self.name} is not fetched: curl -s URL | ducat predict MODEL -")
         if self.name != STDIN:
             return read_regular_file(Path(self.name), self.name, "give image files")
         if sys.stdin is None:

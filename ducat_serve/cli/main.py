@@ -75,14 +75,18 @@ _ELSEWHERE = {
 _OPTIONS_ELSEWHERE = {
     "--amp": "--precision bfloat16",
     "--data": "--dataset",
+    "--epsilon": "--eps",
+    "--format": "--onnx",
     "--fp16": "--precision float16",
     "--half": "--precision float16",
     "--imgsz": "--image-size",
     "--int8": "--precision int8",
+    "--learning-rate": "--lr",
     "--model": "--network",
     "--opt": "--optimizer",
     "--sched": "--schedule",
     "--weights": "--initial-checkpoint",
+    "--workers": "--threads",
 }
 
 

@@ -32,7 +32,7 @@ class Bar(click.ParamType[dict[str, float]]):
             except ValueError:
                 self.fail(f"'{part}' is not NAME=FRACTION", param, ctx)
         if not set(bar) <= {"clean", "worst_case"} or not all(0 <= b <= 1 for b in bar.values()):
-            self.fail(f"'{value}' is not like clean=0.80,worst_case=0.45", param, ctx)
+            self.fail(f"'{value}' is not like clean=0.80,worst_case=0.45 (shares, not per cent)", param, ctx)
         return bar
 
 

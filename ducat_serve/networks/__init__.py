@@ -58,7 +58,9 @@ def is_own(name: str) -> bool:
 def require_name(name: str) -> None:
     """Raise UsageError for a name that is neither one of ours nor of the form of the others'."""
     if not is_foreign(name) and name not in NETWORKS:
-        raise unknown_name("network", name, [*NETWORKS, *FOREIGN_FORMS])
+        error = unknown_name("network", name, [*NETWORKS, *FOREIGN_FORMS])
+        error.next_step = f"{error.next_step}; those of torchvision and timm: torchvision:{name}, timm:{name}"
+        raise error
 
 
 def create_network(name: str, *, channels: int, image_size: tuple[int, int], outputs: int) -> nn.Module:

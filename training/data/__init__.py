@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,6 +203,13 @@ def dataset_info(name: str) -> DatasetInfo:
     return DATASETS[name]
 
 
+def unknown_dataset(name: str) -> UsageError:
+    """Build the error for a name that is none; a folder or archive of that name is likely meant."""
+    if os.path.exists(name):  # noqa: PTH110 (a Path raises for a name that no file system takes)
+        return UsageError(f"Unknown data set '{name}'.", f"--dataset {shlex.quote(f'folder:{name}')}")
+    return unknown_name("data set", name, [*DATASETS, "folder:PATH"])
+
+
 def classes_of(info: DatasetInfo, path: Path | None) -> int:
     """How many classes the archive or folder at ``path`` really has; that of authors has those of the data set."""
     if path is None or info.archive is None or path.name == info.archive.filename:
@@ -222,7 +230,7 @@ def _find(
         require_text(path.resolve().name, "The data set is a folder")  # its name goes into the model file
         return f"folder:{path.resolve().name}", decode_tree(Tree(path), image_size, output, selection)
     if name not in DATASETS:
-        raise unknown_name("data set", name, [*DATASETS, "folder:PATH"])
+        raise unknown_dataset(name)
     info = DATASETS[name]
     if info.archive is None or info.cifar is not None:
         _refuse_resize(info, image_size)

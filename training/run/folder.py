@@ -199,7 +199,7 @@ class RunFolder:
                     "start it again by the command that began it",
                 ) from error
             raise DataError(
-                f"There is no run in {self.path}.", "ducat train --dataset digits --out runs/NAME"
+                f"There is no run in {self.path}.", "ducat train --dataset digits --ducat off --out runs/NAME"
             ) from error
         except ValidationError as error:
             raise DataError(f"{self.config} is damaged: {first_problem(error)}.") from error

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from ducat_serve.errors import UsageError, command_line, unknown_name
+from ducat_serve.errors import UsageError, command_line
 from ducat_serve.networks import require_name
 from ducat_serve.networks.allowed import options_for
 from ducat_serve.output import Output
 from training.attacks.ball import require_size
 from training.config import TrainConfig
-from training.data import DATASETS, folder_path
+from training.data import DATASETS, folder_path, unknown_dataset
 from training.device import fastest_precision
 from training.distributed.processes import ProcessGroup, local_device
 from training.initial import InitialWeights, StartWeights
@@ -59,11 +59,12 @@ def new_config(
     if chosen is None:
         raise UsageError(
             "Which data set? Nothing is trained without --dataset.",
-            "ducat train --dataset digits (some minutes); `ducat datasets` lists the others, folder:PATH is your own",
+            "ducat train --dataset digits --ducat off (some minutes); `ducat datasets` lists the others, and folder:PATH "
+            "is your own",
         )
     dataset = _absolute(chosen)
     if dataset not in DATASETS and not dataset.startswith("folder:"):
-        raise unknown_name("data set", dataset, [*DATASETS, "folder:PATH"])
+        raise unknown_dataset(dataset)
     values = dict(given)
     if values["precision"] in (None, "auto"):
         values["precision"] = fastest_precision(device)

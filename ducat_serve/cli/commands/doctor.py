@@ -165,14 +165,14 @@ def _accelerators() -> list[Check]:
         from ducat_serve.predictor import import_onnxruntime
 
         providers = import_onnxruntime().get_available_providers()
-        checks.append(Check("ONNX Runtime providers", ", ".join(providers)))
+        checks.append(Check("ONNX Runtime providers", _providers(providers)))
     try:
         import torch
 
         from training.device import fastest_precision
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        gpu = torch.cuda.get_device_name() if device.type == "cuda" else "none that torch can use"
+        gpu = torch.cuda.get_device_name() if device.type == "cuda" else _without_gpu(torch.version.cuda)
         precision = f"{fastest_precision(device)} on {device.type}"
     except ImportError:
         return checks
@@ -180,6 +180,19 @@ def _accelerators() -> list[Check]:
         # A library that is missing or damaged, or a driver that does not answer.
         return [*checks, Check("GPU", f"torch does not work: {error}", "FAIL")]
     return [*checks, Check("GPU", gpu), Check("training precision", precision)]
+
+
+def _providers(names: Sequence[str]) -> str:
+    listed = ", ".join(names)
+    if "CUDAExecutionProvider" in names:
+        return listed
+    return f"{listed}; no CUDA: for a GPU, '.[gpu]' in an environment without '.[cpu]'"
+
+
+def _without_gpu(cuda: str | None) -> str:
+    if cuda is None:
+        return "none: this torch is built for the CPU"
+    return f"none: this torch is built for CUDA {cuda}, and finds no NVIDIA GPU or driver"
 
 
 def _cache() -> Check:

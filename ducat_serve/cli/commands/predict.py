@@ -94,7 +94,10 @@ def command(model: Path, images: tuple[str, ...], top_k: int, csv: bool, device:
         )
     output.result({"model": str(model), "predictions": entries, "failed": failed})
     if failed:
-        output.fail(f"{len(failed)} of the images could not be predicted; they are named above.", None)
+        output.fail(
+            f"{len(failed)} of the images could not be predicted; they are named above.",
+            "leave them out, or send them anew",
+        )
         return DataError.exit_code
     return 0
 
