@@ -59,8 +59,8 @@ def new_config(
     if chosen is None:
         raise UsageError(
             "Which data set? Nothing is trained without --dataset.",
-            "ducat train --dataset digits --ducat off (some minutes); `ducat datasets` lists the others, and folder:PATH "
-            "is your own",
+            "ducat train --dataset digits --ducat off (some minutes); `ducat datasets` lists the others, and "
+            "folder:PATH is your own",
         )
     dataset = _absolute(chosen)
     if dataset not in DATASETS and not dataset.startswith("folder:"):
