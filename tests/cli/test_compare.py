@@ -302,7 +302,7 @@ def test_the_model_card_says_what_was_measured(measured: Path) -> None:
         "| clean | 62.0% |",
         "**17.0%**",
         "non-adaptive, not a robustness claim | 20.0% |",
-        "**Warning.** A check of the measurement failed (n): noise is weaker, and that did not hold.",
+        "**Warning.** A check of the measurement failed (n). It expects: noise is weaker. That was not so.",
         "gradient masking suspected",
         "linf 0.1 on 100 test images of digits",
         "shorter side resized",

@@ -106,7 +106,7 @@ def test_every_doubt_is_a_warning(spec: ModelSpec) -> None:
     (nothing,) = report_in_words(spec.model_copy(update={"robustness": None}))["warnings"]
     assert nothing.startswith("Nobody measured the robustness of this model.")
     (failed,) = words(spec, sanity=(PASSED, FAILED))["warnings"]
-    assert "more steps leave no more, and that did not hold" in failed
+    assert "It expects: more steps leave no more. That was not so." in failed
     assert "gradient masking suspected" in failed
     (unchecked,) = words(spec, sanity=())["warnings"]
     assert "not checked" in unchecked

@@ -42,7 +42,7 @@ from training.evaluation.floor import floor
 from training.evaluation.kept import ExampleKeeper
 from training.evaluation.legacy import legacy_2c_accuracy
 from training.evaluation.runner import BATCH, Batches, Runner
-from training.evaluation.sanity import check_sanity
+from training.evaluation.sanity import ENOUGH, check_sanity
 from training.evaluation.state import EvaluationState
 from training.evaluation.wilson import wilson
 
@@ -177,7 +177,10 @@ def _doubt(plan: Plan, examples: Examples, sanity: tuple[SanityCheck, ...]) -> s
     if failed := [check.name for check in sanity if not check.passed]:
         return f"Gradient masking suspected: not so that {', '.join(failed)}."
     if plan.sanity and not sanity and bool(examples.right.any()):
-        return "Gradient masking was not checked: too few images are right when clean."
+        return (
+            f"Gradient masking was not checked: too few images are right when clean ({ENOUGH} would be enough, and take "
+            "less time)."
+        )
     return None
 
 
