@@ -193,8 +193,8 @@ def server_access(report: RobustnessReport) -> str | None:
 def doubts(report: RobustnessReport) -> list[str]:
     """Reasons to trust the measurement less."""
     warnings = [
-        f"A check of the measurement failed ({check.name}). It expects: {check.expectation}. That was not so. The attacks "
-        "may have failed for a reason that a better one would not (gradient masking suspected)."
+        f"A check of the measurement failed ({check.name}). It expects: {check.expectation}. That was not so. The "
+        "attacks may have failed for a reason that a better one would not (gradient masking suspected)."
         for check in report.failed_checks
     ]
     if report.is_screening:

@@ -178,8 +178,8 @@ def _doubt(plan: Plan, examples: Examples, sanity: tuple[SanityCheck, ...]) -> s
         return f"Gradient masking suspected: not so that {', '.join(failed)}."
     if plan.sanity and not sanity and bool(examples.right.any()):
         return (
-            f"Gradient masking was not checked: too few images are right when clean ({ENOUGH} would be enough, and take "
-            "less time)."
+            f"Gradient masking was not checked: too few images are right when clean ({ENOUGH} would be enough, and "
+            "take less time)."
         )
     return None
 
