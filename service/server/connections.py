@@ -26,6 +26,7 @@ _FRAMING = (b"content-length", b"transfer-encoding")  # fields that say where a 
 _TOO_LARGE = (431, "head_too_large", f"A request's head is at most {MAX_HEAD} bytes and {MAX_FIELDS} fields.")
 LAST_CALL = 0.5  # seconds for a connection without a request when the server stops
 LINGER = 2.0  # seconds for a client to read its answer and stop sending, where it is still sending its body
+LINGER_BYTES = 32 * 2**20  # most that is read of it meanwhile: two of the largest bodies that are taken by default
 
 
 class Refusal(NamedTuple):
@@ -97,7 +98,9 @@ class Connection(HttpToolsProtocol):
     _made_progress = False  # whether a head ended or a body grew since this was set
     _stalled = 0  # bytes since then
     _is_repeating = False  # whether the parser is given a head for the second time, of which nobody is told
+    _may_keep_alive = False  # whether the request that is being read leaves the connection open
     _is_lingering = False  # whether the last answer is written, and what still comes is thrown away
+    _thrown_away = 0  # bytes
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -109,6 +112,7 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._is_lingering:
+            self._throw_away(data)
             return
         self._made_progress = False
         self._unset_keepalive_if_required()
@@ -193,8 +197,9 @@ class Connection(HttpToolsProtocol):
             self._unanswered.popleft()
         self._unanswered.append(self.cycle)
         self.cycle.transport = _AnswerTransport(self, self.cycle)  # type: ignore[assignment]  # all that it uses
-        if self.server_state.is_draining:
-            self.cycle.keep_alive = False
+        # An answer that is given before the whole body is here says `Connection: close`, and the connection ends behind
+        # it. Otherwise what still comes would be parsed for nothing, for as long as the client likes to send.
+        self._may_keep_alive, self.cycle.keep_alive = self.cycle.keep_alive, False
 
     def _require_sound_head(self) -> None:
         """Raise _Refused for a head that is too large, or that others on the way may have read otherwise than we do."""
@@ -214,8 +219,11 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if not self.parser.should_upgrade():  # else its body, if any, comes behind the repeated head
-            super().on_message_complete()
+        if self.parser.should_upgrade():  # its body, if any, comes behind the repeated head
+            return
+        super().on_message_complete()
+        if not self.cycle.response_started:
+            self.cycle.keep_alive = self._may_keep_alive and not self.server_state.is_draining
 
     def on_response_complete(self) -> None:
         if self._is_lingering:
@@ -274,6 +282,12 @@ class Connection(HttpToolsProtocol):
         self.transport.write_eof()
         self.flow.resume_reading()
         self.loop.call_later(LINGER, self.transport.close)
+
+    def _throw_away(self, data: bytes) -> None:
+        """Nor read any more where that was too much; the system then holds the client up until the connection ends."""
+        self._thrown_away += len(data)
+        if self._thrown_away > LINGER_BYTES:
+            self.flow.pause_reading()
 
     def _close_if_silent(self) -> None:
         if self.waiting_since is not None:

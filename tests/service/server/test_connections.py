@@ -66,10 +66,10 @@ def answers(port: int, *segments: bytes, count: int = 1) -> list[tuple[int, byte
     ],
 )
 def test_a_body_is_never_the_next_request(port: int, length: str, body: bytes, upgrade: str) -> None:
-    head = post(length, upgrade)
+    head = post(length, upgrade, kind="application/x-npy")  # which is read before it is refused
     for segments in ((head + body,), (head, body), (head[:30], head[30:] + body[:9], body[9:])):
         [(status, _)] = answers(port, *segments)
-        assert status == 415
+        assert status == 400
 
 
 @pytest.mark.parametrize("upgrade", ["", H2C, WEBSOCKET])
@@ -197,9 +197,29 @@ def test_an_address_in_the_log_is_the_client_s_own_on_an_ipv6_socket_too(
 LARGE = 20 * 2**20  # more than a body may have
 
 
+@pytest.mark.parametrize("length", ["Content-Length: 100", "Transfer-Encoding: chunked"])
+@pytest.mark.parametrize(("path", "status"), [("/v1/predict", 415), ("/nowhere", 404)])
+def test_an_answer_before_the_whole_body_is_the_last_on_its_connection(
+    port: int, path: str, status: int, length: str
+) -> None:
+    """What still comes would be parsed for nothing, which takes much longer than to send it."""
+    with socket.create_connection(("127.0.0.1", port), WAIT) as connection:
+        connection.sendall(post(length, "", path) + b"1\r\na\r\n")
+        answer = connection.makefile("rb").read()
+    assert int(answer.split()[1]) == status
+    assert b"connection: close" in answer
+
+
+def test_an_answer_after_the_whole_body_keeps_the_connection(port: int) -> None:
+    request = post("Content-Length: 9", "") + b"123456789"
+    found = answers(port, request, request, LIVE, count=3)
+    assert [status for status, _ in found] == [415, 415, 200]
+
+
 @pytest.mark.parametrize(
     ("head", "status"),
     [
+        (post(f"Content-Length: {LARGE}", ""), 413),
         (post(f"Content-Length: {LARGE}", "Connection: close\r\n"), 413),
         (post(f"Content-Length: {LARGE // 2}", "Connection: close\r\n"), 415),
         (b"GET / HTTP/1.1\r\nX-Long: ", 431),
@@ -214,9 +234,12 @@ def test_who_is_still_sending_reads_why_it_was_refused(port: int, head: bytes, s
     assert b"connection: close" in answer
 
 
-def test_who_never_stops_sending_is_cut_off(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("connection_header", ["", "Connection: close\r\n"])
+def test_who_never_stops_sending_is_cut_off(
+    port: int, connection_header: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("service.server.connections.LINGER", 0.2)
-    head = post(f"Content-Length: {LARGE}", "Connection: close\r\n")
+    head = post(f"Content-Length: {LARGE}", connection_header)
     with socket.create_connection(("127.0.0.1", port), WAIT) as connection:
         connection.sendall(head)
         assert int(connection.makefile("rb").read().split()[1]) == 413
@@ -224,6 +247,17 @@ def test_who_never_stops_sending_is_cut_off(port: int, monkeypatch: pytest.Monke
             for _ in range(100):
                 time.sleep(0.02)
                 connection.sendall(b"a")
+
+
+def test_no_more_is_read_of_who_sends_too_much(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.server.connections.LINGER", WAIT)
+    monkeypatch.setattr("service.server.connections.LINGER_BYTES", 2**20)
+    with socket.create_connection(("127.0.0.1", port), WAIT) as connection:
+        connection.sendall(post("Transfer-Encoding: chunked", ""))
+        assert int(connection.makefile("rb").read().split()[1]) == 415
+        connection.settimeout(1)
+        with pytest.raises(TimeoutError):  # the buffers of the system are full
+            connection.sendall(10 * LARGE * b"a")
 
 
 def test_what_was_asked_before_a_refusal_is_left_without_a_word(
