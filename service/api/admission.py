@@ -154,11 +154,15 @@ class Admission:
             self._digests = await self.control.audit.digests(images)
 
     def require_decoders(self, images: int) -> None:
-        """Raise Overloaded where so many images would hardly be decoded in time, because others are waiting."""
+        """Raise Overloaded where so many images would hardly be decoded in time, because others are at every process.
+
+        Where a process is free the request is let in however long its images may take: the estimate may be wrong, and
+        images that others have in another process do not hold it up.
+        """
         decoders = self.control.decoders
         left = self.deadline - asyncio.get_running_loop().time()
         seconds = decoders.seconds_for(images)
-        if decoders.waiting and seconds > _DECODING_SHARE * left:
+        if decoders.are_busy and seconds > _DECODING_SHARE * left:
             raise Overloaded(seconds)
 
     async def decode(self, files: Sequence[bytes]) -> NDArray[np.uint8]:

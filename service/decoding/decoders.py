@@ -60,7 +60,7 @@ class Decoders:
             self._free.put_nowait(worker)
         self._in_line = 0  # images that wait for a process
         self._requests: list[_Request] = []
-        self._seconds_per_image = 0.0  # a moving average; 0 until one was decoded
+        self._seconds_per_image = 0.0  # a moving average of those that were answered; 0 until one was
 
     async def start(self) -> None:
         """Start all processes, so that no request waits for one to start. Raises DecoderUnavailable."""
@@ -151,8 +151,10 @@ class Decoders:
         try:
             return await worker.decode(data, spec, max_pixels)
         finally:
-            seconds, before = time.monotonic() - started, self._seconds_per_image
-            self._seconds_per_image = before + _NEWEST_WEIGHT * (seconds - before) if before else seconds
+            # One that it was killed for, or died of, says nothing of how long others take.
+            if worker.is_running:
+                seconds, before = time.monotonic() - started, self._seconds_per_image
+                self._seconds_per_image = before + _NEWEST_WEIGHT * (seconds - before) if before else seconds
             self._free.put_nowait(worker)
 
     @property
@@ -189,6 +191,11 @@ class _Worker:
         if self._busy_since is None:
             return self._does_not_start
         return self.busy_seconds > STUCK_SECONDS
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a process that nobody has given up."""
+        return self._process is not None
 
     @property
     def busy_seconds(self) -> float:

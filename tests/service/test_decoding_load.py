@@ -165,6 +165,36 @@ def test_images_that_would_wait_beyond_the_deadline_are_refused_at_once(predicto
         assert len(predictions(send(client, GOOD))) == 1, "where nobody waits there is room in any case"
 
 
+def test_a_free_decoder_is_there_for_everybody(predictor: Predictor) -> None:
+    """However long images are expected to take: one that keeps a process busy keeps nobody out."""
+    app = create_app(FakeModel(predictor, deadline=WAIT))
+    decoders = app.state.admission.decoders = Decoders(2, SLOW)
+    with TestClient(app) as client, ThreadPoolExecutor(1) as pool:
+        until(lambda: is_ready(client))
+        decoders._seconds_per_image = 2.0 * WAIT
+        first = pool.submit(send, client, *[GOOD] * 4)
+        until(lambda: metrics(client)[("ducat_decode_waiting",)] > 0)
+        assert len(predictions(send(client, GOOD))) == 1
+        assert len(predictions(first.result(WAIT))) == 4
+
+
+def test_an_image_that_a_process_is_killed_for_is_not_in_the_estimate(
+    spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.decoding.decoders.STUCK_SECONDS", 0.2)
+
+    async def scenario(decoders: Decoders) -> None:
+        decoders._seconds_per_image = 0.001
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await decoders.decode(GOOD, spec, MAX_PIXELS)
+        while decoders.are_busy:
+            await asyncio.sleep(0.01)
+        assert decoders.seconds_for(1) == 0.001
+
+    run(scenario, SILENT)
+
+
 def test_clients_that_left_are_not_waited_for(predictor: Predictor) -> None:
     models = FakeModel(predictor, deadline=WAIT)
     app = create_app(models)
