@@ -27,6 +27,7 @@ DOCUMENT_THREADS = 2
 # Of the time that a request has left, so much may be expected to go into decoding. The expectation may be too low, and
 # the model needs some time too.
 _DECODING_SHARE = 0.8
+_TOO_MUCH = ("image_too_large", "image_too_slow")  # codes of an ImageError that mean more than the server takes
 
 
 class AdmissionControl:
@@ -54,14 +55,14 @@ class AdmissionControl:
     @property
     def is_ready(self) -> bool:
         """Whether requests should come here."""
-        return self.models.is_ready and not self.decoders.is_stuck and self._records
+        return self.models.is_ready and not self.decoders.do_not_start and self._records
 
     def require_ready(self) -> None:
         """Raises ModelError as `Models.require_ready` does, and APIError (503) while no prediction could be made."""
         self.models.require_ready()
         self._require_records()
-        if self.decoders.is_stuck:
-            message = "Every image decoder is busy with one image."
+        if self.decoders.do_not_start:
+            message = "No image decoder can be started; the log says why."
             raise APIError(503, "not_ready", message, retry_after=1)
 
     @property
@@ -185,7 +186,7 @@ class Admission:
             message = "No image can be decoded now; try again later."
             raise APIError(503, "not_ready", message, retry_after=1) from error
         except ImageError as error:
-            status = 413 if error.code == "image_too_large" else 400
+            status = 413 if error.code in _TOO_MUCH else 400
             raise APIError(status, error.code, f"{error}.") from error
         return np.stack(arrays)
 

@@ -1,7 +1,8 @@
 """A few processes that decode images for the server; one that does not answer in time is killed and replaced.
 
 A process takes long to start, so one that is at an image whose client no longer waits is let finish, and its answer is
-thrown away. Only where it goes on for too long is it killed.
+thrown away. Only where it goes on for too long is it killed. One that computes for longer than any sound image takes
+ends by itself, and its client is told so. (One that only waits is none of an image's doing: the deadline ends it.)
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import contextlib
 import math
 import secrets
+import signal
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
@@ -25,10 +27,11 @@ from service.child_environment import child_environment
 from service.decoding.protocol import ANSWER, MAX_WORDS, NUMBER, READY, REQUEST
 
 START_SECONDS = 30.0  # a third of a second on an idle machine
-STUCK_SECONDS = 5.0  # the largest images that are allowed take a fifth of that on an idle machine
+STUCK_SECONDS = 5.0  # for an image that nobody awaits any more; the largest take a fifth of that on an idle machine
 _NEWEST_WEIGHT = 0.2  # of an image in the average of the seconds that one takes
 _WORDS = 500  # characters of what a process says that does not start
 _WORDS_SECONDS = 1.0  # something that it has started may keep its stderr open
+_TOO_SLOW = "the image takes longer to decode than any sound one; save it anew, or make it smaller"
 _COMMAND = (sys.executable, "-P", "-m", "service.decoding.worker")
 
 
@@ -117,7 +120,8 @@ class Decoders:
             deadline: when nobody waits for it any more, by the time of the event loop.
 
         Raises:
-            ImageError: as `ducat_serve.images.decode` does, and where the process died of the image.
+            ImageError: as `ducat_serve.images.decode` does, and where the process died of the image; its code is
+                image_too_slow where that took more CPU time than any sound image.
             DecoderUnavailable: no process could be started; the next image tries again.
             TimeoutError: its turn came so late that it would hardly be done by the deadline; others go first.
         """
@@ -158,9 +162,9 @@ class Decoders:
             self._free.put_nowait(worker)
 
     @property
-    def is_stuck(self) -> bool:
-        """Whether none gets on: each has been at one image for longer than any sound one takes, or does not start."""
-        return all(worker.is_stuck for worker in self._workers)
+    def do_not_start(self) -> bool:
+        """Whether none could be started when that was tried last. However busy they are, nobody's images make it so."""
+        return all(worker.does_not_start for worker in self._workers)
 
     async def stop(self) -> None:
         """End all processes, for good."""
@@ -184,13 +188,7 @@ class _Worker:
         self._starting: asyncio.Task[Process] | None = None
         self._killed: list[Process] = []
         self._busy_since: float | None = None
-        self._does_not_start = self._stopped = False
-
-    @property
-    def is_stuck(self) -> bool:
-        if self._busy_since is None:
-            return self._does_not_start
-        return self.busy_seconds > STUCK_SECONDS
+        self.does_not_start = self._stopped = False
 
     @property
     def is_running(self) -> bool:
@@ -218,9 +216,9 @@ class _Worker:
         except (OSError, RuntimeError, EOFError) as error:
             # No memory, no process or file to be had, or it ended.
             self._kill()
-            self._does_not_start = True
+            self.does_not_start = True
             raise DecoderUnavailable(f"an image decoder did not start: {error}") from error
-        self._does_not_start = False
+        self.does_not_start = False
         return process
 
     async def _start(self) -> Process:
@@ -247,6 +245,9 @@ class _Worker:
             words, pixels = await _ask(process, number, request, data, math.prod(shape))
             answered = True
         except (OSError, RuntimeError, ValueError, EOFError) as error:
+            self._kill()
+            if await process.wait() == -signal.SIGXCPU:
+                raise ImageError(_TOO_SLOW, "image_too_slow") from error
             raise ImageError("the image does not decode (its decoder ended)") from error
         finally:
             self._busy_since = None

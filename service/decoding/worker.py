@@ -1,22 +1,24 @@
 """The process that decodes: one image after the other from its standard input, until that ends.
 
-It holds no key and no model, writes no file, and has a bound on its memory. So an image that breaks a decoder, or keeps
-it busy for ever, costs this process and nothing else.
+It holds no key and no model, writes no file, and has bounds on its memory and on the time that an image takes. So an
+image that breaks a decoder, or keeps it busy for ever, costs this process and nothing else.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import resource
 import signal
 import sys
+import time
 import warnings
 from pathlib import Path
 
 from ducat_serve.images import ImageError, decode, fit, to_array
-from service.decoding.protocol import ANSWER, MAX_WORDS, READY, REQUEST
+from service.decoding.protocol import ANSWER, MAX_WORDS, READY, REQUEST, cpu_seconds
 
 # The most that was measured is 22 bytes a pixel (lossless WebP with transparency; docs/performance.md has the table).
 _BYTES_PER_PIXEL = 32
@@ -43,6 +45,7 @@ def main() -> None:
             bounded = max_pixels
             _bound_memory(max_pixels)
         data = stdin.read(length)
+        _bound_time(max_pixels)
         try:
             array = to_array(fit(decode(data, max_pixels), (height, width)), channels)
         except ImageError as error:
@@ -65,6 +68,17 @@ def _bound_memory(max_pixels: int) -> None:
         taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         most = taken + max_pixels * _BYTES_PER_PIXEL + _SPARE
         resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+def _bound_time(max_pixels: int) -> None:
+    """Have the system end this process where it takes too long for its next image.
+
+    Of CPU time, which is what an image costs: on a busy machine a sound one takes many times longer by the clock, and
+    no client is to blame for that.
+    """
+    with contextlib.suppress(OSError, ValueError):  # the system's own bound is closer
+        most = math.ceil(time.process_time()) + cpu_seconds(max_pixels)
+        resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
 if __name__ == "__main__":

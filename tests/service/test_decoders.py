@@ -21,8 +21,8 @@ from PIL.PngImagePlugin import PngInfo
 from ducat_serve.images import ImageError, decode, fit, to_array
 from ducat_serve.predictor import Predictor
 from ducat_serve.spec import ModelSpec
-from service.decoding.decoders import STUCK_SECONDS, Decoders, DecoderUnavailable, _Worker
-from tests.support.decoders import DYING, SILENT
+from service.decoding.decoders import Decoders, DecoderUnavailable
+from tests.support.decoders import COMPUTING, DYING, SILENT
 
 pytestmark = pytest.mark.integration
 
@@ -132,6 +132,29 @@ def test_a_process_that_dies_costs_one_image(spec: ModelSpec) -> None:
     run(scenario, DYING)
 
 
+def test_an_image_that_takes_too_much_cpu_time_is_told_so(spec: ModelSpec) -> None:
+    async def scenario(decoders: Decoders) -> None:
+        with pytest.raises(ImageError, match="takes longer to decode than any sound one") as refused:
+            await decoders.decode(encode("PNG"), spec, MAX_PIXELS)
+        assert refused.value.code == "image_too_slow"
+        assert decoders.seconds_for(1) == 0, "it says nothing of how long others take"
+
+    run(scenario, COMPUTING)
+
+
+def test_time_is_bounded_for_each_image_and_by_its_pixels(spec: ModelSpec) -> None:
+    async def scenario(decoders: Decoders) -> None:
+        for max_pixels, seconds in ((MAX_PIXELS, 5), (100_000_000, 20)):
+            await decoders.decode(encode("PNG"), spec, max_pixels)
+            (process,) = children()
+            limits = Path(f"/proc/{process}/limits").read_text()
+            (soft,) = (line.split()[3] for line in limits.splitlines() if line.startswith("Max cpu time"))
+            taken = sum(psutil.Process(process).cpu_times()[:2])
+            assert seconds <= int(soft) <= seconds + taken + 1
+
+    run(scenario)
+
+
 def test_one_that_ended_between_two_images_is_replaced(spec: ModelSpec) -> None:
     async def scenario(decoders: Decoders) -> None:
         await decoders.decode(encode("PNG"), spec, MAX_PIXELS)
@@ -154,13 +177,13 @@ def test_one_that_cannot_start_is_not_the_image_s_fault_and_is_tried_again(
         for says in ("No such file", "no memory left"):
             with pytest.raises(DecoderUnavailable, match=says):
                 await decoders.decode(encode("PNG"), spec, MAX_PIXELS)
-            assert decoders.is_stuck
+            assert decoders.do_not_start
             program.write_text("#!/bin/sh\necho no memory left >&2\n")
             program.chmod(0o755)
         program.write_text(f"#!/bin/sh\nexec {sys.executable} -P -m service.decoding.worker\n")
         program.chmod(0o755)
         await decoders.decode(encode("PNG"), spec, MAX_PIXELS)
-        assert not decoders.is_stuck
+        assert not decoders.do_not_start
 
     run(scenario, (str(program),))
 
@@ -220,37 +243,6 @@ def test_a_decoder_ends_with_a_server_that_is_killed() -> None:
     pid = int(done.stdout)
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.01)
-
-
-async def busy(workers: Sequence[_Worker], count: int) -> None:
-    """Until so many are at an image."""
-    async with asyncio.timeout(30):
-        while sum(worker._busy_since is not None for worker in workers) < count:
-            await asyncio.sleep(0.01)
-
-
-def test_stuck_means_that_all_are(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def scenario(decoders: Decoders) -> None:
-        workers = decoders._workers
-        first = asyncio.create_task(decoders.decode(encode("PNG"), spec, MAX_PIXELS))
-        await busy(workers, 1)
-        later = time.monotonic() + 2 * STUCK_SECONDS
-        monkeypatch.setattr("service.decoding.decoders.time.monotonic", lambda: later)
-        assert not decoders.is_stuck  # the other one is free
-        monkeypatch.undo()
-        second = asyncio.create_task(decoders.decode(encode("PNG"), spec, MAX_PIXELS))
-        await busy(workers, 2)
-        assert not decoders.is_stuck  # not for long enough
-        later = time.monotonic() + 2 * STUCK_SECONDS
-        monkeypatch.setattr("service.decoding.decoders.time.monotonic", lambda: later)
-        assert decoders.is_stuck
-        monkeypatch.undo()
-        first.cancel()
-        second.cancel()
-        await asyncio.gather(first, second, return_exceptions=True)
-        assert not decoders.is_stuck
-
-    run(scenario, SILENT, count=2)
 
 
 def test_it_knows_no_key_and_writes_no_file(

@@ -24,7 +24,7 @@ from service.decoding.decoders import Decoders
 from service.models.registry import Models
 from service.settings import Settings
 from tests.support.application import FakeModel, metrics, serve
-from tests.support.decoders import SILENT
+from tests.support.decoders import COMPUTING, SILENT
 from tests.support.http_client import (
     DIGITS,
     GOOD,
@@ -156,14 +156,41 @@ def test_deadline_covers_decoding_and_decoding_is_bounded(
         assert (app.state.admission.requests, app.state.admission.images) == (0, 0)
 
 
-def test_not_ready_while_every_decoder_is_stuck(
+def test_images_that_take_long_leave_the_server_ready(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two requests could otherwise take a replica out of service, and a few all of them."""
+    monkeypatch.setattr("service.decoding.decoders.STUCK_SECONDS", 0.0)
+    app = create_app(FakeModel(predictor, deadline=WAIT))
+    decoders = app.state.admission.decoders = Decoders(2, SILENT)
+    with TestClient(app) as client, ThreadPoolExecutor(2) as pool:
+        until(lambda: is_ready(client))
+        waiting = [pool.submit(send, client, GOOD) for _ in range(2)]
+        until(lambda: sum(worker.busy_seconds > 0 for worker in decoders._workers) == 2)
+        for path in ("/v2/health/ready", "/readyz"):
+            assert client.get(path).status_code == 200
+        for child in psutil.Process().children():
+            child.kill()
+        for one in waiting:
+            assert_error(one.result(WAIT), 400, "invalid_image")
+
+
+def test_an_image_that_takes_too_much_cpu_time_is_more_than_the_server_takes(predictor: Predictor) -> None:
+    app = create_app(FakeModel(predictor, deadline=WAIT))
+    app.state.admission.decoders = Decoders(1, COMPUTING)
+    with TestClient(app) as client:
+        until(lambda: is_ready(client))
+        assert_error(send(client, GOOD), 413, "image_too_slow")
+
+
+def test_not_ready_while_no_decoder_starts(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = create_app(FakeModel(predictor))
     with TestClient(app) as client:
         until(lambda: is_ready(client))
         assert app.state.admission.is_ready
-        monkeypatch.setattr(Decoders, "is_stuck", True)
+        monkeypatch.setattr(Decoders, "do_not_start", True)
         assert not app.state.admission.is_ready  # what /readyz asks
         for path in ("/v2/health/ready", "/readyz"):
             assert_error(client.get(path), 503, "not_ready")

@@ -16,3 +16,11 @@ SLOW = (
     "import time; from service.decoding import worker; decode = worker.decode; "
     "worker.decode = lambda *given: time.sleep(0.3) or decode(*given); worker.main()",
 )
+# Computes for ever, and takes a second of CPU time for too much.
+COMPUTING = (
+    sys.executable,
+    "-P",
+    "-c",
+    "from service.decoding import worker; worker.cpu_seconds = lambda _: 1; "
+    "worker.decode = lambda *_: sum(iter(int, 1)); worker.main()",
+)
