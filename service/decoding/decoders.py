@@ -26,6 +26,7 @@ from ducat_serve.spec import ModelSpec
 from service.child_environment import child_environment
 from service.decoding.protocol import ANSWER, MAX_WORDS, NUMBER, READY, REQUEST
 
+RETRY_SECONDS = 1.0  # between two attempts to start a process where none starts
 START_SECONDS = 30.0  # a third of a second on an idle machine
 STUCK_SECONDS = 5.0  # for an image that nobody awaits any more; the largest take a fifth of that on an idle machine
 _NEWEST_WEIGHT = 0.2  # of an image in the average of the seconds that one takes
@@ -63,6 +64,7 @@ class Decoders:
             self._free.put_nowait(worker)
         self._in_line = 0  # images that wait for a process
         self._requests: list[_Request] = []
+        self._retrying: asyncio.Task[None] | None = None
         self._seconds_per_image = 0.0  # a moving average of those that were answered; 0 until one was
 
     async def start(self) -> None:
@@ -138,6 +140,8 @@ class Decoders:
             await worker.start()
         except BaseException:
             self._free.put_nowait(worker)
+            if self.do_not_start and (self._retrying is None or self._retrying.done()):
+                self._retrying = asyncio.create_task(self._retry())
             raise
         decoding = asyncio.create_task(self._decode_by(worker, data, spec, max_pixels))
         decoding.add_done_callback(_look_at)
@@ -166,8 +170,21 @@ class Decoders:
         """Whether none could be started when that was tried last. However busy they are, nobody's images make it so."""
         return all(worker.does_not_start for worker in self._workers)
 
+    async def _retry(self) -> None:
+        """Try until one starts: nobody sends a server an image that is not ready."""
+        while self.do_not_start:
+            await asyncio.sleep(RETRY_SECONDS)
+            worker = await self._free.get()
+            try:
+                with contextlib.suppress(DecoderUnavailable):
+                    await worker.start()
+            finally:
+                self._free.put_nowait(worker)
+
     async def stop(self) -> None:
         """End all processes, for good."""
+        if self._retrying is not None:
+            self._retrying.cancel()
         await asyncio.gather(*(worker.stop() for worker in self._workers))
 
 

@@ -188,6 +188,27 @@ def test_one_that_cannot_start_is_not_the_image_s_fault_and_is_tried_again(
     run(scenario, (str(program),))
 
 
+def test_where_none_starts_it_is_tried_again_without_an_image(
+    spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody sends one to a server that is not ready."""
+    monkeypatch.setattr("service.decoding.decoders.RETRY_SECONDS", 0.05)
+    program, script = tmp_path / "decoder", tmp_path / "script"
+    script.write_text(f"#!/bin/sh\nexec {sys.executable} -P -m service.decoding.worker\n")
+    script.chmod(0o755)
+
+    async def scenario(decoders: Decoders) -> None:
+        with pytest.raises(DecoderUnavailable):
+            await decoders.decode(encode("PNG"), spec, MAX_PIXELS)
+        await asyncio.sleep(0.2)
+        assert decoders.do_not_start
+        script.rename(program)
+        while decoders.do_not_start:
+            await asyncio.sleep(0.01)
+
+    run(scenario, (str(program),))
+
+
 def test_packages_are_found_where_the_server_finds_them(
     spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
