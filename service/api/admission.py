@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from ducat_serve.images import ImageError
 from ducat_serve.predictor import Predictions
-from service.decoding.decoders import Decoders, DecoderUnavailable
+from service.decoding.decoders import Decoders, DecoderUnavailable, Turns
 from service.errors import APIError
 from service.middleware.auth import charge_request, refund
 from service.models.batcher import DeadlineExceeded, Overloaded
@@ -27,6 +27,9 @@ DOCUMENT_THREADS = 2
 # Of the time that a request has left, so much may be expected to go into decoding. The expectation may be too low, and
 # the model needs some time too.
 _DECODING_SHARE = 0.8
+# A request that was still being decoded at its deadline was too large where its own images had more of the time than
+# this; else others, or the server, kept it waiting.
+_OWN_SHARE = 0.5
 _TOO_MUCH = ("image_too_large", "image_too_slow")  # codes of an ImageError that mean more than the server takes
 
 
@@ -92,7 +95,8 @@ class AdmissionControl:
         """Let a request in: refused at once where too many are, ended at the deadline, decoding included.
 
         Raises ModelError as `Models.get` does, and APIError: 429 at the limit, 504 at the deadline, 408 where the
-        body has not come by then, 503 where no more predictions can be recorded.
+        body has not come by then, 413 where its own images took the time, 503 where no more predictions can be
+        recorded.
         """
         self._require_records()
         settings = self.models.settings
@@ -111,6 +115,8 @@ class AdmissionControl:
             admission.refund()
             raise _overloaded(error.retry_after) from error
         except (DeadlineExceeded, TimeoutError) as error:
+            if admission.took_too_long_to_decode:  # the server did all that it could, and is paid for it
+                raise _too_much_to_decode(admission.images, settings.deadline) from error
             admission.refund()
             if not admission.has_body:  # the client is late, not the server
                 message = f"The body of the request took more than {settings.deadline:g} s."
@@ -141,6 +147,7 @@ class Admission:
         self.deadline = asyncio.get_running_loop().time() + control.models.settings.deadline
         self.images = 0
         self.has_body = False  # whether all of it has come
+        self._turns = Turns()  # at the decoders
         self._digests: list[str] = []  # of the images as they were sent, where there is an audit log
 
     async def read_body(self) -> bytes:
@@ -166,6 +173,12 @@ class Admission:
         if decoders.are_busy and seconds > _DECODING_SHARE * left:
             raise Overloaded(seconds)
 
+    @property
+    def took_too_long_to_decode(self) -> bool:
+        """Whether images are left that are not decoded, and those before them had most of the time for themselves."""
+        most = _OWN_SHARE * self.control.models.settings.deadline
+        return self._turns.left > 0 and self._turns.seconds > most
+
     async def decode(self, files: Sequence[bytes]) -> NDArray[np.uint8]:
         """Image files as uint8 [N, H, W, channels] of the model's size; the audit log is told which they are.
 
@@ -180,7 +193,9 @@ class Admission:
         await self.identify(files)
         spec, settings = self.loaded.predictor.spec, self.control.models.settings
         try:
-            arrays = await self.control.decoders.decode_all(files, spec, settings.max_pixels, self.deadline)
+            arrays = await self.control.decoders.decode_all(
+                files, spec, settings.max_pixels, self.deadline, self._turns
+            )
         except DecoderUnavailable as error:
             log.error("%s", error)
             message = "No image can be decoded now; try again later."
@@ -267,6 +282,14 @@ def _overloaded(retry_after: float) -> APIError:
     return APIError(
         429, "overloaded", "The server is at its limit; try again later.", retry_after=retry_after
     )
+
+
+def _too_much_to_decode(images: int, deadline: float) -> APIError:
+    if images == 1:
+        message = f"The image was not decoded within {deadline:g} s; send a smaller one."
+        return APIError(413, "image_too_slow", message)
+    message = f"The {images} images were not decoded within {deadline:g} s; send fewer or smaller ones in a request."
+    return APIError(413, "too_many_images", message)
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

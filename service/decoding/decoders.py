@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +28,7 @@ from service.decoding.protocol import ANSWER, MAX_WORDS, NUMBER, READY, REQUEST
 
 RETRY_SECONDS = 1.0  # between two attempts to start a process where none starts
 START_SECONDS = 30.0  # a third of a second on an idle machine
-STUCK_SECONDS = 5.0  # for an image that nobody awaits any more; the largest take a fifth of that on an idle machine
+STUCK_SECONDS = 5.0  # for an image that nobody awaits any more; the largest take a quarter of that on an idle machine
 _NEWEST_WEIGHT = 0.2  # of an image in the average of the seconds that one takes
 _WORDS = 500  # characters of what a process says that does not start
 _WORDS_SECONDS = 1.0  # something that it has started may keep its stderr open
@@ -41,10 +41,26 @@ class DecoderUnavailable(Exception):
 
 
 @dataclass(eq=False)
-class _Request:
-    """A request whose images are decoded."""
+class Turns:
+    """What one request has of the decoders."""
 
-    left: int  # images that are not decoded yet
+    left: int = 0  # images that are not decoded yet
+    _seconds: float = 0.0
+    _since: float | None = None
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        """While a process is at one of its images."""
+        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds, self._since = self.seconds, None
+
+    @property
+    def seconds(self) -> float:
+        """For how long processes were at its images; the time that these waited is not in it."""
+        return self._seconds + (0.0 if self._since is None else time.monotonic() - self._since)
 
 
 class Decoders:
@@ -63,7 +79,7 @@ class Decoders:
         for worker in self._workers:
             self._free.put_nowait(worker)
         self._in_line = 0  # images that wait for a process
-        self._requests: list[_Request] = []
+        self._requests: list[Turns] = []
         self._retrying: asyncio.Task[None] | None = None
         self._seconds_per_image = 0.0  # a moving average of those that were answered; 0 until one was
 
@@ -90,26 +106,34 @@ class Decoders:
         return self._seconds_per_image * max(images, (ahead + images) / len(self._workers))
 
     async def decode_all(
-        self, files: Sequence[bytes], spec: ModelSpec, max_pixels: int, deadline: float
+        self, files: Sequence[bytes], spec: ModelSpec, max_pixels: int, deadline: float, turns: Turns
     ) -> list[NDArray[np.uint8]]:
-        """All image files of one request, as `decode` does it. An ImageError says which of several it is about."""
-        request = _Request(len(files))
-        self._requests.append(request)
+        """All image files of one request, as `decode` does it. An ImageError says which of several it is about.
+
+        ``turns`` are the request's own, and say how far it is at any time.
+        """
+        turns.left = len(files)
+        self._requests.append(turns)
         arrays = []
         try:
             for number, data in enumerate(files, 1):
                 try:
-                    arrays.append(await self.decode(data, spec, max_pixels, deadline))
+                    arrays.append(await self.decode(data, spec, max_pixels, deadline, turns))
                 except ImageError as error:
                     which = f"Image {number}: " if len(files) > 1 else ""
                     raise ImageError(f"{which}{error}", error.code) from error
-                request.left -= 1
+                turns.left -= 1
         finally:
-            self._requests.remove(request)
+            self._requests.remove(turns)
         return arrays
 
     async def decode(
-        self, data: bytes, spec: ModelSpec, max_pixels: int, deadline: float = math.inf
+        self,
+        data: bytes,
+        spec: ModelSpec,
+        max_pixels: int,
+        deadline: float = math.inf,
+        turns: Turns | None = None,
     ) -> NDArray[np.uint8]:
         """One image file as uint8 [H, W, channels] of the model's size.
 
@@ -120,6 +144,7 @@ class Decoders:
             spec: of the model.
             max_pixels: of the image, before it is resized.
             deadline: when nobody waits for it any more, by the time of the event loop.
+            turns: of its request, where somebody asks for them.
 
         Raises:
             ImageError: as `ducat_serve.images.decode` does, and where the process died of the image; its code is
@@ -146,7 +171,8 @@ class Decoders:
         decoding = asyncio.create_task(self._decode_by(worker, data, spec, max_pixels))
         decoding.add_done_callback(_look_at)
         try:
-            await asyncio.wait([decoding])
+            with (turns or Turns()).taken():
+                await asyncio.wait([decoding])
         except asyncio.CancelledError:
             loop.call_later(max(0.0, STUCK_SECONDS - worker.busy_seconds), decoding.cancel)
             raise

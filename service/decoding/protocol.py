@@ -19,7 +19,7 @@ REQUEST = struct.Struct(f"<{NUMBER}sQIIBQ")  # number, most pixels, height, widt
 ANSWER = struct.Struct(f"<{NUMBER}s?Q")  # number, whether it decoded, bytes that follow
 MAX_WORDS = 4096
 CPU_SECONDS = 5  # the fewest
-_PIXELS_A_SECOND = 5_000_000  # the slowest of the formats has five times as many decoded
+_PIXELS_A_SECOND = 5_000_000  # of the slowest format some four times as many are decoded
 
 
 def cpu_seconds(max_pixels: int) -> int:

@@ -22,7 +22,7 @@ from ducat_serve.images import ImageError
 from ducat_serve.predictor import Predictor
 from ducat_serve.spec import ModelSpec
 from service.application import create_app
-from service.decoding.decoders import Decoders
+from service.decoding.decoders import Decoders, Turns
 from tests.support.application import FakeModel, metrics
 from tests.support.decoders import SILENT, SLOW
 from tests.support.fault_server import UPLOAD, head
@@ -93,11 +93,11 @@ def test_an_image_that_nobody_awaits_any_more_costs_no_process(spec: ModelSpec) 
 def test_what_comes_too_late_leaves_its_turn_to_others(spec: ModelSpec) -> None:
     async def scenario(decoders: Decoders) -> None:
         loop = asyncio.get_running_loop()
-        first = asyncio.create_task(decoders.decode_all([GOOD], spec, MAX_PIXELS, math.inf))
+        first = asyncio.create_task(decoders.decode_all([GOOD], spec, MAX_PIXELS, math.inf, Turns()))
         await asyncio.sleep(0)
         decoders._seconds_per_image = 2 * WAIT
         late, alone = (
-            asyncio.create_task(decoders.decode_all([GOOD], spec, MAX_PIXELS, loop.time() + WAIT))
+            asyncio.create_task(decoders.decode_all([GOOD], spec, MAX_PIXELS, loop.time() + WAIT, Turns()))
             for _ in range(2)
         )
         await first
@@ -115,7 +115,7 @@ def test_the_estimate_counts_one_image_of_every_other_request(spec: ModelSpec) -
         assert decoders.seconds_for(1) == 1
         assert decoders.seconds_for(4) == 4  # one at a time
         waiting = [
-            asyncio.create_task(decoders.decode_all([GOOD] * count, spec, MAX_PIXELS, math.inf))
+            asyncio.create_task(decoders.decode_all([GOOD] * count, spec, MAX_PIXELS, math.inf, Turns()))
             for count in (1, 1, 1, 8)
         ]
         await asyncio.sleep(0)
@@ -133,10 +133,10 @@ def test_the_estimate_counts_one_image_of_every_other_request(spec: ModelSpec) -
 def test_the_image_that_does_not_decode_is_named_where_there_are_several(spec: ModelSpec) -> None:
     async def scenario(decoders: Decoders) -> None:
         with pytest.raises(ImageError, match=r"^Image 2: ") as refused:
-            await decoders.decode_all([GOOD, b"no image"], spec, MAX_PIXELS, math.inf)
+            await decoders.decode_all([GOOD, b"no image"], spec, MAX_PIXELS, math.inf, Turns())
         assert refused.value.code == "invalid_image"
         with pytest.raises(ImageError, match=r"^(?!Image 1)"):
-            await decoders.decode_all([b"no image"], spec, MAX_PIXELS, math.inf)
+            await decoders.decode_all([b"no image"], spec, MAX_PIXELS, math.inf, Turns())
 
     run(scenario)
 
@@ -193,6 +193,36 @@ def test_an_image_that_a_process_is_killed_for_is_not_in_the_estimate(
         assert decoders.seconds_for(1) == 0.001
 
     run(scenario, SILENT)
+
+
+def test_images_that_took_all_of_the_time_themselves_are_paid_for(predictor: Predictor) -> None:
+    """A 5xx would call somebody out of bed, and cost whoever sends them nothing."""
+    app = create_app(FakeModel(predictor, deadline=2.0, daily_budget=50, max_images=50))
+    decoders = app.state.admission.decoders = Decoders(1, SLOW)
+    with TestClient(app) as client:
+        until(lambda: is_ready(client))
+        assert client.portal is not None
+        client.portal.call(decoders.start)
+        refused = send(client, *[GOOD] * 50)
+        assert_error(refused, 413, "too_many_images")
+        assert "send fewer or smaller ones in a request" in refused.text
+        assert_error(send(client, GOOD), 429, "budget_spent")
+
+
+def test_images_that_waited_for_others_are_not_paid_for(predictor: Predictor) -> None:
+    app = create_app(FakeModel(predictor, deadline=1.0, daily_budget=2, max_images=2))
+    decoders = app.state.admission.decoders = Decoders(1, SILENT)
+    with TestClient(app) as client, ThreadPoolExecutor(1) as pool:
+        until(lambda: is_ready(client))
+        assert client.portal is not None
+        client.portal.call(decoders.start)
+        first = pool.submit(send, client, GOOD)
+        until(lambda: decoders.are_busy)
+        assert_error(send(client, GOOD), 504, "deadline_exceeded")
+        assert_error(first.result(WAIT), 413, "image_too_slow")
+        for status in (200, 429):  # one of two is left, for an array, which needs no decoder
+            array = client.post("/v1/predict", content=npy(), headers={"content-type": "application/x-npy"})
+            assert array.status_code == status
 
 
 def test_clients_that_left_are_not_waited_for(predictor: Predictor) -> None:
