@@ -26,7 +26,7 @@ class Keys:
 
     Raises:
         DataError: the file cannot be read. UsageError: a line that is no key; its number is named, never its text. A
-            text without any key, or a key that is also the admin key.
+            text without any key, a file without any and no text, or a key that is also the admin key.
     """
 
     def __init__(self, file: Path | None, text: str | None, admin_key: str | None = None) -> None:
@@ -80,6 +80,11 @@ class Keys:
 
     def _read(self) -> Mapping[bytes, str]:
         names = {**self._fixed, **self._read_file()}
+        if self._file is not None and not names:  # a server that is ready, and refuses everybody
+            raise UsageError(
+                f"{self._file} holds no key.",
+                "add a line NAME:KEY; python3 -c 'import secrets; print(secrets.token_urlsafe(32))' makes a KEY",
+            )
         if self._admin is not None and self._admin in names:
             raise UsageError(
                 f"The admin key is also the key of '{names[self._admin]}', who would be an admin too.",

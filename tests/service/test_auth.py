@@ -285,6 +285,29 @@ def test_keys_of_an_editor_that_marks_its_files_are_read(tmp_path: Path) -> None
     assert Keys(file, None).name_of(ALICE) == "alice"
 
 
+@pytest.mark.parametrize("text", ["", "\n", "# alice left\n"])
+def test_a_file_without_a_key_is_refused_and_a_running_server_keeps_its_keys(
+    tmp_path: Path,
+    onnx_model: Path,
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A server that was ready and refused everybody would take the place of one that works."""
+    monkeypatch.setattr(keys_module, "_LOOK_EVERY_SECONDS", 0)
+    file = tmp_path / "keys"
+    file.write_text(text)
+    with pytest.raises(UsageError, match="keys holds no key"):
+        create_app(Models(Settings(model=onnx_model, keys_file=file)))
+    assert Keys(file, f"bob:{BOB}").name_of(BOB) == "bob", "there is one beside the file"
+    file.write_text(f"alice:{ALICE}\n")
+    keys = Keys(file, None)
+    file.write_text(text)
+    with caplog.at_level(logging.ERROR):
+        assert keys.name_of(ALICE) == "alice"
+    assert "The API keys stay as they were: " in caplog.text
+
+
 @pytest.mark.parametrize("text", ["", ",", " , ,", "#alice:" + "k" * 32])
 def test_keys_without_a_key_are_refused(onnx_model: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="DUCAT_SERVE_API_KEYS"):
