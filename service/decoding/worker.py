@@ -23,12 +23,13 @@ from service.decoding.protocol import ANSWER, MAX_WORDS, READY, REQUEST, cpu_sec
 # The most that was measured is 22 bytes a pixel (lossless WebP with transparency; docs/performance.md has the table).
 _BYTES_PER_PIXEL = 32
 _SPARE = 128 * 2**20  # bytes, for the file and small buffers
-_PR_SET_PDEATHSIG = 1  # of prctl(2)
+_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38  # of prctl(2)
 
 
 def main() -> None:
     """Answer requests until there are no more."""
     _end_with_the_server()
+    _gain_no_rights()
     # Pillow warns once for every odd chunk, and a file may hold many thousand.
     warnings.simplefilter("ignore")
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
@@ -60,6 +61,13 @@ def _end_with_the_server() -> None:
     """A server that is killed ends nothing itself, and an image may take long; Linux ends this process for it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _gain_no_rights() -> None:
+    """Neither this process nor what it starts becomes another user by a program such as sudo. On Linux only."""
+    if sys.platform == "linux":
+        nothing = ctypes.c_ulong(0)
+        ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), nothing, nothing, nothing)
 
 
 def _bound_memory(max_pixels: int) -> None:

@@ -281,6 +281,16 @@ def test_it_knows_no_key_and_writes_no_file(
     run(scenario)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="of Linux")
+def test_it_gains_no_rights(spec: ModelSpec) -> None:
+    async def scenario(decoders: Decoders) -> None:
+        await decoders.start()
+        (process,) = children()
+        assert "NoNewPrivs:\t1" in Path(f"/proc/{process}/status").read_text()
+
+    run(scenario)
+
+
 def test_memory_is_bounded(spec: ModelSpec) -> None:
     """The bound on pixels refuses this image first, so it is only told of a bound that is far too small for it."""
 
