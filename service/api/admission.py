@@ -151,8 +151,8 @@ class Admission:
         self._digests: list[str] = []  # of the images as they were sent, where there is an audit log
 
     async def read_body(self) -> bytes:
-        """The whole body of the request. Raises ClientDisconnect."""
-        body = await self._request.body()
+        """The whole body of the request, which nobody else holds; it is read once. Raises ClientDisconnect."""
+        body = b"".join([chunk async for chunk in self._request.stream()])
         self.has_body = True
         return body
 

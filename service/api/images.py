@@ -50,8 +50,7 @@ async def read_images(request: Request, admission: Admission) -> NDArray[np.uint
     Returns uint8 [N, H, W, channels]. Raises APIError for anything that is not 1 to ``max_images`` images, and as
     `Admission.take` does.
     """
-    control = admission.control
-    spec, settings = admission.loaded.predictor.spec, control.models.settings
+    spec, settings = admission.loaded.predictor.spec, admission.control.models.settings
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == NPY:
         images = read_npy(await admission.read_body(), spec, settings.max_images)
@@ -66,17 +65,23 @@ async def read_images(request: Request, admission: Admission) -> NDArray[np.uint
             f"base64, or application/x-npy, not '{kind}'.",
         )
     admission.require_decoders(1)  # before the body is read
-    body = await admission.read_body()
-    if kind == FORM:
-        files = uploaded_files(body, request.headers["content-type"], settings.max_images)
-    elif kind == JSON:
-        loop = asyncio.get_running_loop()
-        files = await loop.run_in_executor(control.documents, _from_json, body, settings.max_images)
-    else:
-        files = [body]
+    files = await _image_files(request, admission, kind)
     admission.require_decoders(len(files))
     admission.take(len(files))
     return await admission.decode(files)
+
+
+async def _image_files(request: Request, admission: Admission, kind: str) -> list[bytes]:
+    """The image files in a request's body, which is let go: while they wait to be decoded, memory holds them once."""
+    control = admission.control
+    max_images = control.models.settings.max_images
+    body = await admission.read_body()
+    if kind == FORM:
+        return uploaded_files(body, request.headers["content-type"], max_images)
+    if kind == JSON:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(control.documents, _from_json, body, max_images)
+    return [body]
 
 
 def read_npy(body: bytes, spec: ModelSpec, max_images: int) -> NDArray[np.uint8]:

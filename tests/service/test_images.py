@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import gzip
 import io
+import json
 import pickle
+import tracemalloc
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from starlette.requests import Request
 from starlette.testclient import TestClient
+from starlette.types import Message
 
-from tests.support.http_client import DIGITS, GOOD, assert_error, bomb, encode, predictions, send
+from service.api.admission import Admission
+from service.api.images import read_images
+from service.settings import Settings
+
+from tests.support.http_client import DIGITS, GOOD, MULTIPART, assert_error, bomb, encode, part, predictions, send
 from tests.support.request_bodies import npy
 
 
@@ -141,3 +155,50 @@ def test_json_of_many_parts_is_refused_before_it_is_parsed(
     answer = post(client, content, "application/json")
     monkeypatch.undo()
     assert_error(answer, 400, "invalid_request")
+
+
+class Undecoded(Admission):
+    """Says how many bytes are held when the images of a request are about to wait for a decoder."""
+
+    held = 0
+
+    def require_decoders(self, images: int) -> None: ...
+
+    def take(self, images: int) -> None: ...
+
+    async def decode(self, files: Sequence[bytes]) -> NDArray[np.uint8]:
+        self.held, _ = tracemalloc.get_traced_memory()
+        return np.zeros((len(files), 8, 8, 3), np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["multipart/form-data", "application/json", "image/png"])
+def test_images_that_wait_are_held_once(kind: str) -> None:
+    size = 8 * 2**20
+
+    async def receive() -> Message:
+        image = bytes(size)
+        body = {
+            "multipart/form-data": lambda: part(image) + b"--B--",
+            "application/json": lambda: json.dumps(base64_of(image)).encode(),
+            "image/png": lambda: image,
+        }[kind]()
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def held() -> int:
+        with ThreadPoolExecutor(1) as documents:
+            control: Any = SimpleNamespace(
+                models=SimpleNamespace(settings=Settings(model=Path("model.onnx"))), documents=documents
+            )
+            loaded: Any = SimpleNamespace(predictor=SimpleNamespace(spec=None))
+            content_type = MULTIPART["content-type"] if kind == "multipart/form-data" else kind
+            headers = [(b"content-type", content_type.encode())]
+            request = Request({"type": "http", "headers": headers}, receive)
+            admission = Undecoded(control, loaded, request)
+            await read_images(request, admission)
+            return admission.held
+
+    tracemalloc.start()
+    try:
+        assert asyncio.run(held()) < 1.2 * size
+    finally:
+        tracemalloc.stop()
