@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Iterator
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route, Router
@@ -25,7 +24,7 @@ from service.errors import EXCEPTION_HANDLERS
 from service.middleware.api_keys import Keys
 from service.middleware.auth import Auth
 from service.middleware.body_limit import BodyLimit
-from service.middleware.cors_origins import read_origins
+from service.middleware.cors_origins import CrossOrigin, read_origins
 from service.middleware.host_check import HostCheck, names_to_check
 from service.middleware.last_resort import LastResort
 from service.middleware.request_log import RequestLog
@@ -99,7 +98,7 @@ def _cross_origin(settings: Settings) -> list[Middleware]:
         return []
     return [
         Middleware(
-            CORSMiddleware,
+            CrossOrigin,
             allow_origins=read_origins(settings.cors_origins),
             allow_methods=("GET", "POST"),
             allow_headers=(

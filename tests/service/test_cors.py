@@ -7,7 +7,7 @@ import pytest
 from ducat_serve.errors import UsageError
 from ducat_serve.predictor import Predictor
 from service.middleware.cors_origins import read_origins
-from tests.support.application import ALICE, FakeModel, bearer, serve, serving
+from tests.support.application import ALICE, FakeModel, bearer, metrics, serve, serving
 from tests.support.http_client import GOOD, assert_error, is_ready, send, until
 
 OURS, OTHER = "https://app.example", "https://app.example.evil.example"
@@ -56,6 +56,24 @@ def test_every_error_can_be_read(predictor: Predictor) -> None:
         for refused in (failed, strange):
             assert refused.headers["access-control-allow-origin"] == OURS
             assert "x-request-id" in refused.headers
+
+
+def test_a_refused_question_of_a_browser_has_the_form_of_all_errors(predictor: Predictor) -> None:
+    with serving(predictor, cors_origins=OURS) as client:
+        for origin, asked, what in (
+            (OTHER, ASK, "origin"),
+            (OURS, {**ASK, "access-control-request-method": "DELETE"}, "method"),
+            (OTHER, {**ASK, "access-control-request-headers": "x-other"}, "origin, headers"),
+        ):
+            for path in ("/v1/predict", "/v2/models/model/infer"):
+                refused = client.options(path, headers={"origin": origin, **asked})
+                assert_error(refused, 400, "cross_origin_refused")
+                assert f"for its {what}." in refused.text
+                assert "Origin" in refused.headers["vary"]
+                assert refused.headers.get("access-control-allow-origin") == (
+                    OURS if origin == OURS else None
+                )
+        assert metrics(client)[("ducat_rejects_total", "cross_origin_refused")] == 6
 
 
 def test_without_the_option_nothing_is_allowed(predictor: Predictor) -> None:
