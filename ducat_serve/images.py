@@ -47,7 +47,7 @@ RESIZE_POLICY = "shorter side resized (bilinear, antialiased), then centre crop;
 
 
 class ImageError(ValueError):
-    """An image that cannot be decoded; ``code`` is one of invalid_image, image_too_large; the server adds image_too_slow."""
+    """An image that cannot be decoded; ``code`` is one of invalid_image, image_too_large, image_too_slow."""
 
     def __init__(self, message: str, code: str = "invalid_image") -> None:
         super().__init__(message)

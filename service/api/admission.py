@@ -30,7 +30,7 @@ _DECODING_SHARE = 0.8
 # A request that was still being decoded at its deadline was too large where its own images had more of the time than
 # this; else others, or the server, kept it waiting.
 _OWN_SHARE = 0.5
-_TOO_MUCH = ("image_too_large", "image_too_slow")  # codes of an ImageError that mean more than the server takes
+_TOO_MUCH = ("image_too_large", "image_too_slow")  # of an image: more than the server takes
 
 
 class AdmissionControl:

@@ -28,7 +28,7 @@ from service.decoding.protocol import ANSWER, MAX_WORDS, NUMBER, READY, REQUEST
 
 RETRY_SECONDS = 1.0  # between two attempts to start a process where none starts
 START_SECONDS = 30.0  # a third of a second on an idle machine
-STUCK_SECONDS = 5.0  # for an image that nobody awaits any more; the largest take a quarter of that on an idle machine
+STUCK_SECONDS = 5.0  # for an image that nobody awaits any more; the largest take a quarter of that
 _NEWEST_WEIGHT = 0.2  # of an image in the average of the seconds that one takes
 _WORDS = 500  # characters of what a process says that does not start
 _WORDS_SECONDS = 1.0  # something that it has started may keep its stderr open

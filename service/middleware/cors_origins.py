@@ -48,7 +48,7 @@ class _Refusal(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         what = bytes(self._plain.body).decode().removeprefix("Disallowed CORS ")
-        message = f"A page may not ask this, for its {what}. `ducat serve --cors-origin` names those that may GET and POST."
+        message = f"A page may not ask this, for its {what}. `ducat serve --cors-origin` names who may GET and POST."
         response = APIError(400, "cross_origin_refused", message).response(scope)
         for name, value in self._plain.headers.items():
             if name == "vary" or name.startswith("access-control-"):

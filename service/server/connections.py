@@ -26,7 +26,7 @@ _FRAMING = (b"content-length", b"transfer-encoding")  # fields that say where a 
 _TOO_LARGE = (431, "head_too_large", f"A request's head is at most {MAX_HEAD} bytes and {MAX_FIELDS} fields.")
 LAST_CALL = 0.5  # seconds for a connection without a request when the server stops
 LINGER = 2.0  # seconds for a client to read its answer and stop sending, where it is still sending its body
-LINGER_BYTES = 32 * 2**20  # most that is read of it meanwhile: two of the largest bodies that are taken by default
+LINGER_BYTES = 32 * 2**20  # most that is read of it meanwhile: two of the largest bodies by default
 
 
 class Refusal(NamedTuple):

@@ -25,8 +25,17 @@ from starlette.types import Message
 from service.api.admission import Admission
 from service.api.images import read_images
 from service.settings import Settings
-
-from tests.support.http_client import DIGITS, GOOD, MULTIPART, assert_error, bomb, encode, part, predictions, send
+from tests.support.http_client import (
+    DIGITS,
+    GOOD,
+    MULTIPART,
+    assert_error,
+    bomb,
+    encode,
+    part,
+    predictions,
+    send,
+)
 from tests.support.request_bodies import npy
 
 

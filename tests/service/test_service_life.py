@@ -188,9 +188,7 @@ def test_an_image_that_takes_too_much_cpu_time_is_more_than_the_server_takes(pre
         assert_error(send(client, GOOD), 413, "image_too_slow")
 
 
-def test_not_ready_while_no_decoder_starts(
-    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_not_ready_while_no_decoder_starts(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     app = create_app(FakeModel(predictor))
     with TestClient(app) as client:
         until(lambda: is_ready(client))
