@@ -174,6 +174,14 @@ def joined(splits: list[Split], count: int) -> Split:
     return Split(images[order], labels[order])
 
 
+_LEGEND = (
+    "The models are made by benchmarks/zoo.py. Those called `-small` come with the package. `plain`, `trades`, `guided`,",
+    "`half` (of clean images), `paper` and `folded` (dummies) are named after what trained them, `under-trained` had a",
+    "tenth of that time or less. `standard` was trained without attacks, and `mixed` is that and a robust one behind a",
+    "switch. `saturated` and `quantised` hide their gradients on purpose: logits times 1,000, and images rounded to 5 levels.",
+)
+
+
 def write(rows: list[Row], stem: Path, command: str) -> None:
     """The rows as JSON, and as a table with one line for each model."""
     atomic.write_text(stem.with_suffix(".json"), json.dumps([asdict(row) for row in rows], indent=1) + "\n")
@@ -184,6 +192,8 @@ def write(rows: list[Row], stem: Path, command: str) -> None:
         "after the other in one process. Left: images that are still right, in per cent, with its 95 % interval.",
         f"Machine: {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, no GPU used. "
         "Faster: in seconds of the CPU.",
+        "",
+        *_LEGEND,
         "",
         "| model | images | clean | left, ours | left, AutoAttack | passes an image, ours | AutoAttack | fewer | "
         "faster | noticed |",
