@@ -175,10 +175,11 @@ def joined(splits: list[Split], count: int) -> Split:
 
 
 _LEGEND = (
-    "The models are made by benchmarks/zoo.py. Those called `-small` come with the package. `plain`, `trades`, `guided`,",
-    "`half` (of clean images), `paper` and `folded` (dummies) are named after what trained them, `under-trained` had a",
-    "tenth of that time or less. `standard` was trained without attacks, and `mixed` is that and a robust one behind a",
-    "switch. `saturated` and `quantised` hide their gradients on purpose: logits times 1,000, and images rounded to 5 levels.",
+    "The models are made by benchmarks/zoo.py. Those called `-small` come with the package. `plain`, `trades`,",
+    "`guided`, `half` (of clean images), `paper` and `folded` (dummies) are named after what trained them, and",
+    "`under-trained` had an epoch or two. `standard` was trained without attacks; `mixed` is that and a robust one",
+    "behind a switch. `saturated` and `quantised` hide their gradients on purpose: logits times 1,000, and images",
+    "rounded to 5 levels.",
 )
 
 
