@@ -8,25 +8,29 @@ from typing import Literal
 
 import torch
 
+from ducat_serve.deployed import Deployed
 from ducat_serve.errors import UsageError, command_line
+from ducat_serve.networks import is_own
 from ducat_serve.output import Output
 from ducat_serve.predictor import Device
 from ducat_serve.spec import ModelSpec
 from ducat_serve.threat_model import Norm, ThreatModel
 from training.attacks.base import TargetModel
-from training.batches import DeviceSplit, at_a_time
+from training.batches import DeviceSplit, at_a_time, to_pixels
 from training.data import Dataset
 from training.data.cache import Split, content_digest
 from training.data.splits import choose_images
 from training.device import choose_device, exact_float32
 from training.distributed.processes import ProcessGroup, local_device
 from training.evaluation.asked import state_beside
+from training.evaluation.doubts import doubts
 from training.evaluation.evaluate import Plan, Subject
 from training.evaluation.loading import attacks_with_gradients, load_model
 from training.evaluation.runner import BATCH
 from training.evaluation.state import EvaluationState
 from training.run.dataset import load_training_data
 
+_TRIED = 8  # images on which code of the user's own is tried
 _SAMPLE = 100  # images on which an int8 file is compared with what is attacked
 # The same attacks as on the deployed function, so that what differs is only what they know.
 _LEGACY = ("apgd-ce", "closest-first")
@@ -110,6 +114,7 @@ def prepare(request: Request, output: Output, processes: ProcessGroup, device: t
         )
     )
     chosen, index = _choose(request, data, spec)
+    tried = DeviceSplit.of(chosen.first(_TRIED), device)
     subject = Subject(
         model=loaded.model,
         data=DeviceSplit.of(chosen, device),
@@ -120,6 +125,7 @@ def prepare(request: Request, output: Output, processes: ProcessGroup, device: t
         artefact="onnx" if exported else "checkpoint",
         precision=spec.precision,
         gradients=loaded.gradients,
+        doubts=None if exported or not is_own(spec.network) else _doubts(loaded.model, tried, output),
         data_digest=content_digest(data.class_names, [chosen]),
     )
     if loaded.predictor is not None:
@@ -140,6 +146,14 @@ def prepare(request: Request, output: Output, processes: ProcessGroup, device: t
         processes=processes,
     )
     return Prepared(request.path, spec, subject, plan, request.eps, index, loaded.function)
+
+
+def _doubts(model: Deployed, tried: DeviceSplit, output: Output) -> tuple[str, ...]:
+    """What the user's own code does that makes figures doubtful; nobody here knows what it is."""
+    found = doubts(model, to_pixels(tried.images))
+    for doubt in found:
+        output.warn(f"{doubt}.")
+    return tuple(str(doubt) for doubt in found)
 
 
 def evaluation_device(request: Request, output: Output) -> torch.device:
