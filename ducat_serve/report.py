@@ -213,20 +213,20 @@ class RobustnessReport(_WithLaterFields):
     ``legacy_2c_accuracy`` is the measure of arXiv 2410.12671: the attack sees the raw 2C logits and recovery is
     applied afterwards. Non-adaptive, not a robustness claim; None for a model without dummies. ``artefact`` is what
     was attacked: the checkpoint in torch, or an exported file or a running server, by their scores alone.
-    ``weights_digest`` is that of the weights; of an ONNX file of others it is the SHA-256 of the file. A report
-    holds for one ``precision``: the same weights in another one are another function. Intervals are 95 % Wilson;
+    ``weights_digest`` is that of the weights; of an ONNX file of others it is the SHA-256 of the file. A report holds
+    for one ``precision``: the same weights in another one are another function. Intervals are 95 % Wilson;
     ``clean_interval`` is None in older reports. ``lattice`` is "8bit" where the attacks could only make images of 8
     bits, as those on an exported file always do (whose older reports do not say so). ``curve`` has the worst case at
-    every eps, smallest first, where several were asked for; an image that is broken at one of them counts as broken at all
-    larger ones. ``server`` is there where a running server was measured. ``corruptions`` is what a run of its own
+    every eps, smallest first, where several were asked for; an image that is broken at one of them counts as broken at
+    all larger ones. ``server`` is there where a running server was measured. ``corruptions`` is what a run of its own
     measured on the same weights. ``floor`` is that of a two-tower model. ``gradients`` is "copy" where an exported
-    file was attacked with the gradients of a differentiable copy of its graph, and not by its scores alone, and
-    "none" where a torch module has none. ``doubts`` are those about a model of others and its images, or one whose
-    network is code of the user's own, each with its name; None for a model of ours. ``takes`` is what images a model
-    of others was said to take, None for one of ours. ``data_digest`` is the SHA-256 of the images and labels; None in
-    older reports. ``broken_by_checks`` is the number of images that the attacks left and sanity checks or studies
-    broke, which count as broken; None for none. ``fold`` is how logits of dummies were folded; None without dummies
-    and in older reports.
+    file was attacked with the gradients of a differentiable copy of its graph, and not by its scores alone, and "none"
+    where a torch module has none. ``doubts`` are those about a model of others and its images, or one whose network is
+    code of the user's own, each with its name; None for a model of ours. ``takes`` is what images a model of others
+    was said to take, None for one of ours. ``data_digest`` is the SHA-256 of the images and labels; None in older
+    reports. ``broken_by_checks`` is the number of images that the attacks left and sanity checks or studies broke,
+    which count as broken; None for none. ``fold`` is how logits of dummies were folded; None without dummies and in
+    older reports.
     """
 
     later_fields = (
