@@ -99,7 +99,7 @@ def cifar10() -> Study:
         },
     }
     branch = ("--inner-attack", "pgd", "--epochs", "1", "--lr", "0.01", "--lr-milestones", "1")
-    return from_one_base("cifar10-minutes", 6, branches, branch, examples=200)
+    return from_one_base("cifar10-quick", 6, branches, branch, examples=200)
 
 
 def tiny_imagenet() -> Study:
@@ -119,7 +119,7 @@ def tiny_imagenet() -> Study:
         "--lr-milestones",
         "4",
     )
-    return from_one_base("tiny-imagenet-minutes", 16, branches, branch, examples=300)
+    return from_one_base("tiny-imagenet-quick", 16, branches, branch, examples=300)
 
 
 STUDIES = {"digits": digits, "cifar10": cifar10, "tiny-imagenet": tiny_imagenet}

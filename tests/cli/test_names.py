@@ -78,7 +78,7 @@ def test_variables_of_subcommands_and_of_every_option_of_serve_are_known(
         (["train", "--dataset"], "cifar", {"cifar10", "cifar100"}),
         (["train", "--dataset"], "f", {"folder:"}),
         (["train", "--recipe"], "dig", {"digits"}),
-        (["recipes", "show"], "cifar100-m", {"cifar100-minutes"}),
+        (["recipes", "show"], "cifar100-q", {"cifar100-quick"}),
     ],
 )
 def test_shells_complete_values(words: list[str], incomplete: str, expected: set[str]) -> None:

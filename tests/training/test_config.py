@@ -57,7 +57,7 @@ def test_off_has_no_dummy_phase_and_folded_its_split_weight() -> None:
     assert resolve("digits", {"ducat": "folded", "split_weight": 0.0}).split_weight == 0.0
 
 
-@pytest.mark.parametrize("recipe", ["cifar10-hours", "cifar10-minutes"])
+@pytest.mark.parametrize("recipe", ["cifar10-hours", "cifar10-quick"])
 @pytest.mark.parametrize("method", ["standard", "guided"])
 def test_another_method_leaves_a_recipe_s_settings_that_it_does_not_have(recipe: str, method: str) -> None:
     config = resolve("cifar10", {"method": method}, recipe)

@@ -57,7 +57,7 @@ def test_every_recipe_is_a_configuration_and_says_what_it_is_named_for(name: str
         assert (config.schedule, config.ema_warmup) == ("one-cycle", True)
         assert config.dataset == (name.rpartition("-")[0] if "dataset" in recipe else "folder:/x")
     else:
-        small = name.endswith("minutes") or name == "digits"
+        small = name.endswith("quick") or name == "digits"
         assert config.method == "pgd-at"
         assert config.network == ("resnet-small" if small else "resnet18")
         if not small:
@@ -96,8 +96,8 @@ def test_a_recipe_is_listed_shown_and_copied(tmp_path: Path, capsys: pytest.Capt
     assert run(["recipes", "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)["recipes"]) == set(recipe_names())
     assert run(["recipes"]) == 0
-    assert "tiny-imagenet-minutes" in capsys.readouterr().out
-    assert run(["recipes", "show", "cifar10-minutes", "--json"]) == 0
+    assert "tiny-imagenet-quick" in capsys.readouterr().out
+    assert run(["recipes", "show", "cifar10-quick", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["recipe"]["inner_attack"] == "n-fgsm"
     file = tmp_path / "mine.toml"
     assert run(["recipes", "copy", "cifar10", str(file)]) == 0
@@ -105,8 +105,8 @@ def test_a_recipe_is_listed_shown_and_copied(tmp_path: Path, capsys: pytest.Capt
     assert run(["recipes", "copy", "digits", str(file)]) == 2, "never overwritten"
     assert "cifar10" in file.read_text()
     capsys.readouterr()
-    assert run(["recipes", "show", "cifar10-minute"]) == 2
-    assert "Did you mean 'cifar10-minutes'" in capsys.readouterr().err
+    assert run(["recipes", "show", "cifar10-quik"]) == 2
+    assert "Did you mean 'cifar10-quick'" in capsys.readouterr().err
 
 
 def test_every_recipe_says_what_it_costs_and_reached_and_training_never_hears_of_it(
@@ -135,7 +135,7 @@ def test_we_recommend_a_recipe_without_dummies_for_each_purse(name: str) -> None
     assert recommended_recipe("digits", on_gpu=False) is None
 
 
-@pytest.mark.parametrize("name", ["digits", "cifar10-minutes", "cifar10-hours"])
+@pytest.mark.parametrize("name", ["digits", "cifar10-quick", "cifar10-hours"])
 def test_a_copied_recipe_trains_what_the_recipe_does(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,6 @@
 """Recipes: complete settings of `ducat train` by name, one TOML file each; `extends` names the one it builds on.
 
-There is one for each data set, `-minutes` for a first look on CPUs, and those that we recommend by what there is to
+There is one for each data set, `-quick` for a first look on CPUs, and those that we recommend by what there is to
 train on: `-hours` for CPUs, `-gpu` for one GPU. Another network or method is a flag and needs no recipe. ``cost`` says
 in words what a recipe takes and ``reached`` what it was seen to reach; training never sees them.
 """

@@ -51,7 +51,7 @@ def show(name: str, json: bool) -> None:
 
     \b
     Example:
-      ducat recipes show tiny-imagenet-minutes
+      ducat recipes show tiny-imagenet-quick
     """
     from training.recipes import load_recipe
 
