@@ -21,9 +21,17 @@ from service.middleware.request_log import new_request_id
 MAX_CONNECTIONS = 2048
 MAX_HEAD = 64 * 2**10  # bytes before a body, or behind it
 MAX_FIELDS = 100  # of a request: headers and trailers together
+MAX_PIECES = 1000  # chunks or segments of a body that may be of any size
+SMALLEST_PIECE = (
+    16  # bytes of each on average, where there are more: to parse one takes as long as to copy thousands
+)
 MAX_PIPELINED = 100  # requests sent on a connection before the answers to those before them
 _FRAMING = (b"content-length", b"transfer-encoding")  # fields that say where a body ends
 _TOO_LARGE = (431, "head_too_large", f"A request's head is at most {MAX_HEAD} bytes and {MAX_FIELDS} fields.")
+_TOO_SMALL = (
+    *(400, "chunks_too_small"),
+    f"The body came in chunks of less than {SMALLEST_PIECE} bytes; send it in larger ones, or with a Content-Length.",
+)
 LAST_CALL = 0.5  # seconds for a connection without a request when the server stops
 LINGER = 2.0  # seconds for a client to read its answer and stop sending, where it is still sending its body
 LINGER_BYTES = 32 * 2**20  # most that is read of it meanwhile: two of the largest bodies by default
@@ -40,7 +48,7 @@ class Refusal(NamedTuple):
 
 
 class _Refused(Exception):
-    """A head that is not taken: the status, the code and the message of the answer."""
+    """A head or a body that is not taken: the status, the code and the message of the answer."""
 
 
 class Connections(ServerState):
@@ -94,6 +102,8 @@ class Connection(HttpToolsProtocol):
     _unread_since: float | None = None
     _fields = 0  # of the request that is being read
     _head_size = 0  # bytes of what is named and kept of its head, or of its trailers
+    _pieces = 0  # of the body that is being read
+    _body_size = 0  # bytes of it
     _has_begun = False  # whether a head is being read
     _made_progress = False  # whether a head ended or a body grew since this was set
     _stalled = 0  # bytes since then
@@ -166,7 +176,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         if self._is_repeating:
             return
-        self._fields = self._head_size = 0
+        self._fields = self._head_size = self._pieces = self._body_size = 0
         self._has_begun = True
         if self.waiting_since is not None:
             self.waiting_since = self.loop.time()  # however long the connection was idle before
@@ -216,6 +226,10 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._made_progress = True
+        self._pieces += 1
+        self._body_size += len(body)
+        if self._pieces > MAX_PIECES and self._body_size < self._pieces * SMALLEST_PIECE:
+            raise _Refused(*_TOO_SMALL)
         super().on_body(body)
 
     def on_message_complete(self) -> None:

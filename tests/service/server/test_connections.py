@@ -260,6 +260,25 @@ def test_no_more_is_read_of_who_sends_too_much(port: int, monkeypatch: pytest.Mo
             connection.sendall(10 * LARGE * b"a")
 
 
+@pytest.mark.parametrize("size", [1, 15])
+def test_a_body_in_very_small_chunks_is_refused(port: int, size: int) -> None:
+    """A few clients could keep the parser busy for everybody, whether or not their bodies are wanted."""
+    chunk = b"%x\r\n%s\r\n" % (size, size * b"a")
+    with socket.create_connection(("127.0.0.1", port), WAIT) as connection:
+        connection.sendall(post("Transfer-Encoding: chunked", "", kind="image/png") + 1001 * chunk)
+        answer = connection.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert b"chunks_too_small" in answer
+
+
+def test_small_chunks_are_taken_where_they_are_few_or_not_as_small(port: int) -> None:
+    head = post("Transfer-Encoding: chunked", "", kind="application/x-npy")
+    for chunks in (1000 * b"1\r\na\r\n", 3000 * (b"10\r\n" + 16 * b"a" + b"\r\n")):
+        [(status, body)] = answers(port, head + chunks + b"0\r\n\r\n")
+        assert (status, json.loads(body)["error"]["code"]) == (400, "invalid_npy")
+
+
 def test_what_was_asked_before_a_refusal_is_left_without_a_word(
     port: int, caplog: pytest.LogCaptureFixture
 ) -> None:
