@@ -22,14 +22,14 @@ MAX_CONNECTIONS = 2048
 MAX_HEAD = 64 * 2**10  # bytes before a body, or behind it
 MAX_FIELDS = 100  # of a request: headers and trailers together
 MAX_PIECES = 1000  # chunks or segments of a body that may be of any size
-SMALLEST_PIECE = (
-    16  # bytes of each on average, where there are more: to parse one takes as long as to copy thousands
-)
+# Bytes of each on average, where there are more: to parse one takes as long as to copy thousands.
+SMALLEST_PIECE = 16
 MAX_PIPELINED = 100  # requests sent on a connection before the answers to those before them
 _FRAMING = (b"content-length", b"transfer-encoding")  # fields that say where a body ends
 _TOO_LARGE = (431, "head_too_large", f"A request's head is at most {MAX_HEAD} bytes and {MAX_FIELDS} fields.")
 _TOO_SMALL = (
-    *(400, "chunks_too_small"),
+    400,
+    "chunks_too_small",
     f"The body came in chunks of less than {SMALLEST_PIECE} bytes; send it in larger ones, or with a Content-Length.",
 )
 LAST_CALL = 0.5  # seconds for a connection without a request when the server stops
