@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
+from itertools import islice
 from pathlib import Path
 
 from ducat_serve.errors import DataError, near_name
+
+_MANY = 1000  # names in a folder; to compare with more takes a second, for each path of a list
 
 
 def read_regular_file(path: Path, name: str, next_step: str, most: int = -1) -> bytes:
@@ -33,9 +36,12 @@ def near_path(path: Path) -> str:
     """Of a path that is not there: " Did you mean ...?", where a name beside it is very like its own, else nothing."""
     missing = path
     try:
+        if path.exists():
+            return ""
         while not missing.parent.exists():
             missing = missing.parent
-        near = near_name(missing.name, (p.name for p in missing.parent.iterdir()), cutoff=0.7)
+        beside = [p.name for p in islice(missing.parent.iterdir(), _MANY)]
+        near = near_name(missing.name, beside, cutoff=0.7) if len(beside) < _MANY else None
         meant = near and missing.with_name(near) / path.relative_to(missing)
         return f" Did you mean {meant}?" if meant and meant.exists() else ""
     except (OSError, ValueError):  # a folder that may not be read, or a name that no file system takes

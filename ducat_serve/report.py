@@ -308,10 +308,14 @@ class RobustnessReport(_WithLaterFields):
         """Whether the attacks saw only the scores that were answered, and no gradient."""
         return self.gradients == "none" or (self.artefact != "checkpoint" and self.gradients is None)
 
+    def is_of(self, weights_digest: str, takes: str | None) -> bool:
+        """Whether this was measured: these weights, given these images. Older reports do not say what was given."""
+        return self.weights_digest == weights_digest and (self.takes == takes or None in (self.takes, takes))
+
     @property
-    def function(self) -> tuple[str, str | None]:
-        """What tells the measured function from others: its weights, and for a model of others what it is given."""
-        return self.weights_digest, self.takes
+    def is_within_8_bits(self) -> bool:
+        """Whether attacks could only make images of 8 bits. Of exported files of ours older reports do not say so."""
+        return self.lattice == "8bit" or (self.artefact == "onnx" and not self.is_of_others)
 
     @property
     def is_of_others(self) -> bool:

@@ -201,7 +201,7 @@ def doubts(report: RobustnessReport) -> list[str]:
         warnings.insert(
             0,
             "This is a screening by few attacks or queries. Those of the standard suite usually break more, so expect "
-            "less than these figures: `ducat evaluate --suite standard` measures it.",
+            "less than these figures: `ducat evaluate --suite standard` measures it (a server with a larger budget).",
         )
     if report.is_unchecked:
         warnings.append("The measurement itself was not checked: too few images were right to say anything.")

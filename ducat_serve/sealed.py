@@ -53,8 +53,8 @@ def read_sealed(path: Path) -> bytes:
     if not tail.startswith(_PREFIX):
         raise VerificationError(
             f"{path} was not written by ducat (its metadata is missing) or is truncated.",
-            f"{_next_step(path)}; a file of others can be measured (`ducat evaluate {path} --input NCHW --scale 1`), "
-            "and its torch network imported and served (`ducat import`)",
+            f"{_next_step(path)}; a file of others can be measured ({_measured(path)}), and its torch network imported "
+            "and served (ducat import)",
         )
     if tail[len(_PREFIX) :] != hashlib.sha256(body).hexdigest().encode():
         raise VerificationError(
@@ -62,6 +62,11 @@ def read_sealed(path: Path) -> bytes:
             _next_step(path),
         )
     return data
+
+
+def _measured(path: Path) -> str:
+    command = command_line("ducat", "evaluate", path, "--input", "NCHW", "--scale", "1")
+    return f"{command} --dataset NAME --eps 8/255"
 
 
 def _next_step(path: Path) -> str:

@@ -249,8 +249,8 @@ def _failure(error: BaseException) -> DucatError:
         )
     if isinstance(error, click.ClickException):
         command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "ducat"
-        if isinstance(error, click.NoSuchOption) and error.option_name in _OPTIONS_ELSEWHERE:
-            ours = _OPTIONS_ELSEWHERE[error.option_name]
+        ours = _here(error)
+        if isinstance(error, click.NoSuchOption) and ours is not None:
             return _ended(
                 error.exit_code,
                 f"No such option: {error.option_name}. Here it is {ours}.",
@@ -262,6 +262,15 @@ def _failure(error: BaseException) -> DucatError:
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
         return _ended(130, "interrupted")
     return _ended(1, f"{type(error).__name__}: {error}", "run it again as `ducat --debug ...` and report it")
+
+
+def _here(error: click.ClickException) -> str | None:
+    """What an option of other tools is called here, where the command has that."""
+    if not isinstance(error, click.NoSuchOption) or error.ctx is None:
+        return None
+    ours = _OPTIONS_ELSEWHERE.get(error.option_name)
+    known = {name for parameter in error.ctx.command.params for name in parameter.opts}
+    return ours if ours is not None and ours.partition(" ")[0] in known else None
 
 
 def _ended(exit_code: int, cause: str, next_step: str | None = None) -> DucatError:

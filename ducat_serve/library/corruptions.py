@@ -10,7 +10,7 @@ from ducat_serve.checkpoint import checkpoint_path
 from ducat_serve.deployed import Deployed, load
 from ducat_serve.errors import UsageError
 from ducat_serve.library.evaluation import copy_here
-from ducat_serve.library.foreign import ForeignRequest, images_of, write_report
+from ducat_serve.library.foreign import ForeignRequest, existing_reports, images_of, write_report
 from ducat_serve.library.foreign_sources import ServerSource
 from ducat_serve.library.storing import store_in_checkpoint, store_in_export
 from ducat_serve.output import Output
@@ -48,8 +48,8 @@ class MeasuredCorruptions:
 
         Raises DataError for a report of somebody else's model that is damaged.
         """
-        report = read_report(self.path) if self.spec is None else self.spec.robustness
-        if report is None or report.function != (self.weights_digest, self.takes):
+        path, report = self._beside()
+        if report is None or not report.is_of(self.weights_digest, self.takes):
             output.warn(
                 f"not stored: {self.path} holds no report of attacks on these weights, beside which it belongs. "
                 "Measure attacks first (another --suite), then corruptions again."
@@ -60,11 +60,19 @@ class MeasuredCorruptions:
             return (now or report).model_copy(update={"corruptions": self.corruptions})
 
         if self.spec is None:
-            write_report(self.name, added(report), self.path, output)
+            write_report(self.name, added(report), path, output)
         else:
-            store = store_in_export if self.path.suffix == ".onnx" else store_in_checkpoint
-            store(self.path, self.function, added)
-        output.say(f"Added to the report in {self.path}.")
+            store = store_in_export if path.suffix == ".onnx" else store_in_checkpoint
+            store(path, self.function, added)
+        output.say(f"Added to the report in {path}.")
+
+    def _beside(self) -> tuple[Path, RobustnessReport | None]:
+        """The report of attacks, and its file: of a model of others it may be one with a number."""
+        if self.spec is not None:
+            return self.path, self.spec.robustness
+        known = [(place, read_report(place)) for place in existing_reports(self.path)]
+        of_these = [(p, r) for p, r in known if r is not None and r.is_of(self.weights_digest, self.takes)]
+        return of_these[0] if of_these else (self.path, None)
 
 
 def measure_on_corruptions(request: Request, output: Output) -> MeasuredCorruptions:

@@ -182,7 +182,7 @@ class Measured:
 
 def keeping_corruptions(report: RobustnessReport, old: RobustnessReport | None) -> RobustnessReport:
     """A new report of attacks, with what was measured under corruptions on the same weights."""
-    if old is None or old.corruptions is None or old.function != report.function:
+    if old is None or old.corruptions is None or not old.is_of(report.weights_digest, report.takes):
         return report
     return report.model_copy(update={"corruptions": old.corruptions})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from ducat_serve import atomic
-from ducat_serve.errors import InterruptedRun, Terminated, UsageError, command_line, signal_of
+from ducat_serve.errors import DucatError, InterruptedRun, Terminated, UsageError, command_line, signal_of
 from ducat_serve.library.evaluation import keeping_corruptions
 from ducat_serve.library.foreign_sources import Opened, Source
 from ducat_serve.output import Output
@@ -159,7 +160,7 @@ def _measure_together(
         subject = replace(
             subject, takes=request.source.takes, data_digest=content_digest(data.class_names, [chosen])
         )
-        if request.split in held_out_splits(request.dataset, Selection()):
+        if request.split == "test" and "test" in held_out_splits(request.dataset, Selection()):
             subject = _doubted(subject, _HELD_OUT, output)
         eight_bit = request.eight_bit or opened.bytes_only
         plan = replace(plan, eight_bit=eight_bit, keep_images=keep_images, processes=processes)
@@ -225,25 +226,50 @@ def images_of(request: ForeignRequest, opened: Opened, output: Output) -> tuple[
 
 
 def beside_a_better_one(report: RobustnessReport, file: Path, output: Output) -> Path:
-    """Where a report goes that nobody named a place for: ``file``, or a free name where that holds one that says more.
+    """Where a report goes that nobody named a place for: ``file``, or the next with a number that may hold it.
 
-    A report of another model, as of the same callable with other weights by now, is never lost either.
-
-    Raises DataError where the file is damaged.
+    One that says more stays where it is, and so does one of another model, as of the same callable with other weights
+    by now, and a file that is no report.
     """
-    old = read_report(file)
+    place, kept = file, ""
+    for number in itertools.count(2):
+        if not (kept_here := _why_it_stays(place, report)):
+            break
+        kept = kept or kept_here
+        place = _numbered(file, number)
+    if kept:
+        output.warn(
+            f"{file} stays: {kept}. This report is {place}; --replace would have put it in the place of the other."
+        )
+    return place
+
+
+def _why_it_stays(place: Path, report: RobustnessReport) -> str:
+    """Why a report may not be written to ``place``; empty where it may."""
+    try:
+        old = read_report(place)
+    except DucatError as error:
+        return error.cause.rstrip(".")
     if old is None:
-        return file
-    found = losses(old, report) if old.function == report.function else ["of another model"]
-    if not found:
-        return file
-    numbered = (file.with_name(f"{file.stem}-{number}{file.suffix}") for number in itertools.count(2))
-    free = next(name for name in numbered if not name.exists())
-    output.warn(
-        f"{file} stays, since this report says less or something else ({', '.join(found)}): {old.summary()}. This "
-        f"one is {free}; --replace would have put it in the place of the other."
-    )
-    return free
+        return ""
+    if not old.is_of(report.weights_digest, report.takes):
+        return f"it is of another model ({old.summary()})"
+    found = losses(old, report)
+    return f"it says more ({', '.join(found)}): {old.summary()}" if found else ""
+
+
+def _numbered(file: Path, number: int) -> Path:
+    return file.with_name(f"{file.stem}-{number}{file.suffix}")
+
+
+def existing_reports(file: Path) -> Iterator[Path]:
+    """``file`` and those with numbers that `beside_a_better_one` made."""
+    place = file
+    for number in itertools.count(2):
+        if not place.exists():
+            return
+        yield place
+        place = _numbered(file, number)
 
 
 def card_beside(file: Path) -> Path:

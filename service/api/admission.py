@@ -175,7 +175,11 @@ class Admission:
 
     @property
     def took_too_long_to_decode(self) -> bool:
-        """Whether images are left that are not decoded, and those before them had most of the time for themselves."""
+        """Whether images are left that are not decoded, and those before them had most of the time for themselves.
+
+        The one that a process is at does not count: it may hang for no fault of the image, and where it computes for
+        too long, the system ends it.
+        """
         most = _OWN_SHARE * self.control.models.settings.deadline
         return self._turns.left > 0 and self._turns.seconds > most
 
@@ -285,9 +289,6 @@ def _overloaded(retry_after: float) -> APIError:
 
 
 def _too_much_to_decode(images: int, deadline: float) -> APIError:
-    if images == 1:
-        message = f"The image was not decoded within {deadline:g} s; send a smaller one."
-        return APIError(413, "image_too_slow", message)
     message = f"The {images} images were not decoded within {deadline:g} s; send fewer or smaller ones in a request."
     return APIError(413, "too_many_images", message)
 

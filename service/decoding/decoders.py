@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,22 +45,7 @@ class Turns:
     """What one request has of the decoders."""
 
     left: int = 0  # images that are not decoded yet
-    _seconds: float = 0.0
-    _since: float | None = None
-
-    @contextlib.contextmanager
-    def taken(self) -> Iterator[None]:
-        """While a process is at one of its images."""
-        self._since = time.monotonic()
-        try:
-            yield
-        finally:
-            self._seconds, self._since = self.seconds, None
-
-    @property
-    def seconds(self) -> float:
-        """For how long processes were at its images; the time that these waited is not in it."""
-        return self._seconds + (0.0 if self._since is None else time.monotonic() - self._since)
+    seconds: float = 0.0  # for how long processes were at its images that they answered; to wait is not in it
 
 
 class Decoders:
@@ -170,12 +155,14 @@ class Decoders:
             raise
         decoding = asyncio.create_task(self._decode_by(worker, data, spec, max_pixels))
         decoding.add_done_callback(_look_at)
+        started = loop.time()
         try:
-            with (turns or Turns()).taken():
-                await asyncio.wait([decoding])
+            await asyncio.wait([decoding])
         except asyncio.CancelledError:
             loop.call_later(max(0.0, STUCK_SECONDS - worker.busy_seconds), decoding.cancel)
             raise
+        if turns is not None:
+            turns.seconds += loop.time() - started
         return decoding.result()
 
     async def _decode_by(

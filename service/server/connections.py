@@ -30,7 +30,7 @@ _TOO_LARGE = (431, "head_too_large", f"A request's head is at most {MAX_HEAD} by
 _TOO_SMALL = (
     400,
     "chunks_too_small",
-    f"The body came in chunks of less than {SMALLEST_PIECE} bytes; send it in larger ones, or with a Content-Length.",
+    f"The body came in pieces of less than {SMALLEST_PIECE} bytes; send it in larger ones.",
 )
 LAST_CALL = 0.5  # seconds for a connection without a request when the server stops
 LINGER = 2.0  # seconds for a client to read its answer and stop sending, where it is still sending its body

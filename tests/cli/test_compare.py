@@ -69,6 +69,15 @@ def test_a_model_whose_report_doubts_itself_is_not_on_the_front(spec: ModelSpec)
         assert pareto_front([honest, masked]) == [honest]
 
 
+def test_an_older_report_of_an_exported_file_does_not_say_that_images_had_8_bits(spec: ModelSpec) -> None:
+    old = candidate(spec, "old", 0.9, 0.4, artefact="onnx")
+    new = candidate(spec, "new", 0.9, 0.4, artefact="onnx", lattice="8bit", examples=200)
+    assert old.report is not None
+    assert new.report is not None
+    assert losses(old.report, new.report) == []
+    assert differences([old, new]) == ["number of images"]
+
+
 def test_reports_of_other_images_are_not_comparable(spec: ModelSpec) -> None:
     """Two folders of one name are not one data set."""
     one, other = (candidate(spec, name, 0.9, 0.4, data_digest=name) for name in ("a", "b"))
@@ -140,7 +149,7 @@ def test_what_was_measured_differently_is_named(spec: ModelSpec) -> None:
     scores = candidate(
         spec, "d", 0.8, 0.4, artefact="onnx", legacy_attacks=("apgd-ce",), legacy_2c_accuracy=0.5
     )
-    assert differences([a, scores]) == ["knowledge (white-box or scores only)"]
+    assert differences([a, scores]) == ["knowledge (white-box or scores only)", "lattice"]
     run_by = {"settings": {}, "examples": 9, "accuracy": 0.5, "worst_case_accuracy": 0.5, "seconds": 1}
     more = candidate(spec, "e", 0.8, 0.4, attacks=[{"name": n, **run_by} for n in ("apgd-lse", "transfer")])
     assert differences([a, more]) == []  # what a model cannot be given makes no difference

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ducat_serve import Output, evaluate_model
 from ducat_serve.checklist import tick_off
 from ducat_serve.errors import UsageError
+from ducat_serve.library.corruptions import MeasuredCorruptions
 from ducat_serve.library.evaluation import keeping_corruptions
 from ducat_serve.library.foreign import (
     _answers,
@@ -138,6 +139,8 @@ def test_a_report_that_says_more_is_not_lost(tmp_path: Path, capsys: pytest.Capt
     assert free == tmp_path / "their.robustness-2.json"
     assert "weaker attacks, fewer images" in capsys.readouterr().err
     write_report("their", weak, free, SILENT)
+    assert beside_a_better_one(weak, file, SILENT) == free, "which says no more"
+    write_report("their", strong, free, SILENT)
     assert beside_a_better_one(weak, file, SILENT) == tmp_path / "their.robustness-3.json"
     assert read_report(file) == strong
 
@@ -147,12 +150,37 @@ def test_a_report_of_another_model_is_not_lost_either(
     other: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, report = tmp_path / "their.robustness.json", measured(Brightness())
+    report = report.model_copy(update={"takes": "images in [0, 1]"})
     write_report("their", report, file, SILENT)
     assert beside_a_better_one(report, file, SILENT) == file
     stranger = report.model_copy(update=other)
-    assert beside_a_better_one(stranger, file, Output()) == tmp_path / "their.robustness-2.json"
+    second = beside_a_better_one(stranger, file, Output())
+    assert second == tmp_path / "their.robustness-2.json"
     assert "of another model" in capsys.readouterr().err
     assert keeping_corruptions(stranger, report.model_copy(update={"corruptions": CORRUPTIONS})) == stranger
+    write_report("their", stranger, second, SILENT)
+    assert beside_a_better_one(stranger, file, SILENT) == second, "its own is replaced, as ever"
+    corruptions = MeasuredCorruptions(
+        file, CORRUPTIONS, stranger.weights_digest, None, "their", stranger.takes
+    )
+    corruptions.store(SILENT)
+    assert (read_report(second), read_report(file)) == (
+        stranger.model_copy(update={"corruptions": CORRUPTIONS}),
+        report,
+    )
+
+
+def test_an_older_report_does_not_say_what_images_were_given(tmp_path: Path) -> None:
+    file, report = tmp_path / "their.robustness.json", measured(Brightness())
+    write_report("their", report.model_copy(update={"takes": None}), file, SILENT)
+    assert beside_a_better_one(report.model_copy(update={"takes": "NCHW 255"}), file, SILENT) == file
+
+
+def test_a_file_that_is_no_report_stays(tmp_path: Path) -> None:
+    file = tmp_path / "their.robustness.json"
+    file.write_text("{}")
+    assert beside_a_better_one(measured(Brightness()), file, SILENT) == tmp_path / "their.robustness-2.json"
+    assert file.read_text() == "{}"
 
 
 def test_a_callable_that_returns_another_model_each_time_is_not_measured_as_one() -> None:

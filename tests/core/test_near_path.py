@@ -25,6 +25,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("runs/digitz/model.safetensors", " Did you mean runs/digits/model.safetensors?"),
         ("runs/digitz/model.onnx", ""),
         ("runs/photos", ""),
+        ("runs/digits", ""),
         ("n" * 5000, ""),
         ("\0", ""),
     ],

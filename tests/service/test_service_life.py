@@ -149,13 +149,8 @@ def test_deadline_covers_decoding_and_decoding_is_bounded(
         stuck = {child.pid for child in psutil.Process().children()}
         assert len(stuck) == 2
         responses = list(pool.map(lambda _: send(client, GOOD), range(8)))
-        late = [response for response in responses if response.status_code == 504]
-        for response in late:
-            assert_error(response, 504, "deadline_exceeded")
-        assert len(late) >= 6, "those that no process was at"
         for response in responses:
-            if response not in late:
-                assert_error(response, 413, "image_too_slow")
+            assert_error(response, 504, "deadline_exceeded")
         until(lambda: stuck.isdisjoint(child.pid for child in psutil.Process().children()))
         assert len(psutil.Process().children()) <= 2
         assert (app.state.admission.requests, app.state.admission.images) == (0, 0)

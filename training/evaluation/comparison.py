@@ -53,7 +53,7 @@ def differences(candidates: Sequence[Candidate]) -> list[str]:
         "threat model": {(r.norm, r.eps) for r in reports},
         "seed (which images)": {r.seed for r in reports},
         "knowledge (white-box or scores only)": {(r.artefact, r.gradients) for r in reports},
-        "lattice": {r.lattice for r in reports},
+        "lattice": {r.is_within_8_bits for r in reports},
         "precision": {r.precision for r in reports},
         "attacks": {_attacks(r) for r in reports},
         "settings of attacks": {_settings(r, common) for r in reports},
@@ -78,7 +78,7 @@ def losses(old: RobustnessReport, new: RobustnessReport) -> list[str]:
     is_fairer = (old.dataset, old.split, new.split) == (new.dataset, "val", "test")
     found = {
         "weaker attacks": _strength(new) < _strength(old) or _names(new) < _names(old),
-        "attacks that could only make images of 8 bits": new.lattice is not None and old.lattice is None,
+        "attacks that could only make images of 8 bits": new.is_within_8_bits and not old.is_within_8_bits,
         "fewer images": new.examples < old.examples and not is_fairer,
         "another threat model": (new.norm, new.eps) != (old.norm, old.eps),
         "other data": (new.dataset, new.split) != (old.dataset, old.split) and not is_fairer,

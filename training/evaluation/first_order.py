@@ -1,8 +1,8 @@
 """Whether gradients foretell what small steps do: where they do not, attacks that follow them search in the dark.
 
 A model may hide behind fine ripples (shattered gradients: Athalye et al. 2018, arXiv 1802.00420): its gradients are
-A model may hide behind fine ripples (shattered gradients: Athalye et al. 2018, arXiv 1802.00420): its gradients are
-runs no attack: it compares what the gradient promises of a short step with what comes of it.
+large, and of the ripples alone. Attacks with gradients then fail together, and no weaker one need succeed. So this
+check runs no attack: it compares what the gradient promises of a short step with what comes of it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ducat_serve.report import SanityCheck
-from training.attacks.base import value, value_and_grad
+from training.attacks.base import nonzero, value, value_and_grad
 from training.attacks.criteria import misclassified
 from training.attacks.frozen import frozen
 from training.attacks.losses import margin
@@ -30,7 +30,8 @@ _ROUNDING = 100 * torch.finfo(torch.float32).eps  # of the largest logit; a prom
 def gradients_foretell(runner: Runner, index: Tensor, fewest: int) -> SanityCheck | None:
     """Take a step of eps / 10 along the gradient of the margin, from the clean images of the examples ``index``.
 
-    Returns None where fewer than ``fewest`` promises are large enough to be seen: eps is tiny, or the logits are huge.
+    Returns None where fewer than ``fewest`` promises are large enough to be seen: eps is tiny (in images of 8 bits, a
+    few levels), or the logits are huge.
     """
     model, ball = runner.model, runner.ball
     loss, criterion = margin(model.fold), misclassified(model.fold)
@@ -44,9 +45,8 @@ def gradients_foretell(runner: Runner, index: Tensor, fewest: int) -> SanityChec
             with torch.no_grad():
                 smallest = _ROUNDING * model(images).abs().amax(dim=1)
         promised = ((moved - images) * gradient).flatten(1).sum(dim=1)
-        judged = (promised > smallest) | (
-            promised == 0
-        )  # no gradient at all promises nothing, and leads nowhere
+        # No gradient at all promises nothing, and leads nowhere.
+        judged = (promised > smallest) | ~nonzero(gradient)
         kept = (promised > 0) & (after.loss - before.loss >= _KEPT * promised)
         return torch.stack([judged, judged & kept]).cpu()
 

@@ -33,8 +33,15 @@ ENOUGH = 20  # with fewer images the slack of one hides everything
 _SLACK = 1  # images: one may fall either way
 
 
-def check_sanity(runner: Runner, examples: Examples, surrogate: Deployed | None) -> tuple[SanityCheck, ...]:
-    """Run the checks on ``EXAMPLES`` images that are right when clean; none where there are fewer than ``ENOUGH``."""
+def check_sanity(
+    runner: Runner, examples: Examples, surrogate: Deployed | None, *, own_gradients: bool = True
+) -> tuple[SanityCheck, ...]:
+    """Run the checks on ``EXAMPLES`` images that are right when clean; none where there are fewer than ``ENOUGH``.
+
+    Args:
+        surrogate: another model, to make images on.
+        own_gradients: whether they are those of the attacked function. Those of a copy foretell what the copy does.
+    """
     index = runner.sample("sanity", examples.clean, EXAMPLES)
     if len(index) < ENOUGH:
         return ()
@@ -89,7 +96,7 @@ def check_sanity(runner: Runner, examples: Examples, surrogate: Deployed | None)
             total,
         ),
     ]
-    if (foretold := gradients_foretell(runner, index, ENOUGH)) is not None:
+    if own_gradients and (foretold := gradients_foretell(runner, index, ENOUGH)) is not None:
         checks.append(foretold)
     if surrogate is not None:
         shown = left("transfer", Transfer(steps=100, surrogate=surrogate), white_box)
