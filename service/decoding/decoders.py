@@ -201,6 +201,14 @@ class Decoders:
         await asyncio.gather(*(worker.stop() for worker in self._workers))
 
 
+async def _ended_by(process: Process) -> int | None:
+    """The signal that ended a process which no longer answers; None where it ended by itself, or is still there."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_WORDS_SECONDS):  # what is killed now would have ended by that
+            return -await process.wait()
+    return None
+
+
 async def _last_words(process: Process) -> str:
     """What a process that ended before it could decode said on stderr, which it closes once it can."""
     assert process.stderr is not None
@@ -275,8 +283,7 @@ class _Worker:
             words, pixels = await _ask(process, number, request, data, math.prod(shape))
             answered = True
         except (OSError, RuntimeError, ValueError, EOFError) as error:
-            self._kill()
-            if await process.wait() == -signal.SIGXCPU:
+            if isinstance(error, EOFError) and await _ended_by(process) == signal.SIGXCPU:
                 raise ImageError(_TOO_SLOW, "image_too_slow") from error
             raise ImageError("the image does not decode (its decoder ended)") from error
         finally:
