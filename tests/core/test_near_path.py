@@ -40,7 +40,7 @@ def test_a_name_that_is_like_another_is_taken_for_it(path: str, said: str, here:
     [
         (["export", "runs/digitz"], "runs/digits"),
         (["inspect", "runs/digits/model.safetensor"], "runs/digits/model.safetensors"),
-        (["inspect", "runs/digits/modell.onnx"], ""),
+        (["inspect", "runs/digits/modem.onnx"], ""),
         (["train", "--dataset", "folder:runs/digit"], "runs/digits"),
     ],
 )
