@@ -10,8 +10,9 @@ from ducat_serve.checkpoint import checkpoint_path
 from ducat_serve.deployed import Deployed, load
 from ducat_serve.errors import UsageError
 from ducat_serve.library.evaluation import copy_here
-from ducat_serve.library.foreign import ForeignRequest, existing_reports, images_of, write_report
+from ducat_serve.library.foreign import ForeignRequest, images_of, write_report
 from ducat_serve.library.foreign_sources import ServerSource
+from ducat_serve.library.report_places import existing_reports
 from ducat_serve.library.storing import store_in_checkpoint, store_in_export
 from ducat_serve.output import Output
 from ducat_serve.predictor import Predictor

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +11,7 @@ import torch
 from torch import nn
 
 from ducat_serve import atomic
-from ducat_serve.errors import DucatError, InterruptedRun, Terminated, UsageError, command_line, signal_of
+from ducat_serve.errors import InterruptedRun, Terminated, UsageError, command_line, signal_of
 from ducat_serve.library.evaluation import keeping_corruptions
 from ducat_serve.library.foreign_sources import Opened, Source
 from ducat_serve.output import Output
@@ -30,7 +28,6 @@ from training.data.splits import choose_images
 from training.device import choose_device
 from training.distributed.processes import ProcessGroup, joined, local_device
 from training.evaluation.asked import state_beside
-from training.evaluation.comparison import losses
 from training.evaluation.curve import measure_curve
 from training.evaluation.doubts import Doubt, state_digest
 from training.evaluation.evaluate import Subject, measure
@@ -223,53 +220,6 @@ def images_of(request: ForeignRequest, opened: Opened, output: Output) -> tuple[
     )
     opened.fit(data, output)
     return (data.val if request.split == "val" else data.test), data
-
-
-def beside_a_better_one(report: RobustnessReport, file: Path, output: Output) -> Path:
-    """Where a report goes that nobody named a place for: ``file``, or the next with a number that may hold it.
-
-    One that says more stays where it is, and so does one of another model, as of the same callable with other weights
-    by now, and a file that is no report.
-    """
-    place, kept = file, ""
-    for number in itertools.count(2):
-        if not (kept_here := _why_it_stays(place, report)):
-            break
-        kept = kept or kept_here
-        place = _numbered(file, number)
-    if kept:
-        output.warn(
-            f"{file} stays: {kept}. This report is {place}; --replace would have put it in the place of the other."
-        )
-    return place
-
-
-def _why_it_stays(place: Path, report: RobustnessReport) -> str:
-    """Why a report may not be written to ``place``; empty where it may."""
-    try:
-        old = read_report(place)
-    except DucatError as error:
-        return error.cause.rstrip(".")
-    if old is None:
-        return ""
-    if not old.is_of(report.weights_digest, report.takes):
-        return f"it is of another model ({old.summary()})"
-    found = losses(old, report)
-    return f"it says more ({', '.join(found)}): {old.summary()}" if found else ""
-
-
-def _numbered(file: Path, number: int) -> Path:
-    return file.with_name(f"{file.stem}-{number}{file.suffix}")
-
-
-def existing_reports(file: Path) -> Iterator[Path]:
-    """``file`` and those with numbers that `beside_a_better_one` made."""
-    place = file
-    for number in itertools.count(2):
-        if not place.exists():
-            return
-        yield place
-        place = _numbered(file, number)
 
 
 def card_beside(file: Path) -> Path:

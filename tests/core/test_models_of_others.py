@@ -16,9 +16,9 @@ from ducat_serve.library.evaluation import keeping_corruptions
 from ducat_serve.library.foreign import (
     _answers,
     _require_one_model,
-    beside_a_better_one,
     write_report,
 )
+from ducat_serve.library.report_places import beside_a_better_one
 from ducat_serve.report import FLOOR_CHECK, RobustnessReport, SanityCheck
 from ducat_serve.report_file import read_report
 from ducat_serve.report_text import doubts

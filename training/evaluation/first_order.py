@@ -20,8 +20,8 @@ from training.evaluation.runner import Runner
 from training.randomness import torch_seeded
 
 _STEP = 0.1  # of eps
-# Of networks that hide nothing, robust or not, at most a tenth of the images keep less than a tenth of the promise (l1
-# steps of five pixels at eps 50); elsewhere none keeps less than a quarter. Of those that do hide, nearly all.
+# On networks that hide nothing, robust or not, at most 8 % of the images keep less than a tenth of the promise, and
+# those only where an l1 step has five pixels (results/first-order.md).
 _KEPT = 0.1
 _IMAGES = 0.75
 _ROUNDING = 100 * torch.finfo(torch.float32).eps  # of the largest logit; a promise below that cannot be seen

@@ -233,11 +233,11 @@ def _measured_of_others(
     """Measure a model of others, and write its report and card. None where nothing is left to be done."""
     from ducat_serve.library.corruptions import measure_foreign_on_corruptions
     from ducat_serve.library.foreign import (
-        beside_a_better_one,
         card_beside,
         measure_foreign,
         write_report,
     )
+    from ducat_serve.library.report_places import beside_a_better_one
 
     for file in (out, card_beside(out)):  # before minutes of attacks, not after
         require_writable(file)
@@ -262,7 +262,7 @@ def _measured(
     """Measure a model of ours, and store the report in it. None where nothing is left to be done."""
     from ducat_serve.library.corruptions import measure_on_corruptions
     from ducat_serve.library.evaluation import measure
-    from ducat_serve.library.foreign import beside_a_better_one
+    from ducat_serve.library.report_places import beside_a_better_one
 
     if request.suite == CORRUPTIONS:
         _finish_corruptions(measure_on_corruptions(request, output), out, output)
