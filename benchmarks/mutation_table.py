@@ -315,6 +315,20 @@ MUTATIONS = (
         ((STUDIES + "test_one_image_of_slack_is_one_image"),),
     ),
     Mutation(
+        "gradients that foretell nothing are believed",
+        "training/evaluation/first_order.py",
+        "passed=kept >= _IMAGES * judged",
+        "passed=True",
+        ((STUDIES + "test_gradients_that_say_nothing_of_small_steps_are_called_out"),),
+    ),
+    Mutation(
+        "a step that 8 bits leave nothing of counts as a gradient of 0",
+        "training/evaluation/first_order.py",
+        "~nonzero(gradient)",
+        "(promised == 0)",
+        ((STUDIES + "test_a_promise_below_rounding_is_no_promise"),),
+    ),
+    Mutation(
         "cost counted by the batch, not by the image",
         "training/evaluation/runner.py",
         "cost.gradient_steps += len(inputs[0])",
