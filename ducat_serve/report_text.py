@@ -198,10 +198,14 @@ def doubts(report: RobustnessReport) -> list[str]:
         for check in report.failed_checks
     ]
     if report.is_screening:
+        few, longer = "attacks", "`ducat evaluate --suite standard` measures it"
+        if report.scores_only:
+            few, longer = "queries", "`ducat evaluate --suite standard` asks more"
+        if report.server is not None:
+            longer = "give a larger --query-budget"
         warnings.insert(
             0,
-            "This is a screening by few attacks or queries. Those of the standard suite usually break more, so expect "
-            "less than these figures: `ducat evaluate --suite standard` measures it (a server with a larger budget).",
+            f"This is a screening by few {few}. More usually break more, so expect less than these figures: {longer}.",
         )
     if report.is_unchecked:
         warnings.append("The measurement itself was not checked: too few images were right to say anything.")
