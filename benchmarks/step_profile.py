@@ -7,7 +7,7 @@
 For one step of guided adversarial training (random images, 32x32, bfloat16): the operators of attack and update by
 their share of the time (torch.profiler), the rates of the convolutions beside that of a bfloat16 matrix product, and
 the attack's gradient computed in other ways. All ways are measured in turn in one process, by CPU time, which other
-work on the machine disturbs less than wall-clock. docs/performance.md says what came of each.
+work on the machine disturbs less than wall-clock. docs/performance/training.md says what came of each.
 """
 
 from __future__ import annotations

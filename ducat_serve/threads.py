@@ -3,8 +3,8 @@
 torch computes with OpenMP threads, which wait for each other at the end of every operation. By default they wait by
 spinning, and a thread that spins keeps the one that it waits for from its core wherever there are fewer free cores than
 threads: beside other work, or in a container whose CPU quota is below its cores, training takes several times as long
-(docs/performance.md). Asleep they leave it the core, though each still waits for its turn among other work: small
-networks are faster there with `--threads 1`. OpenMP counts the cores that the process may run on, but knows
+(docs/performance/training.md). Asleep they leave it the core, though each still waits for its turn among other work:
+small networks are faster there with `--threads 1`. OpenMP counts the cores that the process may run on, but knows
 nothing of quotas. It reads its settings when torch is imported, so they must be there before. ONNX Runtime counts in
 the same way, and is told the number with every session.
 """

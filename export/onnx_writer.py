@@ -102,7 +102,8 @@ def export_int8(
     source = Source.of(checkpoint)
     raw = load(checkpoint, folded=False)
     float32 = _exported(DeployGraph(raw, raw.spec.fold).eval(), raw.spec)
-    # On every machine, since nobody knows here which CPU will serve. The eighth bit gains nothing: docs/performance.md.
+    # On every machine, since nobody knows here which CPU will serve. The eighth bit gains nothing
+    # (docs/performance/int8.md).
     quantised = quantise(float32, calibration.images, reduced_range=True)
     record = Quantisation(
         calibration_images=len(calibration.images),

@@ -13,7 +13,7 @@ from ducat_serve.errors import DucatError, UsageError
 from ducat_serve.output import Output
 from training.config import TrainPrecision
 
-# Faster than NCHW for every network here, on CPUs as on GPUs (benchmarks/train_step.py, docs/performance.md).
+# Faster than NCHW for every network here, on CPUs as on GPUs (benchmarks/train_step.py, docs/performance/training.md).
 LAYOUT = torch.channels_last
 # What torch may compute float32 in shorter arithmetic for.
 _OPERATIONS = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn")

@@ -1,4 +1,4 @@
-"""Tables in Markdown, as docs/performance.md has them."""
+"""Tables in Markdown, as docs/performance/serving.md has them."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ from pathlib import Path
 from ducat_serve.images import ImageError, decode, fit, to_array
 from service.decoding.protocol import ANSWER, MAX_WORDS, READY, REQUEST, cpu_seconds
 
-# The most that was measured is 22 bytes a pixel (lossless WebP with transparency; docs/performance.md has the table).
+# The most that was measured is 22 bytes a pixel (lossless WebP with transparency; docs/performance/serving.md has the
+# table).
 _BYTES_PER_PIXEL = 32
 _SPARE = 128 * 2**20  # bytes, for the file and small buffers
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38  # of prctl(2)

@@ -18,8 +18,8 @@ def without_layers(app: ASGIApp) -> ASGIApp:
     """The application that BentoML made of our service, without the middlewares that BentoML puts around it.
 
     We need none of them, and three have no switch: the request context, tracing of URLs that are all excluded, and a
-    timeout that keeps a timer for its whole time after every request. docs/performance.md says what they cost. This
-    changes nothing inside BentoML: the list is the application's own, and it has not been started.
+    timeout that keeps a timer for its whole time after every request. docs/performance/serving.md says what they cost.
+    This changes nothing inside BentoML: the list is the application's own, and it has not been started.
     """
     if isinstance(app, Starlette) and app.middleware_stack is None:
         app.user_middleware.clear()

@@ -432,7 +432,7 @@ def test_a_signal_in_a_long_attack_saves_at_once(tmp_path: Path) -> None:
 
 
 def test_compiled_and_plain_networks_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traced but not compiled, which takes minutes (docs/performance.md): the trace is the same step."""
+    """Traced but not compiled, which takes minutes (docs/performance/training.md): the trace is the same step."""
     import training.step as step
 
     monkeypatch.setattr(step, "_BACKEND", "aot_eager")
