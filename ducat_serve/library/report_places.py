@@ -27,7 +27,7 @@ def beside_a_better_one(report: RobustnessReport, file: Path, output: Output) ->
         place = _numbered(file, number)
     if kept:
         output.warn(
-            f"{file} stays: {kept}. This report is {place}; --replace would have put it in the place of the other."
+            f"{file} stays: {kept}. The new one is {place}; --replace would have put it in the place of the other."
         )
     return place
 
@@ -43,7 +43,7 @@ def _why_it_stays(place: Path, report: RobustnessReport) -> str:
     if not old.is_of(report.weights_digest, report.takes):
         return f"it is of another model ({old.summary()})"
     found = losses(old, report)
-    return f"it says more ({', '.join(found)}): {old.summary()}" if found else ""
+    return f"the new report says less than it ({', '.join(found)}): {old.summary()}" if found else ""
 
 
 def _numbered(file: Path, number: int) -> Path:
