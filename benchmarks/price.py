@@ -43,13 +43,10 @@ from ducat_serve.checkpoint import read_checkpoint
 from ducat_serve.errors import DucatError, InterruptedRun, UsageError
 from ducat_serve.output import Output
 from training.config import TrainConfig
-from training.distributed.processes import ProcessGroup
 from training.objectives import objective_class
-from training.run.dataset import load_run_data
 from training.run.folder import RunFolder
-from training.run.start import new_config, train
+from training.run.start import Run, new_config, opened, train
 from training.run.state import load_state
-from training.trainer import Trainer
 
 MODES = ("off", "folded")
 RAMP = 1 / 6  # of the epochs: over which eps grows from 0
@@ -186,9 +183,9 @@ def trained(planned: Planned, folder: RunFolder, data_dir: Path | None, output: 
             f"{folder.path} holds a run with other settings.", "delete it, or give another --runs"
         )
     if not (resumed and folder.curves.exists()):
-        dataset = load_run_data(config, data_dir, offline=True, output=output, processes=ProcessGroup())
-        trainer = Trainer(config, dataset, folder, torch.device("cpu"), output)
-        train(trainer, data_dir, resumed=resumed)
+        run = Run(config, folder, data_dir, offline=True, resumed=resumed)
+        with opened(run, torch.device("cpu"), output) as trainer:
+            train(trainer, run)
     return config
 
 

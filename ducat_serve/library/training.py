@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from training.config import TrainConfig
 from training.device import choose_device
 from training.run.folder import RunFolder
 from training.run.metrics import RunSummary
-from training.run.start import Machine, moved, network_asked_for, new_config, opened, start_weights
+from training.run.start import Run, network_asked_for, new_config, opened, start_weights, stored_run
 from training.run.start import train as train_opened
 
 
@@ -63,8 +63,8 @@ def train_config(
         raise UsageError(f"dataset: {dataset!r} is no name.", 'give "digits", say, or f"folder:{path}"')
     given = {"network": None, "precision": None, **settings, "dataset": dataset}
     initial = start_weights(
-        None if initial_checkpoint is None else Path(initial_checkpoint),
-        None if pretrained is None else str(pretrained),
+        initial_checkpoint,
+        pretrained,
         network_asked_for(given, recipe),
         settings.get("pretrained_licence"),
         offline=False,
@@ -111,18 +111,11 @@ def train(
     require_device(device)
     output = output or Output()
     initial = start_weights(
-        None if initial_checkpoint is None else Path(initial_checkpoint),
-        None if pretrained is None else str(pretrained),
-        config.network,
-        config.pretrained_licence,
-        offline=offline,
+        initial_checkpoint, pretrained, config.network, config.pretrained_licence, offline=offline
     )
-    folder = RunFolder.default(config) if out is None else RunFolder(Path(out))
-    folder.require_free(config)
-    machine = Machine(choose_device(device, output), None if data_dir is None else Path(data_dir), offline)
-    with opened(config, folder, machine, output, initial=initial) as trainer:
-        summary = train_opened(trainer, machine.data_dir, resumed=False)
-    return TrainedRun(folder.path, folder.model, trainer.config, summary)
+    run = Run(config, RunFolder.of(config, _path(out)), _path(data_dir), offline, initial)
+    run.folder.require_free(config)
+    return _trained(run, device, output)
 
 
 def resume(
@@ -142,14 +135,16 @@ def resume(
     Raises:
         DataError: there is no run, its state is damaged, or the data is another.
     """
-    output = output or Output()
-    folder = RunFolder(Path(path))
     require_device(device)
-    config, stored = folder.read()
-    config = moved(config, dataset)
-    machine = Machine(choose_device(device, output), stored, offline)
-    if data_dir is not None:
-        machine = replace(machine, data_dir=Path(data_dir))
-    with opened(config, folder, machine, output) as trainer:
-        summary = train_opened(trainer, machine.data_dir, resumed=True)
-    return TrainedRun(folder.path, folder.model, trainer.config, summary)
+    run = stored_run(Path(path), dataset, _path(data_dir), offline=offline)
+    return _trained(run, device, output or Output())
+
+
+def _trained(run: Run, device: Device, output: Output) -> TrainedRun:
+    with opened(run, choose_device(device, output), output) as trainer:
+        summary = train_opened(trainer, run)
+    return TrainedRun(run.folder.path, run.folder.model, trainer.config, summary)
+
+
+def _path(given: str | Path | None) -> Path | None:
+    return None if given is None else Path(given)

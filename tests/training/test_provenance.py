@@ -79,7 +79,8 @@ def test_other_code_that_goes_on_with_a_run_is_said_and_recorded(
     monkeypatch.setattr(start, "git_revision", lambda: "a1b2c3")
     monkeypatch.setattr(start, "installed_versions", lambda: {**VERSIONS, "torch": "3.0.0"})
     for _ in range(2):  # the second time nothing is left to be trained
-        start.train(trainer(folder.path, epochs=2, ducat_start=2), None, resumed=True)
+        again = trainer(folder.path, epochs=2, ducat_start=2)
+        start.train(again, start.Run(again.config, folder, resumed=True))
     said = " ".join(capsys.readouterr().err.split())
     assert said.count("other code goes on with this run (torch 2.14.1, now 3.0.0)") == 1
     spec = read_spec(folder.last)

@@ -16,7 +16,7 @@ from training.initial import InitialWeights, StartWeights
 from training.pretrained import Pretrained
 from training.resolve import resolve
 from training.run.folder import RunFolder
-from training.run.start import Machine, opened
+from training.run.start import Run, opened
 
 IMPORTED = {"recipe": {"method": "imported", "dataset": "digits"}}
 OURS = {"recipe": {"method": "pgd-at", "dataset": "digits", "seed": 0}}
@@ -65,7 +65,7 @@ def test_the_doubt_is_said_before_the_training(
     config, _ = on("digits")
     start = both_ways(checkpoint(tmp_path, IMPORTED))[way]
     config = config.model_copy(update={"initial_weights": start.digest})
-    machine = Machine(torch.device("cpu"))
-    with opened(config, RunFolder(tmp_path / "run"), machine, Output(), initial=start, only_look=True):
+    run = Run(config, RunFolder(tmp_path / "run"), initial=start)
+    with opened(run, torch.device("cpu"), Output(), only_look=True):
         pass
     assert SAYS in " ".join(capsys.readouterr().err.split())

@@ -51,8 +51,10 @@ class RunFolder:
         return self.path / "pre_dummy.safetensors"
 
     @classmethod
-    def default(cls, config: TrainConfig) -> RunFolder:
-        """Where a run goes unless the user says otherwise: runs/DATASET-NETWORK[-METHOD]-DUCAT."""
+    def of(cls, config: TrainConfig, out: Path | None) -> RunFolder:
+        """Where a run goes: ``out``, and unless the user says that, runs/DATASET-NETWORK[-METHOD]-DUCAT."""
+        if out is not None:
+            return cls(out)
         method = "" if config.method == "pgd-at" else f"-{config.method}"
         dataset = Path(config.dataset.removeprefix("folder:")).name
         network = config.network.replace(":", "-")  # a colon has a meaning of its own in many paths

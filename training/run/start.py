@@ -90,8 +90,8 @@ def new_config(
 
 
 def start_weights(
-    checkpoint: Path | None,
-    pretrained: str | None,
+    checkpoint: str | Path | None,
+    pretrained: str | Path | None,
     network: str | None,
     licence: str | None,
     *,
@@ -112,23 +112,16 @@ def start_weights(
             "give --initial-checkpoint to go on with a run of ours, --pretrained to begin another task",
         )
     if checkpoint is not None:
-        return InitialWeights.read(checkpoint)
+        return InitialWeights.read(Path(checkpoint))
     if pretrained is None:
         return None
-    if pretrained:
+    if str(pretrained):
         return Pretrained.read(Path(pretrained), licence)
     if network is None:
         raise UsageError(
             "--pretrained without a file needs to know whose weights.", "give --network torchvision:resnet50"
         )
     return package_weights(network, offline=offline, licence=licence)
-
-
-def moved(config: TrainConfig, dataset: str | None) -> TrainConfig:
-    """The run with images of its own where they are now; that they are the same ones is seen when they are read."""
-    if dataset is None or not (dataset.startswith("folder:") and config.dataset.startswith("folder:")):
-        return config
-    return config.model_copy(update={"dataset": _absolute(dataset)})
 
 
 def network_asked_for(given: Mapping[str, Any], recipe: str | None) -> str | None:
@@ -157,50 +150,60 @@ def require_unchanged(
 
 
 @dataclass(frozen=True)
-class Machine:
-    """Where a run computes and finds its data. None of it decides what it writes.
+class Run:
+    """A run that begins, or goes on.
 
-    ``data_dir`` None is the user's cache folder; ``offline`` forbids to download.
+    ``data_dir`` None is the user's cache folder; ``offline`` forbids to download; ``initial`` None is fresh weights.
     """
 
-    device: torch.device
+    config: TrainConfig
+    folder: RunFolder
     data_dir: Path | None = None
     offline: bool = False
+    initial: StartWeights | None = None
+    resumed: bool = False
+
+
+def stored_run(path: Path, dataset: str | None, data_dir: Path | None, *, offline: bool) -> Run:
+    """The run in a folder, to go on with it. Raises DataError where there is none.
+
+    ``dataset`` is `folder:PATH` where the images of one's own are now, ``data_dir`` where archives are now; None where
+    they were. That the images are the same ones is seen when they are read.
+    """
+    folder = RunFolder(path)
+    config, stored_data_dir = folder.read()
+    if dataset is not None and dataset.startswith("folder:") and config.dataset.startswith("folder:"):
+        config = config.model_copy(update={"dataset": _absolute(dataset)})
+    return Run(config, folder, data_dir or stored_data_dir, offline, resumed=True)
 
 
 @contextmanager
-def opened(
-    config: TrainConfig,
-    folder: RunFolder,
-    machine: Machine,
-    output: Output,
-    *,
-    initial: StartWeights | None = None,
-    only_look: bool = False,
-) -> Iterator[Trainer]:
+def opened(run: Run, device: torch.device, output: Output, *, only_look: bool = False) -> Iterator[Trainer]:
     """A run that is ready to be trained: its processes have met, its data is loaded. Nothing is written yet.
 
     What making and training it draws from torch's own generators is not drawn from those of the caller.
     With ``only_look`` start weights are not asked whether they are robust, which takes an epoch.
 
     Raises:
-        UsageError: ``initial`` does not fit, or ``config`` was not made for it. DataError: missing or corrupt data.
+        UsageError: its start weights do not fit, or its settings were made for others. DataError: missing or corrupt
+            data.
         DucatError: the other processes cannot be reached, or memory runs out, also while it is trained.
     """
+    config, initial = run.config, run.initial
     given = None if initial is None else initial.digest
     # A run that goes on has its own weights.
-    if given != config.initial_weights and not folder.state.exists():
+    if given != config.initial_weights and not run.folder.state.exists():
         raise UsageError(
             f"The settings are those of a run that starts from {_short(config.initial_weights)}, and it is given "
             f"{_short(given)}.",
             "give `train_config` and `train` the same initial_checkpoint or pretrained",
         )
-    device = local_device(machine.device)
+    device = local_device(device)
     processes = ProcessGroup.join(device)
     if not processes.is_first:
         output = Output(silent=True)
     try:
-        dataset = load_run_data(config, machine.data_dir, machine.offline, output, processes)
+        dataset = load_run_data(config, run.data_dir, run.offline, output, processes)
         if initial is not None:
             initial.require_fit(config, dataset)
             if doubt := initial.doubt(config, dataset):
@@ -208,7 +211,7 @@ def opened(
         with enough_memory_for(config), generators_kept(device):
             if config.measure_start and not only_look:
                 config = with_measured_ramp(config, dataset, device, output, initial, processes)
-            yield Trainer(config, dataset, folder, device, output, initial=initial, processes=processes)
+            yield Trainer(config, dataset, run.folder, device, output, initial=initial, processes=processes)
     finally:
         processes.leave()
 
@@ -217,10 +220,8 @@ def _short(digest: str | None) -> str:
     return "fresh weights" if digest is None else f"the weights {digest[:12]}"
 
 
-def train(
-    trainer: Trainer, data_dir: Path | None, *, resumed: bool, command: str | None = None
-) -> RunSummary:
-    """Train in the run folder, which no other process may use meanwhile; `curves.png` is drawn at the end.
+def train(trainer: Trainer, run: Run, command: str | None = None) -> RunSummary:
+    """Train an opened run in its folder, which no other process may use meanwhile; `curves.png` is drawn at the end.
 
     ``command`` is what a new run records as its own; a resumed one keeps that of its start.
 
@@ -232,14 +233,15 @@ def train(
     processes, output = trainer.processes, trainer.output
     # Not before the data is there: a failed start leaves no folder.
     with folder.locked() if processes.is_first else nullcontext():
-        if processes.is_first and not resumed:
+        if processes.is_first and not run.resumed:
             origin = Provenance(command, git_revision(), installed_versions())
-            folder.create(config, data_dir.resolve() if data_dir else None, dataset.digest, origin)
+            data_dir = run.data_dir.resolve() if run.data_dir else None
+            folder.create(config, data_dir, dataset.digest, origin)
         processes.wait()
-        if resumed:
+        if run.resumed:
             trainer.resume()
         if processes.is_first:  # which alone writes checkpoints
-            if resumed:
+            if run.resumed:
                 _record_other_code(trainer)
             trainer.record(folder.read_provenance())
         where = trainer.device.type if processes.size == 1 else f"{processes.size} x {trainer.device.type}"

@@ -75,31 +75,27 @@ def command(
     from training.provenance import training_command
     from training.run.folder import RunFolder
     from training.run.start import (
-        Machine,
-        moved,
+        Run,
         network_asked_for,
         new_config,
         opened,
         require_unchanged,
         start_weights,
+        stored_run,
         train,
     )
 
     output = Output(json)
     torch_device = choose_device(device, output)
-    initial = None
     if resume is not None:
-        folder = RunFolder(resume)
-        config, stored_data_dir = folder.read()
-        data_dir = data_dir or stored_data_dir
+        run = stored_run(resume, given["dataset"], data_dir, offline=offline)
         start_only = {
             "--out": out,
             "--recipe": recipe,
             "--initial-checkpoint": initial_checkpoint,
             "--pretrained": pretrained is not None,
         }
-        config = moved(config, given["dataset"])
-        require_unchanged(config, given, start_only, resume)
+        require_unchanged(run.config, given, start_only, resume)
     else:
         initial = start_weights(
             initial_checkpoint,
@@ -109,20 +105,19 @@ def command(
             offline=offline,
         )
         config = new_config(given, recipe, initial, torch_device)
-        folder = RunFolder(out) if out else RunFolder.default(config)
+        run = Run(config, RunFolder.of(config, out), data_dir, offline, initial)
         if not dry_run:
-            folder.require_free(config)  # before images are decoded, not after
-    machine = Machine(torch_device, data_dir, offline)
-    with opened(config, folder, machine, output, initial=initial, only_look=dry_run) as trainer:
+            run.folder.require_free(config)  # before images are decoded, not after
+    with opened(run, torch_device, output, only_look=dry_run) as trainer:
         if dry_run:
-            for doubt in config.doubts():
+            for doubt in trainer.config.doubts():
                 trainer.output.warn(doubt)
-            if resume is not None:
+            if run.resumed:
                 trainer.take_up()
             _show_estimate(trainer, trainer.output)
         else:
             command = training_command(_chosen(ctx, given))
-            summary = train(trainer, data_dir, resumed=resume is not None, command=command)
+            summary = train(trainer, run, command)
             _show(summary, trainer, trainer.output)
     return 0
 
