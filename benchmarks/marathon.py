@@ -32,6 +32,7 @@ from training.batches import to_pixels
 from training.distributed.processes import ProcessGroup
 from training.evaluation.evaluate import measure
 from training.evaluation.prepare import Request, prepare
+from training.evaluation.settings import EvaluationSettings
 from training.randomness import stream
 
 STEPS_PER_RUN = 200
@@ -151,14 +152,13 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     path = checkpoint_path(model_path(arguments.model, "safetensors"))
     output = Output()
-    request = Request(
-        path,
+    settings = EvaluationSettings(
         suite=arguments.suite,
         max_examples=arguments.max_examples,
         data_dir=arguments.data_dir,
         device="cpu",
     )
-    prepared = prepare(request, output, ProcessGroup(), torch.device("cpu"))
+    prepared = prepare(Request(path, settings), output, ProcessGroup(), torch.device("cpu"))
     subject, plan = prepared.subject, replace(prepared.plan, sanity=False, legacy_attacks=(), val=None)
     if plan.threat_model.norm != "linf":
         raise SystemExit("models in linf only")

@@ -11,6 +11,7 @@ from ducat_serve.report import RobustnessReport
 from training.distributed.processes import ProcessGroup
 from training.evaluation.evaluate import evaluate
 from training.evaluation.prepare import Request, evaluation_device, prepare
+from training.evaluation.settings import EvaluationSettings
 
 _NEEDED = {"pgd", "closest-first", "apgd-ce"}
 
@@ -25,9 +26,10 @@ def measured(file: Path, samples: int, data_dir: Path | None, output: Output) ->
     known = spec.robustness
     if known is not None and known.examples == samples and {a.name for a in known.attacks} >= _NEEDED:
         return known
-    request = Request(
-        file, suite="standard", max_examples=samples, data_dir=data_dir, offline=True, device="cpu"
+    settings = EvaluationSettings(
+        suite="standard", max_examples=samples, data_dir=data_dir, offline=True, device="cpu"
     )
+    request = Request(file, settings)
     prepared = prepare(request, output, ProcessGroup(), evaluation_device(request, output))
     plan = replace(prepared.plan, val=None, legacy_attacks=prepared.plan.legacy_attacks[:1])
     state = prepared.state(plan)

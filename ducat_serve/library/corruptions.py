@@ -10,7 +10,7 @@ from ducat_serve.checkpoint import checkpoint_path
 from ducat_serve.deployed import Deployed, load
 from ducat_serve.errors import UsageError
 from ducat_serve.library.evaluation import copy_here
-from ducat_serve.library.foreign import ForeignRequest, images_of, write_report
+from ducat_serve.library.foreign import ForeignRequest, dataset_for, write_report
 from ducat_serve.library.foreign_sources import ServerSource
 from ducat_serve.library.report_places import existing_reports
 from ducat_serve.library.storing import store_in_checkpoint, store_in_export
@@ -19,13 +19,10 @@ from ducat_serve.predictor import Predictor
 from ducat_serve.report import CorruptionReport, RobustnessReport
 from ducat_serve.report_file import read_report
 from ducat_serve.spec import ModelSpec
-from training.batches import at_a_time
-from training.data.splits import choose_images
 from training.device import LAYOUT, choose_device
 from training.evaluation.corruptions import corrupted_images, measure_corruptions
 from training.evaluation.loading import exported_model
 from training.evaluation.prepare import Request
-from training.evaluation.runner import BATCH
 from training.run.dataset import load_training_data, locate_training_data
 
 
@@ -81,31 +78,35 @@ def measure_on_corruptions(request: Request, output: Output) -> MeasuredCorrupti
 
     Raises what `prepare` and `corrupted_images` do.
     """
-    path = checkpoint_path(request.path)
+    settings, path = request.settings, checkpoint_path(request.path)
     if bundled_name(path) is not None:
         path = copy_here(path, output)
     exported = path.suffix == ".onnx"
-    device = choose_device("cpu" if exported else request.device, output)
+    device = choose_device("cpu" if exported else settings.device, output)
     model: Deployed
     if exported:
-        predictor = Predictor(path, device=request.device)
+        predictor = Predictor(path, device=settings.device)
         spec, model, function = predictor.spec, exported_model(predictor), predictor.function_digest
     else:
         loaded = load(path)
         spec, model = loaded.spec, loaded.to(device).to(memory_format=LAYOUT)
         function = spec.function_digest()
-    name, data_dir = locate_training_data(path, spec, dataset=request.dataset, data_dir=request.data_dir)
+    name, data_dir = locate_training_data(path, spec, dataset=request.dataset, data_dir=settings.data_dir)
     data = load_training_data(
-        path, spec, dataset=request.dataset, data_dir=request.data_dir, offline=request.offline, output=output
+        path,
+        spec,
+        dataset=request.dataset,
+        data_dir=settings.data_dir,
+        offline=settings.offline,
+        output=output,
     )
     if data.class_names != spec.labels:
         raise UsageError(
             f"{data.title} has other classes than the model ({len(data.class_names)} and {spec.num_classes})."
         )
-    images = data.val if request.split == "val" else data.test
-    clean, _ = choose_images(images, request.max_examples, request.seed)
+    clean, _ = settings.choose(data)
     corrupted = corrupted_images(
-        name, data, clean, request.split, data_dir, count=request.max_examples, seed=request.seed
+        name, data, clean, settings.split, data_dir, count=settings.max_examples, seed=settings.seed
     )
     found = measure_corruptions(
         model,
@@ -114,8 +115,8 @@ def measure_on_corruptions(request: Request, output: Output) -> MeasuredCorrupti
         classes=spec.num_classes,
         artefact="onnx" if exported else "checkpoint",
         device=device,
-        batch_size=request.batch_size or at_a_time(BATCH, *clean.shape[1:3]),
-        seed=request.seed,
+        batch_size=settings.at_a_time(clean),
+        seed=settings.seed,
         output=output,
     )
     return MeasuredCorruptions(path, found, spec.weights_digest, spec, function=function)
@@ -131,24 +132,24 @@ def measure_foreign_on_corruptions(
 
     Raises UsageError for a running server, whose queries are dear.
     """
-    source = request.source
+    settings, source = request.settings, request.source
     if isinstance(source, ServerSource):
         raise UsageError(
             "--suite corruptions is not for a running server: it would take dozens of queries for each image.",
             "measure the file that it serves",
         )
-    device = choose_device("cpu" if source.on_cpu else request.device, output)
+    device = choose_device("cpu" if source.on_cpu else settings.device, output)
     with source.opened(device, output) as opened:
-        images, data = images_of(request, opened, output)
-        clean, _ = choose_images(images, request.max_examples, request.seed)
+        data = dataset_for(request, opened, output)
+        clean, _ = settings.choose(data)
         corrupted = corrupted_images(
             request.dataset,
             data,
             clean,
-            request.split,
-            request.data_dir,
-            count=request.max_examples,
-            seed=request.seed,
+            settings.split,
+            settings.data_dir,
+            count=settings.max_examples,
+            seed=settings.seed,
         )
         found = measure_corruptions(
             Deployed(opened.model, opened.fold).eval(),
@@ -157,8 +158,8 @@ def measure_foreign_on_corruptions(
             classes=len(data.class_names),
             artefact="onnx" if opened.origin.artefact == "onnx" else "checkpoint",
             device=device,
-            batch_size=request.batch_size or at_a_time(BATCH, *clean.shape[1:3]),
-            seed=request.seed,
+            batch_size=settings.at_a_time(clean),
+            seed=settings.seed,
             output=output,
         )
     return MeasuredCorruptions(file, found, opened.origin.digest, None, source.name, source.takes)

@@ -38,6 +38,7 @@ from training.evaluation.evaluate import measure as run_evaluation
 from training.evaluation.kept import ExampleKeeper
 from training.evaluation.outputs import Outputs
 from training.evaluation.prepare import Prepared, Request, evaluation_device, prepare, require_possible
+from training.evaluation.settings import EvaluationSettings
 from training.evaluation.stages import require_suite
 from training.evaluation.state import EvaluationState
 
@@ -111,9 +112,7 @@ def evaluate(
     require_one_of("norm", norm, (None, *get_args(Norm)))
     require_one_of("lattice", lattice, (None, "8bit"))
     require_device(device)
-    request = Request(
-        model_path(model, "safetensors"),
-        checkpoint=None if checkpoint is None else Path(checkpoint),
+    settings = EvaluationSettings(
         split=split,
         norm=norm,
         eps=sizes("eps", eps),
@@ -123,10 +122,12 @@ def evaluate(
         max_examples=max_examples,
         batch_size=batch_size,
         seed=seed,
-        dataset=dataset,
         data_dir=None if data_dir is None else Path(data_dir),
         offline=offline,
         device=device,
+    )
+    request = Request(
+        model_path(model, "safetensors"), settings, None if checkpoint is None else Path(checkpoint), dataset
     )
     outputs = Outputs(
         None if save_adversarial is None else Path(save_adversarial),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
@@ -15,16 +14,14 @@ from ducat_serve.errors import InterruptedRun, Terminated, UsageError, command_l
 from ducat_serve.library.evaluation import keeping_corruptions
 from ducat_serve.library.foreign_sources import Opened, Source
 from ducat_serve.output import Output
-from ducat_serve.predictor import Device
 from ducat_serve.report import HELD_OUT, RobustnessReport
 from ducat_serve.report_file import read_report
-from ducat_serve.threat_model import Norm, ThreatModel
+from ducat_serve.threat_model import ThreatModel
 from export.model_card import report_card
-from training.batches import DeviceSplit, at_a_time, to_pixels
+from training.batches import DeviceSplit, to_pixels
 from training.data import Dataset, held_out_splits, load_dataset
 from training.data.cache import Split, content_digest
 from training.data.selection import Selection
-from training.data.splits import choose_images
 from training.device import choose_device
 from training.distributed.processes import ProcessGroup, joined, local_device
 from training.evaluation.asked import state_beside
@@ -33,7 +30,7 @@ from training.evaluation.doubts import Doubt, state_digest
 from training.evaluation.evaluate import Subject, measure
 from training.evaluation.foreign import prepare_model
 from training.evaluation.outputs import Outputs
-from training.evaluation.runner import BATCH
+from training.evaluation.settings import EvaluationSettings
 from training.evaluation.state import EvaluationState
 
 _FIRST = 32  # images whose answers tell whether another model is measured, or each process has another one
@@ -44,20 +41,9 @@ class ForeignRequest:
     """What `ducat evaluate` was asked of a model of others; its options say what each field means."""
 
     source: Source
+    settings: EvaluationSettings
     dataset: str
-    eps: tuple[float, ...]
-    norm: Norm = "linf"
-    eight_bit: bool = False
-    split: Literal["val", "test"] = "test"
-    suite: str = "quick"
-    attacks: tuple[str, ...] = ()
-    max_examples: int | None = None
-    batch_size: int | None = None  # None: 256, and fewer images where they are large
-    seed: int = 0
     image_size: int | None = None  # of a folder's images; None: what the model says, or what all of them have
-    data_dir: Path | None = None
-    offline: bool = False
-    device: Device = "auto"
 
 
 @dataclass(frozen=True)
@@ -87,13 +73,14 @@ def measure_foreign(
             of another size, an eps of 0, or ``resume`` of a server. DataError, VerificationError: of a file.
         InterruptedRun: Ctrl-C or SIGTERM.
     """
-    if not request.eps or 0 in request.eps:
+    settings = request.settings
+    if not settings.eps or 0 in settings.eps:
         raise UsageError("A model of others needs --eps, above 0, in pixels of [0, 1].", "give --eps 8/255")
     if resume and not request.source.resumable:
         raise UsageError(
             "--resume: a server may answer otherwise by now, and what it was asked is spent.", "leave it out"
         )
-    device = local_device(choose_device("cpu" if request.source.on_cpu else request.device, output))
+    device = local_device(choose_device("cpu" if request.source.on_cpu else settings.device, output))
     with joined(device) as processes:
         try:
             return _measure_together(request, out, outputs, output, processes, device, resume)
@@ -132,36 +119,35 @@ def _measure_together(
     device: torch.device,
     resume: bool,
 ) -> MeasuredForeign:
-    keep_images = outputs.adversarial is not None
+    settings, keep_images = request.settings, outputs.adversarial is not None
     if not processes.is_first:  # the first process prints and writes
         output, outputs = Output(silent=True), Outputs()
     with outputs.opened(output) as write, request.source.opened(device, output) as opened:
-        found_images = partial(images_of, request, opened, output)
-        images, data = processes.first_alone(found_images)
-        chosen, index = choose_images(images, request.max_examples, request.seed)
+        data = processes.first_alone(partial(dataset_for, request, opened, output))
+        chosen, index = settings.choose(data)
         subject, plan = prepare_model(
             opened.model,
             DeviceSplit.of(chosen, device),
-            ThreatModel(norm=request.norm, eps=max(request.eps)),
-            suite=request.suite,
-            attacks=request.attacks,
+            ThreatModel(norm=settings.norm or "linf", eps=max(settings.eps)),
+            suite=settings.suite,
+            attacks=settings.attacks,
             fold=opened.fold,
             class_names=data.class_names,
             dataset=data.title,
-            batch_size=request.batch_size or at_a_time(BATCH, *chosen.shape[1:3]),
-            seed=request.seed,
+            batch_size=settings.at_a_time(chosen),
+            seed=settings.seed,
             output=output,
             origin=opened.origin,
-            split=request.split,
+            split=settings.split,
         )
         subject = replace(
             subject, takes=request.source.takes, data_digest=content_digest(data.class_names, [chosen])
         )
-        if request.split == "test" and "test" in held_out_splits(request.dataset, Selection()):
+        if settings.split == "test" and "test" in held_out_splits(request.dataset, Selection()):
             subject = _doubted(subject, _HELD_OUT, output)
-        eight_bit = request.eight_bit or opened.bytes_only
+        eight_bit = settings.eight_bit or opened.bytes_only
         plan = replace(plan, eight_bit=eight_bit, keep_images=keep_images, processes=processes)
-        plan = opened.planned(plan, len(chosen), len(set(request.eps)))
+        plan = opened.planned(plan, len(chosen), len(set(settings.eps)))
         state = None
         if request.source.resumable:  # a server is asked by one process, and nothing beyond its budget
             answers = _answers(opened.model, chosen, device)
@@ -171,15 +157,15 @@ def _measure_together(
                 out,
                 subject,
                 plan,
-                sizes=request.eps,
+                sizes=settings.eps,
                 function=f"fold {opened.fold}, {request.source.takes}, {answers}",
                 surrogate=None if opened.origin.twin is None else state_digest(opened.origin.twin),
             )
             if processes.is_first:
                 state.begin(resume=resume, output=output)
         found = (
-            measure_curve(subject, plan, request.eps, output, state)
-            if len(request.eps) > 1
+            measure_curve(subject, plan, settings.eps, output, state)
+            if len(settings.eps) > 1
             else measure(subject, plan, output, state)
         )
         write(subject, plan, found, index)  # which may ask the model again
@@ -207,19 +193,19 @@ def _require_one_model(told: list[tuple[str, str]]) -> None:
         )
 
 
-def images_of(request: ForeignRequest, opened: Opened, output: Output) -> tuple[Split, Dataset]:
-    """The images to measure on; those of a folder have the size that was asked for, or that the model says."""
+def dataset_for(request: ForeignRequest, opened: Opened, output: Output) -> Dataset:
+    """The data set to measure on; images of a folder have the size that was asked for, or that the model says."""
     size_of_model = opened.image_size if request.dataset.startswith("folder:") else None
     data = load_dataset(
         request.dataset,
-        data_dir=request.data_dir,
-        offline=request.offline,
+        data_dir=request.settings.data_dir,
+        offline=request.settings.offline,
         image_size=request.image_size or size_of_model,
-        seed=request.seed,
+        seed=request.settings.seed,
         output=output,
     )
     opened.fit(data, output)
-    return (data.val if request.split == "val" else data.test), data
+    return data
 
 
 def card_beside(file: Path) -> Path:

@@ -32,6 +32,7 @@ from training.evaluation.examples import Examples
 from training.evaluation.legacy import legacy_2c_accuracy
 from training.evaluation.prepare import Request, prepare
 from training.evaluation.runner import Batches, Runner
+from training.evaluation.settings import EvaluationSettings
 
 FAILED = SanityCheck(name="scores are weaker", expectation="they find less", passed=False, figures={})
 EPOCHS = 3  # all with dummies; the paper's measure is taken in by the second
@@ -49,7 +50,7 @@ def trained_with_dummies(folder: Path) -> Path:
 
 def gap(model: Path) -> float:
     """What the paper's measure credits beyond what is left, in points: both by APGD-CE, on a third of test."""
-    request = Request(model, attacks=("apgd-ce",), max_examples=IMAGES, device="cpu")
+    request = Request(model, EvaluationSettings(attacks=("apgd-ce",), max_examples=IMAGES, device="cpu"))
     prepared = prepare(request, Output(silent=True), ProcessGroup(), torch.device("cpu"))
     measured = evaluate(prepared.subject, replace(prepared.plan, sanity=False), Output(silent=True))
     worst, legacy = measured.worst_case_accuracy, measured.legacy_2c_accuracy

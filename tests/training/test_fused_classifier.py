@@ -14,6 +14,7 @@ from ducat_serve.output import Output
 from tests.support.towers import SWITCH
 from training.distributed.processes import ProcessGroup
 from training.evaluation.prepare import Request, prepare
+from training.evaluation.settings import EvaluationSettings
 from training.fused_classifier import FusedClassifier, fold_norms, fused_if_equal
 
 
@@ -87,7 +88,9 @@ def has_norms(model: nn.Module) -> bool:
 
 
 def test_a_model_is_attacked_without_its_norms() -> None:
-    request = Request(model_path("digits-small", "safetensors"), max_examples=50, device="cpu")
+    request = Request(
+        model_path("digits-small", "safetensors"), EvaluationSettings(max_examples=50, device="cpu")
+    )
     attacked = prepare(request, Output(), ProcessGroup(), torch.device("cpu")).subject
     model, images = load("digits-small"), attacked.data.images.float() / 255
     assert has_norms(model)

@@ -20,6 +20,7 @@ from ducat_serve.spec import ModelSpec
 from training.attacks.base import Attack, TargetModel
 from training.batches import to_levels
 from training.device import LAYOUT
+from training.evaluation.settings import EvaluationSettings
 from training.evaluation.stages import attack_named, on_doubt, score_attacks
 from training.evaluation.stages import suite as attacks_of
 from training.fused_classifier import fold_norms
@@ -60,22 +61,24 @@ def _load_checkpoint(request: Request, device: torch.device, output: Output) -> 
     model = fold_norms(load(request.path).to(device).to(memory_format=LAYOUT))
     spec = model.spec
     surrogate = _standard_tower(model, device) or _pre_dummy(request.path, spec, device, output)
-    attacks, doubt = attacks_with_gradients(request, TargetModel(spec.fold, spec.num_classes, surrogate))
-    thorough = _is_thorough(request)
+    attacks, doubt = attacks_with_gradients(
+        request.settings, TargetModel(spec.fold, spec.num_classes, surrogate)
+    )
+    thorough = _is_thorough(request.settings)
     return Loaded(spec, model, spec.function_digest(), attacks, doubt, surrogate, thorough)
 
 
 def attacks_with_gradients(
-    request: Request, target: TargetModel
+    settings: EvaluationSettings, target: TargetModel
 ) -> tuple[tuple[Attack, ...], tuple[Attack, ...]]:
     """The attacks that were asked for, and those on doubt, for a model that has gradients."""
-    if request.attacks:
-        return tuple(attack_named(name, target) for name in request.attacks), ()
-    return tuple(attacks_of(request.suite, target)), tuple(on_doubt(request.suite, target))
+    if settings.attacks:
+        return tuple(attack_named(name, target) for name in settings.attacks), ()
+    return tuple(attacks_of(settings.suite, target)), tuple(on_doubt(settings.suite, target))
 
 
-def _is_thorough(request: Request) -> bool:
-    return not request.attacks and request.suite != "quick"
+def _is_thorough(settings: EvaluationSettings) -> bool:
+    return not settings.attacks and settings.suite != "quick"
 
 
 def _standard_tower(model: Deployed, device: torch.device) -> Deployed | None:
@@ -122,15 +125,16 @@ def exported_model(predictor: Predictor) -> Deployed:
 
 
 def _load_export(request: Request, output: Output) -> Loaded:
+    settings = request.settings
     file = read_sealed(request.path)
-    predictor = Predictor.of_bytes(file, request.path, request.device)
+    predictor = Predictor.of_bytes(file, request.path, settings.device)
     surrogate = _source(request.path, request.checkpoint, predictor.spec, output)
     if predictor.spec.quantisation is not None and (
-        loaded := _load_int8(request, file, predictor, surrogate, output)
+        loaded := _load_int8(settings, file, predictor, surrogate, output)
     ):
         return loaded
     target = TargetModel("none", predictor.spec.num_classes, surrogate)
-    attacks = score_attacks(request.suite, request.attacks, target, "evaluate its checkpoint")
+    attacks = score_attacks(settings.suite, settings.attacks, target, "evaluate its checkpoint")
     return Loaded(
         predictor.spec,
         exported_model(predictor),
@@ -144,7 +148,11 @@ def _load_export(request: Request, output: Output) -> Loaded:
 
 
 def _load_int8(
-    request: Request, file: bytes, predictor: Predictor, surrogate: Deployed | None, output: Output
+    settings: EvaluationSettings,
+    file: bytes,
+    predictor: Predictor,
+    surrogate: Deployed | None,
+    output: Output,
 ) -> Loaded | None:
     """An int8 file: attacked as its checkpoint would be, through a copy, and by all that scores tell beside.
 
@@ -158,17 +166,17 @@ def _load_int8(
 
     spec = predictor.spec
     try:
-        model = differentiable(file, predictor, request.device)
+        model = differentiable(file, predictor, settings.device)
     except UnknownOperator as error:
         output.warn(
             f"no attack with gradients: {error.cause}. Rounding hides gradients from scores, so expect less."
         )
         return None
     target = TargetModel(spec.fold, spec.num_classes, surrogate)
-    attacks, doubt = attacks_with_gradients(request, target)
-    if not request.attacks:
+    attacks, doubt = attacks_with_gradients(settings, target)
+    if not settings.attacks:
         known = {attack.name for attack in attacks}
-        by_scores = score_attacks(request.suite, (), target, "evaluate its checkpoint")
+        by_scores = score_attacks(settings.suite, (), target, "evaluate its checkpoint")
         attacks += tuple(attack for attack in by_scores if attack.name not in known)
     return Loaded(
         spec,
@@ -177,7 +185,7 @@ def _load_int8(
         attacks,
         doubt,
         surrogate,
-        _is_thorough(request),
+        _is_thorough(settings),
         gradients="copy",
         predictor=predictor,
     )

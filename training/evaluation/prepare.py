@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -12,21 +11,18 @@ from ducat_serve.deployed import Deployed
 from ducat_serve.errors import UsageError, command_line
 from ducat_serve.networks import is_own
 from ducat_serve.output import Output
-from ducat_serve.predictor import Device
 from ducat_serve.spec import ModelSpec
-from ducat_serve.threat_model import Norm, ThreatModel
+from ducat_serve.threat_model import ThreatModel
 from training.attacks.base import TargetModel
-from training.batches import DeviceSplit, at_a_time, to_pixels
-from training.data import Dataset
-from training.data.cache import Split, content_digest
-from training.data.splits import choose_images
+from training.batches import DeviceSplit, to_pixels
+from training.data.cache import content_digest
 from training.device import choose_device, exact_float32
 from training.distributed.processes import ProcessGroup, local_device
 from training.evaluation.asked import state_beside
 from training.evaluation.doubts import doubts
 from training.evaluation.evaluate import Plan, Subject
 from training.evaluation.loading import attacks_with_gradients, load_model
-from training.evaluation.runner import BATCH
+from training.evaluation.settings import EvaluationSettings
 from training.evaluation.state import EvaluationState
 from training.run.dataset import load_training_data
 
@@ -38,23 +34,12 @@ _LEGACY = ("apgd-ce", "closest-first")
 
 @dataclass(frozen=True)
 class Request:
-    """What `ducat evaluate` was asked; the options of the command say what each field means."""
+    """What `ducat evaluate` was asked of a model of ours; the options of the command say what each field means."""
 
     path: Path  # of a model.safetensors or a model.onnx
+    settings: EvaluationSettings
     checkpoint: Path | None = None
-    split: Literal["val", "test"] = "test"
-    norm: Norm | None = None
-    eps: tuple[float, ...] = ()  # several give a curve
-    eight_bit: bool = False
-    suite: str = "quick"
-    attacks: tuple[str, ...] = ()
-    max_examples: int | None = None
-    batch_size: int | None = None  # None: 256, and fewer images where they are large
-    seed: int = 0
     dataset: str | None = None
-    data_dir: Path | None = None
-    offline: bool = False
-    device: Device = "auto"
 
 
 @dataclass(frozen=True)
@@ -100,20 +85,25 @@ def prepare(request: Request, output: Output, processes: ProcessGroup, device: t
         raise UsageError(
             "--checkpoint is for a .onnx MODEL.", command_line("ducat", "evaluate", request.checkpoint)
         )
+    settings = request.settings
     loaded = load_model(request, device, output)
     spec = loaded.spec
-    threat_model = threat_model_of(request, spec)
+    threat_model = threat_model_of(settings, spec)
     data = processes.first_alone(
         lambda: load_training_data(
             request.path,
             spec,
             dataset=request.dataset,
-            data_dir=request.data_dir,
-            offline=request.offline,
+            data_dir=settings.data_dir,
+            offline=settings.offline,
             output=output,
         )
     )
-    chosen, index = _choose(request, data, spec)
+    if data.class_names != spec.labels:
+        raise UsageError(
+            f"{data.title} has other classes than the model ({len(data.class_names)} and {spec.num_classes})."
+        )
+    chosen, index = settings.choose(data)
     tried = DeviceSplit.of(chosen.first(_TRIED), device)
     subject = Subject(
         model=loaded.model,
@@ -121,7 +111,7 @@ def prepare(request: Request, output: Output, processes: ProcessGroup, device: t
         labels=spec.labels,
         weights_digest=spec.weights_digest,
         dataset=data.title,
-        split=request.split,
+        split=settings.split,
         artefact="onnx" if exported else "checkpoint",
         precision=spec.precision,
         gradients=loaded.gradients,
@@ -136,16 +126,16 @@ def prepare(request: Request, output: Output, processes: ProcessGroup, device: t
         threat_model=threat_model,
         attacks=loaded.attacks,
         on_doubt=loaded.on_doubt,
-        seed=request.seed,
-        batch_size=request.batch_size or at_a_time(BATCH, *chosen.shape[1:3]),
+        seed=settings.seed,
+        batch_size=settings.at_a_time(chosen),
         legacy_attacks=_LEGACY if loaded.thorough else _LEGACY[:1],
         sanity=loaded.has_gradients,
         surrogate=None if loaded.gradients else loaded.surrogate,
         val=DeviceSplit.of(data.val, device) if loaded.thorough else None,
-        eight_bit=request.eight_bit or exported,  # which takes no others
+        eight_bit=settings.eight_bit or exported,  # which takes no others
         processes=processes,
     )
-    return Prepared(request.path, spec, subject, plan, request.eps, index, loaded.function)
+    return Prepared(request.path, spec, subject, plan, settings.eps, index, loaded.function)
 
 
 def _doubts(model: Deployed, tried: DeviceSplit, output: Output) -> tuple[str, ...]:
@@ -159,22 +149,22 @@ def _doubts(model: Deployed, tried: DeviceSplit, output: Output) -> tuple[str, .
 def evaluation_device(request: Request, output: Output) -> torch.device:
     """Where images are while they are attacked, in this process. Raises DucatError as `choose_device` does."""
     exported = request.path.suffix == ".onnx"
-    return local_device(choose_device("cpu" if exported else request.device, output))
+    return local_device(choose_device("cpu" if exported else request.settings.device, output))
 
 
 def require_possible(request: Request, spec: ModelSpec) -> None:
     """Raise what `prepare` raises for a request that no images and no weights are needed to refuse."""
-    threat_model_of(request, spec)
+    threat_model_of(request.settings, spec)
     if request.path.suffix != ".onnx":  # whose attacks follow from how it was exported
-        attacks_with_gradients(request, TargetModel(spec.fold, spec.num_classes))
+        attacks_with_gradients(request.settings, TargetModel(spec.fold, spec.num_classes))
 
 
-def threat_model_of(request: Request, spec: ModelSpec) -> ThreatModel:
+def threat_model_of(settings: EvaluationSettings, spec: ModelSpec) -> ThreatModel:
     """The threat model of the report: that of training where it is among those asked for, else the largest eps.
 
     Raises UsageError for an eps of 0, and for another norm than that of training without an eps.
     """
-    trained, norm, sizes = spec.threat_model, request.norm, request.eps
+    trained, norm, sizes = spec.threat_model, settings.norm, settings.eps
     if 0 in sizes:
         raise UsageError(
             "--eps 0 is no attack; the clean accuracy is printed in any case.", "give --eps 8/255"
@@ -183,16 +173,3 @@ def threat_model_of(request: Request, spec: ModelSpec) -> ThreatModel:
         raise UsageError(f"--norm {norm} needs --eps: the model was trained for {trained}.")
     is_trained = norm in (None, trained.norm) and (not sizes or trained.eps in sizes)
     return ThreatModel(norm=norm or trained.norm, eps=trained.eps if is_trained else max(sizes))
-
-
-def _choose(request: Request, data: Dataset, spec: ModelSpec) -> tuple[Split, tuple[int, ...]]:
-    """The images to measure on, and their places in the split.
-
-    Raises UsageError where the data set has other classes than the model.
-    """
-    if data.class_names != spec.labels:
-        raise UsageError(
-            f"{data.title} has other classes than the model ({len(data.class_names)} and {spec.num_classes})."
-        )
-    images = data.val if request.split == "val" else data.test
-    return choose_images(images, request.max_examples, request.seed)

@@ -138,8 +138,23 @@ def command(
     from ducat_serve.library.foreign import ForeignRequest
     from training.evaluation.outputs import Outputs
     from training.evaluation.prepare import Request
+    from training.evaluation.settings import EvaluationSettings
 
     outputs = Outputs(save_adversarial, per_image)
+    settings = EvaluationSettings(
+        split=split,
+        norm=norm,
+        eps=eps,
+        eight_bit=lattice is not None,
+        suite=suite,
+        attacks=attack,
+        max_examples=max_examples,
+        batch_size=batch_size,
+        seed=seed,
+        data_dir=data_dir,
+        offline=offline,
+        device=device,
+    )
     given = ForeignGiven(**foreign)
     source = given.source(model, device)
     if export is not None or (bar is not None and "worst_case" in bar):
@@ -152,46 +167,14 @@ def command(
             )
         if dataset is None:
             raise UsageError(f"{source.name} says nothing of its data.", "name them: --dataset cifar10")
-        of_others = ForeignRequest(
-            source,
-            dataset,
-            eps,
-            norm=norm or "linf",
-            eight_bit=lattice is not None,
-            split=split,
-            suite=suite,
-            attacks=attack,
-            max_examples=max_examples,
-            batch_size=batch_size,
-            seed=seed,
-            image_size=given.image_size,
-            data_dir=data_dir,
-            offline=offline,
-            device=device,
-        )
+        of_others = ForeignRequest(source, settings, dataset, given.image_size)
         # A report whose place was named is put there; where the place is ours, one that says more is not lost.
         replace = replace or out is not None
         out = out or Path(f"{source.file_name}.robustness.json")
         finished = _measured_of_others(of_others, out, outputs, output, resume=resume, replace=replace)
     else:
         assert isinstance(model, Path)
-        request = Request(
-            model,
-            checkpoint=checkpoint,
-            split=split,
-            norm=norm,
-            eps=eps,
-            eight_bit=lattice is not None,
-            suite=suite,
-            attacks=attack,
-            max_examples=max_examples,
-            batch_size=batch_size,
-            seed=seed,
-            dataset=dataset,
-            data_dir=data_dir,
-            offline=offline,
-            device=device,
-        )
+        request = Request(model, settings, checkpoint, dataset)
         finished = _measured(request, out, outputs, output, resume=resume, replace=replace)
     if finished is not None:
         _conclude(finished, export is not None, bar, output)
@@ -242,7 +225,7 @@ def _measured_of_others(
     for file in (out, card_beside(out)):  # before minutes of attacks, not after
         require_writable(file)
     read_report(out)  # raises where the file is something else
-    if asked.suite == CORRUPTIONS:
+    if asked.settings.suite == CORRUPTIONS:
         _finish_corruptions(measure_foreign_on_corruptions(asked, out, output), None, output)
         return None
     measured = measure_foreign(asked, out, outputs, output, resume=resume)
@@ -264,7 +247,7 @@ def _measured(
     from ducat_serve.library.evaluation import measure
     from ducat_serve.library.report_places import beside_a_better_one
 
-    if request.suite == CORRUPTIONS:
+    if request.settings.suite == CORRUPTIONS:
         _finish_corruptions(measure_on_corruptions(request, output), out, output)
         return None
     measured = measure(request, output, outputs, resume=resume)

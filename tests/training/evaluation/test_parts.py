@@ -39,6 +39,7 @@ from training.evaluation.evaluate import Plan, Subject, evaluate
 from training.evaluation.examples import Examples
 from training.evaluation.prepare import Request, prepare
 from training.evaluation.runner import Batches, Onlooker, Runner, counted
+from training.evaluation.settings import EvaluationSettings
 from training.evaluation.state import EvaluationState
 
 THREAT = ThreatModel(norm="linf", eps=0.1)
@@ -216,7 +217,7 @@ def test_the_same_weights_in_another_function_are_not_gone_on_with(
 def test_the_state_of_an_exported_file_is_bound_to_its_graph(tmp_path: Path) -> None:
     model = Path(shutil.copy(model_path("digits-small", "onnx"), tmp_path / "model.onnx"))
     predictor = Predictor(model, "cpu")
-    request = Request(model, attacks=("square",), max_examples=20, device="cpu")
+    request = Request(model, EvaluationSettings(attacks=("square",), max_examples=20, device="cpu"))
     prepared = prepare(request, Output(silent=True), ProcessGroup(), torch.device("cpu"))
     assert prepared.state(prepared.plan).request["function"] == predictor.function_digest
     spec = predictor.spec

@@ -39,6 +39,7 @@ from training.evaluation.prepare import Request, prepare
 from training.evaluation.quantised import ThroughCopy, differentiable, require_same_answers
 from training.evaluation.quantised_copy import QuantisedCopy
 from training.evaluation.quantised_operators import OPERATORS, UnknownOperator
+from training.evaluation.settings import EvaluationSettings
 from training.randomness import stream
 
 FLOAT, UINT8 = onnx.TensorProto.FLOAT, onnx.TensorProto.UINT8
@@ -329,7 +330,7 @@ def test_what_is_attacked_is_what_was_checked(file: Path, monkeypatch: pytest.Mo
         return contents
 
     monkeypatch.setattr("training.evaluation.loading.read_sealed", read_and_remove)
-    request = Request(file, attacks=("pgd",), max_examples=5, device="cpu")
+    request = Request(file, EvaluationSettings(attacks=("pgd",), max_examples=5, device="cpu"))
     prepared = prepare(request, Output(silent=True), ProcessGroup(), torch.device("cpu"))
     assert not file.exists()
     assert prepared.subject.gradients == "copy"
