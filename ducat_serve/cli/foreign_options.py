@@ -15,10 +15,8 @@ from ducat_serve.errors import UsageError, command_line
 from ducat_serve.networks.allowed import is_anything_allowed
 
 if TYPE_CHECKING:
-    from ducat_serve.library.foreign_sources import Source
+    from ducat_serve.library.foreign_sources import ModelCallable, Source
     from ducat_serve.predictor import Device
-
-_CALLABLE = "--import-from and --fold are for a package.module:callable MODEL."
 
 
 # What describes a model of others.
@@ -87,24 +85,24 @@ class ForeignGiven:
         Raises UsageError where options do not go together, and VerificationError for a .onnx file of others of which
         nothing is said.
         """
-        from ducat_serve.library.foreign_sources import CallableSource, OnnxSource
+        from ducat_serve.library.foreign_sources import CallableSource, ModelCallable, OnnxSource
 
+        twin = None if self.twin is None else ModelCallable(self.twin, self.import_from)
         if model is None:
-            return self._server()
+            return self._server(twin)
         self._refuse("a server in the place of MODEL", {"--url": self.url})
         self._refuse("--url", {"--query-budget": self.query_budget})
         if isinstance(model, ForeignModel):
             self._refuse("a .onnx MODEL of others", {"--input": self.input, "--scale": self.scale})
-            return CallableSource(model.name, self.import_from, self.fold or "none", self.twin)
+            made_by = ModelCallable(model.name, self.import_from)
+            return CallableSource(made_by, self.fold or "none", twin)
         self._refuse("a package.module:callable MODEL", {"--fold": self.fold})
         if model.suffix == ".onnx" and self.input is not None:
             if self.twin is None:
                 self._refuse(
                     "a package.module:callable, as MODEL or --twin", {"--import-from": self.import_from}
                 )
-            return OnnxSource(
-                model, self.input, self._scale(model), device, twin=self.twin, import_from=self.import_from
-            )
+            return OnnxSource(model, self.input, self._scale(model), device, twin)
         if not is_anything_allowed():
             self._refuse(
                 "a package.module:callable, as MODEL, --twin or --network",
@@ -115,7 +113,7 @@ class ForeignGiven:
         self._require_ours(model)
         return None
 
-    def _server(self) -> Source:
+    def _server(self, twin: ModelCallable | None) -> Source:
         from ducat_serve.library.foreign_sources import ServerSource
 
         if self.url is None:
@@ -129,7 +127,7 @@ class ForeignGiven:
                 f"How much may {self.url} be asked?",
                 "give --query-budget N, in images: a thousand for each one that is measured, say",
             )
-        return ServerSource(self.url, self.query_budget, self.key, self.twin, self.import_from)
+        return ServerSource(self.url, self.query_budget, self.key, twin)
 
     def _scale(self, model: Path) -> Any:
         from training.evaluation.foreign_onnx import parse_scale

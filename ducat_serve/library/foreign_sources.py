@@ -93,6 +93,18 @@ def image_shape(data: Dataset) -> ImageShape:
     return channels, height, width
 
 
+@dataclass(frozen=True)
+class ModelCallable:
+    """`package.module:callable`, which returns a torch.nn.Module, and the folder that it is imported from."""
+
+    name: str
+    import_from: Path | None = None
+
+    def model(self, device: torch.device, output: Output) -> nn.Module:
+        """What it returns, on a device. Raises what `import_model` does."""
+        return import_model(self.name, self.import_from, output=output).to(device)
+
+
 class Source(ABC):
     """Where a model of others is found.
 
@@ -126,33 +138,30 @@ class Source(ABC):
 
 @dataclass(frozen=True)
 class CallableSource(Source):
-    """`package.module:callable`, which returns a torch.nn.Module."""
+    """A callable."""
 
-    callable_name: str
-    import_from: Path | None = None
+    made_by: ModelCallable
     fold: Fold = "none"
-    twin: str | None = None
+    twin: ModelCallable | None = None
 
     @property
     def name(self) -> str:
-        return self.callable_name
+        return self.made_by.name
 
     @property
     def file_name(self) -> str:
-        return self.callable_name.replace(":", ".")
+        return self.name.replace(":", ".")
 
     @contextmanager
     def opened(self, device: torch.device, output: Output) -> Iterator[Opened]:
-        model = import_model(self.callable_name, self.import_from, output=output).to(device)
-        twin = (
-            None if self.twin is None else import_model(self.twin, self.import_from, output=output).to(device)
-        )
+        model = self.made_by.model(device, output)
+        twin = None if self.twin is None else self.twin.model(device, output)
         yield Opened(model, Origin(state_digest(model), twin=twin), self.fold)
 
 
 @dataclass(frozen=True)
 class OnnxSource(Source):
-    """A .onnx file that `ducat export` did not write; ``twin`` is the name of a callable."""
+    """A .onnx file that `ducat export` did not write."""
 
     on_cpu: ClassVar[bool] = True
     scores_only: ClassVar[bool] = True
@@ -160,8 +169,7 @@ class OnnxSource(Source):
     layout: Layout
     scale: Scale
     device: Device = "auto"
-    twin: str | None = None
-    import_from: Path | None = None
+    twin: ModelCallable | None = None
 
     @property
     def name(self) -> str:
@@ -176,14 +184,14 @@ class OnnxSource(Source):
         return f"{self.layout} {self.scale}"
 
     @contextmanager
-    def opened(self, device: torch.device, output: Output) -> Iterator[Opened]:  # noqa: ARG002
+    def opened(self, device: torch.device, output: Output) -> Iterator[Opened]:
         if self.path.is_file() and is_sealed(self.path):
             raise UsageError(
                 f"{self.path} was written by ducat and says itself what it takes.",
                 command_line("ducat", "evaluate", self.path),
             )
         model = OnnxClassifier(self.path, self.layout, self.scale, self.device)
-        twin = None if self.twin is None else import_model(self.twin, self.import_from, output=output)
+        twin = None if self.twin is None else self.twin.model(device, output)
         yield OpenedOnnx(
             model.eval(),
             Origin(model.digest, "onnx", twin),
@@ -219,8 +227,7 @@ class ServerSource(Source):
     url: str
     query_budget: int
     key: str | None = field(default=None, repr=False)
-    twin: str | None = None
-    import_from: Path | None = None
+    twin: ModelCallable | None = None
 
     def __post_init__(self) -> None:
         """Raises UsageError for an address of something else."""
@@ -251,8 +258,8 @@ class ServerSource(Source):
         return {k: v for k, v in parse_qsl(urlsplit(self.url).query) if k in ("model", "version")}
 
     @contextmanager
-    def opened(self, device: torch.device, output: Output) -> Iterator[Opened]:  # noqa: ARG002
-        twin = None if self.twin is None else import_model(self.twin, self.import_from, output=output)
+    def opened(self, device: torch.device, output: Output) -> Iterator[Opened]:
+        twin = None if self.twin is None else self.twin.model(device, output)
         client = Client(
             self._address.removesuffix(_PATH),
             key=self.key,

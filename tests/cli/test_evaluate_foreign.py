@@ -15,7 +15,7 @@ from PIL import Image
 from ducat_serve.checklist import tick_off
 from ducat_serve.cli.main import run
 from ducat_serve.errors import UsageError
-from ducat_serve.library.foreign_sources import CallableSource, ServerSource
+from ducat_serve.library.foreign_sources import CallableSource, ModelCallable, ServerSource
 from ducat_serve.output import Output
 from ducat_serve.report import AttackResult, RobustnessReport
 from tests.support.image_folders import write_colours
@@ -386,7 +386,7 @@ def test_a_report_is_not_written_where_its_card_goes(here: Path, capsys: pytest.
 
 
 def test_reports_of_other_models_have_other_names() -> None:
-    one, other = CallableSource("nets:make"), CallableSource("my.other:make")
+    one, other = (CallableSource(ModelCallable(name)) for name in ("nets:make", "my.other:make"))
     assert (one.file_name, other.file_name) == ("nets.make", "my.other.make")
     url = "https://me:secret@host:3000/v1/predict"
     a, b = (ServerSource(f"{url}?key=secret&model={model}&version=2", 10) for model in ("a", "b"))
