@@ -162,8 +162,7 @@ def measure(
         attack_run.resume()
         earlier = sum(result.seconds for result in attack_run.results)
         attack_run.run(plan.attacks)
-        own = subject.gradients is None
-        sanity = check_sanity(runner, examples, plan.surrogate, own_gradients=own) if plan.sanity else ()
+        sanity = check_sanity(runner, examples, plan.surrogate, subject.gradients) if plan.sanity else ()
         if plan.on_doubt and (doubt := _doubt(plan, examples, sanity)):
             output.say(f"{doubt} Going on to slow attacks.")
             attack_run.run((*plan.attacks, *plan.on_doubt))

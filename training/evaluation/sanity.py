@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -34,13 +34,13 @@ _SLACK = 1  # images: one may fall either way
 
 
 def check_sanity(
-    runner: Runner, examples: Examples, surrogate: Deployed | None, *, own_gradients: bool = True
+    runner: Runner, examples: Examples, surrogate: Deployed | None, gradients: Literal["copy", "none"] | None
 ) -> tuple[SanityCheck, ...]:
     """Run the checks on ``EXAMPLES`` images that are right when clean; none where there are fewer than ``ENOUGH``.
 
     Args:
         surrogate: another model, to make images on.
-        own_gradients: whether they are those of the attacked function. Those of a copy foretell what the copy does.
+        gradients: whose they are, as in the report. Those of a copy foretell what the copy does.
     """
     index = runner.sample("sanity", examples.clean, EXAMPLES)
     if len(index) < ENOUGH:
@@ -96,7 +96,7 @@ def check_sanity(
             total,
         ),
     ]
-    if own_gradients and (foretold := gradients_foretell(runner, index, ENOUGH)) is not None:
+    if gradients is None and (foretold := gradients_foretell(runner, index, ENOUGH)) is not None:
         checks.append(foretold)
     if surrogate is not None:
         shown = left("transfer", Transfer(steps=100, surrogate=surrogate), white_box)
