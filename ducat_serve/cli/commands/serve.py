@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from ducat_serve.cli.headings import CommandWithHeadings, heading
+from ducat_serve.cli.manner_options import Function
 from ducat_serve.cli.on_the_fly import exported
 from ducat_serve.cli.options import FiniteRange, ModelPath, common, device_option
 from ducat_serve.cpu import overflow_warning
 from ducat_serve.errors import UsageError, missing_extra
 from ducat_serve.output import Output
+from service.settings import Settings
 
 _AUTO_SECONDS = 3.0
+
+
+def _setting(option: str, kind: click.ParamType[Any], text: str) -> Callable[[Function], Function]:
+    """An option whose default is that of the service's setting of the same name."""
+    default = Settings.model_fields[option.removeprefix("--").replace("-", "_")].default
+    return click.option(option, type=kind, default=default, show_default=True, help=text)
 
 
 @click.command("serve", cls=CommandWithHeadings)
@@ -44,53 +54,19 @@ _AUTO_SECONDS = 3.0
     type=click.IntRange(min=1),
     help="CPU threads of one inference.  [default: all cores, or the CPU quota]",
 )
-@click.option(
-    "--max-batch", type=click.IntRange(1, 1024), default=32, show_default=True, help="Rows of one inference."
-)
-@click.option(
-    "--decoders",
-    type=click.IntRange(1, 64),
-    default=2,
-    show_default=True,
-    help="Processes that decode images, one each at a time.",
-)
+@_setting("--max-batch", click.IntRange(1, 1024), "Rows of one inference.")
+@_setting("--decoders", click.IntRange(1, 64), "Processes that decode images, one each at a time.")
 @click.option(
     "--auto",
     is_flag=True,
     help="Measure for a few seconds first, and choose --threads and --max-batch where they are not given.",
 )
 @heading("Limits")
-@click.option(
-    "--max-queue",
-    type=click.IntRange(min=1),
-    default=512,
-    show_default=True,
-    help="Rows waiting; more get 429.",
-)
-@click.option(
-    "--deadline",
-    type=FiniteRange(min=0, min_open=True),
-    default=10.0,
-    show_default=True,
-    help="Seconds until 504.",
-)
-@click.option(
-    "--max-body",
-    type=click.IntRange(min=1024),
-    default=16 * 2**20,
-    show_default=True,
-    help="Bytes of a request.",
-)
-@click.option(
-    "--max-images", type=click.IntRange(min=1), default=100, show_default=True, help="Images of a request."
-)
-@click.option(
-    "--max-pixels",
-    type=click.IntRange(min=64),
-    default=25_000_000,
-    show_default=True,
-    help="Pixels of an image before resizing.",
-)
+@_setting("--max-queue", click.IntRange(min=1), "Rows waiting; more get 429.")
+@_setting("--deadline", FiniteRange(min=0, min_open=True), "Seconds until 504.")
+@_setting("--max-body", click.IntRange(min=1024), "Bytes of a request.")
+@_setting("--max-images", click.IntRange(min=1), "Images of a request.")
+@_setting("--max-pixels", click.IntRange(min=64), "Pixels of an image before resizing.")
 @heading("Clients")
 @click.option(
     "--keys-file",
@@ -119,20 +95,12 @@ _AUTO_SECONDS = 3.0
     help="An origin whose pages may ask, such as https://app.example; repeatable.  [default: none]",
 )
 @heading("Connections")
-@click.option(
+@_setting(
     "--keep-alive",
-    type=FiniteRange(min=0, min_open=True),
-    default=75.0,
-    show_default=True,
-    help="Seconds that a connection is kept between two requests: longer than a proxy in front keeps it.",
+    FiniteRange(min=0, min_open=True),
+    "Seconds that a connection is kept between two requests: longer than a proxy in front keeps it.",
 )
-@click.option(
-    "--drain",
-    type=FiniteRange(min=0),
-    default=1.0,
-    show_default=True,
-    help="Seconds of service after SIGTERM, while /readyz says no.",
-)
+@_setting("--drain", FiniteRange(min=0), "Seconds of service after SIGTERM, while /readyz says no.")
 @heading("Page")
 @click.option(
     "--samples",
@@ -307,7 +275,6 @@ def _check(path: Path, device: str, variables: dict[str, str], output: Output) -
     from service.middleware.host_check import names_to_check
     from service.models.repository import Repository
     from service.page.samples import read_samples
-    from service.settings import Settings
     from service.telemetry.audit import AuditLog
     from service.telemetry.tracing import Tracing
 
