@@ -24,10 +24,11 @@ def replacing(path: Path) -> Iterator[Path]:
     an existing ``path`` stays as it was.
 
     Raises:
-        DucatError: the folder is not writable or the disk is full.
+        DucatError: the folder is not writable, the disk is full, or ``path`` is a folder or a device.
     """
     place = _place(path)
     try:
+        _require_file(place)
         place.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.", suffix=".tmp")
         os.close(handle)
@@ -56,13 +57,20 @@ def require_writable(path: Path, next_step: str = _NEXT_STEP) -> None:
     """
     folder = next(parent for parent in _place(path).parents if parent.exists())
     try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        _require_file(path)
         handle, name = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.", suffix=".tmp")
         os.close(handle)
         Path(name).unlink()
     except OSError as error:
         raise cannot_write(path, error, next_step) from error
+
+
+def _require_file(path: Path) -> None:
+    """Raise OSError for what a file must not be put in the place of, such as /dev/null."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EEXIST, "it is a device or a pipe")
 
 
 def _place(path: Path) -> Path:

@@ -78,7 +78,8 @@ def show_report(report: RobustnessReport, spec: ModelSpec | None, output: Output
         figures = ", ".join(f"{name} {value:.3g}" for name, value in check.figures.items())
         output.text(f"{check.name}: {figures}.")
     if report.sanity and not (report.failed_checks or report.is_unchecked):
-        output.text(f"All {len(report.sanity)} sanity checks passed (no sign of gradient masking).")
+        so = "but the doubts above stay" if report.doubts else "no sign of gradient masking"
+        output.text(f"All {len(report.sanity)} sanity checks passed ({so}).")
     for sentence in () if spec is None else other_threat_model(report, spec):
         output.text(sentence)
     ticked = tick_off(report)

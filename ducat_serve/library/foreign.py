@@ -26,12 +26,13 @@ from training.device import choose_device
 from training.distributed.processes import ProcessGroup, joined, local_device
 from training.evaluation.asked import state_beside
 from training.evaluation.curve import measure_curve
-from training.evaluation.doubts import Doubt, state_digest
+from training.evaluation.doubts import Doubt
 from training.evaluation.evaluate import Subject, measure
 from training.evaluation.foreign import prepare_model
 from training.evaluation.outputs import Outputs
 from training.evaluation.settings import EvaluationSettings
 from training.evaluation.state import EvaluationState
+from training.evaluation.state_digest import state_digest
 
 _FIRST = 32  # images whose answers tell whether another model is measured, or each process has another one
 

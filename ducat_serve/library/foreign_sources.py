@@ -22,11 +22,11 @@ from ducat_serve.report import RobustnessReport
 from ducat_serve.sealed import is_sealed
 from ducat_serve.spec import Fold
 from training.data import Dataset
-from training.evaluation.doubts import state_digest
 from training.evaluation.evaluate import Plan
 from training.evaluation.foreign import Origin, import_model
 from training.evaluation.foreign_onnx import ImageShape, Layout, OnnxClassifier, Scale
 from training.evaluation.foreign_server import ServerClassifier
+from training.evaluation.state_digest import state_digest
 
 
 @dataclass(frozen=True)

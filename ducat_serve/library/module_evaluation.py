@@ -14,10 +14,10 @@ from ducat_serve.report import RobustnessReport
 from ducat_serve.spec import Fold, Switch
 from ducat_serve.threat_model import ThreatModel
 from training.batches import DeviceSplit
-from training.evaluation.doubts import state_digest
 from training.evaluation.evaluate import evaluate
 from training.evaluation.foreign import Origin, prepare_model
 from training.evaluation.stages import require_suite
+from training.evaluation.state_digest import state_digest
 
 
 @torch.inference_mode(False)  # in which nothing has a gradient; under a caller's no_grad attacks have theirs
@@ -62,6 +62,8 @@ def evaluate_model(
     """
     output = output or Output()
     _require_module(model)
+    origin = Origin(state_digest(model))
+    _require_gradients_possible(model)
     _require_tensors(images, labels)
     if not isinstance(threat_model, ThreatModel):
         raise UsageError(
@@ -86,7 +88,7 @@ def evaluate_model(
         batch_size=batch_size,
         seed=seed,
         output=output,
-        origin=Origin(state_digest(model)),
+        origin=origin,
     )
     return evaluate(subject, plan, output)
 
@@ -97,6 +99,9 @@ def _require_module(model: object) -> None:
             f"model: {type(model).__name__} is no torch.nn.Module.",
             "wrap it in one; ducat_serve.evaluate(path) measures a file of ours",
         )
+
+
+def _require_gradients_possible(model: nn.Module) -> None:
     if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
         raise UsageError(
             "The model was made under torch.inference_mode(), so nothing of it can have a gradient.",

@@ -259,6 +259,11 @@ def declaring():
     model.normalisation = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     return model
 
+def otherwise():
+    model = ready()
+    model.normalization = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    return model
+
 def wrong():
     model = ready()
     model.normalisation = 0.5
@@ -271,6 +276,10 @@ def wrong():
     assert "declares its normalisation" in capsys.readouterr().err
     plain = import_model("declaring_nets:ready", here, output=Output())
     assert torch.allclose(model(images), plain((images - 0.5) / 0.25))
+    capsys.readouterr()
+    otherwise = import_model("declaring_nets:otherwise", here, output=Output())
+    assert torch.equal(otherwise(images), plain(images)), "it may use its attribute itself"
+    assert "if it were called normalisation" in " ".join(capsys.readouterr().err.split())
     with pytest.raises(UsageError, match="is not \\(mean, std\\)"):
         import_model("declaring_nets:wrong", here, output=Output())
 
@@ -367,6 +376,24 @@ def test_another_model_does_not_go_on_with_it(
     assert run([*ASKED, "--resume"]) == 2
     assert changed in capsys.readouterr().err
     assert list(here.glob(f"{STATE}*"))
+
+
+def test_other_images_are_not_taken_for_another_function(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A function is known by its answers to the first images, which are others with another seed."""
+    with monkeypatch.context() as patch:
+        stop_in(patch, "apgd-ce")
+        assert run(ASKED) == 130
+    assert run([*ASKED, "--seed", "3", "--resume"]) == 2
+    assert ": data, seed changed" in capsys.readouterr().err
+
+
+def test_a_report_does_not_go_to_a_device(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """/dev/full gives zeros to whoever reads it, without end."""
+    assert run([*ASKED, "--out", "/dev/full"]) != 0
+    assert "it is a device or a pipe" in capsys.readouterr().err
+    assert not (here / REPORT).exists()
 
 
 def test_a_server_is_not_gone_on_with(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

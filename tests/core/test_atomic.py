@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,18 @@ def test_what_is_asked_before_the_work_is_what_writing_needs(tmp_path: Path) -> 
     for path in (tmp_path, tmp_path / "file" / "below"):
         with pytest.raises(DucatError, match="Cannot write"):
             atomic.require_writable(path)
+
+
+def test_a_device_or_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+    """To write to /dev/null, as root, would leave a file there for everybody else."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/full")):
+        for write in (atomic.require_writable, lambda path: atomic.write_text(path, "x")):
+            with pytest.raises(DucatError, match="device or a pipe"):
+                write(path)
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
 
 
 def test_a_link_stays_one_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:

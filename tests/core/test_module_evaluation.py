@@ -15,7 +15,7 @@ from ducat_serve import Output, evaluate_model
 from ducat_serve.errors import UsageError
 from ducat_serve.report import RobustnessReport
 from ducat_serve.threat_model import ThreatModel
-from training.evaluation.doubts import has_gradient
+from training.evaluation.doubts import gradient_doubt
 
 THREAT = ThreatModel(norm="linf", eps=0.02)
 IMAGES = torch.rand(12, 3, 2, 2, generator=torch.Generator().manual_seed(1))
@@ -106,7 +106,7 @@ def test_attacks_have_gradients_in_whatever_mode_it_is_called(
 
 def test_a_gradient_is_found_under_no_grad() -> None:
     with torch.no_grad():
-        assert has_gradient(Answering().eval(), IMAGES)
+        assert gradient_doubt(Answering().eval(), IMAGES) is None
 
 
 def test_a_model_that_can_have_no_gradient_is_refused() -> None:

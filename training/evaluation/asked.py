@@ -23,7 +23,7 @@ def state_beside(
 
     Args:
         sizes: further eps to measure at.
-        function: a digest of, or words for, what turns raw logits into answers.
+        function: a digest of, or words for, what turns raw logits into answers; of a model of others also its answers.
         surrogate: a digest of the model that images are made on, if any.
     """
     return EvaluationState.beside(

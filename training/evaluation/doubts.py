@@ -8,9 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ducat_serve.checkpoint import weights_digest
 from ducat_serve.errors import UsageError
+from training.evaluation.state_digest import state_digest
+from training.evaluation.wilson import wilson
+from training.memory import is_out_of_memory
 
+_ENOUGH = 20  # images to tell a model from guessing
+_AT_A_TIME = 8  # images, so that none is too many for the memory
 _SAME = 1e-4  # relative: what float32 arithmetic in another order may change
 
 
@@ -40,14 +44,62 @@ def repeated_images(images: Tensor) -> list[Doubt]:
     ]
 
 
-def has_gradient(model: nn.Module, images: Tensor) -> bool:
-    """Whether logits have a gradient for ``images`` (float [N, channels, H, W]), be it 0."""
+def gradient_doubt(model: nn.Module, images: Tensor) -> Doubt | None:
+    """Why attacks cannot follow the gradient of the logits for ``images`` (float [N, channels, H, W]); None: they can.
+
+    A gradient of 0 is one. The model has answered these images before, without a gradient.
+    """
+    images = images.detach().requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            answers: Tensor = model(images)
+            if (
+                answers.requires_grad
+                and torch.autograd.grad(answers.sum(), images, allow_unused=True)[0] is not None
+            ):
+                return None
+    except Exception as error:  # it is somebody else's code, and may raise anything
+        if is_out_of_memory(error):
+            raise
+        return _no_gradient(f"the model cannot answer where one is asked for ({_first_line(error)})")
+    return _no_gradient("the model's answers do not depend differentiably on its images")
+
+
+def _no_gradient(why: str) -> Doubt:
+    return Doubt(
+        "no gradient",
+        f"{why}. Only attacks by scores are run, which find less than attacks on a differentiable copy would",
+    )
+
+
+def infinite_gradient_doubt(model: nn.Module, images: Tensor) -> Doubt | None:
+    """Whether the gradient for some of ``images`` is not finite, as that of a root is at 0."""
     images = images.detach().requires_grad_(True)
     with torch.enable_grad():
-        answers: Tensor = model(images)
-        if not answers.requires_grad:
-            return False
-        return torch.autograd.grad(answers.sum(), images, allow_unused=True)[0] is not None
+        gradient = torch.autograd.grad(model(images).sum(), images)[0]
+    infinite = int((~gradient.isfinite()).flatten(1).any(dim=1).sum())
+    if infinite == 0:
+        return None
+    return Doubt(
+        "gradients that are not finite",
+        f"at {infinite} of {len(images)} clean images. Attacks take 0 in their place, and so miss what these pixels "
+        "would do",
+    )
+
+
+def guessing_doubt(model: nn.Module, images: Tensor, labels: Tensor, classes: int) -> Doubt | None:
+    """Whether the model is no better than guessing, as far as ``images`` [N, channels, H, W] can tell."""
+    if len(images) < _ENOUGH:
+        return None
+    answers = torch.cat([model(part).argmax(dim=1) for part in torch.split(images, _AT_A_TIME)])
+    right = int((answers == labels).sum())
+    if wilson(right, len(images))[0] > 1 / classes:
+        return None
+    return Doubt(
+        "no better than guessing",
+        f"{right} of {len(images)} clean images are right, of {classes} classes. Is it trained, are its classes in "
+        "this order, and does it take pixels in [0, 1]?",
+    )
 
 
 @torch.no_grad()
@@ -90,15 +142,10 @@ def doubts(model: nn.Module, images: Tensor) -> list[Doubt]:
     return found
 
 
-def state_digest(model: nn.Module) -> str:
-    """SHA-256 of the state_dict, in hexadecimal; bfloat16 counts as float32."""
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        value = tensor.detach().cpu()
-        tensors[name] = (value.float() if value.dtype == torch.bfloat16 else value).contiguous().numpy()
-    return weights_digest(tensors)
-
-
 def _close(a: Tensor, b: Tensor) -> bool:
     scale = b.abs().max().clamp_min(1e-12)
     return bool(((a - b).abs().max() / scale) <= _SAME)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

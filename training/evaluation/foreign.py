@@ -24,20 +24,24 @@ from ducat_serve.threat_model import ThreatModel
 from training.attacks.base import Attack, TargetModel
 from training.batches import DeviceSplit, to_pixels
 from training.device import exact_float32
-from training.evaluation.doubts import Doubt, doubts, has_gradient, repeated_images
+from training.evaluation.doubts import (
+    Doubt,
+    doubts,
+    gradient_doubt,
+    guessing_doubt,
+    infinite_gradient_doubt,
+    repeated_images,
+)
 from training.evaluation.evaluate import Plan, Subject
 from training.evaluation.stages import attack_named, on_doubt, score_attacks
 from training.evaluation.stages import suite as attacks_of
+from training.memory import is_out_of_memory
 
 _SAMPLE = 8  # images that a model is tried on before it is attacked
 _TWIN_SAMPLE = 64
+_GUESSING_SAMPLE = 256
 _ALIKE = 0.9  # share of equal answers from which nothing is said of a twin
-_NO_GRADIENT = Doubt(
-    "no gradient",
-    "the model's answers do not depend differentiably on its images. Only attacks by scores are run, which find less "
-    "than attacks on a differentiable copy would",
-)
-
+_FOR_FLOAT32 = "call model.float(), or cast its images inside a wrapper: they come as float32"
 _NO_STATE = Doubt(
     "weights elsewhere",
     "the state_dict is empty, so that the digest in the report is that of every such model",
@@ -81,23 +85,33 @@ def prepare_model(
     Arguments and errors as for `ducat_serve.evaluate_model`.
     """
     if any(module.training for module in model.modules()):
-        raise UsageError("The model is in train mode; what is deployed is in eval mode.", "call model.eval()")
+        raise UsageError(
+            "The model is in train mode; what is deployed is in eval mode.",
+            "call model.eval(); of a program of torch.export measure the module that it was made of",
+        )
     answers = _answers(model, data)
     model = _OnCopies(model).eval()
     classes = _classes(answers, fold)
+    sample = to_pixels(data.images[:_SAMPLE])
     found = [
-        *doubts(model, to_pixels(data.images[:_SAMPLE])),
+        *doubts(model, sample),
         *_other_arithmetic(answers),
         *repeated_images(data.images),
     ]
     names = tuple(class_names) if class_names is not None else tuple(str(i) for i in range(classes))
     _require_width(classes, names, fold)
     has_code = origin.artefact == "checkpoint"
-    differentiable = has_code and has_gradient(model, to_pixels(data.images[:1]))
-    if has_code and not differentiable:
-        found.append(_NO_GRADIENT)
+    masked = gradient_doubt(model, sample[:1]) if has_code else None
+    differentiable = has_code and masked is None
+    found += [
+        doubt
+        for doubt in (masked, infinite_gradient_doubt(model, sample) if differentiable else None)
+        if doubt
+    ]
     if has_code and not model.state_dict():
         found.append(_NO_STATE)
+    if origin.artefact != "server":  # of which every answer is dear
+        found += _guessing(Deployed(model, fold), data, classes)
     twin = None
     if origin.twin is not None:
         twin, unlike = _twin(origin.twin, model, data, classes)
@@ -133,6 +147,13 @@ def _attacks(suite: str, names: Sequence[str], target: TargetModel, *, different
     if not differentiable:
         return score_attacks(suite, names, target, "measure a differentiable copy")
     return [attack_named(name, target) for name in names] or attacks_of(suite, target)
+
+
+@torch.no_grad()
+def _guessing(model: Deployed, data: DeviceSplit, classes: int) -> list[Doubt]:
+    some = slice(_GUESSING_SAMPLE)
+    doubt = guessing_doubt(model, to_pixels(data.images[some]), data.labels[some], classes)
+    return [] if doubt is None else [doubt]
 
 
 @torch.no_grad()
@@ -182,6 +203,11 @@ def import_model(name: str, import_from: Path | None = None, *, output: Output) 
 def _normalising(name: str, model: nn.Module, output: Output) -> nn.Module:
     """The model with the normalisation that it declares before it, as `ducat train` and `import` read it."""
     declared = getattr(model, "normalisation", None)
+    if declared is None and isinstance(getattr(model, "normalization", None), Sequence):
+        output.warn(
+            f"{name} has an attribute normalization, which is left to the model; it would be put before it if it were "
+            "called normalisation."
+        )
     if declared is None or isinstance(declared, nn.Module):  # a layer of its own normalises by itself
         return model
     channels = len(declared[0]) if isinstance(declared, Sequence) and isinstance(declared[0], Sized) else 0
@@ -238,13 +264,24 @@ def _answers(model: nn.Module, data: DeviceSplit) -> Tensor:
     try:
         with torch.no_grad():
             answers = model(to_pixels(data.images[:_SAMPLE]))
-    except (RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # it is somebody else's code, and may raise anything
+        if is_out_of_memory(error):
+            raise
         size = " x ".join(str(n) for n in data.images.shape[1:])
-        raise UsageError(f"The model does not take images of {size}: {error}.") from error
+        raise UsageError(
+            f"The model does not take images of {size}: {type(error).__name__}: {error}.",
+            _FOR_FLOAT32
+            if _has_other_weights(model)
+            else "wrap it so that it takes float32 images in [0, 1] of this size",
+        ) from error
     if not isinstance(answers, Tensor) or answers.ndim != 2 or not answers.is_floating_point():
         kind = f"a tensor of {list(answers.shape)}" if isinstance(answers, Tensor) else type(answers).__name__
         raise UsageError(f"The model returns {kind}, not logits [N, C].", "wrap it so that it returns logits")
     return answers
+
+
+def _has_other_weights(model: nn.Module) -> bool:
+    return any(p.is_floating_point() and p.dtype != torch.float32 for p in model.parameters())
 
 
 def _classes(answers: Tensor, fold: Fold) -> int:

@@ -141,8 +141,10 @@ class EvaluationState:
         """Raise UsageError for an evaluation that was asked something else."""
         wanted = json.loads(json.dumps(self.request))
         if asked != wanted:
-            changed = sorted(name for name in wanted if asked.get(name) != wanted[name])
+            changed = {name for name in wanted if asked.get(name) != wanted[name]}
+            if "data" in changed:
+                changed.discard("function")  # known by its answers to images, which were others
             raise UsageError(
-                f"The interrupted evaluation was another one: {', '.join(changed)} changed.",
+                f"The interrupted evaluation was another one: {', '.join(sorted(changed))} changed.",
                 "give the same options, or run it without --resume to start again",
             )

@@ -19,9 +19,10 @@ from training.attacks.square import Square
 from training.batches import DeviceSplit, to_pixels
 from training.data import load_dataset
 from training.data.cache import Split
-from training.evaluation.doubts import doubts, state_digest
+from training.evaluation.doubts import doubts
 from training.evaluation.evaluate import Plan, Subject, evaluate
 from training.evaluation.foreign import import_model
+from training.evaluation.state_digest import state_digest
 
 THREAT = ThreatModel(norm="linf", eps=0.1)
 IMAGES = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
