@@ -1,9 +1,9 @@
 """Adversarially robust image classifiers that can be deployed (DUCAT, arXiv 2410.12671).
 
 `train`, `import_model`, `mix`, `evaluate` and `export` do what the commands do; `train_config` makes the settings of a
-run, `resume` goes on with one. `evaluate_model` measures a network of others. `load` gives the deployed function as a
-torch module; `Predictor` runs an exported model without torch; `Client` and `AsyncClient` ask a server. Nothing is
-imported before it is used.
+run, `resume` goes on with one. `evaluate` also measures a torch module of others, as `evaluate_model` does. `load`
+gives the deployed function as a torch module; `Predictor` runs an exported model without torch; `Client` and
+`AsyncClient` ask a server. Nothing is imported before it is used.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ducat_serve.client import AsyncClient, Client
     from ducat_serve.deployed import load
     from ducat_serve.errors import DucatError
-    from ducat_serve.library.evaluation import evaluate
+    from ducat_serve.library.evaluate import evaluate
     from ducat_serve.library.exporting import export
     from ducat_serve.library.importing import import_model
     from ducat_serve.library.mixing import Towers, mix
@@ -62,7 +62,7 @@ _MODULES = {
     "RobustnessReport": "report",
     "ThreatModel": "threat_model",
     "Towers": "library.mixing",
-    "evaluate": "library.evaluation",
+    "evaluate": "library.evaluate",
     "evaluate_model": "library.module_evaluation",
     "export": "library.exporting",
     "import_model": "library.importing",

@@ -1,4 +1,4 @@
-"""`ducat_serve.evaluate`: measure the deployed function, and keep the report in the model."""
+"""Measure the deployed function of a file of ours, and keep the report in it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from training.evaluation.state import EvaluationState
 _Store = Callable[[RobustnessReport, Output], None]
 
 
-def evaluate(
+def evaluate_file(
     model: str | Path,
     *,
     suite: str = "quick",
@@ -69,40 +69,8 @@ def evaluate(
     resume: bool = False,
     output: Output | None = None,
 ) -> RobustnessReport:
-    """Measure clean and robust accuracy of the deployed function, as `ducat evaluate` does.
-
-    Args:
-        model: a `model.safetensors`, its run folder, a `model.onnx`, or as text the name of a bundled model, of which a
-            copy in the current folder is measured.
-        suite: "quick", "standard" or "full". attacks: a name or several, instead of a suite.
-        split: which images. norm, eps: the threat model, in pixels of [0, 1], as trained unless given. Several eps give
-            a curve, `report.curve`. lattice: "8bit" lets attacks make only images of 8 bits.
-        max_examples: only so many images of a seeded shuffle. batch_size: 256 unless given, and fewer of large
-            images; halved when memory runs out.
-        dataset: another one than it was trained on, or where folder:PATH is now. data_dir, offline: as for `train`.
-        checkpoint: of a `.onnx` model, the one it came from; `model.safetensors` beside it unless given.
-        save_adversarial: a new folder for the images that break the model. per_image: a CSV file with a row for each.
-        store: keep the report in the model file, from which export and server take it, unless the one that is there
-            says more; ``replace`` stores it in any case.
-        resume: go on after the last attack of an interrupted evaluation.
-        output: where to say what happens; None prints on stderr as the command does, `Output(silent=True)` nothing.
-
-    Raises:
-        UsageError: an unknown name, a value out of range, or something that cannot be measured. DataError,
-            VerificationError: as `load`.
-        InterruptedRun: Ctrl-C or SIGTERM; what the finished attacks found is kept for ``resume``.
-
-    Examples:
-        >>> report = evaluate("runs/digits", suite="standard")
-        >>> report.clean_accuracy, report.worst_case_accuracy, report.worst_case_interval
-        (0.95, 0.71, (0.66, 0.76))
-    """
+    """What `ducat_serve.evaluate` does with a file."""
     output = output or Output()
-    if isinstance(model, torch.nn.Module):
-        raise UsageError(
-            "evaluate takes the file of a model, and this is a module.",
-            "ducat_serve.evaluate_model(model, images, labels, threat_model)",
-        )
     require_suite(suite)
     names = attack_names(attacks)
     require_whole("max_examples", max_examples, 1)

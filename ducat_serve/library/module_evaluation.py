@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +17,13 @@ from ducat_serve.report import RobustnessReport
 from ducat_serve.spec import Fold, Switch
 from ducat_serve.threat_model import ThreatModel
 from training.batches import DeviceSplit
-from training.evaluation.evaluate import evaluate
+from training.evaluation.evaluate import measure
 from training.evaluation.foreign import Origin, prepare_model
+from training.evaluation.outputs import Outputs
 from training.evaluation.stages import require_suite
 from training.evaluation.state_digest import state_digest
+
+_LEVEL_ROUNDING = 1e-3  # of a grey level: how far a whole one may be off in float32
 
 
 @torch.inference_mode(False)  # in which nothing has a gradient; under a caller's no_grad attacks have theirs
@@ -31,9 +37,12 @@ def evaluate_model(
     attacks: str | Sequence[str] | None = None,
     fold: Fold = "none",
     class_names: Sequence[str] | None = None,
+    lattice: Literal["8bit"] | None = None,
     dataset: str = "images",
     batch_size: int = 256,
     seed: int = 0,
+    save_adversarial: str | Path | None = None,
+    per_image: str | Path | None = None,
     output: Output | None = None,
 ) -> RobustnessReport:
     """Clean and robust accuracy of any classifier, by the attacks that measure ours.
@@ -46,7 +55,10 @@ def evaluate_model(
         suite: `quick`, `standard` or `full`. attacks: a name or several, instead of a suite.
         fold: of a model with dummy classes that returns [N, 2C], the dummy of class i in column i + C: `max` or `lse`.
         class_names: of the C classes; their numbers unless given.
+        lattice: "8bit" lets attacks make only images of 8 bits, as the given ones must be.
+        dataset: what the report calls the images.
         batch_size: halved when memory runs out.
+        save_adversarial: a new folder for the images that break the model. per_image: a CSV file with a row for each.
         output: where to say what happens; None prints on stderr as the command does, `Output(silent=True)` nothing.
 
     Returns the report of `ducat evaluate`; ``weights_digest`` is that of the model's state_dict.
@@ -72,25 +84,36 @@ def evaluate_model(
         )
     if not isinstance(fold, Switch):
         require_one_of("fold", fold, ("none", "max", "lse"))
+    require_one_of("lattice", lattice, (None, "8bit"))
+    if lattice is not None:
+        _require_levels(images)
     require_suite(suite)
     _require_different(class_names)
     require_whole("batch_size", batch_size, 1, optional=False)
     require_whole("seed", seed, 0, optional=False)
-    subject, plan = prepare_model(
-        model,
-        DeviceSplit(images, labels),
-        threat_model,
-        suite=suite,
-        attacks=attack_names(attacks),
-        fold=fold,
-        class_names=class_names,
-        dataset=dataset,
-        batch_size=batch_size,
-        seed=seed,
-        output=output,
-        origin=origin,
+    outputs = Outputs(
+        None if save_adversarial is None else Path(save_adversarial),
+        None if per_image is None else Path(per_image),
     )
-    return evaluate(subject, plan, output)
+    with outputs.opened(output) as write:
+        subject, plan = prepare_model(
+            model,
+            DeviceSplit(images, labels),
+            threat_model,
+            suite=suite,
+            attacks=attack_names(attacks),
+            fold=fold,
+            class_names=class_names,
+            dataset=dataset,
+            batch_size=batch_size,
+            seed=seed,
+            output=output,
+            origin=origin,
+        )
+        plan = replace(plan, eight_bit=lattice is not None, keep_images=save_adversarial is not None)
+        measured = measure(subject, plan, output)
+        write(subject, plan, measured, range(len(images)))
+    return measured.report
 
 
 def _require_module(model: object) -> None:
@@ -122,6 +145,16 @@ def _require_tensors(images: object, labels: object) -> None:
         raise UsageError(
             f"The images are on {images.device}, and the labels on {labels.device}.",
             "give labels.to(images.device)",
+        )
+
+
+def _require_levels(images: Tensor) -> None:
+    if images.is_floating_point() and bool(
+        ((255 * images - (255 * images).round()).abs() > _LEVEL_ROUNDING).any()
+    ):
+        raise UsageError(
+            "lattice: the images are not of 8 bits themselves.",
+            "give (255 * images).round().byte(), or leave it out",
         )
 
 

@@ -154,9 +154,9 @@ def test_a_suite_that_is_none_and_a_module_are_refused() -> None:
     with pytest.raises(UsageError, match="Unknown suite 'None'"):
         evaluate("nowhere/model.safetensors", suite=nothing, attacks="pgd")
     module: Any = torch.nn.Linear(2, 2)
-    with pytest.raises(UsageError, match="this is a module") as caught:
+    with pytest.raises(UsageError, match="measured on images that are given") as caught:
         evaluate(module)
-    assert "evaluate_model" in str(caught.value.next_step)
+    assert "evaluate(model, images, labels, threat_model)" in str(caught.value.next_step)
 
 
 @pytest.mark.integration

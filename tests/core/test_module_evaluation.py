@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from pathlib import Path
+from typing import Any, get_overloads
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ducat_serve import Output, evaluate_model
-from ducat_serve.errors import UsageError
+from ducat_serve import Output, evaluate, evaluate_model
+from ducat_serve.errors import DucatError, UsageError
+from ducat_serve.library.evaluation import evaluate_file
 from ducat_serve.report import RobustnessReport
 from ducat_serve.threat_model import ThreatModel
 from training.evaluation.doubts import gradient_doubt
@@ -62,6 +66,7 @@ def measured(model: nn.Module, images: Tensor = IMAGES, **arguments: Any) -> Rob
         ("attacks", [], "names no attack"),
         ("attacks", "pdg", "Unknown attack 'pdg'"),
         ("fold", "LSE", "fold: 'LSE' is unknown"),
+        ("lattice", "8 bit", "lattice: '8 bit' is unknown"),
         ("class_names", ["a", "a"], "the same name"),
         ("batch_size", -5, "batch_size: "),
         ("batch_size", 0, "batch_size: "),
@@ -78,6 +83,46 @@ def test_arguments_that_make_no_sense_are_refused(argument: str, value: object, 
     with pytest.raises(UsageError, match=message) as caught:
         evaluate_model(**given)
     assert caught.value.next_step
+
+
+def test_evaluate_takes_a_module_as_the_command_does() -> None:
+    model = Answering().eval()
+    direct = evaluate_model(model, IMAGES, LABELS, THREAT, attacks="pgd", output=Output(silent=True))
+    found = evaluate(model, IMAGES, LABELS, THREAT, attacks="pgd", output=Output(silent=True))
+    assert found.model_copy(update={"seconds": 0, "attacks": (), "created": None}) == direct.model_copy(
+        update={"seconds": 0, "attacks": (), "created": None}
+    )
+    assert [a.accuracy for a in found.attacks] == [a.accuracy for a in direct.attacks]
+    with pytest.raises(UsageError, match="list is neither the path of a file nor a torch"):
+        evaluate([model])  # type: ignore[call-overload]
+
+
+def test_the_two_forms_of_evaluate_are_those_of_the_two_functions() -> None:
+    forms = [inspect.signature(form) for form in get_overloads(evaluate)]
+    assert forms == [inspect.signature(evaluate_model), inspect.signature(evaluate_file)]
+
+
+def test_what_was_found_is_kept_where_it_is_asked_for(tmp_path: Path) -> None:
+    model, levels = Answering().eval(), (255 * IMAGES).round() / 255
+    with pytest.raises(UsageError, match="not of 8 bits themselves"):
+        measured(model, lattice="8bit")
+    report = measured(
+        model,
+        levels,
+        lattice="8bit",
+        save_adversarial=tmp_path / "broken",
+        per_image=str(tmp_path / "rows.csv"),
+    )
+    assert report.lattice == "8bit"
+    kept = load_file(tmp_path / "broken" / "adversarial.safetensors")
+    assert (kept["images"] - levels).abs().max() <= THREAT.eps + 1e-6
+    assert torch.allclose(255 * kept["images"], (255 * kept["images"]).round(), atol=1e-3)
+    fooled = model(kept["images"]).argmax(dim=1) != kept["labels"]
+    assert fooled.tolist() == kept["fools"].tolist()
+    assert fooled.float().mean() == pytest.approx(1 - report.worst_case_accuracy)
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 1 + len(IMAGES)
+    with pytest.raises(DucatError, match="broken"):  # before an attack runs, not after
+        measured(model, save_adversarial=tmp_path / "broken")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

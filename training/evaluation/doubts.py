@@ -97,8 +97,8 @@ def guessing_doubt(model: nn.Module, images: Tensor, labels: Tensor, classes: in
         return None
     return Doubt(
         "no better than guessing",
-        f"{right} of {len(images)} clean images are right, of {classes} classes. Is it trained, are its classes in "
-        "this order, and does it take pixels in [0, 1]?",
+        f"{right} of {len(images)} clean images are right, of {classes} classes. See that it is trained, has its "
+        "classes in this order and takes pixels in [0, 1]",
     )
 
 
