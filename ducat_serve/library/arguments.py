@@ -10,6 +10,10 @@ from typing import get_args
 from ducat_serve.errors import UsageError
 from ducat_serve.predictor import Device
 from ducat_serve.threat_model import parse_size
+from training.attacks.own import AttackFunction
+
+# Names of attacks, and functions of the user's own.
+Attacks = str | AttackFunction | Sequence[str | AttackFunction] | None
 
 
 def sizes(name: str, given: float | str | Sequence[float | str] | None) -> tuple[float, ...]:
@@ -41,15 +45,21 @@ def require_whole(name: str, given: object, least: int, *, optional: bool = True
         )
 
 
-def attack_names(given: str | Sequence[str] | None) -> tuple[str, ...]:
-    """The attacks that were named; none for None, which leaves them to the suite.
+def attacks_asked_for(given: Attacks) -> tuple[str | AttackFunction, ...]:
+    """The attacks that were named or given, each once; none for None, which leaves them to the suite.
 
-    Raises UsageError for an empty list.
+    Raises UsageError for an empty list, and for what is neither a name nor a function.
     """
-    names = (given,) if isinstance(given, str) else tuple(given or ())
-    if given is not None and not names:
+    several = (given,) if isinstance(given, str) or callable(given) else tuple(given or ())
+    if given is not None and not several:
         raise UsageError(f"attacks: {given!r} names no attack.", "leave it out to run those of the suite")
-    return names
+    for one in several:
+        if not isinstance(one, str) and not callable(one):
+            raise UsageError(
+                f"attacks: {one!r} is neither the name of an attack nor a function.",
+                "give names, or functions of (model, images, labels, threat_model) to images",
+            )
+    return tuple(dict.fromkeys(several))
 
 
 def require_one_of(name: str, given: object, known: Sequence[object]) -> None:

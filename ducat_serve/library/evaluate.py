@@ -9,6 +9,7 @@ from typing import Any, Literal, overload
 from torch import Tensor, nn
 
 from ducat_serve.errors import UsageError
+from ducat_serve.library.arguments import Attacks
 from ducat_serve.library.evaluation import evaluate_file
 from ducat_serve.library.module_evaluation import evaluate_model
 from ducat_serve.output import Output
@@ -26,7 +27,7 @@ def evaluate(
     threat_model: ThreatModel,
     *,
     suite: str = "standard",
-    attacks: str | Sequence[str] | None = None,
+    attacks: Attacks = None,
     fold: Fold = "none",
     class_names: Sequence[str] | None = None,
     lattice: Literal["8bit"] | None = None,
@@ -44,7 +45,7 @@ def evaluate(
     model: str | Path,
     *,
     suite: str = "quick",
-    attacks: str | Sequence[str] | None = None,
+    attacks: Attacks = None,
     split: Literal["val", "test"] = "test",
     norm: Norm | None = None,
     eps: float | str | Sequence[float | str] | None = None,
@@ -74,7 +75,8 @@ def evaluate(model: str | Path | nn.Module, *given: Any, **options: Any) -> Robu
     Args:
         model: a `model.safetensors`, its run folder, a `model.onnx`, or as text the name of a bundled model, of which a
             copy in the current folder is measured.
-        suite: "quick", "standard" or "full". attacks: a name or several, instead of a suite.
+        suite: "quick", "standard" or "full". attacks: a name or several, instead of a suite, or functions of one's
+            own: of (model, images, labels, threat_model) to images in the ball.
         split: which images. norm, eps: the threat model, in pixels of [0, 1], as trained unless given. Several eps give
             a curve, `report.curve`. lattice: "8bit" lets attacks make only images of 8 bits.
         max_examples: only so many images of a seeded shuffle. batch_size: 256 unless given, and fewer of large

@@ -16,7 +16,8 @@ from ducat_serve.bundled import bundled_name, model_path
 from ducat_serve.checkpoint import read_spec
 from ducat_serve.errors import InterruptedRun, Terminated, UsageError, command_line, signal_of
 from ducat_serve.library.arguments import (
-    attack_names,
+    Attacks,
+    attacks_asked_for,
     require_device,
     require_one_of,
     require_whole,
@@ -49,7 +50,7 @@ def evaluate_file(
     model: str | Path,
     *,
     suite: str = "quick",
-    attacks: str | Sequence[str] | None = None,
+    attacks: Attacks = None,
     split: Literal["val", "test"] = "test",
     norm: Norm | None = None,
     eps: float | str | Sequence[float | str] | None = None,
@@ -72,7 +73,7 @@ def evaluate_file(
     """What `ducat_serve.evaluate` does with a file."""
     output = output or Output()
     require_suite(suite)
-    names = attack_names(attacks)
+    names = attacks_asked_for(attacks)
     require_whole("max_examples", max_examples, 1)
     require_whole("batch_size", batch_size, 1)
     require_whole("seed", seed, 0, optional=False)

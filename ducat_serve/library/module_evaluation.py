@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ducat_serve.errors import UsageError
-from ducat_serve.library.arguments import attack_names, require_one_of, require_whole
+from ducat_serve.library.arguments import Attacks, attacks_asked_for, require_one_of, require_whole
 from ducat_serve.output import Output
 from ducat_serve.report import RobustnessReport
 from ducat_serve.spec import Fold, Switch
@@ -34,7 +34,7 @@ def evaluate_model(
     threat_model: ThreatModel,
     *,
     suite: str = "standard",
-    attacks: str | Sequence[str] | None = None,
+    attacks: Attacks = None,
     fold: Fold = "none",
     class_names: Sequence[str] | None = None,
     lattice: Literal["8bit"] | None = None,
@@ -52,7 +52,8 @@ def evaluate_model(
         images: uint8, or float32 in [0, 1], [N, channels, H, W]; on the device of the model.
         labels: int64 [N], from 0 to C - 1; on that device, too.
         threat_model: norm and eps, in pixels of [0, 1].
-        suite: `quick`, `standard` or `full`. attacks: a name or several, instead of a suite.
+        suite: `quick`, `standard` or `full`. attacks: a name or several, instead of a suite, or functions of one's
+            own: of (model, images, labels, threat_model) to images in the ball.
         fold: of a model with dummy classes that returns [N, 2C], the dummy of class i in column i + C: `max` or `lse`.
         class_names: of the C classes; their numbers unless given.
         lattice: "8bit" lets attacks make only images of 8 bits, as the given ones must be.
@@ -101,7 +102,7 @@ def evaluate_model(
             DeviceSplit(images, labels),
             threat_model,
             suite=suite,
-            attacks=attack_names(attacks),
+            attacks=attacks_asked_for(attacks),
             fold=fold,
             class_names=class_names,
             dataset=dataset,

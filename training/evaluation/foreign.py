@@ -22,6 +22,7 @@ from ducat_serve.report import Artefact
 from ducat_serve.spec import Fold, Normalisation
 from ducat_serve.threat_model import ThreatModel
 from training.attacks.base import Attack, TargetModel
+from training.attacks.own import AttackFunction
 from training.batches import DeviceSplit, to_pixels
 from training.device import exact_float32
 from training.evaluation.doubts import (
@@ -70,7 +71,7 @@ def prepare_model(
     threat_model: ThreatModel,
     *,
     suite: str,
-    attacks: Sequence[str],
+    attacks: Sequence[str | AttackFunction],
     fold: Fold,
     class_names: Sequence[str] | None,
     dataset: str,
@@ -138,7 +139,9 @@ def prepare_model(
     return subject, plan
 
 
-def _attacks(suite: str, names: Sequence[str], target: TargetModel, *, differentiable: bool) -> list[Attack]:
+def _attacks(
+    suite: str, names: Sequence[str | AttackFunction], target: TargetModel, *, differentiable: bool
+) -> list[Attack]:
     if "transfer" in names and target.surrogate is None:
         raise UsageError(
             "The transfer attack needs a model to make images on.",

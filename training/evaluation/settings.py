@@ -8,6 +8,7 @@ from typing import Literal
 
 from ducat_serve.predictor import Device
 from ducat_serve.threat_model import Norm
+from training.attacks.own import AttackFunction
 from training.batches import at_a_time
 from training.data import Dataset
 from training.data.cache import Split
@@ -24,7 +25,7 @@ class EvaluationSettings:
     eps: tuple[float, ...] = ()  # several give a curve
     eight_bit: bool = False
     suite: str = "quick"
-    attacks: tuple[str, ...] = ()
+    attacks: tuple[str | AttackFunction, ...] = ()
     max_examples: int | None = None
     batch_size: int | None = None  # None: 256, and fewer images where they are large
     seed: int = 0

@@ -14,6 +14,7 @@ from training.attacks.apgd_dlr import APGDDLR
 from training.attacks.autoattack import AutoAttack
 from training.attacks.base import Attack, TargetModel
 from training.attacks.closest_first import ClosestFirst
+from training.attacks.own import AttackFunction, OwnAttack
 from training.attacks.pair_margin import PairMargin
 from training.attacks.pgd import PGD
 from training.attacks.square import Square
@@ -61,7 +62,9 @@ def suite(name: str, target: TargetModel) -> list[Attack]:
     return [attack.fitted(target) for attack in chosen if attack.applies(target)]
 
 
-def score_attacks(suite: str, names: Sequence[str], target: TargetModel, instead: str) -> list[Attack]:
+def score_attacks(
+    suite: str, names: Sequence[str | AttackFunction], target: TargetModel, instead: str
+) -> list[Attack]:
     """The attacks of a suite, or those named, for a model that only tells its scores: every suite has the same ones.
 
     All but `quick` give squares as many queries as AutoAttack does, since nothing else looks there for what is left.
@@ -105,8 +108,13 @@ def _with_more_queries(attacks: Iterable[Attack]) -> list[Attack]:
     ]
 
 
-def attack_named(name: str, target: TargetModel) -> Attack:
-    """One attack by name. Raises UsageError for an unknown name, or one that cannot run on the model."""
+def attack_named(name: str | AttackFunction, target: TargetModel) -> Attack:
+    """One attack by name, or a function of the user's own.
+
+    Raises UsageError for an unknown name, or one that cannot run on the model.
+    """
+    if not isinstance(name, str):
+        return OwnAttack(name)
     if name not in ATTACKS:
         raise unknown_name("attack", name, ATTACKS)
     return ATTACKS[name].fitted(target)

@@ -147,7 +147,7 @@ def command(
         eps=eps,
         eight_bit=lattice is not None,
         suite=suite,
-        attacks=attack,
+        attacks=tuple(dict.fromkeys(attack)),
         max_examples=max_examples,
         batch_size=batch_size,
         seed=seed,

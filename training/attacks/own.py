@@ -1,0 +1,65 @@
+"""An attack of the user's own: a function, as those of other libraries are easily made to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ducat_serve.errors import UsageError
+from ducat_serve.threat_model import ThreatModel
+from training.attacks.ball import distance
+from training.attacks.base import Attack, Settings, Task
+from training.attacks.frozen import frozen
+
+# The deployed function, images float32 [N, channels, H, W], labels int64 [N] and the threat model, to images in the
+# ball around them.
+AttackFunction = Callable[[nn.Module, Tensor, Tensor, ThreatModel], Tensor]
+
+_ROUNDING = 1e-5  # relative to eps: how far float32 arithmetic may leave the ball
+
+
+@dataclass(frozen=True)
+class OwnAttack(Attack):
+    """What a function finds. It may follow gradients of the model or of a stand-in, or ask for scores only.
+
+    An image that it cannot break it may leave as it is. Global random numbers of torch are seeded for each batch.
+    """
+
+    needs_gradient: ClassVar[bool] = False  # it may bring its own
+    function: AttackFunction
+
+    @property
+    def name(self) -> str:
+        """With a beginning that no attack of ours has, so that nobody takes it for one."""
+        return f"own:{getattr(self.function, '__name__', type(self.function).__name__)}"
+
+    def settings(self) -> Settings:
+        return {}
+
+    def __call__(self, task: Task) -> Tensor:
+        """Raises UsageError where the function returns anything but images in the ball."""
+        ball, images = task.ball, task.images
+        with frozen(task.model), torch.enable_grad():
+            found = self.function(
+                task.model, images.clone(), task.labels.clone(), ThreatModel(norm=ball.norm, eps=ball.eps)
+            )
+        if not isinstance(found, Tensor) or found.shape != images.shape:
+            kind = f"a tensor of {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            raise UsageError(f"{self.name} returned {kind}, not images {list(images.shape)}.")
+        found = found.detach().to(images)
+        if not bool(((found >= 0) & (found <= 1)).all()):
+            raise UsageError(
+                f"{self.name} returned pixels outside of [0, 1], or NaN.",
+                "have it clamp its images to [0, 1]",
+            )
+        furthest = float(distance(images, found, ball.norm).max())
+        if furthest > ball.eps * (1 + _ROUNDING):
+            raise UsageError(
+                f"{self.name} returned an image at a distance of {furthest:.6g} in {ball.norm}; eps is {ball.eps:.6g}.",
+                "have it project its images onto the ball",
+            )
+        return ball.project(images, found)
