@@ -46,7 +46,7 @@ def robustbench_entry(report: RobustnessReport, architecture: str) -> str:
     footnote = f"{report.examples} {report.split} images of {report.dataset}, by {attacks}"
     if report.lattice is not None:
         footnote += ", attacked within images of 8 bits"
-    entry: dict[str, Any] = dict.fromkeys(_BY_HAND, "")
+    entry: dict[str, Any] = dict.fromkeys(_BY_HAND)
     entry |= {
         "number_forward_passes": 1,
         "dataset": _DATASETS.get(report.dataset, report.dataset),

@@ -246,6 +246,7 @@ def test_a_leaderboard_entry_calls_only_autoattack_by_its_name(measured: Measure
     with pytest.raises(UsageError, match="Attacks by scores alone"):
         robustbench_entry(searched.model_copy(update={"artefact": "onnx"}), "ResNet")
     entry = json.loads(robustbench_entry(searched, "ResNet"))
+    assert entry["additional_data"] is None, "a text would be read as a yes or a no"
     assert "by closest-first" in entry["footnote"]
     assert entry["unreliable"] is searched.is_unchecked
     doubtful = searched.model_copy(update={"doubts": ("random answers: each time",)})
