@@ -31,6 +31,7 @@ from training.evaluation.evaluate import Subject, measure
 from training.evaluation.foreign import prepare_model
 from training.evaluation.outputs import Outputs
 from training.evaluation.settings import EvaluationSettings
+from training.evaluation.stages import require_attacks, require_suite
 from training.evaluation.state import EvaluationState
 from training.evaluation.state_digest import state_digest
 
@@ -81,6 +82,8 @@ def measure_foreign(
         raise UsageError(
             "--resume: a server may answer otherwise by now, and what it was asked is spent.", "leave it out"
         )
+    require_suite(settings.suite)  # before a model is made, which may take a while
+    require_attacks(settings.attacks)
     device = local_device(choose_device("cpu" if request.source.on_cpu else settings.device, output))
     with joined(device) as processes:
         try:

@@ -389,6 +389,18 @@ def test_other_images_are_not_taken_for_another_function(
     assert ": data, seed changed" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("wrong", [("--attack", "fab"), ("--suite", "autoattack")])
+def test_a_name_that_is_wrong_is_found_before_the_model_is_made(
+    wrong: tuple[str, str], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "slow_nets.py").write_text("def make():\n    raise RuntimeError('was made')\n")
+    command = ["evaluate", "slow_nets:make", "--import-from", ".", "--dataset", "digits", "--eps", "0.1"]
+    assert run([*command, *wrong]) == 2
+    said = capsys.readouterr().err
+    assert wrong[1] in said
+    assert "was made" not in said
+
+
 def test_a_report_does_not_go_to_a_device(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """/dev/full gives zeros to whoever reads it, without end."""
     assert run([*ASKED, "--out", "/dev/full"]) != 0

@@ -55,6 +55,13 @@ def require_suite(name: object) -> None:
         raise unknown_name("suite", str(name), SUITES)
 
 
+def require_attacks(names: Sequence[str | AttackFunction]) -> None:
+    """Raise UsageError for what is no name of an attack."""
+    for name in names:
+        if isinstance(name, str) and name not in ATTACKS:
+            raise unknown_name("attack", name, ATTACKS)
+
+
 def suite(name: str, target: TargetModel) -> list[Attack]:
     """The attacks of a suite that apply to a model. Raises UsageError for an unknown name."""
     require_suite(name)
@@ -115,6 +122,5 @@ def attack_named(name: str | AttackFunction, target: TargetModel) -> Attack:
     """
     if not isinstance(name, str):
         return OwnAttack(name)
-    if name not in ATTACKS:
-        raise unknown_name("attack", name, ATTACKS)
+    require_attacks((name,))
     return ATTACKS[name].fitted(target)
