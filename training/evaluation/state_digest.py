@@ -39,10 +39,7 @@ def _put(found: dict[str, NDArray[Any]], name: str, value: object) -> None:
     elif value is None or isinstance(value, str | bytes | bool | int | float | torch.dtype):
         found[name] = np.frombuffer(repr(value).encode(), dtype=np.uint8)
     else:
-        raise UsageError(
-            f"The model's state_dict holds {name}, a {type(value).__name__}, of which no digest can be made.",
-            "leave it out of the state_dict, or keep it there as a tensor, numbers or text",
-        )
+        raise _without_digest(name, type(value).__name__)
 
 
 def _plain(name: str, tensor: Tensor) -> NDArray[Any]:
@@ -58,5 +55,15 @@ def _plain(name: str, tensor: Tensor) -> NDArray[Any]:
         value = value.dequantize()
     if value.is_floating_point() and value.dtype not in (torch.float16, torch.float32, torch.float64):
         value = value.float()
-    array: NDArray[Any] = value.cpu().contiguous().numpy()
+    try:
+        array: NDArray[Any] = value.cpu().contiguous().resolve_conj().numpy()
+    except (RuntimeError, TypeError) as error:  # of the device meta, or of a type that NumPy lacks
+        raise _without_digest(name, f"tensor of {value.dtype} on {value.device}") from error
     return array
+
+
+def _without_digest(name: str, kind: str) -> UsageError:
+    return UsageError(
+        f"The model's state_dict holds {name}, a {kind}, of which no digest can be made.",
+        "leave it out of the state_dict, or keep it there as a dense tensor, numbers or text",
+    )

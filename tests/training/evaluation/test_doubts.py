@@ -156,3 +156,5 @@ def test_all_that_a_state_dict_may_hold_is_in_the_digest(holding: Callable[[floa
 def test_what_has_no_bytes_of_its_own_is_refused_by_name() -> None:
     with pytest.raises(UsageError, match="_extra_state, a object"):
         measured(Holding(object()))
+    with pytest.raises(UsageError, match=r"held, a tensor of torch\.float32 on meta"):
+        measured(Holding(buffer=torch.zeros(2, device="meta")))
