@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -35,7 +36,8 @@ class OwnAttack(Attack):
     @property
     def name(self) -> str:
         """With a beginning that no attack of ours has, so that nobody takes it for one."""
-        return f"own:{getattr(self.function, '__name__', type(self.function).__name__)}"
+        function = self.function.func if isinstance(self.function, partial) else self.function
+        return f"own:{getattr(function, '__name__', type(function).__name__)}"
 
     def settings(self) -> Settings:
         return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ducat_serve import Output, evaluate, evaluate_model
 from ducat_serve.checklist import tick_off
 from ducat_serve.errors import UsageError
 from ducat_serve.threat_model import ThreatModel
-from training.attacks.own import AttackFunction
+from training.attacks.own import AttackFunction, OwnAttack
 
 SILENT = Output(silent=True)
 THREAT = ThreatModel(norm="linf", eps=0.04)
@@ -103,6 +104,7 @@ def test_nobody_takes_it_for_an_attack_of_ours() -> None:
 
     report = evaluate_model(Bright().eval(), IMAGES, LABELS, THREAT, attacks=autoattack, output=SILENT)
     assert report.attacks[0].name == "own:autoattack"
+    assert OwnAttack(partial(autoattack)).name == "own:autoattack"
     assert {item.name: holds for item, holds in tick_off(report)}["reference"] is False
 
 
