@@ -15,8 +15,11 @@ _NEXT_STEP = "name another file"
 
 def read_report(file: Path) -> RobustnessReport | None:
     """The report; None where there is no such file. Raises DataError where the file is no report, or damaged."""
-    if not file.exists():
-        return None
+    try:
+        if not file.exists():
+            return None
+    except OSError as error:
+        raise DataError(f"Cannot read the report {file}: {error.strerror}.", _NEXT_STEP) from error
     content = read_regular_file(file, f"the report {file}", _NEXT_STEP)
     try:
         return RobustnessReport.model_validate_json(content)

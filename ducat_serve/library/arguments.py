@@ -50,7 +50,7 @@ def attacks_asked_for(given: Attacks) -> tuple[str | AttackFunction, ...]:
 
     Raises UsageError for an empty list, and for what is neither a name nor a function.
     """
-    several = (given,) if isinstance(given, str) or callable(given) else tuple(given or ())
+    several = tuple(given) if isinstance(given, list | tuple) else () if given is None else (given,)
     if given is not None and not several:
         raise UsageError(f"attacks: {given!r} names no attack.", "leave it out to run those of the suite")
     for one in several:
@@ -59,7 +59,8 @@ def attacks_asked_for(given: Attacks) -> tuple[str | AttackFunction, ...]:
                 f"attacks: {one!r} is neither the name of an attack nor a function.",
                 "give names, or functions of (model, images, labels, threat_model) to images",
             )
-    return tuple(dict.fromkeys(several))
+    # Functions by identity: an object that is called need not have a hash.
+    return tuple({one if isinstance(one, str) else id(one): one for one in several}.values())
 
 
 def require_one_of(name: str, given: object, known: Sequence[object]) -> None:

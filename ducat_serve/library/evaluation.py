@@ -81,6 +81,11 @@ def evaluate_file(
     require_one_of("norm", norm, (None, *get_args(Norm)))
     require_one_of("lattice", lattice, (None, "8bit"))
     require_device(device)
+    if resume and any(not isinstance(name, str) for name in names):
+        raise UsageError(
+            "resume: whether a function is the one that attacked before cannot be told.",
+            "leave resume out, or name attacks of ours only",
+        )
     settings = EvaluationSettings(
         split=split,
         norm=norm,

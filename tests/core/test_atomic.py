@@ -66,13 +66,12 @@ def test_what_is_asked_before_the_work_is_what_writing_needs(tmp_path: Path) -> 
 
 
 def test_a_device_or_a_pipe_is_not_replaced(tmp_path: Path) -> None:
-    """To write to /dev/null, as root, would leave a file there for everybody else."""
+    """To write to /dev/null, as root, would leave a file there for everybody else; so no test tries that itself."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    for path in (pipe, Path("/dev/full")):
-        for write in (atomic.require_writable, lambda path: atomic.write_text(path, "x")):
-            with pytest.raises(DucatError, match="device or a pipe"):
-                write(path)
+    for write in (atomic.require_writable, lambda path: atomic.write_text(path, "x")):
+        with pytest.raises(DucatError, match="device or a pipe"):
+            write(pipe)
     assert pipe.is_fifo()
     assert list(tmp_path.iterdir()) == [pipe]
 

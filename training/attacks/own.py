@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ducat_serve.errors import UsageError
 from ducat_serve.threat_model import ThreatModel
-from training.attacks.ball import distance
+from training.attacks.ball import distance, largest_eps
 from training.attacks.base import Attack, Settings, Task
 from training.attacks.frozen import frozen
 
@@ -20,7 +20,9 @@ from training.attacks.frozen import frozen
 # ball around them.
 AttackFunction = Callable[[nn.Module, Tensor, Tensor, ThreatModel], Tensor]
 
-_ROUNDING = 1e-5  # relative to eps: how far float32 arithmetic may leave the ball
+# How far float32 arithmetic may leave the ball: relative to eps, and of every pixel. What lies there is projected.
+_ROUNDING = 1e-5
+_PIXEL_ROUNDING = 2.0**-23
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class OwnAttack(Attack):
     def name(self) -> str:
         """With a beginning that no attack of ours has, so that nobody takes it for one."""
         function = self.function.func if isinstance(self.function, partial) else self.function
-        return f"own:{getattr(function, '__name__', type(function).__name__)}"
+        return f"own:{getattr(function, '__qualname__', type(function).__qualname__).split('<locals>.')[-1]}"
 
     def settings(self) -> Settings:
         return {}
@@ -45,9 +47,14 @@ class OwnAttack(Attack):
     def __call__(self, task: Task) -> Tensor:
         """Raises UsageError where the function returns anything but images in the ball."""
         ball, images = task.ball, task.images
+        before = _versions(task.model)
         with frozen(task.model), torch.enable_grad():
             found = self.function(
                 task.model, images.clone(), task.labels.clone(), ThreatModel(norm=ball.norm, eps=ball.eps)
+            )
+        if _versions(task.model) != before:
+            raise UsageError(
+                f"{self.name} changed the model, so that it is another one now.", "have it work on a copy"
             )
         if not isinstance(found, Tensor) or found.shape != images.shape:
             kind = f"a tensor of {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
@@ -59,9 +66,15 @@ class OwnAttack(Attack):
                 "have it clamp its images to [0, 1]",
             )
         furthest = float(distance(images, found, ball.norm).max())
-        if furthest > ball.eps * (1 + _ROUNDING):
+        rounding = _PIXEL_ROUNDING * largest_eps(ball.norm, images[0].numel())
+        if furthest > ball.eps * (1 + _ROUNDING) + rounding:
             raise UsageError(
                 f"{self.name} returned an image at a distance of {furthest:.6g} in {ball.norm}; eps is {ball.eps:.6g}.",
                 "have it project its images onto the ball",
             )
         return ball.project(images, found)
+
+
+def _versions(model: nn.Module) -> list[int]:
+    """How often each weight was written to."""
+    return [tensor._version for tensor in (*model.parameters(), *model.buffers())]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ducat_serve.deployed import Deployed
-from ducat_serve.errors import UsageError
+from ducat_serve.errors import DucatError, UsageError
 from ducat_serve.networks import own
 from ducat_serve.output import Output
 from ducat_serve.report import Artefact
@@ -206,7 +206,7 @@ def import_model(name: str, import_from: Path | None = None, *, output: Output) 
 def _normalising(name: str, model: nn.Module, output: Output) -> nn.Module:
     """The model with the normalisation that it declares before it, as `ducat train` and `import` read it."""
     declared = getattr(model, "normalisation", None)
-    if declared is None and isinstance(getattr(model, "normalization", None), Sequence):
+    if declared is None and isinstance(getattr(model, "normalization", None), list | tuple):
         output.warn(
             f"{name} has an attribute normalization, which is left to the model; it would be put before it if it were "
             "called normalisation."
@@ -267,6 +267,8 @@ def _answers(model: nn.Module, data: DeviceSplit) -> Tensor:
     try:
         with torch.no_grad():
             answers = model(to_pixels(data.images[:_SAMPLE]))
+    except DucatError:  # of a server or a file, which say themselves what is wrong
+        raise
     except Exception as error:  # it is somebody else's code, and may raise anything
         if is_out_of_memory(error):
             raise

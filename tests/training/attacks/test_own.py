@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,58 @@ def test_what_it_returns_has_to_be_images_in_the_ball(change: Callable[[Tensor],
         evaluate_model(Bright().eval(), IMAGES, LABELS, THREAT, attacks=wrong, output=SILENT)
 
 
-@pytest.mark.parametrize("attacks", [[3], ["pgd", None]])
+def test_it_may_not_change_the_model() -> None:
+    """Every image of a model that was turned round counts as broken."""
+
+    def turn_round(model: nn.Module, images: Tensor, _labels: Tensor, _threat_model: ThreatModel) -> Tensor:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(-1)
+        return images
+
+    with pytest.raises(UsageError, match="own:turn_round changed the model"):
+        evaluate_model(Bright().eval(), IMAGES, LABELS, THREAT, attacks=turn_round, output=SILENT)
+
+
+@pytest.mark.parametrize("eps", [0.5 / 255, 1e-4])
+def test_what_rounding_makes_of_the_border_is_no_error(eps: float) -> None:
+    def clipped(_model: nn.Module, images: Tensor, _labels: Tensor, threat_model: ThreatModel) -> Tensor:
+        far = images + 1
+        return torch.maximum(torch.minimum(far, images + threat_model.eps), images - threat_model.eps)
+
+    report = evaluate_model(
+        Bright().eval(), IMAGES, LABELS, ThreatModel(norm="linf", eps=eps), attacks=clipped, output=SILENT
+    )
+    assert report.attacks[0].examples == len(IMAGES)
+
+
+@dataclass
+class Object:
+    """Has no hash, as what can be compared has none."""
+
+    share: float = 1.0
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, threat_model: ThreatModel) -> Tensor:
+        smaller = threat_model.model_copy(update={"eps": self.share * threat_model.eps})
+        return towards_the_other(model, images, labels, smaller)
+
+
+def test_an_object_that_can_be_called_is_one_too() -> None:
+    model, attack = Bright().eval(), Object()
+    report = evaluate_model(
+        model, IMAGES, LABELS, THREAT, attacks=[Object(0.5), attack, attack], output=SILENT
+    )
+    assert [one.name for one in report.attacks] == ["own:Object", "own:Object"]
+    assert report.worst_case_accuracy == pytest.approx(expected(model, THREAT.eps))
+
+
+def test_a_function_is_not_gone_on_with() -> None:
+    """Its name says nothing of what it does, and a figure of code that is no more would be published."""
+    with pytest.raises(UsageError, match="resume: whether a function is the one"):
+        evaluate("digits-small", attacks=towards_the_other, resume=True, output=SILENT)
+
+
+@pytest.mark.parametrize("attacks", [3, [3], ["pgd", None]])
 def test_neither_a_name_nor_a_function(attacks: Any) -> None:
     with pytest.raises(UsageError, match="neither the name of an attack nor a function"):
         evaluate_model(Bright().eval(), IMAGES, LABELS, THREAT, attacks=attacks, output=SILENT)

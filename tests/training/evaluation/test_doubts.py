@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ducat_serve import Output, evaluate_model
-from ducat_serve.errors import UsageError
+from ducat_serve.errors import DucatError, UsageError
 from ducat_serve.report import RobustnessReport
 from ducat_serve.threat_model import ThreatModel
 from training.evaluation.state_digest import state_digest
@@ -104,6 +104,22 @@ def test_whatever_a_model_raises_is_told(error: Exception) -> None:
     ) as caught:
         measured(Fails(error))
     assert "wrap it" in str(caught.value)
+
+
+def test_what_a_server_says_is_not_the_models_fault() -> None:
+    """A server is a module, too; its refusal has the right next step and exit code."""
+    with pytest.raises(DucatError, match="429") as caught:
+        measured(Fails(DucatError("The server answers 429.", "wait")))
+    assert type(caught.value) is DucatError
+
+
+def test_better_than_guessing_is_not_guessing() -> None:
+    """14 of 20 right could be chance, but is not what guessing gives."""
+    wrong = LABELS[:20].clone()
+    wrong[:6] = 1 - wrong[:6]
+    report = measured(Bright(), IMAGES[:20], wrong)
+    assert report.clean_accuracy == pytest.approx(0.7)
+    assert "guessing" not in doubts(report)
 
 
 def test_memory_that_runs_out_is_not_the_models_fault() -> None:
