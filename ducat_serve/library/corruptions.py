@@ -9,7 +9,7 @@ from ducat_serve.bundled import bundled_name
 from ducat_serve.checkpoint import checkpoint_path
 from ducat_serve.deployed import Deployed, load
 from ducat_serve.errors import UsageError
-from ducat_serve.library.evaluation import copy_here
+from ducat_serve.library.file_evaluation import copy_here
 from ducat_serve.library.foreign import ForeignRequest, dataset_for, write_report
 from ducat_serve.library.foreign_sources import ServerSource
 from ducat_serve.library.report_places import existing_reports

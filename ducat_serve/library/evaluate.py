@@ -10,13 +10,16 @@ from torch import Tensor, nn
 
 from ducat_serve.errors import UsageError
 from ducat_serve.library.arguments import Attacks
-from ducat_serve.library.evaluation import evaluate_file
+from ducat_serve.library.file_evaluation import evaluate_file
 from ducat_serve.library.module_evaluation import evaluate_model
 from ducat_serve.output import Output
 from ducat_serve.predictor import Device
 from ducat_serve.report import RobustnessReport
 from ducat_serve.spec import Fold
 from ducat_serve.threat_model import Norm, ThreatModel
+
+# The two forms are written out, since type checkers and readers of the documentation see no others; a test compares
+# them with the functions that do the work.
 
 
 @overload

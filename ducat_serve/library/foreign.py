@@ -11,7 +11,7 @@ from torch import nn
 
 from ducat_serve import atomic
 from ducat_serve.errors import InterruptedRun, Terminated, UsageError, command_line, signal_of
-from ducat_serve.library.evaluation import keeping_corruptions
+from ducat_serve.library.file_evaluation import keeping_corruptions
 from ducat_serve.library.foreign_sources import Opened, Source
 from ducat_serve.output import Output
 from ducat_serve.report import HELD_OUT, RobustnessReport

@@ -34,9 +34,7 @@ def main() -> None:
     # Pillow warns once for every odd chunk, and a file may hold many thousand.
     warnings.simplefilter("ignore")
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(
-        resource.RLIMIT_CORE, (0, 0)
-    )  # a dump would take longer than it may live, and hold an image
+    # A dump would take longer than the process may live, and hold an image.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     bounded = 0
     stdin, stdout = sys.stdin.buffer, sys.stdout.buffer

@@ -13,7 +13,7 @@ import pytest
 from ducat_serve.checkpoint import read_checkpoint, read_spec, write_checkpoint
 from ducat_serve.cli.main import run
 from ducat_serve.deployed import load
-from ducat_serve.library.evaluation import keeping_corruptions
+from ducat_serve.library.file_evaluation import keeping_corruptions
 from ducat_serve.predictor import Predictor
 from ducat_serve.report import RobustnessReport
 from ducat_serve.report_text import report_in_words

@@ -59,7 +59,7 @@ def test_two_processes_write_the_same_bytes(checkpoint: Path, tmp_path: Path) ->
 def test_evaluation_waits_neither_for_torchvision_nor_for_the_compiler(checkpoint: Path) -> None:
     """Both take as long to import as torch itself, and no evaluation of a network of ours needs them."""
     code = (
-        "import sys; import ducat_serve.library.evaluation, training.evaluation.corruptions;"
+        "import sys; import ducat_serve.library.file_evaluation, training.evaluation.corruptions;"
         "from ducat_serve.deployed import load; load(sys.argv[1]);"
         "sys.exit(str({'torchvision', 'torch._dynamo', 'matplotlib'} & set(sys.modules) or '') or 0)"
     )

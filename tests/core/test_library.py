@@ -58,7 +58,7 @@ def test_what_is_not_installed_is_said_with_its_extra(name: str, package: str, e
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    "module", ["evaluation", "foreign", "corruptions", "mixing", "importing", "training"]
+    "module", ["file_evaluation", "foreign", "corruptions", "mixing", "importing", "training"]
 )
 def test_only_exports_need_the_exporter(module: str) -> None:
     code = (

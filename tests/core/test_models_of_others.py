@@ -12,7 +12,7 @@ from ducat_serve import Output, evaluate_model
 from ducat_serve.checklist import tick_off
 from ducat_serve.errors import UsageError
 from ducat_serve.library.corruptions import MeasuredCorruptions
-from ducat_serve.library.evaluation import keeping_corruptions
+from ducat_serve.library.file_evaluation import keeping_corruptions
 from ducat_serve.library.foreign import (
     _answers,
     _require_one_model,

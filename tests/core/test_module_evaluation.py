@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ducat_serve import Output, evaluate, evaluate_model
 from ducat_serve.errors import DucatError, UsageError
-from ducat_serve.library.evaluation import evaluate_file
+from ducat_serve.library.file_evaluation import evaluate_file
 from ducat_serve.report import RobustnessReport
 from ducat_serve.threat_model import ThreatModel
 from training.evaluation.doubts import gradient_doubt

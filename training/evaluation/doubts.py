@@ -73,34 +73,40 @@ def _no_gradient(why: str) -> Doubt:
     )
 
 
-def infinite_gradient_doubt(model: nn.Module, images: Tensor) -> Doubt | None:
-    """Whether the gradient for some of ``images`` is not finite, as that of a root is at 0."""
-    images = images.detach().requires_grad_(True)
-    with torch.enable_grad():
-        gradient = torch.autograd.grad(model(images).sum(), images)[0]
-    infinite = int((~gradient.isfinite()).flatten(1).any(dim=1).sum())
+def infinite_gradients(model: nn.Module, images: Tensor) -> list[Doubt]:
+    """Whether the gradient for some of ``images`` [N, channels, H, W] is not finite, as that of a root is at 0."""
+    infinite = 0
+    for image in torch.split(images.detach(), 1):  # one at a time, so that none is too many for the memory
+        image.requires_grad_(True)
+        with torch.enable_grad():
+            gradient = torch.autograd.grad(model(image).sum(), image)[0]
+        infinite += not bool(gradient.isfinite().all())
     if infinite == 0:
-        return None
-    return Doubt(
-        "gradients that are not finite",
-        f"at {infinite} of {len(images)} clean images. Attacks take 0 in their place, and so miss what these pixels "
-        "would do",
-    )
+        return []
+    return [
+        Doubt(
+            "gradients that are not finite",
+            f"at {infinite} of {len(images)} clean images. Attacks take 0 in their place, and so miss what these "
+            "pixels would do",
+        )
+    ]
 
 
-def guessing_doubt(model: nn.Module, images: Tensor, labels: Tensor, classes: int) -> Doubt | None:
+def guessing(model: nn.Module, images: Tensor, labels: Tensor, classes: int) -> list[Doubt]:
     """Whether no more of ``images`` [N, channels, H, W] are right than guessing gives; nothing is said of few."""
     if len(images) < _ENOUGH:
-        return None
+        return []
     answers = torch.cat([model(part).argmax(dim=1) for part in torch.split(images, _AT_A_TIME)])
     right = int((answers == labels).sum())
     if right > len(images) / classes:
-        return None
-    return Doubt(
-        "no better than guessing",
-        f"{right} of {len(images)} clean images are right, of {classes} classes. See that it is trained, has its "
-        "classes in this order and takes pixels in [0, 1]",
-    )
+        return []
+    return [
+        Doubt(
+            "no better than guessing",
+            f"{right} of {len(images)} clean images are right, of {classes} classes. See that it is trained, has its "
+            "classes in this order and takes pixels in [0, 1]",
+        )
+    ]
 
 
 @torch.no_grad()

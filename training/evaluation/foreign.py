@@ -29,8 +29,8 @@ from training.evaluation.doubts import (
     Doubt,
     doubts,
     gradient_doubt,
-    guessing_doubt,
-    infinite_gradient_doubt,
+    guessing,
+    infinite_gradients,
     repeated_images,
 )
 from training.evaluation.evaluate import Plan, Subject
@@ -102,13 +102,12 @@ def prepare_model(
     names = tuple(class_names) if class_names is not None else tuple(str(i) for i in range(classes))
     _require_width(classes, names, fold)
     has_code = origin.artefact == "checkpoint"
-    masked = gradient_doubt(model, sample[:1]) if has_code else None
-    differentiable = has_code and masked is None
-    found += [
-        doubt
-        for doubt in (masked, infinite_gradient_doubt(model, sample) if differentiable else None)
-        if doubt
-    ]
+    no_gradient = gradient_doubt(model, sample[:1]) if has_code else None
+    differentiable = has_code and no_gradient is None
+    if no_gradient is not None:
+        found.append(no_gradient)
+    elif has_code:
+        found += infinite_gradients(model, sample)
     if has_code and not model.state_dict():
         found.append(_NO_STATE)
     if origin.artefact != "server":  # of which every answer is dear
@@ -154,9 +153,8 @@ def _attacks(
 
 @torch.no_grad()
 def _guessing(model: Deployed, data: DeviceSplit, classes: int) -> list[Doubt]:
-    some = slice(_GUESSING_SAMPLE)
-    doubt = guessing_doubt(model, to_pixels(data.images[some]), data.labels[some], classes)
-    return [] if doubt is None else [doubt]
+    images, labels = data.images[:_GUESSING_SAMPLE], data.labels[:_GUESSING_SAMPLE]
+    return guessing(model, to_pixels(images), labels, classes)
 
 
 @torch.no_grad()

@@ -153,7 +153,8 @@ def require_unchanged(
 class Run:
     """A run that begins, or goes on.
 
-    ``data_dir`` None is the user's cache folder; ``offline`` forbids to download; ``initial`` None is fresh weights.
+    ``data_dir`` None is the user's cache folder; ``offline`` forbids to download; ``initial`` None is fresh weights;
+    ``resumed`` says that it goes on.
     """
 
     config: TrainConfig

@@ -244,7 +244,7 @@ def _measured(
 ) -> _Finished | None:
     """Measure a model of ours, and store the report in it. None where nothing is left to be done."""
     from ducat_serve.library.corruptions import measure_on_corruptions
-    from ducat_serve.library.evaluation import measure
+    from ducat_serve.library.file_evaluation import measure
     from ducat_serve.library.report_places import beside_a_better_one
 
     if request.settings.suite == CORRUPTIONS:
