@@ -137,7 +137,7 @@ def test_a_report_that_says_more_is_not_lost(tmp_path: Path, capsys: pytest.Capt
     weak = measured(Brightness(), suite="quick", images=20)
     free = beside_a_better_one(weak, file, Output())
     assert free == tmp_path / "their.robustness-2.json"
-    assert "weaker attacks, fewer images" in capsys.readouterr().err
+    assert "stays: the new report says less than it (weaker attacks, fewer images)" in capsys.readouterr().err
     write_report("their", weak, free, SILENT)
     assert beside_a_better_one(weak, file, SILENT) == free, "which says no more"
     write_report("their", strong, free, SILENT)
