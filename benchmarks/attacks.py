@@ -257,6 +257,7 @@ def main() -> None:
         rows = _with(rows, found)
         command = (
             f"python benchmarks/attacks.py --zoo {arguments.zoo} --max-examples {arguments.max_examples}"
+            + (" --data-dir DIR" if arguments.data_dir else "")
         )
         write(rows, stem, command)
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,58 +15,10 @@ from ducat_serve.cli.main import run
 from ducat_serve.errors import UsageError
 from ducat_serve.library.foreign_sources import CallableSource, ModelCallable, ServerSource
 from ducat_serve.output import Output
-from ducat_serve.report import AttackResult, RobustnessReport
+from ducat_serve.report import RobustnessReport
 from tests.support.image_folders import write_colours
-from tests.support.interrupted import stop_in
-from training.attacks.base import Attack
-from training.evaluation.attack_run import AttackRun
+from tests.support.somebodys_nets import DIGITS, REPORT, SOURCE, write_and_enter
 from training.evaluation.foreign import import_model
-
-SOURCE = """
-import torch
-
-def make():
-    torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10))
-
-def three():
-    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3)).eval()
-
-def ready():
-    return make().eval()
-
-def narrow():
-    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 7))
-
-class Strange(torch.nn.Module):
-    def __init__(self, kind):
-        super().__init__()
-        self.net, self.kind = make(), kind
-        self.register_buffer("calls", torch.zeros(1))
-
-    def forward(self, images):
-        logits = self.net(images)
-        if self.kind == "changing":
-            self.calls += 1
-        return {"nan": logits * float("nan"), "pair": (logits, images)}.get(self.kind, logits)
-
-def nan():
-    return Strange("nan")
-
-def pair():
-    return Strange("pair")
-
-def changing():
-    return Strange("changing")
-
-def no_module():
-    return "a model"
-
-def broken():
-    raise RuntimeError("no weights here")
-"""
-
-DIGITS = ["evaluate", "somebodys_nets:make", "--import-from", ".", "--dataset", "digits"]
 
 
 @pytest.mark.parametrize("host", ["[::1", "localhost:abc", "localhost:99999", ""])
@@ -80,9 +29,7 @@ def test_an_address_that_is_none_is_a_usage_error(host: str) -> None:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "somebodys_nets.py").write_text(SOURCE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "somebodys_nets", raising=False)  # of the test before
+    write_and_enter(tmp_path, monkeypatch)
     return tmp_path
 
 
@@ -307,91 +254,6 @@ def test_a_model_in_train_mode_is_put_into_eval_mode_and_that_is_said(
     assert ("in train mode; it is measured in eval mode" in capsys.readouterr().err) is is_said
 
 
-ASKED = [*DIGITS, "--max-examples", "30"]
-ASKED += ["--eps", "0.05", "--eps", "0.1", "--attack", "pgd", "--attack", "apgd-ce"]
-REPORT, STATE = (
-    "somebodys_nets.make.robustness.json",
-    "somebodys_nets.make.robustness.json.evaluation-",
-)
-
-
-def report_in(file: Path) -> dict[str, Any]:
-    """Without how long it took and when."""
-    return {**json.loads(file.read_text()), "seconds": None, "created": None}
-
-
-def test_an_interrupted_evaluation_is_gone_on_with(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(ASKED) == 0
-    whole = report_in(here / REPORT)
-    (here / REPORT).unlink()
-    with monkeypatch.context() as patch:
-        stop_in(patch, "apgd-ce", eps=0.1)
-        assert run(ASKED) == 130
-    said = capsys.readouterr().err
-    assert "ducat evaluate somebodys_nets:make --resume (and the same options)" in said
-    assert not (here / REPORT).exists()
-    assert list(here.glob(f"{STATE}*"))
-
-    ran: list[tuple[str, float]] = []
-    real = AttackRun._run
-
-    def watched(attack_run: AttackRun, attack: Attack) -> AttackResult:
-        ran.append((attack.name, attack_run.runner.ball.eps))
-        return real(attack_run, attack)
-
-    monkeypatch.setattr(AttackRun, "_run", watched)
-    assert run([*ASKED, "--resume"]) == 0
-    assert ran == [("apgd-ce", 0.1)]
-    assert report_in(here / REPORT) == whole
-    assert not list(here.glob(f"{STATE}*"))
-
-
-@pytest.mark.parametrize(
-    ("was", "now", "changed"),
-    [
-        ("manual_seed(0)", "manual_seed(1)", "function, weights changed"),
-        (
-            "torch.nn.Flatten()",
-            "torch.nn.Sequential(torch.nn.Tanh(), torch.nn.Flatten())",
-            ": function changed",
-        ),
-    ],
-    ids=["weights", "code"],
-)
-def test_another_model_does_not_go_on_with_it(
-    was: str,
-    now: str,
-    changed: str,
-    here: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    # Two versions of a file of one size and second would share their bytecode.
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    with monkeypatch.context() as patch:
-        stop_in(patch, "apgd-ce")
-        assert run(ASKED) == 130
-    (here / "somebodys_nets.py").write_text(SOURCE.replace(was, now))
-    monkeypatch.delitem(sys.modules, "somebodys_nets")
-    importlib.invalidate_caches()
-    assert run([*ASKED, "--resume"]) == 2
-    assert changed in capsys.readouterr().err
-    assert list(here.glob(f"{STATE}*"))
-
-
-def test_other_images_are_not_taken_for_another_function(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A function is known by its answers to the first images, which are others with another seed."""
-    with monkeypatch.context() as patch:
-        stop_in(patch, "apgd-ce")
-        assert run(ASKED) == 130
-    assert run([*ASKED, "--seed", "3", "--resume"]) == 2
-    assert ": data, seed changed" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("wrong", [("--attack", "fab"), ("--suite", "autoattack")])
 def test_a_name_that_is_wrong_is_found_before_the_model_is_made(
     wrong: tuple[str, str], here: Path, capsys: pytest.CaptureFixture[str]
@@ -407,16 +269,9 @@ def test_a_name_that_is_wrong_is_found_before_the_model_is_made(
 def test_a_report_does_not_go_to_a_device(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As /dev/full, which gives zeros without end to whoever reads it; to break this must not break the machine."""
     os.mkfifo(here / "pipe")
-    assert run([*ASKED, "--out", "pipe"]) != 0
+    assert run([*DIGITS, "--eps", "0.1", "--attack", "pgd", "--out", "pipe"]) != 0
     assert "it is a device or a pipe" in capsys.readouterr().err
     assert not (here / REPORT).exists()
-
-
-def test_a_server_is_not_gone_on_with(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    del here
-    server = ["--url", "http://127.0.0.1:1/v1/predict", "--query-budget", "10"]
-    assert run(["evaluate", *server, "--dataset", "digits", "--eps", "0.1", "--resume"]) == 2
-    assert "a server may answer otherwise by now" in capsys.readouterr().err
 
 
 def test_a_report_is_not_written_where_its_card_goes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
