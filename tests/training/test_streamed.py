@@ -92,5 +92,5 @@ def test_no_thread_is_left_once_a_batch_is_read(on_disk: NDArray[np.uint8]) -> N
     data.at(torch.tensor([1, 2]), then)
     for thread in set(threading.enumerate()) - before:
         thread.join(10)
-    assert set(threading.enumerate()) == before
+    assert set(threading.enumerate()) <= before  # threads of other tests may have ended meanwhile
     np.testing.assert_array_equal(data.at(then).permute(0, 2, 3, 1).numpy(), on_disk[3:5])
