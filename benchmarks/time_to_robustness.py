@@ -5,7 +5,7 @@
 
 Ours is `ducat train --recipe cifar10-hours`, with its validation and its saved states, both of which it pays for. The
 textbook loop is that of training/textbook.py: PGD-10, float32, NCHW, a rate that drops to a tenth after 75 and 90 % of
-its epochs. Network, first weights, images and their order are the same. They take turns, so that both see the same
+its steps. Network, first weights, images and their order are the same. They take turns, so that both see the same
 machine: an epoch of ours, then as many seconds of the other. After each epoch of either one its deployed function is
 measured, clean and under PGD-20 on val images, and nobody is charged for that. Each stops at the first epoch that
 reaches both.
@@ -46,7 +46,7 @@ from training.trainer import Trainer
 from training.validation import Validation
 
 MEASURING_STEPS = 20
-_DROPS = (0.75, 0.9)  # of the textbook's epochs
+_DROPS = (0.75, 0.9)  # of the textbook's steps
 
 
 @dataclass(frozen=True)
@@ -187,10 +187,9 @@ class TextbookRun:
         """Train until it has had so many seconds, or to the end of the epoch, which is then measured."""
         progress, epoch = self.progress, len(self.progress.measurements) + 1
         order = self.batches.order(epoch)
-        drops = sum(epoch > share * progress.epochs for share in _DROPS)
-        self.textbook.optimizer.param_groups[0]["lr"] = 0.1 * 0.1**drops
         while self.step < self.batches.steps and progress.seconds < seconds:
             started = time.monotonic()
+            self.textbook.optimizer.param_groups[0]["lr"] = self._rate(epoch)
             torch.manual_seed(epoch * self.batches.steps + self.step)  # a resumed run draws the same noise
             images, labels = self.batches.batch(order, epoch, self.step)
             self.textbook.step(images, labels, dummies=False)
@@ -201,6 +200,11 @@ class TextbookRun:
             progress.measurements.append(self.measure(self.textbook.model, epoch, progress.seconds))
             self.step = 0
         self._save()
+
+    def _rate(self, epoch: int) -> float:
+        """Dropped at a step and not at the end of an epoch, of which a short run has too few."""
+        done = (epoch - 1 + self.step / self.batches.steps) / self.progress.epochs
+        return float(0.1 * 0.1 ** sum(done >= share for share in _DROPS))
 
     def _save(self) -> None:
         buffer = io.BytesIO()
@@ -214,6 +218,14 @@ class TextbookRun:
         atomic.write_bytes(self.file, buffer.getvalue())
 
 
+def shortened(options: dict[str, Any], recipe: str, device: torch.device) -> TrainConfig:
+    """The recipe in so many epochs; its ramp of eps takes the same share of them as of all, but one at least."""
+    whole = new_config({**options, "epochs": None}, recipe, None, device)
+    epochs = options["epochs"] or whole.epochs
+    ramp = whole.eps_ramp and max(1, round(whole.eps_ramp * epochs / whole.epochs))
+    return new_config({**options, "epochs": epochs, "eps_ramp": ramp}, recipe, None, device)
+
+
 @exact_float32()
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -221,6 +233,7 @@ def main() -> None:
     )
     parser.add_argument("--dataset", default="cifar10")
     parser.add_argument("--recipe", default="cifar10-hours")
+    parser.add_argument("--network", help="of both  [default: the recipe's]")
     parser.add_argument("--clean", type=float, default=0.65, help="clean accuracy to reach  [default: 0.65]")
     parser.add_argument("--pgd", type=float, default=0.42, help="accuracy under PGD-20  [default: 0.42]")
     parser.add_argument("--epochs", type=int, help="of ours  [default: the recipe's]")
@@ -231,8 +244,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results"))
     given = parser.parse_args()
     device, output = torch.device("cpu"), Output()
-    options = {"network": None, "precision": None, "epochs": given.epochs, "seed": given.seed}
-    config = new_config({"dataset": given.dataset, **options}, given.recipe, None, device)
+    options = {"network": given.network, "precision": None, "epochs": given.epochs, "seed": given.seed}
+    config = shortened({"dataset": given.dataset, **options}, given.recipe, device)
     data = load_dataset(
         config.dataset, data_dir=given.data_dir, offline=True, seed=config.seed, output=output
     )
