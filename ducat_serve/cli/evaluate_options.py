@@ -10,6 +10,7 @@ from ducat_serve.cli.foreign_options import foreign_options
 from ducat_serve.cli.headings import heading, stacked
 from ducat_serve.cli.network_options import own_network_option
 from ducat_serve.cli.options import PIXEL_SIZE, data_options, device_option
+from ducat_serve.cli.own_attacks import allow_attacks
 from ducat_serve.cli.release_gate import Bar
 from ducat_serve.cli.threads_option import threads_option
 from ducat_serve.threat_model import NORMS
@@ -42,7 +43,13 @@ evaluate_options = stacked(
         "whether images can be flagged) or full (also AutoAttack and Square); corruptions runs no attack, but "
         "CIFAR-10-C and its kind.",
     ),
-    click.option("--attack", multiple=True, metavar="NAME", help="Instead of a suite; repeatable."),
+    click.option(
+        "--attack",
+        multiple=True,
+        metavar="NAME",
+        callback=allow_attacks,
+        help="Instead of a suite; repeatable. package.module:function is one of your own.",
+    ),
     click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
     click.option("--resume", is_flag=True, help="Go on after the last attack of an interrupted evaluation."),
     heading("Results"),

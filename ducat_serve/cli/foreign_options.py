@@ -98,16 +98,9 @@ class ForeignGiven:
             return CallableSource(made_by, self.fold or "none", twin)
         self._refuse("a package.module:callable MODEL", {"--fold": self.fold})
         if model.suffix == ".onnx" and self.input is not None:
-            if self.twin is None:
-                self._refuse(
-                    "a package.module:callable, as MODEL or --twin", {"--import-from": self.import_from}
-                )
+            self._refuse_an_idle_folder()
             return OnnxSource(model, self.input, self._scale(model), device, twin)
-        if not is_anything_allowed():
-            self._refuse(
-                "a package.module:callable, as MODEL, --twin or --network",
-                {"--import-from": self.import_from},
-            )
+        self._refuse_an_idle_folder()
         self._refuse("a .onnx MODEL of others, with --input", {"--scale": self.scale, "--twin": self.twin})
         self._refuse("a MODEL of others: yours says its size", {"--image-size": self.image_size})
         self._require_ours(model)
@@ -120,8 +113,7 @@ class ForeignGiven:
             raise UsageError("There is no MODEL to measure.", "name one, or a server: --url URL")
         described = {"--fold": self.fold, "--input": self.input, "--scale": self.scale}
         self._refuse("a MODEL, not for --url", described)
-        if self.twin is None:
-            self._refuse("a package.module:callable, as MODEL or --twin", {"--import-from": self.import_from})
+        self._refuse_an_idle_folder()
         if self.query_budget is None:
             raise UsageError(
                 f"How much may {self.url} be asked?",
@@ -151,6 +143,14 @@ class ForeignGiven:
             from training.evaluation.foreign_onnx import not_ours
 
             raise not_ours(model)
+
+    def _refuse_an_idle_folder(self) -> None:
+        """Raise UsageError for a folder from which nothing that was named is imported."""
+        if self.twin is None and not is_anything_allowed():
+            self._refuse(
+                "a package.module:callable, as MODEL, --twin, --network or --attack",
+                {"--import-from": self.import_from},
+            )
 
     def _refuse(self, are_for: str, given: dict[str, object]) -> None:
         if wrong := [name for name, value in given.items() if value is not None]:

@@ -14,7 +14,7 @@ from ducat_serve.atomic import write_bytes, write_text
 from ducat_serve.attacked_examples import AttackedExamples, examples_file
 from ducat_serve.bundled import bundled_name, model_path
 from ducat_serve.checkpoint import read_spec
-from ducat_serve.errors import InterruptedRun, Terminated, UsageError, command_line, signal_of
+from ducat_serve.errors import Terminated, UsageError, command_line, signal_of
 from ducat_serve.library.arguments import (
     Attacks,
     attacks_asked_for,
@@ -23,6 +23,7 @@ from ducat_serve.library.arguments import (
     require_whole,
     sizes,
 )
+from ducat_serve.library.resuming import interrupted, require_resumable
 from ducat_serve.library.storing import require_export, store_in_checkpoint, store_in_export
 from ducat_serve.model_file import model_in, read_verified_spec
 from ducat_serve.networks.allowed import options_for
@@ -81,11 +82,6 @@ def evaluate_file(
     require_one_of("norm", norm, (None, *get_args(Norm)))
     require_one_of("lattice", lattice, (None, "8bit"))
     require_device(device)
-    if resume and any(not isinstance(name, str) for name in names):
-        raise UsageError(
-            "resume: whether a function is the one that attacked before cannot be told.",
-            "leave resume out, or name attacks of ours only",
-        )
     settings = EvaluationSettings(
         split=split,
         norm=norm,
@@ -169,6 +165,8 @@ def measure(
 
     Of several processes, which torchrun or `--devices` started, each returns it; only the first may store it.
     """
+    if resume:
+        require_resumable(request.settings)
     device = evaluation_device(request, output)
     with joined(device) as processes:
         if not processes.is_first:
@@ -206,11 +204,7 @@ def _measure_together(
                 found = run_evaluation(prepared.subject, plan, output, state, keeper=keeper)
             write(prepared.subject, plan, found, prepared.index)
     except (KeyboardInterrupt, Terminated) as stopped:
-        raise InterruptedRun(
-            signal_of(stopped),
-            "interrupted; what the finished attacks found is kept.",
-            f"{command_line('ducat', 'evaluate', path, '--resume')} (and the same options)",
-        ) from None
+        raise interrupted(signal_of(stopped), path, request.settings) from None
     kept = keeper.examples(found.report.weights_digest, plan.threat_model) if keeper else None
     return Measured(path, prepared.spec, found.report, state, kept, store)
 

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from ducat_serve import atomic
-from ducat_serve.errors import InterruptedRun, Terminated, UsageError, command_line, signal_of
+from ducat_serve.errors import InterruptedRun, Terminated, UsageError, signal_of
 from ducat_serve.library.file_evaluation import keeping_corruptions
 from ducat_serve.library.foreign_sources import Opened, Source
+from ducat_serve.library.resuming import interrupted, require_resumable
 from ducat_serve.output import Output
 from ducat_serve.report import HELD_OUT, RobustnessReport
 from ducat_serve.report_file import read_report
@@ -82,6 +83,8 @@ def measure_foreign(
         raise UsageError(
             "--resume: a server may answer otherwise by now, and what it was asked is spent.", "leave it out"
         )
+    if resume:
+        require_resumable(settings)
     require_suite(settings.suite)  # before a model is made, which may take a while
     require_attacks(settings.attacks)
     device = local_device(choose_device("cpu" if request.source.on_cpu else settings.device, output))
@@ -89,7 +92,7 @@ def measure_foreign(
         try:
             return _measure_together(request, out, outputs, output, processes, device, resume)
         except (KeyboardInterrupt, Terminated) as stopped:
-            raise _interrupted(signal_of(stopped), request.source) from None
+            raise _interrupted(signal_of(stopped), request) from None
 
 
 _HELD_OUT = Doubt(
@@ -104,14 +107,10 @@ def _doubted(subject: Subject, doubt: Doubt, output: Output) -> Subject:
     return replace(subject, doubts=(*(subject.doubts or ()), str(doubt)))
 
 
-def _interrupted(signal: int, source: Source) -> InterruptedRun:
-    if not source.resumable:
+def _interrupted(signal: int, request: ForeignRequest) -> InterruptedRun:
+    if not request.source.resumable:
         return InterruptedRun(signal, "interrupted; nothing was kept.", "run it again")
-    return InterruptedRun(
-        signal,
-        "interrupted; what the finished attacks found is kept.",
-        f"{command_line('ducat', 'evaluate', source.name, '--resume')} (and the same options)",
-    )
+    return interrupted(signal, request.source.name, request.settings)
 
 
 def _measure_together(

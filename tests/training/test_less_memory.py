@@ -17,9 +17,9 @@ from ducat_serve.spec import ModelSpec
 from tests.support.training_runs import trainer
 from training.activation_checkpoints import checkpoint_blocks
 from training.distributed.processes import ProcessGroup
-from training.memory import enough_memory_for
 from training.objectives import METHODS
 from training.resolve import resolve
+from training.run.enough_memory import enough_memory_for
 from training.trainer import Trainer
 
 BATCH, PORTIONS = 13, 3

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ducat_serve.errors import UsageError
+from ducat_serve.errors import DucatError, UsageError
 from ducat_serve.threat_model import ThreatModel
 from training.attacks.ball import distance, largest_eps
 from training.attacks.base import Attack, Settings, Task
 from training.attacks.frozen import frozen
+from training.memory import is_out_of_memory
 
 # The deployed function, images float32 [N, channels, H, W], labels int64 [N] and the threat model, to images in the
 # ball around them.
@@ -45,13 +48,10 @@ class OwnAttack(Attack):
         return {}
 
     def __call__(self, task: Task) -> Tensor:
-        """Raises UsageError where the function returns anything but images in the ball."""
+        """Raises UsageError where the function fails or returns anything but images in the ball."""
         ball, images = task.ball, task.images
         before = _versions(task.model)
-        with frozen(task.model), torch.enable_grad():
-            found = self.function(
-                task.model, images.clone(), task.labels.clone(), ThreatModel(norm=ball.norm, eps=ball.eps)
-            )
+        found = self._found(task)
         if _versions(task.model) != before:
             raise UsageError(
                 f"{self.name} changed the model, so that it is another one now.", "have it work on a copy"
@@ -73,6 +73,27 @@ class OwnAttack(Attack):
                 "have it project its images onto the ball",
             )
         return ball.project(images, found)
+
+    def _found(self, task: Task) -> Any:
+        threat_model = ThreatModel(norm=task.ball.norm, eps=task.ball.eps)
+        try:
+            with frozen(task.model), torch.enable_grad():
+                return self.function(task.model, task.images.clone(), task.labels.clone(), threat_model)
+        except DucatError:
+            raise
+        except Exception as error:  # it is somebody else's code, and may raise anything
+            if is_out_of_memory(error):  # which a smaller batch may mend
+                raise
+            raise UsageError(
+                f"{self.name} failed{_place(error)}: {type(error).__name__}: {error}."
+            ) from error
+
+
+def _place(error: Exception) -> str:
+    """Where in the user's files, since torch's are no help."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is ours
+    of_users = [frame for frame in frames if "site-packages" not in Path(frame.filename).parts]
+    return f" ({of_users[-1].filename}, line {of_users[-1].lineno})" if of_users else ""
 
 
 def _versions(model: nn.Module) -> list[int]:

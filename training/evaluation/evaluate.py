@@ -190,8 +190,9 @@ def _runner(subject: Subject, plan: Plan, output: Output) -> Runner:
     batches = math.ceil(len(data) / plan.batch_size)
     if batches < processes.size:
         output.warn(
-            f"{batches} batches of {plan.batch_size} images for {processes.size} devices: some have nothing to do. A "
-            "smaller --batch-size deals out more of them, and draws other random numbers."
+            f"Of {processes.size} devices {processes.size - batches} will have nothing to do: there are "
+            f"{len(data)} images, in batches of {plan.batch_size}. A smaller "
+            "--batch-size deals out more of them, and draws other random numbers."
         )
     ball = Ball.of(plan.threat_model, eight_bit=plan.eight_bit)
     return Runner(model, data, ball, plan.seed, Batches(plan.batch_size, output, processes), output)

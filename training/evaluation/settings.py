@@ -33,6 +33,11 @@ class EvaluationSettings:
     offline: bool = False
     device: Device = "auto"
 
+    @property
+    def has_own_attacks(self) -> bool:
+        """Whether an attack is a function of the user's own."""
+        return any(not isinstance(attack, str) for attack in self.attacks)
+
     def choose(self, data: Dataset) -> tuple[Split, tuple[int, ...]]:
         """The images to measure on, and their places in the split."""
         images = data.val if self.split == "val" else data.test

@@ -20,7 +20,6 @@ from training.data import DATASETS, folder_path, unknown_dataset
 from training.device import fastest_precision
 from training.distributed.processes import ProcessGroup, local_device
 from training.initial import InitialWeights, StartWeights
-from training.memory import enough_memory_for
 from training.pretrained import Pretrained, package_weights
 from training.provenance import Provenance, git_revision, installed_versions
 from training.randomness import generators_kept
@@ -28,6 +27,7 @@ from training.recipes import load_recipe
 from training.resolve import resolve
 from training.run.curves import draw_curves
 from training.run.dataset import load_run_data
+from training.run.enough_memory import enough_memory_for
 from training.run.folder import RunFolder
 from training.run.metrics import RunSummary
 from training.start_robustness import with_measured_ramp

@@ -16,6 +16,7 @@ from ducat_serve.cli.evaluated_model import EvaluatedModel, ForeignModel
 from ducat_serve.cli.foreign_options import ForeignGiven
 from ducat_serve.cli.headings import CommandWithHeadings, heading
 from ducat_serve.cli.options import common
+from ducat_serve.cli.own_attacks import attacks_of
 from ducat_serve.cli.release_gate import require, require_worst_case_attacks
 from ducat_serve.cli.report_table import show_report
 from ducat_serve.errors import UsageError
@@ -94,6 +95,7 @@ def command(
       ducat evaluate runs/digits
       ducat evaluate runs/digits --suite standard --max-examples 500 --json
       ducat evaluate runs/digits --attack apgd-ce --attack targeted
+      ducat evaluate runs/digits --attack closest-first --attack mine:attack --import-from .
       ducat evaluate runs/digits --suite standard --bar clean=0.80,worst_case=0.45
       ducat evaluate runs/digits --eps 2/255 --eps 4/255 --eps 8/255
       ducat evaluate runs/digits --save-adversarial broken --per-image rows.csv
@@ -147,7 +149,7 @@ def command(
         eps=eps,
         eight_bit=lattice is not None,
         suite=suite,
-        attacks=tuple(dict.fromkeys(attack)),
+        attacks=attacks_of(attack),
         max_examples=max_examples,
         batch_size=batch_size,
         seed=seed,

@@ -1,0 +1,30 @@
+"""What a training can do where memory runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ducat_serve.errors import DucatError
+from training.config import TrainConfig
+from training.memory import is_out_of_memory
+
+
+@contextmanager
+def enough_memory_for(config: TrainConfig) -> Iterator[None]:
+    """Raise DucatError, with the settings that take less, where memory runs out inside."""
+    try:
+        yield
+    except Exception as error:  # libraries raise what they like
+        if not is_out_of_memory(error):
+            raise
+        at_once = -(-config.batch_size // config.portions)
+        first_line = str(error).partition("\n")[0]
+        smaller = f"--accumulate {2 * config.portions} (the same batch in smaller portions)"
+        blocks = "" if config.checkpoint_activations else ", --checkpoint-activations"
+        raise DucatError(
+            f"There is not enough memory to train on {at_once} images at once ({first_line}).",
+            f"begin again with {smaller}{blocks}, or a smaller --batch-size"
+            if at_once > 2
+            else f"begin again with a smaller network or image size{blocks}",
+        ) from error
