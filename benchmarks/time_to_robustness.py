@@ -11,7 +11,7 @@ measured, clean and under PGD-20 on val images, and nobody is charged for that. 
 reaches both.
 
 Days on two cores. Interrupted, it goes on where it was when started again with the same options; what it knows is
-written to results/time-to-robustness.json after each turn.
+written to results/time-to-robustness.json and .md after each turn.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ import argparse
 import io
 import json
 import os
-import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from race import Measurement, Progress, page, summary, take_turns
 from torch import nn
 
 from ducat_serve import atomic
@@ -47,85 +46,6 @@ from training.validation import Validation
 
 MEASURING_STEPS = 20
 _DROPS = (0.75, 0.9)  # of the textbook's steps
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """After an epoch: wall-clock seconds that were spent on training so far, and accuracies in [0, 1]."""
-
-    epoch: int
-    seconds: float
-    clean: float
-    pgd: float
-
-
-@dataclass
-class Progress:
-    """How far one of the two has come."""
-
-    epochs: int  # after which it gives up
-    seconds: float = 0.0
-    images: int = 0
-    measurements: list[Measurement] = field(default_factory=list)
-
-    @classmethod
-    def read(cls, document: dict[str, Any]) -> Progress:
-        known = [Measurement(**measured) for measured in document["measurements"]]
-        return cls(document["epochs"], document["seconds"], document["images"], known)
-
-    def reached(self, clean: float, pgd: float) -> float | None:
-        """Seconds until the first epoch at whose end both accuracies were there; None if none has been."""
-        found = (m.seconds for m in self.measurements if m.clean >= clean and m.pgd >= pgd)
-        return next(found, None)
-
-    def is_done(self, clean: float, pgd: float) -> bool:
-        return len(self.measurements) >= self.epochs or self.reached(clean, pgd) is not None
-
-
-def take_turns(
-    ours: Progress,
-    textbook: Progress,
-    clean: float,
-    pgd: float,
-    *,
-    epoch_of_ours: Callable[[], None],
-    textbook_until: Callable[[float], None],
-    after_each: Callable[[], None],
-) -> None:
-    """Let both train until each has reached the pair or given up.
-
-    Args:
-        epoch_of_ours: trains and measures one epoch, and adds it to ``ours``.
-        textbook_until: trains until it has had this many seconds or has ended an epoch, and adds that to ``textbook``.
-        after_each: called after each turn.
-    """
-    while not (ours.is_done(clean, pgd) and textbook.is_done(clean, pgd)):
-        if not ours.is_done(clean, pgd):
-            epoch_of_ours()
-            after_each()
-            until = ours.seconds
-        else:  # alone it goes on in turns as long, so that what it did is written down as often
-            until = textbook.seconds + ours.seconds / len(ours.measurements)
-        while textbook.seconds < until and not textbook.is_done(clean, pgd):
-            textbook_until(until)
-            after_each()
-
-
-def summary(ours: Progress, textbook: Progress, clean: float, pgd: float) -> dict[str, Any]:
-    """Both, and how many times as long the textbook took; None while one of them has not reached the pair."""
-    times = [one.reached(clean, pgd) for one in (ours, textbook)]
-    ratio = None if None in times else times[1] / times[0]  # type: ignore[operator]
-    return {
-        "target": {"clean": clean, "pgd": pgd},
-        "seconds_to_target": {"ours": times[0], "textbook": times[1]},
-        "ratio": ratio,
-        "images_per_second": {
-            name: round(one.images / one.seconds, 1) if one.seconds else None
-            for name, one in (("ours", ours), ("textbook", textbook))
-        },
-        "ours": asdict(ours),
-        "textbook": asdict(textbook),
-    }
 
 
 class Measure:
@@ -270,12 +190,20 @@ def main() -> None:
         else:
             folder.create(config, given.data_dir, data.digest, Provenance(git_revision=git_revision()))
 
+        command = (
+            f"python benchmarks/time_to_robustness.py --data-dir DIR --dataset {given.dataset} --recipe {given.recipe} "
+            f"--network {config.network} --clean {given.clean} --pgd {given.pgd} --epochs {config.epochs} "
+            f"--textbook-epochs {given.textbook_epochs} --seed {given.seed}"
+        )
+        machine = f"a CPU with {torch.backends.cpu.get_cpu_capability()}, {config.precision} for ours"
+
         def write() -> None:
             found = summary(ours.progress, textbook.progress, given.clean, given.pgd)
-            command = " ".join(["python", "benchmarks/time_to_robustness.py", *sys.argv[1:]])
-            document = {"command": command, "network": config.network, "data": data.title, **found}
+            about = {"command": command, "network": config.network, "data": data.title, "machine": machine}
+            document = {**about, **found}
             given.results.mkdir(parents=True, exist_ok=True)
             atomic.write_text(file, json.dumps(document, indent=1) + "\n")
+            atomic.write_text(file.with_suffix(".md"), page(document))
 
         take_turns(
             ours.progress,

@@ -8,7 +8,8 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from time_to_robustness import Measurement, Progress, shortened, summary, take_turns
+from race import Measurement, Progress, page, summary, take_turns
+from time_to_robustness import shortened
 
 
 def learner(progress: Progress, seconds: float, pgd_per_epoch: float) -> Callable[[], None]:
@@ -58,6 +59,17 @@ def test_both_have_had_as_many_seconds_after_each_turn_while_both_train() -> Non
     found = summary(ours, textbook, 0.8, 0.3)
     assert found["ratio"] == 2.5
     assert found["images_per_second"]["ours"] == 25.0
+
+
+def test_the_page_holds_each_epoch_of_one_against_the_other() -> None:
+    ours, textbook = Progress(9), Progress(2)
+    race(ours, textbook)
+    about = {"command": "python", "network": "net", "data": "digits", "machine": "a CPU"}
+    rows = [line for line in page({**about, **summary(ours, textbook, 0.8, 0.3)}).splitlines() if "%" in line]
+    assert "| 1 | 10 | 90.0% | 10.0% | 4 | 2.5 |" in rows
+    assert "| 2 | 20 | 90.0% | 20.0% | 8 | 2.5 |" in rows
+    assert "| 2 | 8 | 90.0% | 20.0% | 20 s, 2.5 times as long |" in rows
+    assert "| 3 | 12 | 90.0% | 30.0% | more than 20 s, 1.7 times as long |" in rows
 
 
 def test_whoever_has_no_epochs_left_gives_up_and_there_is_no_ratio() -> None:
