@@ -2,7 +2,8 @@
 
 Of 1,440 published runs of robust fine-tuning one in five collapsed without a word (arXiv 2509.23325): at chance, or
 accurate and not robust at all. A sign is written into the row of its epoch. It ends the run once it has lasted for
-``PATIENCE`` epochs, since single epochs at a high learning rate come back.
+``PATIENCE`` epochs, since single epochs at a high learning rate come back. A run on one-step attacks that is not
+robust for as long goes on with PGD instead.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ducat_serve.errors import DucatError, command_line
+from training.chance import Chance
 from training.config import TrainConfig
 from training.run.folder import RunFolder
-from training.run.metrics import AT_CHANCE, COLLAPSED, EpochRow, kind_of
+from training.run.metrics import AT_CHANCE, COLLAPSED, LASTING, EpochRow, kind_of
 from training.validation import ValidationResult
 
 NOT_ROBUST, LOST_CLASS = "not-robust", "lost-class"
@@ -25,34 +27,7 @@ _USUAL_OF_FRESH_WEIGHTS = 2  # nobody is warned of so many
 
 LEAST_ROBUST = 0.01
 _KNOWN_EPOCHS = 3
-_ENOUGH_IMAGES = 100
 _LAGS = 3  # time constants of the averaged weights, after which they are those of the run
-
-
-@dataclass(frozen=True)
-class _Chance:
-    """What knowing nothing of an image is worth on val, whose classes have so many images."""
-
-    class_sizes: Sequence[int]
-
-    def is_exceeded_by(self, row: EpochRow) -> bool:
-        """Whether an epoch beats naming the most common class, or, on average over classes, naming any one.
-
-        On imbalanced data, a model that finds the rare classes may be less accurate than one that never names them.
-        """
-        share = max(self.class_sizes) / sum(self.class_sizes)
-        if row.val_clean_accuracy > self._no_more_than(share):
-            return True
-        of_a_class = 1 / sum(size > 0 for size in self.class_sizes)
-        balanced = row.val_balanced_accuracy
-        return balanced is not None and balanced > self._no_more_than(of_a_class)
-
-    def _no_more_than(self, accuracy: float) -> float:
-        """What may be no better than ``accuracy``, rounded as rows are."""
-        images = sum(self.class_sizes)
-        # Of few images, noise would cover real success.
-        noise = 2 * math.sqrt(accuracy * (1 - accuracy) / images) if images >= _ENOUGH_IMAGES else 0.0
-        return round(accuracy + noise, 6)
 
 
 @dataclass(frozen=True)
@@ -72,30 +47,31 @@ class CollapseGuard:
         return 1 + max(config.eps_ramp or 0, lag)
 
     def warning(self, rows: Sequence[EpochRow], row: EpochRow, result: ValidationResult) -> str:
-        """What to write into ``row``, which follows ``rows``: nothing, a sign, or a sign behind `COLLAPSED`."""
-        chance = _Chance(result.class_sizes)
-        was_better = any(map(chance.is_exceeded_by, rows))
+        """The sign to write into ``row``, the next of ``rows``, maybe behind `COLLAPSED` or `LASTING`; or nothing."""
+        chance = Chance(result.class_sizes)
+        better = [other for other in rows if chance.is_exceeded_by(other)]
         judged = row.epoch >= self.first_epoch or row.epoch == self.config.epochs
         sign = ""
         if not chance.is_exceeded_by(row):
-            sign = AT_CHANCE if judged or was_better else ""
+            sign = AT_CHANCE if judged or better else ""
         elif judged:
             sign = self._sign_above_chance(rows, row, result)
         if not sign:
             return ""
-        kind = kind_of(sign)
-        patience = PATIENCE[kind]
+        kind, is_fresh = kind_of(sign), self.config.initial_weights is None
         if kind == NOT_ROBUST:
-            was_better = any(
-                chance.is_exceeded_by(row) and not self._is_not_robust(row, result) for row in rows
-            )
-        if kind != LOST_CLASS and not was_better and self.config.initial_weights is None:
-            patience = PATIENCE_OF_FRESH_WEIGHTS
-        return COLLAPSED + sign if 1 + _trailing(rows, kind) >= patience else sign
+            alike = [other for other in rows if other.is_of_one_step == row.is_of_one_step]
+            # PGD may begin with weights that one-step attacks left, and averages remember those for a while.
+            is_fresh = is_fresh or len(alike) < len(rows)
+            rows = alike
+            better = [other for other in rows if other in better and not self._is_not_robust(other, result)]
+        is_patient = is_fresh and not better and kind != LOST_CLASS
+        if 1 + _trailing(rows, kind) < (PATIENCE_OF_FRESH_WEIGHTS if is_patient else PATIENCE[kind]):
+            return sign
+        return (LASTING if kind == NOT_ROBUST and row.is_of_one_step else COLLAPSED) + sign
 
     def _sign_above_chance(self, rows: Sequence[EpochRow], row: EpochRow, result: ValidationResult) -> str:
-        one_step = row.val_fgsm_accuracy is not None  # such epochs have a guard of their own
-        if self.config.is_adversarial and not one_step and self._is_not_robust(row, result):
+        if self.config.is_adversarial and self._is_not_robust(row, result):
             return NOT_ROBUST
         lost = [index for index in result.lost_classes if _was_known(rows, index)]
         return f"{LOST_CLASS} {' '.join(map(str, lost))}" if lost else ""
@@ -112,6 +88,11 @@ def _was_known(rows: Sequence[EpochRow], index: int) -> bool:
 def has_collapsed(rows: Sequence[EpochRow]) -> bool:
     """Whether the last epoch ended the run."""
     return bool(rows) and rows[-1].warning.startswith(COLLAPSED)
+
+
+def has_lost_one_step(rows: Sequence[EpochRow]) -> bool:
+    """Whether one-step attacks have protected against nothing else for so long that PGD takes their place."""
+    return bool(rows) and rows[-1].warning.startswith(LASTING)
 
 
 def is_to_be_said(rows: Sequence[EpochRow], config: TrainConfig) -> bool:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
 from collections.abc import Sequence
 
+from training.chance import Chance
 from training.run.metrics import EpochRow
 
-OVERFITTING_EPOCHS = 5
+OVERFITTING_EPOCHS = 5  # whose mean is held against that of as many before
+_ERRORS = 3.0  # standard errors: the best of many epochs is partly luck
+_ERRORS_OF_MEANS = 2.0
 # A spike: this many times the median of recent losses, and of what guessing costs.
 SPIKE = 10.0
 _RECENT = 50
@@ -28,39 +30,55 @@ def is_spike(loss: float, losses: Sequence[float], num_logits: int) -> bool:
     return loss > SPIKE * max(usual, math.log(num_logits))
 
 
-def is_catastrophic(rows: Sequence[EpochRow]) -> bool:
+def is_catastrophic(rows: Sequence[EpochRow], chance: Chance) -> bool:
     """Whether training on one-step attacks has just stopped to protect against others (catastrophic overfitting).
 
-    PGD accuracy on val is less than half of its best, and FGSM accuracy no lower than it was then. ``rows`` are epochs
-    of one-step attacks, whose FGSM accuracy was measured.
+    PGD accuracy on val has fallen from its best to less than a half, by more than chance would, and accuracy under FGSM
+    by less than half as much. The best must have been more than a network has that names one class whatever it sees:
+    fresh weights do, and no attack moves them. ``rows`` are epochs of one-step attacks.
     """
     best, now = max(rows, key=lambda row: row.val_pgd_accuracy), rows[-1]
     assert best.val_fgsm_accuracy is not None
     assert now.val_fgsm_accuracy is not None
-    collapsed = now.val_pgd_accuracy < best.val_pgd_accuracy / 2
-    return collapsed and now.val_fgsm_accuracy >= best.val_fgsm_accuracy
+    if best.val_pgd_accuracy <= chance.of_one_answer or now.val_pgd_accuracy >= best.val_pgd_accuracy / 2:
+        return False
+    fall = best.val_pgd_accuracy - now.val_pgd_accuracy
+    error = chance.standard_error(best.val_pgd_accuracy, now.val_pgd_accuracy)
+    return fall > _ERRORS * error and best.val_fgsm_accuracy - now.val_fgsm_accuracy < fall / 2
 
 
-def is_overfitting(rows: Sequence[EpochRow]) -> bool:
-    """Whether robust accuracy on val has just fallen for the ``OVERFITTING_EPOCHS``-th epoch in a row."""
-    falls = [later.val_pgd_accuracy < earlier.val_pgd_accuracy for earlier, later in itertools.pairwise(rows)]
-    recent = falls[-OVERFITTING_EPOCHS - 1 :]
-    return (
-        len(recent) >= OVERFITTING_EPOCHS
-        and all(recent[-OVERFITTING_EPOCHS:])
-        and (len(recent) == OVERFITTING_EPOCHS or not recent[0])
+def is_overfitting(rows: Sequence[EpochRow], chance: Chance) -> bool:
+    """Whether robust accuracy on val has just been seen to fall: once, in the epoch that shows it."""
+    return _has_fallen(rows, chance) and not _has_fallen(rows[:-1], chance)
+
+
+def _has_fallen(rows: Sequence[EpochRow], chance: Chance) -> bool:
+    """Whether the mean of the last epochs is below the best mean of as many before them by more than chance."""
+    of_phase = [row.val_pgd_accuracy for row in rows if row.phase == rows[-1].phase]
+    if len(of_phase) < 2 * OVERFITTING_EPOCHS:
+        return False
+    means = [statistics.fmean(window) for window in _windows(of_phase)]
+    now, best = means[-1], max(means[:-OVERFITTING_EPOCHS])
+    return best - now > _ERRORS_OF_MEANS * chance.standard_error(best, now)
+
+
+def _windows(values: Sequence[float]) -> list[Sequence[float]]:
+    ends = range(OVERFITTING_EPOCHS, len(values) + 1)
+    return [values[end - OVERFITTING_EPOCHS : end] for end in ends]
+
+
+def fallback_warning(row: EpochRow, attack_steps: int, *, catastrophic: bool) -> str:
+    """What is said where PGD takes the place of one-step attacks: ``catastrophic`` or because they never protected."""
+    cause = (
+        "catastrophic overfitting: PGD val accuracy collapsed while accuracy under one-step attacks did not"
+        if catastrophic
+        else "training on one-step attacks protects against nothing else"
     )
-
-
-def catastrophic_warning(row: EpochRow, attack_steps: int) -> str:
-    return (
-        "catastrophic overfitting: PGD val accuracy collapsed while accuracy under one-step attacks did not. "
-        f"From epoch {row.epoch + 1} on the inner attack is PGD-{attack_steps}."
-    )
+    return f"{cause}. From epoch {row.epoch + 1} on the inner attack is PGD-{attack_steps}."
 
 
 def overfitting_warning(kept: EpochRow, model: str) -> str:
     return (
-        f"robust overfitting: PGD val accuracy fell for {OVERFITTING_EPOCHS} epochs; "
+        f"robust overfitting: PGD val accuracy of the last {OVERFITTING_EPOCHS} epochs is below what it was; "
         f"{model} keeps epoch {kept.epoch}."
     )

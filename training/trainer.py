@@ -20,7 +20,15 @@ from ducat_serve.spec import ModelSpec
 from training.attacks.ball import require_size
 from training.average import WeightAverage
 from training.batches import TrainingBatches
-from training.collapse import CollapseGuard, collapsed, has_collapsed, is_to_be_said, sentence
+from training.chance import Chance
+from training.collapse import (
+    CollapseGuard,
+    collapsed,
+    has_collapsed,
+    has_lost_one_step,
+    is_to_be_said,
+    sentence,
+)
 from training.config import TrainConfig
 from training.data import Dataset
 from training.data.splits import fitting_batch_size
@@ -29,7 +37,7 @@ from training.distributed.processes import ProcessGroup
 from training.initial import StartWeights, initial_spec, normalised_as
 from training.optimizer import parameters_of
 from training.overfitting import (
-    catastrophic_warning,
+    fallback_warning,
     is_catastrophic,
     is_overfitting,
     is_sound,
@@ -85,6 +93,7 @@ class Trainer:
         inner_stop = self.stop if self.processes.size == 1 else StopSignal()
         self.step = TrainingStep(config, self.classifier, self.batches, device, self.processes, inner_stop)
         val = StreamedSplit(dataset.val, device)
+        self.chance = Chance(torch.bincount(val.labels, minlength=self.spec.num_classes).tolist())
         self.validation = Validation(val, config, self.processes, inner_stop)
         self.average: WeightAverage | None = None
         if config.ema_decay:
@@ -251,7 +260,8 @@ class Trainer:
         kept = kept_row(rows, self.config)
         assert kept is not None
         comparable = measured_alike(rows)
-        fell_back = one_step and is_catastrophic(comparable)
+        catastrophic = one_step and is_catastrophic(comparable, self.chance)
+        fell_back = catastrophic or has_lost_one_step(rows)
         state.rows, state.fell_back = rows, state.fell_back or fell_back
         state.epoch, state.step, state.losses, state.seconds = epoch + 1, 0, [], 0.0
         self._save()  # first, so that there is no model that no row tells of
@@ -265,8 +275,8 @@ class Trainer:
         if is_to_be_said(rows, self.config):
             self.output.warn(f"epoch {epoch}: {sentence(row, self.spec.labels)}.")
         if fell_back:
-            self.output.warn(catastrophic_warning(row, self.config.attack_steps))
-        if self.config.is_adversarial and is_overfitting(comparable):
+            self.output.warn(fallback_warning(row, self.config.attack_steps, catastrophic=catastrophic))
+        if self.config.is_adversarial and is_overfitting(comparable, self.chance):
             self.output.warn(overfitting_warning(kept, self.folder.model.name))
 
     def _is_one_step(self, epoch: int) -> bool:

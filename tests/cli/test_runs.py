@@ -1,4 +1,4 @@
-"""What a person watches: the list of runs, the curves, the warning of robust overfitting; and one process per run."""
+"""What a person watches: the list of runs, the curves; and one process per run."""
 
 from __future__ import annotations
 
@@ -18,28 +18,11 @@ from tensorboardX.proto.event_pb2 import Event
 from ducat_serve.checkpoint import read_spec
 from ducat_serve.cli.main import run
 from tests.support.training_runs import contents, epoch_row
-from training.overfitting import is_overfitting
 from training.resolve import resolve
 from training.run.curves import draw_curves
 from training.run.folder import RunFolder
 from training.run.metrics import kept_row
 from training.run.state import load_state, save_state
-
-
-@pytest.mark.parametrize(
-    ("accuracies", "expected"),
-    [
-        ([0.5, 0.4, 0.3, 0.2, 0.1], False),  # four falls
-        ([0.5, 0.4, 0.3, 0.2, 0.1, 0.05], True),
-        ([0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05], False),  # it was said an epoch ago
-        ([0.1, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1], True),
-        ([0.6, 0.5, 0.4, 0.4, 0.3, 0.2], False),
-        ([], False),
-    ],
-)
-def test_robust_overfitting_is_called_out_once(accuracies: list[float], expected: bool) -> None:
-    rows = [epoch_row(epoch, val_pgd_accuracy=accuracy) for epoch, accuracy in enumerate(accuracies, 1)]
-    assert is_overfitting(rows) == expected
 
 
 def test_a_folder_holds_one_process(

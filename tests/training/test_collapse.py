@@ -13,7 +13,7 @@ import pytest
 from ducat_serve.checkpoint import read_spec
 from ducat_serve.cli.main import run
 from tests.support.training_runs import epoch_row
-from training.collapse import CollapseGuard, collapsed, has_collapsed, is_to_be_said
+from training.collapse import CollapseGuard, collapsed, has_collapsed, has_lost_one_step, is_to_be_said
 from training.config import TrainConfig
 from training.resolve import resolve
 from training.run.folder import RunFolder
@@ -140,8 +140,30 @@ def test_chance_among_six_classes_of_few_images_is_seen() -> None:
     assert guard.warning([], row, result) == "at-chance"
 
 
-def test_epochs_of_one_step_attacks_have_a_guard_of_their_own() -> None:
-    assert not has_collapsed(judged(config(), [BRITTLE] * 9, val_fgsm_accuracy=0.9))
+@pytest.mark.parametrize(
+    ("epochs", "gives_way"),
+    [([BRITTLE] * 12, 10), ([GOOD, *[BRITTLE] * 5], 4), ([GOOD, BRITTLE, GOOD], None)],
+)
+def test_one_step_attacks_give_way_and_end_no_run(
+    epochs: list[tuple[float, float]], gives_way: int | None
+) -> None:
+    rows = judged(config(), epochs, val_fgsm_accuracy=0.9)
+    assert len(rows) == len(epochs)
+    assert (
+        next((row.epoch for n, row in enumerate(rows, 1) if has_lost_one_step(rows[:n])), None) == gives_way
+    )
+
+
+def test_after_a_fallback_the_run_has_time_to_recover() -> None:
+    """Its robust epochs were of one step; averaged weights remember that a while."""
+    guard, result = CollapseGuard(config(), 10), ValidationResult(*BRITTLE, class_sizes=SIZES)
+    rows = [epoch_row(1, val_clean_accuracy=0.6, val_pgd_accuracy=0.3, val_fgsm_accuracy=0.4)]
+    for epoch in range(2, 13):
+        new = epoch_row(epoch, val_clean_accuracy=0.9, val_pgd_accuracy=0.0)
+        rows.append(replace(new, warning=guard.warning(rows, new, result)))
+        if has_collapsed(rows):
+            break
+    assert rows[-1].epoch == 11
 
 
 def test_a_class_that_was_known_and_is_lost() -> None:

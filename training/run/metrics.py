@@ -96,6 +96,11 @@ class EpochRow:
             val_attack=str(cells.get("val_attack", "")),
         )
 
+    @property
+    def is_of_one_step(self) -> bool:
+        """Whether its adversarial images took one step: then accuracy under FGSM was measured."""
+        return self.val_fgsm_accuracy is not None
+
     def cells(self) -> dict[str, Any]:
         """By column, as metrics.csv, last.pt and `--json` events have it: what was not measured is empty."""
         return {name: "" if value is None else value for name, value in dataclasses.asdict(self).items()}
@@ -115,6 +120,7 @@ class EpochRow:
 
 
 COLLAPSED = "collapsed "  # before the warning of the epoch that ended a run
+LASTING = "lasting "  # before that of the epoch after which PGD takes the place of one-step attacks
 AT_CHANCE = "at-chance"  # the sign of an epoch that is no more accurate than guessing
 COLUMNS = tuple(field.name for field in dataclasses.fields(EpochRow))
 
@@ -155,7 +161,7 @@ def measured_alike(rows: Sequence[EpochRow]) -> list[EpochRow]:
 
 def kind_of(warning: str) -> str:
     """The sign alone, without its classes."""
-    return warning.removeprefix(COLLAPSED).partition(" ")[0]
+    return warning.removeprefix(COLLAPSED).removeprefix(LASTING).partition(" ")[0]
 
 
 def _above_chance(rows: Sequence[EpochRow]) -> Sequence[EpochRow]:
