@@ -19,7 +19,8 @@ choosing would favour rows with more epochs.
 
 Interrupted, it goes on where it was: a run that trained is resumed or left alone, an evaluation goes on after its
 last attack, and a row that results/price-DATASET.json has is not run again. That file, .md, .png and .svg are written
-anew after each row; seeds come one after another, so that there is soon a whole picture with one of them. A row of
+anew after each row, with all rows that were ever measured; seeds come one after another, so that there is soon a whole
+picture with one of them. A row of
 digits takes about 90 s on one free core; one of CIFAR-10 about 40 minutes of one core with AVX-512-BF16.
 """
 
@@ -213,17 +214,34 @@ def run(planned: Planned, runs: Path, data_dir: Path | None, output: Output) -> 
         data=f"{report.dataset}, {report.examples} test images",
         threat_model=str(config.threat_model),
         network=config.network,
+        precision=config.precision,
         weights_digest=report.weights_digest,
         data_digest=str(spec.training["data_digest"]),
     )
 
 
-def recorded(file: Path, planned: Sequence[Planned]) -> dict[str, Row]:
-    """Rows that were measured before, by these very commands."""
+def recorded(file: Path, dataset: str, budget: float, samples: int) -> dict[str, Row]:
+    """Rows that were measured before, whichever are asked for now. Raises UsageError for those of another study."""
     stored = json.loads(file.read_text()) if file.exists() else {}
-    commands = {row.name: row.command for row in planned}
     rows = {name: Row.read(document) for name, document in stored.items()}
-    return {name: row for name, row in rows.items() if commands.get(name) == row.command}
+    for row in rows.values():
+        planned = Planned(dataset, row.objective, row.mode, row.seed, budget, samples)
+        if planned.command != row.command:
+            raise UsageError(
+                f"{file} has {row.name} of another budget, other images or other settings.",
+                "give another --results, or delete that row to measure it again",
+            )
+    return rows
+
+
+def command_of(rows: Sequence[Row], dataset: str, samples: int, budget: float) -> str:
+    """The one command that asks for all of these rows."""
+    objectives = [name for name in OBJECTIVES if any(row.objective == name for row in rows)]
+    modes = [mode for mode in MODES if any(row.mode == mode for row in rows)]
+    seeds = sorted({row.seed for row in rows})
+    command = f"python benchmarks/price.py --dataset {dataset} --rows {' '.join(objectives)}"
+    command += "" if modes == list(MODES) else f" --modes {' '.join(modes)}"
+    return command + f" --seeds {' '.join(map(str, seeds))} --samples {samples} --budget {budget:g}"
 
 
 def main() -> None:
@@ -250,10 +268,15 @@ def main() -> None:
         for mode in given.modes
     ]
     results = given.results / f"price-{given.dataset}"
-    command = f"python benchmarks/price.py --dataset {given.dataset} --rows {' '.join(given.rows)}"
-    command += "" if given.modes == list(MODES) else f" --modes {' '.join(given.modes)}"
-    command += f" --seeds {' '.join(map(str, given.seeds))} --samples {samples} --budget {budget:g}"
-    done = recorded(results.with_suffix(".json"), planned)
+    done = recorded(results.with_suffix(".json"), given.dataset, budget, samples)
+
+    def write_all() -> None:
+        """Also what earlier calls measured."""
+        rows = sorted(
+            done.values(), key=lambda row: (row.seed, list(OBJECTIVES).index(row.objective), row.mode)
+        )
+        write(results, rows, command_of(rows, given.dataset, samples, budget))
+
     output = Output()
     for number, row in enumerate(planned, 1):
         if row.name not in done and not given.only_write:
@@ -265,9 +288,9 @@ def main() -> None:
             except DucatError as error:  # a run that diverges is told, and ends nothing
                 output.warn(f"{row.name}: {error.cause}")
                 continue
-        ordered = {one.name: done[one.name] for one in planned if one.name in done}
-        if ordered and not (given.only_write and number < len(planned)):
-            write(results, list(ordered.values()), command, len(planned))
+            write_all()
+    if done:
+        write_all()
 
 
 if __name__ == "__main__":

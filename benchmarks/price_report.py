@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -219,7 +219,7 @@ def _interval(interval: tuple[float, float], count: int) -> str:
     return f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if count == 1 else ""
 
 
-def write(stem: Path, rows: Sequence[Row], command: str, planned: int) -> None:
+def write(stem: Path, rows: Sequence[Row], command: str) -> None:
     """The study as it stands: every row, the table, the plot and the verdict, each with the command."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     document = {row.name: asdict(row) for row in rows}
@@ -229,15 +229,15 @@ def write(stem: Path, rows: Sequence[Row], command: str, planned: int) -> None:
     one = rows[0]
     passes = [row.passes for row in rows]
     minutes = sum(row.train_seconds + row.evaluate_seconds for row in rows) / 60
+    precisions = Counter(row.precision for row in rows)
+    trained = ", ".join(f"{precision} ({count} rows)" for precision, count in sorted(precisions.items()))
     claims = "\n".join(f"- {sentence}" for sentence in verdict(rows))
     stem.with_suffix(".md").write_text(f"""# Price: {stem.name.removeprefix("price-")}
 
-Written by the command below; {len(rows)} of {planned} rows. {one.data}, {one.threat_model}, {one.network}, standard
+Written by the command below; {len(rows)} rows. {one.data}, {one.threat_model}, {one.network}, standard
 suite in float32 on the deployed function, last weights. Every row trained for {min(passes):.0f} to {max(passes):.0f}
 network passes an image. In per cent; mean ± standard deviation over seeds, or one seed and its 95 % interval.
-Machines: 2 x86-64 cores (virtual), one thread, beside other work; {minutes:.0f} minutes of wall-clock in all.
-Rows are of several days, trained in bfloat16 where the CPU of that day multiplies it, else in float32; which is not
-recorded.
+Precision of training: {trained}. One thread each; {minutes:.0f} minutes of wall-clock in all, beside other work.
 
     export OMP_NUM_THREADS=1
     {command}

@@ -41,11 +41,14 @@ class Row:
     network: str
     weights_digest: str
     data_digest: str
+    precision: str = "not recorded"  # of training
 
     @classmethod
     def read(cls, document: dict[str, Any]) -> Row:
         """The row that was written as JSON, where arrays are lists."""
-        values: dict[str, Any] = {field.name: document[field.name] for field in fields(cls)}
+        values: dict[str, Any] = {
+            field.name: document[field.name] for field in fields(cls) if field.name in document
+        }
         for name, value in values.items():
             values[name] = tuple(value) if isinstance(value, list) else value
         return cls(**values)

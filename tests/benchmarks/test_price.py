@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from price import OBJECTIVES, Planned, passes_of_run, passes_per_image
+from price import OBJECTIVES, Planned, main, passes_of_run, passes_per_image, recorded
 from price_report import baseline_clean, lead, price, verdict, write
 from price_rows import Row, points
 
+from ducat_serve.errors import UsageError
 from tests.support import training_runs
 from training.evaluation.runner import counted
 
@@ -148,10 +151,44 @@ def test_the_goal_is_judged_by_the_leads() -> None:
 def test_what_is_written_is_read_again_and_the_same(tmp_path: Path) -> None:
     rows = [row("pgd-at", "off", 0.9, 0.5), row("guided-2.5", "folded", 0.92, 0.45)]
     stem = tmp_path / "price-digits"
-    write(stem, rows, "the command", 4)
+    write(stem, rows, "the command")
     first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert sorted(first) == ["price-digits.json", "price-digits.md", "price-digits.png", "price-digits.svg"]
     read = [Row.read(document) for document in json.loads(first["price-digits.json"]).values()]
     assert sorted(read, key=lambda r: r.name) == sorted(rows, key=lambda r: r.name)
-    write(stem, rows, "the command", 4)
+    write(stem, rows, "the command")
     assert first == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_a_call_for_some_rows_loses_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = [Planned("digits", "pgd-at", mode, 0, 30, 9) for mode in ("off", "folded")]
+    rows = [replace(row("pgd-at", one.mode, 0.9, 0.3), command=one.command) for one in planned]
+    file = tmp_path / "price-digits.json"
+    write(tmp_path / "price-digits", rows, "the command")
+    before = json.loads(file.read_text())
+
+    options = ["--dataset", "digits", "--samples", "9", "--budget", "30", "--seeds", "0", "--only-write"]
+    for rows_asked_for in (["half"], ["pgd-at"]):
+        asked = [*options, "--rows", *rows_asked_for, "--results", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", ["price.py", *asked])
+        main()
+        assert json.loads(file.read_text()) == before
+    command = "python benchmarks/price.py --dataset digits --rows pgd-at --seeds 0 --samples 9 --budget 30"
+    assert command in (tmp_path / "price-digits.md").read_text()
+
+
+def test_rows_of_two_studies_do_not_mix(tmp_path: Path) -> None:
+    planned = Planned("digits", "half", "off", 0, 30, 9)
+    known = replace(row("half", "off", 0.9, 0.3), command=planned.command)
+    write(tmp_path / "price-digits", [known], "the command")
+    file = tmp_path / "price-digits.json"
+    assert list(recorded(file, "digits", 30, 9)) == ["half-off-0"]
+    for budget, samples in ((60, 9), (30, 10)):
+        with pytest.raises(UsageError, match="has half-off-0 of another budget"):
+            recorded(file, "digits", budget, samples)
+
+
+def test_a_row_of_before_precision_was_recorded_says_so() -> None:
+    document = {**asdict(row("half", "off", 0.9, 0.3))}
+    del document["precision"]
+    assert Row.read(document).precision == "not recorded"
