@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from ducat_serve.deployed import Deployed
 from ducat_serve.pairs import dummy_share, fold_logits, recover
+from ducat_serve.spec import Fold
 from training.attacks.ball import Ball
 from training.attacks.base import Task
-from training.attacks.criteria import misclassified, right
+from training.attacks.criteria import Criterion, misclassified, right
 from training.attacks.frozen import frozen
 from training.attacks.inner import ascend_loss
 from training.attacks.pgd import PGD
@@ -123,7 +124,7 @@ class Validation:
         """Sums over one batch, and which of its clean images are right."""
         # Noise by batch, so that it is the same however many processes share the batches.
         generator = stream(self.config.seed, "validation", number, device=labels.device)
-        task = Task(deployed, images, labels, self._ball, misclassified(deployed.fold), generator)
+        task = Task(deployed, images, labels, self._ball, self.success(deployed.fold), generator)
         clean, adversarial = deployed.classifier(images), deployed.classifier(self.attack(task))
         is_right = right(fold_logits(clean, deployed.fold), labels)
         sums = {
@@ -139,6 +140,10 @@ class Validation:
         if "fgsm_accuracy" in names:
             sums["fgsm_accuracy"] = right(deployed(self._fgsm(deployed, images, labels)), labels).sum().item()
         return sums, is_right
+
+    def success(self, fold: Fold) -> Criterion:
+        """What the attack looks for; it leaves an image alone where it has found that."""
+        return misclassified(fold)
 
     @property
     def _ball(self) -> Ball:
