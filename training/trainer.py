@@ -218,9 +218,11 @@ class Trainer:
                 self._unread.append(self.train_step(order, epoch, state.step))
                 state.step += 1
                 due = time.monotonic() - saved > _SAVE_EVERY_SECONDS
-                stopped = self.processes.agree(self.stop.received or 0)
-                if len(self._unread) == self.bundle or state.step == self.batches.steps:
+                stopped = 0
+                if state.step % self.bundle == 0 or state.step == self.batches.steps:
                     self._read_losses()
+                    # Here and not after each step, since processes that agree wait for their GPUs.
+                    stopped = self.processes.agree(self.stop.received or 0)
                 state.seconds += time.monotonic() - started
                 note = f"loss {state.losses[-1]:.3f}, " if state.losses else ""
                 advance(note=f"{note}{self._images_per_second():,.0f} images/s")
