@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ducat_serve.threat_model import format_size
+from ducat_serve.threat_model import format_size, parse_size
 from training.data import dataset_reference
 
 _ROOT = Path(__file__).parents[1]
@@ -96,7 +96,8 @@ def _text(value: object) -> str:
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     if isinstance(value, float):
-        return format_size(value)
+        text = format_size(value)
+        return text if parse_size(text) == value else repr(value)
     return dataset_reference(str(value))
 
 

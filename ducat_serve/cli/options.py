@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +13,8 @@ from click.core import ParameterSource
 from ducat_serve.cli.manner_options import Function, manner_options
 from ducat_serve.cli.variables import refuse_unknown_variables
 from ducat_serve.errors import UsageError, unknown_name
-from ducat_serve.regular_file import read_regular_file
 from ducat_serve.threat_model import parse_size
+from ducat_serve.toml_file import read_toml
 
 if TYPE_CHECKING:
     from ducat_serve.bundled import Kind
@@ -140,7 +139,7 @@ def _load_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
     refuse_unknown_variables(ctx)
     if path is None:
         return
-    document = _read_toml(path, f"{ctx.command_path} --help")
+    document = read_toml(path, f"the config file {path}", f"{ctx.command_path} --help")
     from ducat_serve.cli.main import COMMANDS
 
     for table in document:
@@ -179,18 +178,6 @@ def _of_table(ctx: click.Context) -> click.Command:
 def _parameters(command: click.Command) -> dict[str, click.Parameter]:
     """What can stand in a file: all but the file itself."""
     return {p.name: p for p in command.params if p.name and p.name != "config"}
-
-
-def _read_toml(path: Path, help_command: str) -> dict[str, Any]:
-    data = read_regular_file(path, f"the config file {path}", help_command)
-    try:
-        return tomllib.loads(data.decode("utf-8-sig"))  # some editors begin a file with a mark
-    except RecursionError as error:
-        raise UsageError(
-            f"{path} is not valid TOML: it is nested too deeply.", "correct that line"
-        ) from error
-    except ValueError as error:  # also what is no UTF-8, and numbers of thousands of digits
-        raise UsageError(f"{path} is not valid TOML: {error}.", "correct that line") from error
 
 
 def _fits(value: object, parameter: click.Parameter) -> bool:

@@ -38,7 +38,9 @@ train_options = stacked(
     click.option(
         "--recipe",
         shell_complete=complete_recipes,
-        help="Whose defaults to take; see `ducat recipes`.  [default: the data set's]",
+        metavar="NAME|FILE",
+        help="Whose defaults to take: see `ducat recipes`, or a .toml file of your own, as `ducat recipes copy` writes "
+        "one.  [default: the data set's]",
     ),
     click.option(
         "--dataset",

@@ -31,7 +31,7 @@ class TrainedRun:
 def train_config(
     dataset: str | None = None,
     *,
-    recipe: str | None = None,
+    recipe: str | Path | None = None,
     initial_checkpoint: str | Path | None = None,
     pretrained: str | Path | None = None,
     device: Device = "auto",
@@ -41,7 +41,8 @@ def train_config(
 
     Args:
         dataset: "digits", "cifar10", "cifar100", "tiny-imagenet" or "folder:PATH".
-        recipe: whose settings to start from; that of the data set unless given (`ducat recipes`).
+        recipe: whose settings to start from, by name (`ducat recipes`) or a .toml file of your own; that of the data
+            set unless given.
         initial_checkpoint: a `model.safetensors` or run folder that `train` will start from as well.
         pretrained: weights of others that `train` will start from as well: a .safetensors or .pth file, or "" for those
             that torchvision or timm offers for ``network``.

@@ -63,11 +63,11 @@ def test_listings_are_on_stdout_a_line_per_row(listing: str, capsys: pytest.Capt
         assert all(line.startswith(name) for line, name in zip(lines[1:], NETWORKS, strict=True))
 
 
-def test_a_recipe_that_was_redirected_is_a_config_file(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_that_was_redirected_is_a_recipe_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["recipes", "show", "digits"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
-    written = {key.replace("-", "_"): value for key, value in tomllib.loads(captured.out)["train"].items()}
+    written = {key.replace("-", "_"): value for key, value in tomllib.loads(captured.out).items()}
     assert written == load_recipe("digits")
 
 
@@ -86,7 +86,7 @@ def test_what_comes_next_is_on_stderr_and_can_be_pasted(
     assert run(["recipes", "copy", "digits", str(target)]) == 0
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == f"Next: ducat train --config '{target}'\n"
+    assert captured.err == f"Next: ducat train --recipe '{target}'\n"
 
 
 def test_a_recipe_for_images_of_ones_own_asks_for_them(
@@ -94,9 +94,9 @@ def test_a_recipe_for_images_of_ones_own_asks_for_them(
 ) -> None:
     target = tmp_path / "my recipe.toml"
     assert run(["recipes", "copy", "folder", str(target)]) == 0
-    assert capsys.readouterr().err == f"Next: ducat train --config '{target}' --dataset folder:PATH\n"
+    assert capsys.readouterr().err == f"Next: ducat train --recipe '{target}' --dataset folder:PATH\n"
     first = target.read_text().partition("\n")[0]
-    assert first.endswith("ducat train --config 'my recipe.toml' --dataset folder:PATH")
+    assert first.endswith("ducat train --recipe 'my recipe.toml' --dataset folder:PATH")
 
 
 def test_long_rows_are_neither_cut_nor_wrapped_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,6 +69,26 @@ def test_a_model_records_command_and_revision_of_the_code_that_trained_it(
 
 
 @pytest.mark.integration
+def test_a_run_of_a_recipe_file_records_a_command_that_needs_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.toml").write_text(
+        'extends = "digits"\nbatch-size = 256\nattack-steps = 1\neps = 0.1234567890123\n'
+    )
+    given = ["--epochs", "1", "--precision", "float32"]
+    assert run(["train", "--recipe", "mine.toml", *given, "--out", "run"]) == 0
+    spec = read_spec(Path("run/model.safetensors"))
+    assert spec.command == (
+        "ducat train --dataset digits --eps 0.1234567890123 --attack-steps 1 --epochs 1 --batch-size 256 "
+        "--precision float32"
+    )
+    Path("mine.toml").unlink()
+    assert run([*spec.command.split()[1:], "--out", "again"]) == 0
+    assert read_spec(Path("again/model.safetensors")).weights_digest == spec.weights_digest
+
+
+@pytest.mark.integration
 def test_other_code_that_goes_on_with_a_run_is_said_and_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from ducat_serve import train_config
 from ducat_serve.cli.main import run
+from ducat_serve.errors import UsageError
 from training.config import TrainConfig
 from training.recipes import load_recipe, recipe_cost, recipe_names, recipe_reached, recommended_recipe
-from training.resolve import resolve
+from training.resolve import fewest_options, resolve
 
 
 def started_with(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
@@ -101,7 +103,7 @@ def test_a_recipe_is_listed_shown_and_copied(tmp_path: Path, capsys: pytest.Capt
     assert json.loads(capsys.readouterr().out)["recipe"]["inner_attack"] == "n-fgsm"
     file = tmp_path / "mine.toml"
     assert run(["recipes", "copy", "cifar10", str(file)]) == 0
-    assert tomllib.loads(file.read_text())["train"]["lr-milestones"] == [100, 105]
+    assert tomllib.loads(file.read_text())["lr-milestones"] == [100, 105]
     assert run(["recipes", "copy", "digits", str(file)]) == 2, "never overwritten"
     assert "cifar10" in file.read_text()
     capsys.readouterr()
@@ -135,17 +137,147 @@ def test_we_recommend_a_recipe_without_dummies_for_each_purse(name: str) -> None
     assert recommended_recipe("digits", on_gpu=False) is None
 
 
-@pytest.mark.parametrize("name", ["digits", "cifar10-quick", "cifar10-hours"])
-def test_a_copied_recipe_trains_what_the_recipe_does(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+CHANGES: list[dict[str, Any]] = [
+    {},
+    {"epochs": 30},
+    {"norm": "l2"},
+    {"eps": 4 / 255},
+    {"method": "trades"},
+    {"method": "standard"},
+    {"schedule": "one-cycle"},
+]
+
+
+def resolved(dataset: str, given: dict[str, Any], recipe: str | Path) -> TrainConfig | str:
+    try:
+        return resolve(dataset, given, recipe)
+    except UsageError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_copied_recipe_is_the_recipe_whatever_is_changed(name: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     assert run(["recipes", "copy", name, str(file)]) == 0
-    copied = started_with(["--config", str(file)], monkeypatch).model_dump()
-    original = started_with(["--recipe", name], monkeypatch).model_dump()
-    assert copied.pop("step_size") == pytest.approx(original.pop("step_size"))  # one of them was scaled by 1
-    assert copied == original
-    assert copied["epochs"] == load_recipe(name)["epochs"]
+    dataset = load_recipe(name).get("dataset", "folder:/x")
+    for given in CHANGES:
+        assert resolved(dataset, given, file) == resolved(dataset, given, name), given
+        assert resolved(dataset, given, str(file)) == resolved(dataset, given, name), given
+
+
+def test_a_copied_recipe_is_trained_as_its_closing_line_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = {}
+    for name in ("digits", "folder-hours", "folder-finetune"):
+        assert run(["recipes", "copy", name, f"{name}.toml"]) == 0
+        told[name] = capsys.readouterr().err.strip().removeprefix("Next: ")
+        assert told[name] in Path(f"{name}.toml").read_text()
+    assert told == {
+        "digits": "ducat train --recipe digits.toml",
+        "folder-hours": "ducat train --recipe folder-hours.toml --dataset folder:PATH",
+        "folder-finetune": "ducat train --recipe folder-finetune.toml --dataset folder:PATH --pretrained",
+    }
+    original = started_with(["--recipe", "digits", "--epochs", "7"], monkeypatch)
+    assert started_with(["--recipe", "digits.toml", "--epochs", "7"], monkeypatch) == original
+    for recipe in ("digits.toml", Path("digits.toml")):
+        assert train_config(recipe=recipe, epochs=7, device="cpu") == original
+
+
+def test_a_copy_is_named_so_that_it_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["recipes", "copy", "digits", str(tmp_path / "mine")]) == 2
+    assert f"ducat recipes copy digits {tmp_path}/mine.toml" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar10-hours", "folder-finetune"])
+@pytest.mark.parametrize("given", CHANGES)
+def test_a_file_that_extends_a_recipe_says_what_flags_on_it_say(
+    name: str, given: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.toml"
+    lines = [f"{key} = {json.dumps(value)}" for key, value in {"extends": name, **given}.items()]
+    file.write_text("\n".join(lines))
+    dataset = load_recipe(name).get("dataset", "folder:/x")
+    found, expected = resolved(dataset, {}, file), resolved(dataset, given, name)
+    if isinstance(found, str) or isinstance(expected, str):
+        assert found == expected
+        return
+    assert found.step_size == pytest.approx(expected.step_size)
+    assert found.model_copy(update={"step_size": expected.step_size}) == expected
+
+
+def test_a_file_s_own_settings_follow_the_length_of_the_run_and_the_mode_of_the_dummies(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        'extends = "digits"\nepochs = 40\nducat = "folded"\nducat-start = 20\nsplit-weight = 0.3\n'
+    )
+    assert resolve("digits", {}, file).ducat_start == 20
+    assert resolve("digits", {"epochs": 10}, file).ducat_start == 5
+    assert resolve("digits", {"ducat": "off"}, file).ducat_start is None
+    assert resolve("digits", {"ducat": "paper"}, file).split_weight == 1
+
+
+def test_a_file_may_say_the_arithmetic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('extends = "digits"\nprecision = "bfloat16"\n')
+    assert started_with(["--recipe", str(file)], monkeypatch).precision == "bfloat16"
+    assert started_with(["--recipe", str(file), "--precision", "float32"], monkeypatch).precision == "float32"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('extends = "digits"\nmomentun = 0.9', "'momentun'. Did you mean 'momentum'"),
+        ('extends = "digits"\npretrained = "x"', "Unknown key"),
+        ('extends = "cifar"', "Did you mean 'cifar10'"),
+        ("extends = 3", "'extends' must be the name of a recipe"),
+        ('extends = "digits"\nepochs = "many"', "mine.toml: epochs: "),
+        ('extends = "digits"\nflip = 1', "mine.toml: flip: "),
+        ('extends = "digits"\neps = "eight"', "not a size like 8/255"),
+        ('extends = "digits"\nbatch-size = 4\nbatch_size = 5', "'batch-size' is there twice"),
+        ('extends = "digits"\nlr-milestones = [9, 3]', "give --lr-milestones 3,9"),
+        ('extends = "digits"\nnetwork = "resnet19"', "Unknown network 'resnet19'"),
+        ("epochs = 3", "mine.toml leaves open network, method, "),
+        ("epochs = ", "mine.toml is not valid TOML"),
+    ],
+)
+def test_a_recipe_file_with_a_mistake_is_refused(
+    text: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    assert run(["train", "--recipe", str(file), "--dataset", "digits", "--dry-run"]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert words in error
+    assert "Next: " in error
+
+
+def test_a_recipe_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "--recipe", str(tmp_path / "mine.toml")]) == 4
+    assert f"ducat recipes copy digits {tmp_path}/mine.toml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar10-hours", "digits", "folder-gpu", "folder-finetune"])
+@pytest.mark.parametrize("given", CHANGES)
+def test_few_options_give_a_recipe_file_s_configuration_again(
+    name: str, given: dict[str, Any], tmp_path: Path
+) -> None:
+    dataset = load_recipe(name).get("dataset", "folder:/x")
+    file = tmp_path / "mine.toml"
+    file.write_text(f'extends = "{name}"\nseed = 7')
+    config = resolved(dataset, given, file)
+    if isinstance(config, str):  # a contradiction has no run
+        return
+    config = config.model_copy(update={"measure_start": False})  # it has been measured when a run begins
+    options = fewest_options(config, {*TrainConfig.model_fields} - {"measure_start"})
+    assert resolve(dataset, options) == config
+    assert options["seed"] == 7
+    if name in ("cifar10", "digits") and not given:
+        assert set(options) == {"dataset", "precision", "seed"}
 
 
 def test_flag_over_environment_over_file_over_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 There is one for each data set, `-quick` for a first look on CPUs, and those that we recommend by what there is to
 train on: `-hours` for CPUs, `-gpu` for one GPU. Another network or method is a flag and needs no recipe. ``cost`` says
 in words what a recipe takes and ``reached`` what it was seen to reach; training never sees them.
+
+A file of one's own is a recipe, too (file.py): wherever a recipe is named, its path may stand.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import re
 import tomllib
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from ducat_serve.errors import UsageError, unknown_name
@@ -27,15 +30,45 @@ def recipe_names() -> list[str]:
     return sorted(name.removesuffix(".toml") for name in files if name.endswith(".toml"))
 
 
-def load_recipe(name: str) -> dict[str, Any]:
-    """The settings of a recipe, with those that it extends. Raises UsageError for an unknown name."""
+def is_recipe_file(recipe: str | Path) -> bool:
+    """Whether a recipe is a file of one's own: a Path, or a text that ends in .toml."""
+    return isinstance(recipe, Path) or recipe.endswith(".toml")
+
+
+def load_recipe(recipe: str | Path) -> dict[str, Any]:
+    """The settings of a recipe, with those that it extends.
+
+    Args:
+        recipe: the name of one of ours, or a file of one's own.
+
+    Raises:
+        UsageError: an unknown name, or a file with a mistake. DataError: there is no such file.
+    """
+    if is_recipe_file(recipe):
+        return _of_file(Path(recipe))
+    name = str(recipe)
     if name not in recipe_names():
         raise _unknown(name)
-    recipe = _read(name)
+    settings = _read(name)
     for words in ("cost", "reached"):
-        recipe.pop(words, None)
-    base = recipe.pop("extends", None)
-    return {**load_recipe(base), **recipe} if base else recipe
+        settings.pop(words, None)
+    base = settings.pop("extends", None)
+    return {**load_recipe(base), **settings} if base else settings
+
+
+def _of_file(path: Path) -> dict[str, Any]:
+    # Imported here, since listing our own recipes needs none of it.
+    from training.overlay import overlaid
+    from training.recipes.file import read_recipe_file, require_complete
+
+    settings = read_recipe_file(path)
+    base = settings.pop("extends", None)
+    if base is None:
+        require_complete(path, settings)
+        return settings
+    if base not in recipe_names():
+        raise unknown_name(f"recipe in {path}:", base, recipe_names())
+    return overlaid(load_recipe(base), settings)
 
 
 def recipe_cost(name: str) -> str:

@@ -38,7 +38,7 @@ _RAMP_SHARE = 5  # eps grows over one epoch in so many, where nobody says otherw
 
 def new_config(
     given: Mapping[str, Any],
-    recipe: str | None,
+    recipe: str | Path | None,
     initial: StartWeights | None,
     device: torch.device,
     *,
@@ -47,6 +47,7 @@ def new_config(
     """The configuration of a new run from what the user gave (None = not given).
 
     Args:
+        recipe: its name, or a file; None is that of the data set.
         off: settings of the recipe that are not taken.
 
     Raises:
@@ -55,7 +56,8 @@ def new_config(
     """
     if given["network"] is not None:
         require_name(given["network"])
-    chosen = given["dataset"] or (load_recipe(recipe).get("dataset") if recipe else None)
+    settings = load_recipe(recipe) if recipe else {}
+    chosen = given["dataset"] or settings.get("dataset")
     if chosen is None:
         raise UsageError(
             "Which data set? Nothing is trained without --dataset.",
@@ -66,7 +68,7 @@ def new_config(
     if dataset not in DATASETS and not dataset.startswith("folder:"):
         raise unknown_dataset(dataset)
     values = dict(given)
-    if values["precision"] in (None, "auto"):
+    if (values["precision"] or settings.get("precision", "auto")) == "auto":
         values["precision"] = fastest_precision(device)
     if initial is not None:
         values["initial_weights"] = initial.digest
@@ -124,7 +126,7 @@ def start_weights(
     return package_weights(network, offline=offline, licence=licence)
 
 
-def network_asked_for(given: Mapping[str, Any], recipe: str | None) -> str | None:
+def network_asked_for(given: Mapping[str, Any], recipe: str | Path | None) -> str | None:
     """The network that the user named, or the recipe that the user named."""
     network: str | None = given["network"] or (load_recipe(recipe).get("network") if recipe else None)
     return network

@@ -25,7 +25,7 @@ def command(ctx: click.Context, json: bool) -> None:
       ducat recipes
       ducat recipes show cifar10
       ducat recipes copy cifar10 mine.toml
-      ducat train --config mine.toml --method trades
+      ducat train --recipe mine.toml --method trades
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -57,7 +57,7 @@ def show(name: str, json: bool) -> None:
 
     output = Output(json)
     recipe = load_recipe(name)
-    output.text(_as_config(recipe).rstrip())
+    output.text(_as_toml(recipe).rstrip())
     output.result({"name": name, "recipe": recipe})
 
 
@@ -66,27 +66,37 @@ def show(name: str, json: bool) -> None:
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @common
 def copy(name: str, file: Path, json: bool) -> None:
-    """Write the recipe NAME to FILE, to be changed and given to `ducat train --config`.
+    """Write the recipe NAME to FILE, to be changed and given to `ducat train --recipe`.
+
+    What is derived from a recipe, such as the milestones of a shorter run, is derived from the file in the same way.
 
     \b
     Example:
       ducat recipes copy digits mine.toml
+      ducat train --recipe mine.toml --epochs 30
     """
     from ducat_serve import atomic
-    from training.recipes import load_recipe
+    from training.recipes import is_recipe_file, load_recipe
 
     output = Output(json)
+    if not is_recipe_file(str(file)):
+        raise UsageError(
+            f"{file}: the name of a recipe's file ends in .toml, by which `ducat train --recipe` knows it.",
+            command_line("ducat", "recipes", "copy", name, f"{file}.toml"),
+        )
     if file.exists():
         raise UsageError(f"{file} exists already.", "choose another name, or delete it")
     recipe = load_recipe(name)
-    dataset = [] if "dataset" in recipe else ["--dataset", "folder:PATH"]
-    used = command_line("ducat", "train", "--config", file.name, *dataset)
-    atomic.write_text(file, f"# From the recipe {name}; {visible(used)}\n" + _as_config(recipe))
-    output.next(command_line("ducat", "train", "--config", file, *dataset))
+    needed = [] if "dataset" in recipe else ["--dataset", "folder:PATH"]
+    if "backbone_lr" in recipe:  # made for weights that are trained already
+        needed.append("--pretrained")
+    used = command_line("ducat", "train", "--recipe", file.name, *needed)
+    atomic.write_text(file, f"# From the recipe {name}; {visible(used)}\n" + _as_toml(recipe))
+    output.next(command_line("ducat", "train", "--recipe", file, *needed))
     output.result({"name": name, "file": str(file)})
 
 
-def _as_config(recipe: dict[str, Any]) -> str:
-    """The `[train]` table of a config file. Strings, numbers, booleans and lists are the same in JSON and TOML."""
+def _as_toml(recipe: dict[str, Any]) -> str:
+    """A recipe as a file has it. Strings, numbers, booleans and lists are the same in JSON and TOML."""
     lines = (f"{key.replace('_', '-')} = {json_format.dumps(value)}" for key, value in recipe.items())
-    return "\n".join(["[train]", *lines]) + "\n"
+    return "\n".join(lines) + "\n"

@@ -20,6 +20,7 @@ from ducat_serve.threat_model import format_size
 
 if TYPE_CHECKING:
     from ducat_serve.cli.main import Invocation
+    from training.config import TrainConfig
     from training.run.metrics import RunSummary
     from training.trainer import Trainer
 
@@ -116,16 +117,24 @@ def command(
                 trainer.take_up()
             _show_estimate(trainer, trainer.output)
         else:
-            command = training_command(_chosen(ctx, given))
+            command = training_command(_chosen(ctx, given, trainer.config))
             summary = train(trainer, run, command)
             _show(summary, trainer, trainer.output)
     return 0
 
 
-def _chosen(ctx: click.Context, given: Mapping[str, Any]) -> dict[str, object]:
-    """The options that decide the weights, in the order of `--help`: ``given``, the recipe, the start weights."""
-    names = {"recipe", "initial_checkpoint", "pretrained", *given}
-    asked = {p.name: ctx.params[p.name] for p in ctx.command.params if p.name in names}
+def _chosen(ctx: click.Context, given: Mapping[str, Any], config: TrainConfig) -> dict[str, object]:
+    """The options that decide the weights, in the order of `--help`: ``given``, the recipe, the start weights.
+
+    In the place of a recipe that is a file, which may change or get lost, stand the settings that came from it.
+    """
+    from training.recipes import is_recipe_file
+    from training.resolve import fewest_options
+
+    values = {**given, **{name: ctx.params[name] for name in ("recipe", "initial_checkpoint", "pretrained")}}
+    if values["recipe"] and is_recipe_file(values["recipe"]):
+        values |= {**dict.fromkeys(given), "recipe": None, **fewest_options(config, given)}
+    asked = {p.name: values[p.name] for p in ctx.command.params if p.name in values}
     if (pretrained := asked["pretrained"]) is not None:
         # Without a file it is a flag, and a file keeps its name alone.
         asked["pretrained"] = Path(pretrained) if pretrained else True
