@@ -23,7 +23,6 @@ import os
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from race import Measurement, Progress, page, summary, take_turns
@@ -138,14 +137,6 @@ class TextbookRun:
         atomic.write_bytes(self.file, buffer.getvalue())
 
 
-def shortened(options: dict[str, Any], recipe: str, device: torch.device) -> TrainConfig:
-    """The recipe in so many epochs; its ramp of eps takes the same share of them as of all, but one at least."""
-    whole = new_config({**options, "epochs": None}, recipe, None, device)
-    epochs = options["epochs"] or whole.epochs
-    ramp = whole.eps_ramp and max(1, round(whole.eps_ramp * epochs / whole.epochs))
-    return new_config({**options, "epochs": epochs, "eps_ramp": ramp}, recipe, None, device)
-
-
 @exact_float32()
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -165,7 +156,7 @@ def main() -> None:
     given = parser.parse_args()
     device, output = torch.device("cpu"), Output()
     options = {"network": given.network, "precision": None, "epochs": given.epochs, "seed": given.seed}
-    config = shortened({"dataset": given.dataset, **options}, given.recipe, device)
+    config = new_config({"dataset": given.dataset, **options}, given.recipe, None, device)
     data = load_dataset(
         config.dataset, data_dir=given.data_dir, offline=True, seed=config.seed, output=output
     )

@@ -50,15 +50,12 @@ def overlaid(
         drops = settings["lr_milestones"]
         fractions = [drop / settings["epochs"] for drop in drops] if drops else _PAPER_DROPS
         values["lr_milestones"] = _scaled([fraction * epochs for fraction in fractions])
-    for name in ("warmup", "ducat_start"):
+    for name in ("warmup", "eps_ramp", "ducat_start"):  # of a shorter run they take the same share
         if settings.get(name) is not None and name not in given:
             values[name] = max(1, round(settings[name] * epochs / settings["epochs"]))
     if values.get("eps_ramp") is None or ("eps_ramp" in given and "measure_start" not in given):
         # Somebody has said what the start weights are, or there is nothing to ramp.
         values.pop("measure_start", None)
-    # A ramp that is decided by measurement is a share of the run; a fixed one that does not fit is refused.
-    if values.get("measure_start") and values["eps_ramp"] > epochs:
-        values["eps_ramp"] = max(1, round(values["eps_ramp"] * epochs / settings["epochs"]))
     return values
 
 

@@ -156,8 +156,8 @@ train_options = stacked(
     click.option(
         "--eps-ramp",
         type=click.IntRange(min=1),
-        help="Epochs over which eps and step size of the inner attack grow from 0.  [default: none; with --pretrained "
-        "a fifth of them, or 1 where the weights turn out to be robust]",
+        help="Epochs over which eps and step size of the inner attack grow from 0.  [default: the recipe's, scaled to "
+        "--epochs; none; with --pretrained a fifth of them, or 1 where the weights turn out to be robust]",
     ),
     heading("Optimisation"),
     click.option("--epochs", type=click.IntRange(min=1), help="[default: 130; digits 60]"),

@@ -7,9 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 import pytest
-import torch
 from race import Measurement, Progress, page, summary, take_turns
-from time_to_robustness import shortened
 
 
 def learner(progress: Progress, seconds: float, pgd_per_epoch: float) -> Callable[[], None]:
@@ -88,13 +86,6 @@ def test_a_race_that_is_taken_up_ends_as_one_that_was_never_interrupted() -> Non
     race(ours, textbook)
     assert ours.reached(0.8, 0.3) == whole[0].reached(0.8, 0.3)
     assert textbook.reached(0.8, 0.3) == whole[1].reached(0.8, 0.3)
-
-
-@pytest.mark.parametrize(("epochs", "ramp"), [(6, 1), (12, 1), (24, 2), (64, 5), (None, 5)])
-def test_a_shortened_recipe_has_a_shortened_ramp(epochs: int | None, ramp: int) -> None:
-    options = {"dataset": "cifar10", "network": None, "precision": None, "epochs": epochs, "seed": 0}
-    config = shortened(options, "cifar10-hours", torch.device("cpu"))
-    assert (config.epochs, config.eps_ramp) == (epochs or 64, ramp)
 
 
 @pytest.mark.parametrize(

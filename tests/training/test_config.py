@@ -68,10 +68,29 @@ def test_another_method_leaves_a_recipe_s_settings_that_it_does_not_have(recipe:
         resolve("cifar10", {"method": method, "inner_attack": "n-fgsm"}, recipe)
 
 
-def test_a_ramp_of_the_recipe_that_does_not_fit_says_what_would() -> None:
-    with pytest.raises(UsageError, match="longer than the 3 epochs") as caught:
-        resolve("cifar10", {"epochs": 3}, "cifar10-hours")
-    assert caught.value.next_step == "give --eps-ramp 1 to 3, or more --epochs"
+@pytest.mark.parametrize(
+    ("recipe", "epochs", "ramp"),
+    [
+        ("cifar10-hours", 3, 1),
+        ("cifar10-hours", 6, 1),
+        ("cifar10-hours", 24, 2),
+        ("cifar10-hours", 64, 5),
+        ("cifar10-hours", 128, 10),
+        ("folder-finetune", 9, 2),
+        ("folder-finetune", 10, 2),
+        ("folder-finetune", 12, 2),
+        ("folder-finetune", 50, 10),
+        ("folder-finetune-robust", 20, 1),
+    ],
+)
+def test_a_ramp_of_the_recipe_takes_the_same_share_of_another_number_of_epochs(
+    recipe: str, epochs: int, ramp: int
+) -> None:
+    dataset = load_recipe(recipe).get("dataset", "folder:/x")
+    assert resolve(dataset, {"epochs": epochs}, recipe).eps_ramp == ramp
+    assert resolve(dataset, {"epochs": epochs, "eps_ramp": 3}, recipe).eps_ramp == 3
+    with pytest.raises(UsageError, match=f"--eps-ramp {epochs + 1} is longer"):
+        resolve(dataset, {"epochs": epochs, "eps_ramp": epochs + 1}, recipe)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_who_says_what_the_start_weights_are_is_not_asked_again() -> None:
     assert settings("folder-finetune") == (10, True)
     assert settings("folder-finetune", eps_ramp=10) == (10, False)
     assert settings("folder-finetune-robust") == (1, False)
-    assert settings("folder-finetune", epochs=20) == (10, True)
+    assert settings("folder-finetune", epochs=20) == (4, True)
     assert settings("folder-finetune", epochs=5) == (1, True)  # the ramp would be longer than the run
     assert "measure_start" not in resolve("digits", {}).model_dump()
 
