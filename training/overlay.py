@@ -30,6 +30,8 @@ def overlaid(
     if given.get("method", settings["method"]) != settings["method"]:
         for name in _of_one_method(given["method"]):
             settings.pop(name, None)
+    if given.get("norm", "linf") != "linf":
+        settings.pop("inner_attack", None)  # n-fgsm is made for linf
     if given.get("schedule") == "one-cycle":
         settings.pop("warmup", None)  # it has a rise of its own
     for name in off:

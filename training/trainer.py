@@ -374,5 +374,6 @@ class Trainer:
         kept = "The last good state is kept in" if self.folder.state.exists() else "No state was saved yet in"
         return DucatError(
             f"The loss is {loss} at epoch {self.state.epoch}, step {self.state.step}. {kept} {self.folder.path}.",
-            "train again with a smaller --lr, or with --precision float32",
+            "train again with a smaller --lr"
+            + ("" if self.config.precision == "float32" else ", or with --precision float32"),
         )

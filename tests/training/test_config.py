@@ -68,6 +68,14 @@ def test_another_method_leaves_a_recipe_s_settings_that_it_does_not_have(recipe:
         resolve("cifar10", {"method": method, "inner_attack": "n-fgsm"}, recipe)
 
 
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_another_norm_leaves_a_recipe_s_attack_that_is_made_for_linf(norm: str) -> None:
+    assert resolve("cifar10", {"norm": norm}, "cifar10-hours").inner_attack == "pgd"
+    assert resolve("cifar10", {"norm": "linf"}, "cifar10-hours").inner_attack == "n-fgsm"
+    with pytest.raises(UsageError, match="n-fgsm is made for"):
+        resolve("cifar10", {"norm": norm, "inner_attack": "n-fgsm"}, "cifar10-hours")
+
+
 @pytest.mark.parametrize(
     ("recipe", "epochs", "ramp"),
     [

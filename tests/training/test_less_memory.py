@@ -212,3 +212,22 @@ def test_other_errors_are_no_lack_of_memory() -> None:
         raise RuntimeError("shapes do not match")
     with pytest.raises(DucatError, match="not enough memory"), enough_memory_for(config):
         torch.empty(1 << 62, dtype=torch.uint8)  # the CPU allocator's own error
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "portions", "told"),
+    [
+        (6, 2, "--accumulate 3 ("),
+        (8, 2, "--accumulate 4 ("),
+        (6, None, "--accumulate 2 ("),
+        (5, 2, "--checkpoint-activations, or a smaller --batch-size"),
+        (2, None, "--checkpoint-activations, or a smaller network"),
+    ],
+)
+def test_it_names_no_number_of_portions_that_would_be_refused(
+    batch_size: int, portions: int | None, told: str
+) -> None:
+    config = resolve("digits", {"batch_size": batch_size, "accumulate": portions})
+    with pytest.raises(DucatError) as caught, enough_memory_for(config):
+        raise torch.OutOfMemoryError("out of memory")
+    assert str(caught.value.next_step).startswith(f"begin again with {told}")

@@ -238,6 +238,7 @@ def test_nan_stops_with_the_step_named_and_the_last_state_kept(tmp_path: Path) -
     with pytest.raises(DucatError, match=r"nan at epoch 2, step 2") as caught:
         subject.run()
     assert caught.value.exit_code == 1
+    assert caught.value.next_step == "train again with a smaller --lr", "it had float32 already"
     fresh = resumed(tmp_path / "run")
     assert fresh.state.epoch == 2
     assert all(torch.isfinite(t).all() for t in fresh.state.weights.values())

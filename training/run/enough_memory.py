@@ -20,11 +20,20 @@ def enough_memory_for(config: TrainConfig) -> Iterator[None]:
             raise
         at_once = -(-config.batch_size // config.portions)
         first_line = str(error).partition("\n")[0]
-        smaller = f"--accumulate {2 * config.portions} (the same batch in smaller portions)"
-        blocks = "" if config.checkpoint_activations else ", --checkpoint-activations"
+        ways = (
+            [f"--accumulate {portions} (the same batch in smaller portions)"]
+            if (portions := _more(config))
+            else []
+        )
+        ways += [] if config.checkpoint_activations else ["--checkpoint-activations"]
+        ways.append("a smaller --batch-size" if at_once > 2 else "a smaller network or image size")
         raise DucatError(
             f"There is not enough memory to train on {at_once} images at once ({first_line}).",
-            f"begin again with {smaller}{blocks}, or a smaller --batch-size"
-            if at_once > 2
-            else f"begin again with a smaller network or image size{blocks}",
+            f"begin again with {', or '.join(filter(None, (', '.join(ways[:-1]), ways[-1])))}",
         ) from error
+
+
+def _more(config: TrainConfig) -> int | None:
+    """Twice the portions of a batch, or as many as leave 2 images to each; None where there are as many already."""
+    portions = min(2 * config.portions, config.batch_size // 2)
+    return portions if portions > config.portions else None

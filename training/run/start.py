@@ -194,8 +194,8 @@ def opened(run: Run, device: torch.device, output: Output, *, only_look: bool = 
     """
     config, initial = run.config, run.initial
     given = None if initial is None else initial.digest
-    # A run that goes on has its own weights.
-    if given != config.initial_weights and not run.folder.state.exists():
+    # A run that goes on has its own weights; where it was killed before they were saved, `Trainer.take_up` says so.
+    if given != config.initial_weights and not run.resumed:
         raise UsageError(
             f"The settings are those of a run that starts from {_short(config.initial_weights)}, and it is given "
             f"{_short(given)}.",

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ducat_serve.checkpoint import read_spec
+from ducat_serve.errors import DataError
 from ducat_serve.library.training import resume, train
 from ducat_serve.networks.allowed import allow
 from ducat_serve.output import Output
@@ -67,3 +68,12 @@ def test_a_model_that_is_there_is_not_written_again(tmp_path: Path) -> None:
     before = folder.model.stat().st_mtime_ns
     run_until(resumed(folder.path), 1)
     assert folder.model.stat().st_mtime_ns == before
+
+
+def test_a_run_from_other_weights_that_was_killed_before_its_first_state_is_begun_again(
+    tmp_path: Path,
+) -> None:
+    trainer(tmp_path / "run", initial_weights="0" * 64)
+    with pytest.raises(DataError, match="stopped before its first state was saved") as refused:
+        resume(tmp_path / "run", device="cpu", output=Output(silent=True))
+    assert "--initial-checkpoint or --pretrained" in str(refused.value.next_step)
