@@ -76,7 +76,7 @@ def check(path: Path, test_fraction: float | None, json: bool) -> int:
     """Look at every image of PATH, a folder or zip archive, before it is trained on.
 
     Says how many images each class and split has, which sizes and kinds of files there are, what does not decode, what
-    is passed over, and which images stand in two splits at once. Ends with exit code 4 where images are broken.
+    is passed over, and which images of two splits look alike. Ends with exit code 4 where images are broken.
 
     \b
     Example:
@@ -115,7 +115,7 @@ def _show(path: Path, found: DataCheck, output: Output) -> None:
     for name, why in list(found.broken.items())[:_SHOWN]:
         output.warn(f"{name}: {why}.")
     for pair in found.duplicates[:_SHOWN]:
-        output.warn(f"{pair.one} and {pair.other} show the same.")
+        output.warn(f"{pair.one} and {pair.other} look alike.")
     for warning in found.warnings:
         output.warn(f"{warning}.")
     if not found.broken and not found.too_small:

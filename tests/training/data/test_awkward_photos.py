@@ -111,4 +111,4 @@ def test_copies_in_two_splits_are_warned_of_and_counted(tmp_path: Path, capsys: 
         picture.resize((48, 48)).save(place / "val" / "a" / f"copy {number}.jpg", quality=90)
     run(["datasets", "check", str(place)])
     said = " ".join(capsys.readouterr().err.split())
-    assert "images show the same as one of another split" in said
+    assert "images look like one of another split" in said

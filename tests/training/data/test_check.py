@@ -10,6 +10,8 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from ducat_serve.output import Output
+from tests.conftest import PROJECT
+from tests.support.documents import blocks
 from training.data.check import DataCheck, check_images
 from training.data.selection import Selection
 
@@ -85,6 +87,27 @@ def test_broken_images_are_named_and_the_others_counted(tmp_path: Path) -> None:
     assert "1 image does not decode, first train/a/0.png" in check(tmp_path).warnings[0]
 
 
+def test_the_drawings_of_the_tutorial_are_not_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small shapes on flat backgrounds share hashes, and their average greys, whatever their form and colour."""
+    code = blocks(PROJECT / "docs" / "tutorials" / "own-images.md")[0].code
+    fewer = code.replace('("train", 300), ("test", 60)', '("train", 80), ("test", 40)')
+    assert fewer != code
+    monkeypatch.chdir(tmp_path)
+    exec(fewer, {})
+    assert check(tmp_path / "shapes").warnings == []
+
+
+def test_what_differs_in_colour_alone_is_not_alike(tmp_path: Path) -> None:
+    """Red 190 and green 97 are the same grey."""
+    flat = {
+        f"{split}/{label}/{i}.png": encode(Image.new("RGB", (8, 8), colour))
+        for split, colour in (("train", (190, 0, 0)), ("test", (0, 97, 0)))
+        for label in "ab"
+        for i in range(2)
+    }
+    assert check(write(tmp_path, flat)).duplicates == ()
+
+
 def test_imbalance(tmp_path: Path) -> None:
     many = photos(*(f"train/a/{i}.png" for i in range(20)))
     found = check(write(tmp_path, many | photos("train/b/0.png", "train/b/1.png", "test/a/0.png")))
@@ -104,13 +127,14 @@ def test_classes_that_leave_nothing_for_val_or_differ_in_capitals_are_named(tmp_
     assert found.warnings[1] == "the classes 'Cat' and 'cat' differ in capitals alone"
 
 
-@pytest.mark.parametrize("change", ["same", "jpeg", "smaller", "brighter"])
+@pytest.mark.parametrize("change", ["same", "jpeg", "smaller", "larger", "brighter"])
 def test_an_image_in_two_splits_is_found_however_it_was_saved(change: str, tmp_path: Path) -> None:
     original = photo()
     changed = {
         "same": encode(original),
         "jpeg": encode(original, "JPEG", quality=60),
         "smaller": encode(original.resize((24, 20))),
+        "larger": encode(original.resize((72, 60), Image.Resampling.BICUBIC)),
         "brighter": encode(ImageEnhance.Brightness(original).enhance(1.03)),
     }[change]
     found = check(write(tmp_path, pets() | {"train/a/1.png": encode(original), "test/b/9.png": changed}))
@@ -126,7 +150,7 @@ def test_an_image_that_is_in_each_split_many_times_is_named_once_for_each_later_
     }
     found = check(write(tmp_path, pets() | files))
     assert sorted(pair.other for pair in found.duplicates) == [f"test/a/same{i}.png" for i in range(10)]
-    assert "10 images show the same as one of another split, first test/a/same0.png and" in found.warnings[0]
+    assert "10 images look like one of another split, first test/a/same0.png and" in found.warnings[0]
 
 
 def test_the_same_image_twice_in_one_split_is_no_leak(tmp_path: Path) -> None:
