@@ -1,25 +1,56 @@
-"""Read the ModelSpec of a model file of either kind, with all of its digests checked."""
+"""Which model file is meant by a path, and its ModelSpec, with all of its digests checked."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
-from ducat_serve.checkpoint import checkpoint_path, read_checkpoint
-from ducat_serve.errors import DucatError
+from ducat_serve.checkpoint import checkpoint_path, file_sha256, read_checkpoint, read_spec
+from ducat_serve.errors import DucatError, VerificationError, command_line
 from ducat_serve.regular_file import read_regular_file
 from ducat_serve.spec import ModelSpec
 
 
 def exported_in(path: Path) -> Path:
     """A folder stands for the `model.onnx` inside it."""
-    return path / "model.onnx" if path.is_dir() else path
+    return path / "model.onnx" if os.path.isdir(path) else path  # noqa: PTH112 (as in `checkpoint_path`)
 
 
 def model_in(path: Path) -> Path:
     """A folder stands for the checkpoint inside it, and where there is none for the export."""
     checkpoint = checkpoint_path(path)
     return checkpoint if checkpoint.exists() or not exported_in(path).exists() else exported_in(path)
+
+
+def is_whole_export(export: Path, spec: ModelSpec, source_sha256: str, checkpoint: Path) -> bool:
+    """Whether an export holds all that its checkpoint holds now; False where it has an older report.
+
+    Args:
+        spec: of the export. source_sha256: of the checkpoint that it was made from.
+
+    Raises VerificationError where the checkpoint is another model by now.
+    """
+    if source_sha256 == file_sha256(checkpoint):
+        return True
+    if _function(spec) == _function(read_spec(checkpoint)):
+        return False
+    raise VerificationError(
+        f"{export} was exported from another model than {checkpoint} now holds.",
+        f"{export_again(export, spec, checkpoint)} replaces it; to take it all the same, name the file itself: "
+        f"{command_line(export)}",
+    )
+
+
+def _function(spec: ModelSpec) -> str:
+    """What is computed, whatever was measured on it, and in whichever precision."""
+    return spec.model_copy(update={"precision": "float32"}).function_digest()
+
+
+def export_again(export: Path, spec: ModelSpec, checkpoint: Path) -> str:
+    """The command that makes an export anew. Without ``--out`` another one, of the best weights maybe, is replaced."""
+    precision = [] if spec.precision == "float32" else ["--precision", spec.precision]
+    return command_line("ducat", "export", checkpoint, "--out", export, *precision)
 
 
 def read_verified_spec(path: Path) -> tuple[ModelSpec, str | None]:

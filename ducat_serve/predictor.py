@@ -15,7 +15,9 @@ from PIL import Image
 
 from ducat_serve.attacked_examples import EXAMPLES_KEY, AttackedExamples
 from ducat_serve.bundled import model_path
+from ducat_serve.checkpoint import checkpoint_path
 from ducat_serve.errors import DucatError, UsageError, VerificationError, missing_extra
+from ducat_serve.model_file import exported_in, is_whole_export
 from ducat_serve.onnx_graph import check_graph
 from ducat_serve.prediction import ImageLike, Prediction, read_image, split_up
 from ducat_serve.reference import REFERENCE_KEY, Reference
@@ -87,7 +89,8 @@ class Predictor:
     """An exported model, ready to predict. Safe to call from several threads.
 
     Args:
-        path: a `model.onnx` written by `ducat export`, or, as text, the name of a bundled model (`ducat models`).
+        path: a `model.onnx` written by `ducat export`, the folder that holds it, or, as text, the name of a bundled
+            model (`ducat models`).
         device: "cuda" fails without a usable GPU; "auto" takes the GPU if it works and else the CPU,
             and says which in ``provider`` and ``fallback_reason``.
         threads: CPU threads for one prediction; None takes every core, or what a container's CPU quota pays for.
@@ -97,7 +100,8 @@ class Predictor:
     Raises:
         DataError: no such file, or a bundled model that was changed. UsageError: the name of a bundled model and of a
             file or folder here. VerificationError: not written by ducat, changed since, with a graph that no
-            model of ours has or that contradicts its ModelSpec, or not signed by the owner of the key.
+            model of ours has or that contradicts its ModelSpec, or not signed by the owner of the key; or, of a folder,
+            exported from another model than the checkpoint in it.
         DucatError: the device was asked for and cannot be used, or ONNX Runtime is not installed.
     """
 
@@ -118,11 +122,15 @@ class Predictor:
         optimised: bool = True,
         public_key: Path | None = None,
     ) -> None:
-        path = model_path(path, "onnx")
+        given = model_path(path, "onnx")
+        path = exported_in(given)
         model = read_sealed(path)
         if public_key is not None:  # before anything but hashlib has seen a byte of the file
             require_signature(model, path, public_key)
         self._load(model, path, device, threads, optimised)
+        # Who names a folder means one model; only that a report is older than the checkpoint's changes no answer.
+        if path != given and (checkpoint := checkpoint_path(given)).is_file():
+            is_whole_export(path, self.spec, self.source_sha256, checkpoint)
 
     @classmethod
     def of_bytes(cls, model: bytes, path: Path, device: Device = "auto") -> Predictor:

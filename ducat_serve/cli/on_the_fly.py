@@ -1,4 +1,7 @@
-"""Exporting a checkpoint because it is to be served: in a process of its own, so that the server never holds torch."""
+"""The export that a folder or a checkpoint stands for: one of the same model.
+
+A checkpoint that is to be served is exported in a process of its own, so that the server never holds torch.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ducat_serve.checkpoint import checkpoint_path, file_sha256, read_spec
-from ducat_serve.errors import DucatError, UsageError, VerificationError, command_line
+from ducat_serve.checkpoint import checkpoint_path, read_spec
+from ducat_serve.errors import DucatError, UsageError, command_line
+from ducat_serve.model_file import export_again, exported_in, is_whole_export
 from ducat_serve.networks import is_own
 from ducat_serve.output import Output
 from ducat_serve.predictor import Predictor
-from ducat_serve.spec import ModelSpec
 
 
 def exported(path: Path, output: Output, public_key: Path | None = None) -> Path:
@@ -35,29 +38,28 @@ def exported(path: Path, output: Output, public_key: Path | None = None) -> Path
     return target
 
 
+def export_of(path: Path, output: Output) -> Path:
+    """The export that a folder stands for, and any other path as it is.
+
+    Raises VerificationError where the folder's checkpoint is another model, and what `Predictor` raises then.
+    """
+    checkpoint, target = _checkpoint(path), exported_in(path)
+    if path.is_dir() and checkpoint is not None and target.exists():
+        _require_same_model(target, checkpoint, output, None)
+    return target
+
+
 def _require_same_model(target: Path, checkpoint: Path, output: Output, public_key: Path | None) -> None:
     """Raise VerificationError where an export is not of this checkpoint; say so where only its report is older."""
     found = Predictor(target, device="cpu", threads=1, public_key=public_key)
-    precision = [] if found.spec.precision == "float32" else ["--precision", found.spec.precision]
-    again = command_line("ducat", *_to_export(checkpoint, target), *precision)
-    if found.source_sha256 == file_sha256(checkpoint):
-        output.say(f"Serving {target}, which was exported from {checkpoint}.")
-    elif _function(found.spec) == _function(read_spec(checkpoint)):
+    if is_whole_export(target, found.spec, found.source_sha256, checkpoint):
+        output.say(f"Taking {target}, which was exported from {checkpoint}.")
+    else:
         output.warn(
-            f"serving {target}, which has the weights of {checkpoint} but was exported before its report changed. "
+            f"taking {target}, which has the weights of {checkpoint} but was exported before its report changed. "
             "The next command takes the report over."
         )
-        output.next(again)
-    else:
-        raise VerificationError(
-            f"{target} was exported from another model than {checkpoint} now holds.",
-            f"{command_line('ducat', 'serve', target)} serves it all the same; {again} replaces it",
-        )
-
-
-def _function(spec: ModelSpec) -> str:
-    """What is computed, whatever was measured on it, and in whichever precision."""
-    return spec.model_copy(update={"precision": "float32"}).function_digest()
+        output.next(export_again(target, found.spec, checkpoint))
 
 
 def _export(checkpoint: Path, target: Path, output: Output) -> None:

@@ -78,6 +78,23 @@ def test_what_cannot_be_measured(
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize("command", [["benchmark", "--threads", "1", "--batch", "1"], ["bento"]])
+def test_the_export_of_another_checkpoint_is_not_taken_for_its_folder(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "home"))
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    shutil.copy(model_path("digits-small", "onnx"), run_folder / "model.onnx")
+    shutil.copy(model_path("cifar10-small", "safetensors"), run_folder / "model.safetensors")
+    assert run([*command, str(run_folder)]) == 3
+    said = capsys.readouterr().err
+    assert (
+        f"{run_folder}/model.onnx was exported from another model than {run_folder}/model.safetensors" in said
+    )
+    assert not (tmp_path / "home").exists()
+
+
 class Started(BaseException):
     """Instead of the server; no Exception, which the command line would report."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -242,8 +243,27 @@ def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="Cannot read") as caught:
         Predictor(tmp_path / "nowhere.onnx")
     assert caught.value.exit_code == 4
-    with pytest.raises(DataError):
-        Predictor(tmp_path)  # a folder
+    with pytest.raises(DataError, match=r"Cannot read .*/model\.onnx"):
+        Predictor(tmp_path)
+    with pytest.raises(DataError, match="Cannot read"):
+        Predictor(f"{'x' * 300}.onnx")
+
+
+def test_a_folder_stands_for_the_export_in_it(tmp_path: Path) -> None:
+    shutil.copy(model_path("digits-small", "onnx"), tmp_path / "model.onnx")
+    alone = Predictor(tmp_path, "cpu")
+    assert alone.spec.labels == tuple("0123456789")
+    shutil.copy(model_path("digits-small", "safetensors"), tmp_path / "model.safetensors")
+    assert Predictor(str(tmp_path), "cpu").graph_sha256 == alone.graph_sha256
+
+
+def test_a_folder_with_the_export_of_another_checkpoint_is_refused(tmp_path: Path) -> None:
+    shutil.copy(model_path("digits-small", "onnx"), tmp_path / "model.onnx")
+    shutil.copy(model_path("cifar10-small", "safetensors"), tmp_path / "model.safetensors")
+    with pytest.raises(VerificationError, match="exported from another model") as caught:
+        Predictor(tmp_path, "cpu")
+    assert str(caught.value.next_step).startswith(f"ducat export {tmp_path}/model.safetensors")
+    assert Predictor(tmp_path / "model.onnx", "cpu").spec.image_size == (8, 8), "who names the file means it"
 
 
 def foreign_model() -> bytes:

@@ -9,10 +9,10 @@ import click
 
 from ducat_serve.atomic import require_writable
 from ducat_serve.bundled import bundled_name
+from ducat_serve.cli.on_the_fly import export_of
 from ducat_serve.cli.options import FiniteRange, ModelPath, common, device_option
 from ducat_serve.cpu import has_int8_dot_product, overflow_warning
 from ducat_serve.errors import UsageError, command_line, missing_extra
-from ducat_serve.model_file import exported_in
 from ducat_serve.output import Output
 from ducat_serve.threads import usable_cpus
 
@@ -63,6 +63,8 @@ def command(
 ) -> None:
     """Measure how fast exported MODELs answer on this machine, side by side: latency and images per second.
 
+    MODEL is a model.onnx, a folder with one, or a bundled model (`ducat models`).
+
     Configurations take turns, so that other work on the machine slows all of them alike. Images are random and of the
     model's size; decoding and HTTP are not included. It ends with what to give `ducat serve`, which
     `ducat serve --auto` finds out by itself.
@@ -80,7 +82,7 @@ def command(
     if plot is not None:
         _require_plot(plot)
 
-    files = list(dict.fromkeys(map(exported_in, models)))
+    files = list(dict.fromkeys(export_of(model, output) for model in models))
     for path in files:
         warning = overflow_warning(Predictor(path, "cpu", threads=1).spec)
         if warning is not None:

@@ -8,9 +8,9 @@ from typing import Literal
 
 import click
 
+from ducat_serve.cli.on_the_fly import export_of
 from ducat_serve.cli.options import ModelPath, common
 from ducat_serve.errors import UsageError, command_line, missing_extra
-from ducat_serve.model_file import exported_in
 from ducat_serve.output import Output
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
@@ -40,7 +40,9 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 def command(
     model: Path, out: Path | None, name: str, device: Literal["cpu", "cuda"], sbom: bool, json: bool
 ) -> None:
-    """Pack MODEL (a model.onnx or a bundled model) with the serving code and pinned requirements into a Bento.
+    """Pack MODEL with the serving code and pinned requirements into a Bento.
+
+    MODEL is a model.onnx, a folder with one, or a bundled model (`ducat models`).
 
     A signature beside MODEL (`ducat sign`) goes in too. No key and no setting of this machine goes in: the server reads
     DUCAT_SERVE_... where it runs.
@@ -63,7 +65,7 @@ def command(
             "use lower-case letters and digits, and - _ . between them; at most 63",
         )
     output = Output(json)
-    path = exported_in(model)
+    path = export_of(model, output)
     spec = Predictor(path, device="cpu", threads=1).spec  # whole, ours, and it loads
     # BentoML 1.4 finds a Bento in a folder by its absolute path only.
     bento = build_bento(path, spec, name, device, out.resolve() if out else None, with_sbom=sbom)

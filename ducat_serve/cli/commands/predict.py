@@ -45,9 +45,10 @@ Infer = Callable[[NDArray[np.uint8]], Predictions]
 @device_option
 @common
 def command(model: Path, images: tuple[str, ...], top_k: int, csv: bool, device: Device, json: bool) -> int:
-    """Predict IMAGES with MODEL: a model.onnx, a bundled model (`ducat models`) or a model.safetensors.
+    """Predict IMAGES with MODEL: a model.onnx, a bundled model (`ducat models`), a model.safetensors or a folder.
 
-    Only a model.safetensors needs torch.
+    Of a folder the model.safetensors is taken, and where there is none the model.onnx. Only a model.safetensors needs
+    torch.
 
     IMAGES are files (PNG, JPEG, WebP, BMP; the first frame of a GIF, the first page of a TIFF), folders with all that
     is below them, patterns such as 'photos/*.jpg', or - for one image on stdin.
