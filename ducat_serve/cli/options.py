@@ -61,6 +61,19 @@ class ModelPath(click.ParamType[Path]):
         return model_path(value, self.kind)
 
 
+class Stem(click.ParamType[Path]):
+    """A file's path without its suffix, for what is written as several kinds; that of a picture is dropped."""
+
+    name = "stem"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(value)
+        stem = path.with_suffix("") if path.suffix in (".png", ".svg") else path
+        if not stem.name:
+            self.fail(f"'{value}' names no file.", param, ctx)
+        return stem
+
+
 def common(function: Function) -> Function:
     """Add what every command has: `--json`, `--quiet`, `--verbose` and `--config`."""
     function = manner_options(function)

@@ -12,11 +12,10 @@ from ducat_serve.benchmark import Timing
 from training.evaluation.plot import save_figure
 
 
-def plot_timings(timings: Sequence[Timing], file: Path) -> Path:
+def plot_timings(timings: Sequence[Timing], stem: Path) -> list[Path]:
     """Draw a line for each model, provider and number of threads; the same bytes for the same timings.
 
-    Args:
-        timings: at least one. file: ends in .png or .svg.
+    Returns the files written: ``stem`` with .png and .svg. There is at least one timing.
     """
     lines: dict[str, list[Timing]] = {}
     for timing in timings:
@@ -41,4 +40,4 @@ def plot_timings(timings: Sequence[Timing], file: Path) -> Path:
             axes.set_ylim(bottom=0)
             axes.grid(alpha=0.3)
         speed.legend(loc="best", frameon=False, fontsize=8)
-        return save_figure(figure, file.with_suffix(""), file.suffix.removeprefix("."))
+        return [save_figure(figure, stem, kind) for kind in ("png", "svg")]

@@ -137,7 +137,7 @@ def draw_curve(towers: Towers, stem: Path, *, output: Output | None = None) -> t
     Returns the curve and the files written: ``stem`` with .json, .png and .svg.
     """
     output = output or Output()
-    require_writable(stem)
+    require_writable(stem.with_name(stem.name + ".png"))
     fitting = _Fitting.of(towers, stem.with_name(FILE_NAME), output)
     front = dial(fitting.answers)
     places = torch.linspace(0, len(front) - 1, min(_ATTACKED_SETTINGS, len(front))).round().long().tolist()

@@ -39,6 +39,7 @@ def test_table_json_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         {"model": "digits-small.onnx", "provider": "CPUExecutionProvider", "threads": 1, "max_batch": 8}
     ]
     assert "<svg" in (tmp_path / "speed.svg").read_text()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["speed.png", "speed.svg"]
     assert run(["benchmark", "digits-small", "--threads", "1", "--batch", "4"]) == 0
     said = capsys.readouterr().out
     assert "images/s" in said
@@ -53,8 +54,8 @@ def test_table_json_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     [
         (["digits-small", "--batch", "0"], 2, "0 is not in the range"),
         (["digits-small", "--threads", "0"], 2, "0 is not in the range"),
-        (["digits-small", "--plot", "speed.pdf"], 2, "neither .png nor .svg"),
-        (["digits-small", "--plot", "missing/speed.png"], 2, "there is no folder"),
+        (["digits-small", "--plot", "."], 2, "names no file"),
+        (["digits-small", "--plot", "model.safetensors/speed"], 1, "Cannot write"),
         ([], 2, "Missing argument"),
         (["missing.onnx"], 4, "missing.onnx"),
         (["broken.onnx"], 3, "broken.onnx"),

@@ -262,6 +262,12 @@ def test_a_folder_of_the_name_of_the_plot_is_in_nobodys_way(
     assert {path.name for path in tmp_path.iterdir()} == {"compare", "compare.png", "compare.svg"}
 
 
+@pytest.mark.parametrize("given", ["plots/v1.2", "plots/v1.2.png", "plots/v1.2.svg"])
+def test_the_suffix_of_a_picture_is_not_written_twice(given: str, tmp_path: Path) -> None:
+    assert run(["compare", "digits-small", "--out", str(tmp_path / given)]) == 0
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"v1.2.png", "v1.2.svg"}
+
+
 def test_a_legacy_accuracy_of_none_has_its_footnote_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

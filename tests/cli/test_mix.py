@@ -167,7 +167,7 @@ def test_the_curve_is_drawn_before_one_chooses(
     monkeypatch.setattr(mixing, "_ATTACKED_IMAGES", 20)
     monkeypatch.setattr(mixing, "suite", lambda _name, _target: [PGD(steps=2)])
     monkeypatch.setattr("training.evaluation.floor._ATTACKS", ("apgd-ce",))
-    assert run(["mix", str(standard), ROBUST, "--curve", str(tmp_path / "dial"), "--json"]) == 0
+    assert run(["mix", str(standard), ROBUST, "--curve", str(tmp_path / "dial.png"), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     written = json.loads((tmp_path / "dial.json").read_text())
     assert written["dial"] == document["dial"]

@@ -10,17 +10,15 @@ import click
 from ducat_serve.atomic import require_writable
 from ducat_serve.bundled import bundled_name
 from ducat_serve.cli.on_the_fly import export_of
-from ducat_serve.cli.options import FiniteRange, ModelPath, common, device_option
+from ducat_serve.cli.options import FiniteRange, ModelPath, Stem, common, device_option
 from ducat_serve.cpu import has_int8_dot_product, overflow_warning
-from ducat_serve.errors import UsageError, command_line, missing_extra
+from ducat_serve.errors import command_line, missing_extra
 from ducat_serve.output import Output
 from ducat_serve.threads import usable_cpus
 
 if TYPE_CHECKING:
     from ducat_serve.benchmark import Proposal
     from ducat_serve.predictor import Device
-
-_KINDS = (".png", ".svg")
 
 
 @click.command("benchmark")
@@ -46,9 +44,8 @@ _KINDS = (".png", ".svg")
 )
 @click.option(
     "--plot",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Draw images per second and latency over the batch size, as .png or .svg.",
+    type=Stem(),
+    help="Draw images per second and latency over the batch size, as STEM.png and STEM.svg.",
 )
 @device_option
 @common
@@ -73,7 +70,7 @@ def command(
     Example:
       ducat benchmark model.onnx model-int8.onnx
       ducat benchmark model.onnx --batch 1 --batch 8 --threads 1 --json
-      ducat benchmark digits-small --plot speed.png
+      ducat benchmark digits-small --plot speed
     """
     from ducat_serve.benchmark import BATCHES, inferences, measure, names_of, proposals, thread_counts
     from ducat_serve.predictor import Predictor
@@ -118,7 +115,7 @@ def command(
     if plot is not None:
         from ducat_serve.library.benchmark_plot import plot_timings
 
-        output.say(f"Plot: {plot_timings(timings, plot)}")
+        output.say(f"Plot: {', '.join(map(str, plot_timings(timings, plot)))}")
     output.result(
         {
             "usable_cpus": usable_cpus(),
@@ -137,13 +134,9 @@ def command(
     )
 
 
-def _require_plot(file: Path) -> None:
+def _require_plot(stem: Path) -> None:
     """Find out before minutes of measuring what would keep the plot from being drawn."""
-    if file.suffix not in _KINDS:
-        raise UsageError(f"--plot {file} ends in neither {' nor '.join(_KINDS)}.", "name it speed.png")
-    if not file.parent.is_dir():
-        raise UsageError(f"--plot: there is no folder {file.parent}.")
-    require_writable(file)
+    require_writable(stem.with_name(stem.name + ".png"))
     try:
         import ducat_serve.library.benchmark_plot  # noqa: F401
     except ImportError as error:

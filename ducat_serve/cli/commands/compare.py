@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ducat_serve.bundled import bundled_name
-from ducat_serve.cli.options import ModelPath, common
+from ducat_serve.cli.options import ModelPath, Stem, common
 from ducat_serve.errors import DataError, DucatError, command_line, missing_extra
 from ducat_serve.model_file import model_in, read_verified_spec
 from ducat_serve.output import Output
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 @click.argument("models", nargs=-1, required=True, type=ModelPath("safetensors"))
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=Stem(),
     default=Path("compare"),
     show_default=True,
-    help="The plot is written to OUT.png and OUT.svg.",
+    help="The plot is written to STEM.png and STEM.svg.",
 )
 @common
 def command(models: tuple[Path, ...], out: Path, json: bool) -> None:

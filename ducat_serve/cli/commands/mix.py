@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ducat_serve.cli.network_options import import_from_option, own_network_option
-from ducat_serve.cli.options import FiniteRange, ModelPath, common, data_options, device_option
+from ducat_serve.cli.options import FiniteRange, ModelPath, Stem, common, data_options, device_option
 from ducat_serve.cli.threads_option import threads_option
 from ducat_serve.errors import UsageError, command_line
 from ducat_serve.networks.allowed import options_for
@@ -45,8 +45,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--curve",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="STEM",
+    type=Stem(),
     help="Write no model: draw what every setting would do, as STEM.png, STEM.svg and STEM.json.",
 )
 @click.option("--max-examples", type=click.IntRange(min=1), help="Only so many val images.  [default: all]")
