@@ -35,7 +35,8 @@ class Classifier(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Float images [N, channels, H, W] in [0, 1] to raw logits [N, 2C] or [N, C]."""
+        """Float images [N, channels, H, W] in [0, 1] to raw logits [N, 2C] or [N, C]. Raises UsageError for others."""
+        _require_images(images, self.pixel_mean.shape[1])
         logits: Tensor = self.network((images - self.pixel_mean) / self.pixel_std)
         return logits
 
@@ -61,8 +62,32 @@ class Deployed(nn.Module):
         return self.classifier.spec
 
     def forward(self, images: Tensor) -> Tensor:
-        """Float images [N, channels, H, W] in [0, 1] to logits [N, C]."""
+        """Float images [N, channels, H, W] in [0, 1] to logits [N, C]. Raises UsageError for others."""
         return fold_logits(self.classifier(images), self.fold)
+
+
+def _require_images(images: Tensor, channels: int) -> None:
+    """Raise UsageError for what the normalisation would broadcast or convert without a word, to logits of no image.
+
+    Only the shape and the kind are looked at, never a value: this runs in every step of an attack.
+    """
+    if images.ndim == 4 and images.shape[1] == channels and images.is_floating_point():
+        return
+    if not images.is_floating_point():
+        next_step = "model(images.float() / 255), for pixels from 0 to 255"
+    elif images.ndim == 3 and images.shape[0] == channels:
+        next_step = "model(image[None]), for a batch of one image"
+    elif images.ndim == 4 and images.shape[1] == 1:
+        next_step = f"model(images.expand(-1, {channels}, -1, -1)), for images in shades of grey"
+    elif images.ndim == 4 and images.shape[3] == channels:
+        next_step = "model(images.permute(0, 3, 1, 2)), for images with their channels last"
+    else:
+        next_step = f"give a batch of images with {channels} channels"
+    kind = str(images.dtype).removeprefix("torch.")
+    raise UsageError(
+        f"The model takes float images [N, {channels}, H, W] in [0, 1], not {kind} {list(images.shape)}.",
+        next_step,
+    )
 
 
 def towers_of(model: Deployed) -> TwoTowers | None:

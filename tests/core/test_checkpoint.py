@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ducat_serve.checkpoint import read_checkpoint, read_spec, weights_digest, write_checkpoint
 from ducat_serve.deployed import build_classifier, load, load_weights
-from ducat_serve.errors import DataError, DucatError, VerificationError
+from ducat_serve.errors import DataError, DucatError, UsageError, VerificationError
 from ducat_serve.pairs import fold_logits
 from ducat_serve.spec import ModelSpec
 
@@ -180,3 +180,36 @@ def test_digest_depends_on_names_shapes_types_and_values() -> None:
     ]
     digests = {weights_digest(tensors) for tensors in (base, *others)}
     assert len(digests) == 5
+
+
+@pytest.mark.parametrize(
+    ("images", "next_step"),
+    [
+        (torch.rand(2, 1, 8, 8), "model(images.expand(-1, 3, -1, -1)), for images in shades of grey"),
+        (torch.rand(3, 8, 8), "model(image[None]), for a batch of one image"),
+        (torch.rand(2, 8, 8, 3), "model(images.permute(0, 3, 1, 2)), for images with their channels last"),
+        (torch.rand(2, 4, 8, 8), "give a batch of images with 3 channels"),
+        (
+            torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
+            "model(images.float() / 255), for pixels from 0 to 255",
+        ),
+    ],
+    ids=["one channel", "one image", "channels last", "four channels", "bytes"],
+)
+def test_what_is_no_batch_of_images_is_not_broadcast_to_one(images: torch.Tensor, next_step: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        load("digits-small")(images)
+    kind = str(images.dtype).removeprefix("torch.")
+    assert refused.value.cause == (
+        f"The model takes float images [N, 3, H, W] in [0, 1], not {kind} {list(images.shape)}."
+    )
+    assert refused.value.next_step == next_step
+
+
+def test_images_may_be_of_any_float_and_mapped_over() -> None:
+    model, images = load("digits-small"), torch.rand(2, 3, 8, 8)
+    expected = model(images)
+    assert torch.allclose(torch.func.vmap(model)(images[None])[0], expected, atol=1e-4)
+    assert torch.allclose(torch.func.vmap(lambda image: model(image[None])[0])(images), expected, atol=1e-4)
+    assert torch.allclose(load("digits-small").double()(images.double()).float(), expected, atol=1e-4)
+    assert model.bfloat16()(images.bfloat16()).shape == (2, 10)
