@@ -99,7 +99,7 @@ def run(standard: Path, robust: Path, arguments: argparse.Namespace, output: Out
     alone = measured(copy, arguments.max_examples, arguments.data_dir, output)
     if not mixture.exists():
         towers = Towers(standard, robust, max_examples=arguments.val_images, data_dir=arguments.data_dir)
-        mix(towers, mixture, give_up=arguments.give_up, output=output)
+        mix(towers, out=mixture, give_up=arguments.give_up, output=output)
     both = measured(mixture, arguments.max_examples, arguments.data_dir, output)
     assert both.floor is not None
     return Row(

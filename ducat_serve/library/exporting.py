@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from ducat_serve.attacked_examples import MOST_BYTES, AttackedExamples, examples
 from ducat_serve.bundled import bundled_name, model_path
 from ducat_serve.checkpoint import checkpoint_path, read_spec
 from ducat_serve.errors import DataError, DucatError, UsageError, command_line, install_extra, missing_extra
+from ducat_serve.library.arguments import require_one_of
 from ducat_serve.output import Output
 from ducat_serve.report import ExportPrecision
 from ducat_serve.spec import ModelSpec
@@ -68,8 +69,8 @@ def export(
         output: where to warn; None prints on stderr, `Output(silent=True)` nothing.
 
     Raises:
-        UsageError: ``out`` does not end in `.onnx`, or is another model with a report that is nowhere else, or a text
-            that is no card has the card's place.
+        UsageError: an unknown ``precision``; ``out`` does not end in `.onnx`, or is another model with a report that
+            is nowhere else, or a text that is no card has the card's place.
         VerificationError: ONNX Runtime and torch disagree; no file is left. DataError: as `load`, and for int8 where
             the data set is not on this machine.
 
@@ -78,6 +79,7 @@ def export(
         >>> exported.model, exported.parity.max_logit_difference
         (PosixPath('runs/digits/model.onnx'), 3.8e-06)
     """
+    require_one_of("precision", precision, get_args(ExportPrecision))
     checkpoint = checkpoint_path(model_path(model, "safetensors"))
     target = _default_target(checkpoint, precision) if out is None else Path(out)
     if target.suffix != ".onnx":

@@ -74,8 +74,8 @@ class Mixed:
 
 def mix(
     towers: Towers,
-    out: str | Path,
     *,
+    out: str | Path,
     give_up: float | None = None,
     clean: float | None = None,
     output: Output | None = None,
@@ -91,14 +91,20 @@ def mix(
         clean: the clean accuracy on val to reach, in [0, 1], for the highest floor.
 
     Raises:
-        UsageError: towers that do not fit each other, a robust tower that is not robust, too few val images, both of
-            ``give_up`` and ``clean``, or a goal that no setting reaches. DataError, VerificationError: as `load`.
+        UsageError: no `Towers`, or towers that do not fit each other, a robust tower that is not robust, too few val
+            images, both of ``give_up`` and ``clean``, or a goal that no setting reaches. DataError, VerificationError:
+            as `load`.
 
     Examples:
-        >>> mixed = mix(Towers("runs/accurate", "runs/robust"), "runs/mixed/model.safetensors", give_up=2)
+        >>> mixed = mix(Towers("runs/accurate", "runs/robust"), out="runs/mixed/model.safetensors", give_up=2)
         >>> mixed.setting.clean, mixed.setting.floor, mixed.spec.fold.threshold
         (0.84, 0.41, 0.23)
     """
+    if not isinstance(towers, Towers):
+        raise UsageError(
+            f"towers: {towers!r} is no Towers.",
+            'mix(Towers("accurate", "robust"), out="mixed/model.safetensors")',
+        )
     output, target = output or Output(), Path(out)
     if give_up is not None and clean is not None:
         raise UsageError("A switch has one dial: give up points or reach a clean accuracy, not both.")

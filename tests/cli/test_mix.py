@@ -52,7 +52,7 @@ def mixed(standard: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("mixed") / "new" / "model.safetensors"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("training.mixture.answers.SEARCHES", {"apgd-margin": APGD(margin, 5)})
-        mix(Towers(standard, ROBUST), target, give_up=20, output=QUIET)
+        mix(Towers(standard, ROBUST), out=target, give_up=20, output=QUIET)
     return target
 
 
@@ -155,7 +155,7 @@ def test_it_is_fitted_on_val_and_on_nothing_else(
 
     monkeypatch.setattr(mixing, "answers_of", watched)
     with pytest.raises(UsageError, match="seen enough"):
-        mix(Towers(standard, ROBUST), tmp_path / "m.safetensors", output=QUIET)
+        mix(Towers(standard, ROBUST), out=tmp_path / "m.safetensors", output=QUIET)
     val = load_dataset("digits", seed=0).val.images
     assert seen[0].images.numpy().transpose(0, 2, 3, 1).tolist() == val.tolist()
 
@@ -202,9 +202,9 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> type[_Counting]:
 
 def test_another_setting_takes_no_attack(standard: Path, tmp_path: Path, counting: type[_Counting]) -> None:
     towers = Towers(standard, ROBUST, max_examples=120)
-    first = mix(towers, tmp_path / "first.safetensors", give_up=5, output=QUIET)
+    first = mix(towers, out=tmp_path / "first.safetensors", give_up=5, output=QUIET)
     assert counting.batches == 2
-    again = mix(towers, tmp_path / "again.safetensors", give_up=30, output=QUIET)
+    again = mix(towers, out=tmp_path / "again.safetensors", give_up=30, output=QUIET)
     assert counting.batches == 2
     for name in ("labels", "standard", "robust", "attacked"):
         assert torch.equal(getattr(first.answers, name), getattr(again.answers, name))
@@ -220,7 +220,7 @@ def test_answers_to_another_question_are_asked_again(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     towers = Towers(standard, ROBUST, max_examples=120)
-    mix(towers, tmp_path / "first.safetensors", output=QUIET)
+    mix(towers, out=tmp_path / "first.safetensors", output=QUIET)
     if changed == "damaged":
         (tmp_path / "answers.safetensors").write_bytes(b"of something else")
     others = {
@@ -230,7 +230,7 @@ def test_answers_to_another_question_are_asked_again(
         "batch size": replace(towers, batch_size=200),
         "damaged": towers,
     }
-    mix(others[changed], tmp_path / "second.safetensors", give_up=100)
+    mix(others[changed], out=tmp_path / "second.safetensors", give_up=100)
     assert counting.batches == 4
     said = capsys.readouterr().err
     assert "the towers are asked again" in said
@@ -248,10 +248,10 @@ def test_an_interrupted_fit_keeps_the_attacks_that_are_through(
 
     monkeypatch.setitem(answers.SEARCHES, "second", Interrupted(margin, 3))
     with pytest.raises(KeyboardInterrupt):
-        mix(towers, tmp_path / "model.safetensors", output=QUIET)
+        mix(towers, out=tmp_path / "model.safetensors", output=QUIET)
     assert counting.batches == 1
     monkeypatch.setitem(answers.SEARCHES, "second", searches["second"])
-    mix(towers, tmp_path / "model.safetensors", output=QUIET)
+    mix(towers, out=tmp_path / "model.safetensors", output=QUIET)
     assert counting.batches == 2
 
 
@@ -267,20 +267,20 @@ def test_an_interrupted_fit_keeps_the_attacks_that_are_through(
 def test_towers_that_do_not_fit(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     other = tower_checkpoint(tmp_path / "other.safetensors", **changes)
     with pytest.raises(UsageError, match=message):
-        mix(Towers(other, ROBUST), tmp_path / "m.safetensors", output=QUIET)
+        mix(Towers(other, ROBUST), out=tmp_path / "m.safetensors", output=QUIET)
     assert not (tmp_path / "m.safetensors").exists()
 
 
 def test_two_classes_are_too_few(tmp_path: Path) -> None:
     two = tower_checkpoint(tmp_path / "two.safetensors", num_classes=2, labels=("a", "b"))
     with pytest.raises(UsageError, match="Two classes are too few"):
-        mix(Towers(two, two), tmp_path / "m.safetensors", output=QUIET)
+        mix(Towers(two, two), out=tmp_path / "m.safetensors", output=QUIET)
 
 
 def test_a_mixture_of_a_mixture(mixed: Path, standard: Path, tmp_path: Path) -> None:
     for towers in (Towers(mixed, ROBUST), Towers(standard, mixed)):
         with pytest.raises(UsageError, match="two-tower model itself"):
-            mix(towers, tmp_path / "m.safetensors", output=QUIET)
+            mix(towers, out=tmp_path / "m.safetensors", output=QUIET)
 
 
 def test_a_robust_tower_that_is_not(
@@ -304,17 +304,17 @@ def test_a_tower_that_was_changed(standard: Path, tmp_path: Path) -> None:
     data[-1] ^= 1
     changed.write_bytes(data)
     with pytest.raises(VerificationError, match="do not match their digest"):
-        mix(Towers(changed, ROBUST), tmp_path / "m.safetensors", output=QUIET)
+        mix(Towers(changed, ROBUST), out=tmp_path / "m.safetensors", output=QUIET)
 
 
 def test_bad_numbers_and_too_few_images(standard: Path, tmp_path: Path) -> None:
     target = tmp_path / "m.safetensors"
     with pytest.raises(UsageError, match="99 val images are too few"):
-        mix(Towers(standard, ROBUST, max_examples=99), target, output=QUIET)
+        mix(Towers(standard, ROBUST, max_examples=99), out=target, output=QUIET)
     with pytest.raises(UsageError, match="not both"):
-        mix(Towers(standard, ROBUST), target, give_up=1, clean=0.9, output=QUIET)
+        mix(Towers(standard, ROBUST), out=target, give_up=1, clean=0.9, output=QUIET)
     with pytest.raises(UsageError, match=r"No setting of the switch meets --clean 1\.01"):
-        mix(Towers(standard, ROBUST), target, clean=1.01, output=QUIET)
+        mix(Towers(standard, ROBUST), out=target, clean=1.01, output=QUIET)
     assert run(["mix", str(standard), ROBUST, "--give-up", "101"]) == 2
     for threshold in (0, 1, -0.1):
         with pytest.raises(ValueError, match="threshold"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -65,6 +65,18 @@ def test_a_standard_tower_that_has_learnt_val_images(
     }
     standard = tower_checkpoint(tmp_path / "standard.safetensors", training=training)
     with pytest.raises(UsageError, match="seen enough"):
-        mix(Towers(standard, ROBUST), tmp_path / "model.safetensors")
+        mix(Towers(standard, ROBUST), out=tmp_path / "model.safetensors")
     said = " ".join(capsys.readouterr().err.split())
     assert "the standard tower was trained on some of the val images" in said
+
+
+@pytest.mark.parametrize("towers", ["digits-small", ("digits-small", "cifar10-small"), None])
+def test_what_is_no_towers_is_refused(towers: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is no Towers") as refused:
+        mix(towers, out=tmp_path / "model.safetensors", output=QUIET)
+    assert refused.value.next_step == 'mix(Towers("accurate", "robust"), out="mixed/model.safetensors")'
+
+
+def test_the_second_model_is_not_taken_for_the_place(tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        mix(Towers(ROBUST, ROBUST), str(tmp_path / "model.safetensors"))  # type: ignore[call-arg, misc]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,13 +15,14 @@ import onnxruntime
 import pytest
 import torch
 
+import ducat_serve
 import export.parity as parity
 from ducat_serve import atomic
 from ducat_serve.bundled import model_path
 from ducat_serve.checkpoint import file_sha256, read_checkpoint, read_spec, weights_digest, write_checkpoint
 from ducat_serve.cli.main import main, run
 from ducat_serve.deployed import Classifier, load
-from ducat_serve.errors import VerificationError
+from ducat_serve.errors import UsageError, VerificationError
 from ducat_serve.networks.allowed import allow
 from ducat_serve.pairs import dummy_mass, recover
 from ducat_serve.predictor import SOURCE_KEY, Predictor
@@ -247,6 +249,14 @@ def test_an_export_never_takes_the_place_of_its_checkpoint_or_its_card(
     assert "does not end in .onnx" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
     assert checkpoint.read_bytes() == before
+
+
+def test_an_unknown_precision_is_refused_before_any_work(tmp_path: Path) -> None:
+    wrong: Any = "bf16"
+    with pytest.raises(UsageError, match="precision: 'bf16' is unknown") as refused:
+        ducat_serve.export("digits-small", precision=wrong, out=tmp_path / "model.onnx")
+    assert refused.value.next_step == "choose one of: 'float32', 'float16', 'int8'"
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("folder", ["model.onnx", "model.md"])

@@ -115,7 +115,7 @@ def command(
     if curve is not None:
         _show_curve(*draw_curve(towers, curve, output=output), output)
     else:
-        _show(mix(towers, out, give_up=give_up, clean=clean, output=output), output)
+        _show(mix(towers, out=out, give_up=give_up, clean=clean, output=output), output)
 
 
 def _show(mixed: Mixed, output: Output) -> None:
