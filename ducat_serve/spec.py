@@ -26,7 +26,7 @@ from pydantic import (
 from ducat_serve.errors import VerificationError, command_line
 from ducat_serve.quantisation import Quantisation
 from ducat_serve.report import ExportPrecision, RobustnessReport
-from ducat_serve.threat_model import ThreatModel
+from ducat_serve.threat_model import FROM_FILE, ThreatModel
 
 SCHEMA_VERSION = 1
 Tower = Literal["standard", "robust"]
@@ -252,7 +252,7 @@ class ModelSpec(BaseModel):
                 "take the file from its source again, or measure it again with `ducat evaluate`",
             )
         try:
-            return cls.model_validate(body)
+            return cls.model_validate(body, context=FROM_FILE)
         except ValidationError as error:
             raise VerificationError(f"{source}: invalid ModelSpec: {first_problem(error)}") from error
 

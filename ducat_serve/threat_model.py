@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Literal, get_args
+from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Norm = Literal["linf", "l2", "l1"]
 NORMS: tuple[Norm, ...] = get_args(Norm)
+# The context in which a file is validated: those of older versions may hold an eps in grey levels, and go on loading.
+FROM_FILE = {"from file": True}
 
 
 class ThreatModel(BaseModel):
-    """What the attacker may change: a ball of radius ``eps`` (pixels in [0, 1]) in ``norm``."""
+    """What the attacker may change: a ball of radius ``eps`` in ``norm``.
+
+    ``eps`` is in pixels of [0, 1] and may be written as a fraction, ``"8/255"``. In linf it is at most 1.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     norm: Norm
     eps: float = Field(gt=0, allow_inf_nan=False)
+
+    @field_validator("eps", mode="before")
+    @classmethod
+    def _fraction(cls, value: Any) -> Any:
+        return parse_size(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _is_in_pixels(self, info: ValidationInfo) -> Self:
+        if self.norm == "linf" and self.eps > 1 and info.context != FROM_FILE:
+            raise ValueError(
+                f"eps {self.eps:g} in linf is larger than any difference of two images; it is in pixels of [0, 1]: "
+                "write 8/255 for eight grey levels"
+            )
+        return self
 
     def __str__(self) -> str:
         return f"{self.norm} {format_size(self.eps)}"

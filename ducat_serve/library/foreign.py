@@ -19,6 +19,7 @@ from ducat_serve.report import HELD_OUT, RobustnessReport
 from ducat_serve.report_file import read_report
 from ducat_serve.threat_model import ThreatModel
 from export.model_card import report_card
+from training.attacks.ball import require_linf_size
 from training.batches import DeviceSplit, to_pixels
 from training.data import Dataset, held_out_splits, load_dataset
 from training.data.cache import Split, content_digest
@@ -73,12 +74,14 @@ def measure_foreign(
 
     Raises:
         UsageError: it cannot be imported or is no classifier, the data set has another number of classes or images
-            of another size, an eps of 0, or ``resume`` of a server. DataError, VerificationError: of a file.
+            of another size, an eps of 0 or in grey levels, or ``resume`` of a server. DataError, VerificationError: of
+            a file.
         InterruptedRun: Ctrl-C or SIGTERM.
     """
     settings = request.settings
     if not settings.eps or 0 in settings.eps:
         raise UsageError("A model of others needs --eps, above 0, in pixels of [0, 1].", "give --eps 8/255")
+    require_linf_size("eps", max(settings.eps), settings.norm or "linf")
     if resume and not request.source.resumable:
         raise UsageError(
             "--resume: a server may answer otherwise by now, and what it was asked is spent.", "leave it out"

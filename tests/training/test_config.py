@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-import pytest
+import math
+from typing import Any
 
+import pytest
+from pydantic import ValidationError
+
+from ducat_serve.bundled import model_path
+from ducat_serve.checkpoint import read_spec
 from ducat_serve.errors import UsageError
-from ducat_serve.threat_model import format_size, parse_size
+from ducat_serve.spec import ModelSpec
+from ducat_serve.threat_model import ThreatModel, format_size, parse_size
 from training.data import DATASETS
+from training.evaluation.prepare import threat_model_of
+from training.evaluation.settings import EvaluationSettings
 from training.recipes import load_recipe, recipe_of
 from training.resolve import resolve
 
@@ -230,6 +239,28 @@ def test_training_without_attacks_has_no_dummies_unless_told() -> None:
 )
 def test_sizes_are_read(text: str, value: float) -> None:
     assert parse_size(text) == value
+
+
+def test_a_threat_model_is_in_pixels_and_may_be_a_fraction() -> None:
+    fraction: Any = "8/255"
+    assert ThreatModel(norm="linf", eps=fraction) == ThreatModel(norm="linf", eps=8 / 255)
+    assert ThreatModel(norm="l1", eps=2000 / 255).eps > 1
+    for norm, wrong in (("linf", 8), ("linf", "8"), ("l2", "eight"), ("l2", 0), ("l2", math.inf)):
+        with pytest.raises(ValidationError):
+            ThreatModel.model_validate({"norm": norm, "eps": wrong})
+    with pytest.raises(ValidationError, match="write 8/255 for eight grey levels"):
+        ThreatModel(norm="linf", eps=8)
+
+
+def test_what_was_once_trained_in_grey_levels_loads_and_is_not_measured() -> None:
+    old = read_spec(model_path("digits-small", "safetensors")).model_copy(
+        update={"threat_model": ThreatModel.model_construct(norm="linf", eps=8.0)}
+    )
+    loaded = ModelSpec.from_json(old.to_json(), "old.safetensors")
+    assert loaded.threat_model.eps == 8
+    for settings in (EvaluationSettings(), EvaluationSettings(eps=(0.1, 8.0))):
+        with pytest.raises(UsageError, match="eps 8 in linf is larger"):
+            threat_model_of(settings, loaded)
 
 
 @pytest.mark.parametrize("text", ["", "eight", "8/0", "-1/255", "nan", "8/255/2"])

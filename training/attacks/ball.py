@@ -45,6 +45,12 @@ def require_size(what: str, size: float, norm: Norm, pixels: int) -> None:
         )
 
 
+def require_linf_size(what: str, size: float, norm: Norm) -> None:
+    """The same where no image is known yet; only in linf no image need be."""
+    if norm == "linf":
+        require_size(what, size, norm, 1)
+
+
 @dataclass(frozen=True)
 class Ball:
     """All images within ``eps`` of an image in ``norm``, and inside [0, 1].

@@ -13,6 +13,7 @@ from ducat_serve.networks import is_own
 from ducat_serve.output import Output
 from ducat_serve.spec import ModelSpec
 from ducat_serve.threat_model import ThreatModel
+from training.attacks.ball import require_linf_size
 from training.attacks.base import TargetModel
 from training.batches import DeviceSplit, to_pixels
 from training.data.cache import content_digest
@@ -162,7 +163,7 @@ def require_possible(request: Request, spec: ModelSpec) -> None:
 def threat_model_of(settings: EvaluationSettings, spec: ModelSpec) -> ThreatModel:
     """The threat model of the report: that of training where it is among those asked for, else the largest eps.
 
-    Raises UsageError for an eps of 0, and for another norm than that of training without an eps.
+    Raises UsageError for an eps of 0 or one in grey levels, and for another norm than that of training without an eps.
     """
     trained, norm, sizes = spec.threat_model, settings.norm, settings.eps
     if 0 in sizes:
@@ -172,4 +173,6 @@ def threat_model_of(settings: EvaluationSettings, spec: ModelSpec) -> ThreatMode
     if not sizes and norm not in (None, trained.norm):
         raise UsageError(f"--norm {norm} needs --eps: the model was trained for {trained}.")
     is_trained = norm in (None, trained.norm) and (not sizes or trained.eps in sizes)
+    for size in sizes or (trained.eps,):
+        require_linf_size("eps", size, norm or trained.norm)
     return ThreatModel(norm=norm or trained.norm, eps=trained.eps if is_trained else max(sizes))

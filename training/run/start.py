@@ -14,7 +14,7 @@ from ducat_serve.errors import UsageError, command_line
 from ducat_serve.networks import require_name
 from ducat_serve.networks.allowed import options_for
 from ducat_serve.output import Output
-from training.attacks.ball import require_size
+from training.attacks.ball import require_linf_size
 from training.config import TrainConfig
 from training.data import DATASETS, folder_path, unknown_dataset
 from training.device import fastest_precision
@@ -85,9 +85,8 @@ def new_config(
     if isinstance(initial, Pretrained) and config.is_adversarial and config.eps_ramp is None:
         ramp = max(1, config.epochs // _RAMP_SHARE)
         config = config.model_copy(update={"eps_ramp": ramp, "measure_start": True})
-    if config.norm == "linf":  # the same for images of every size, so nothing need be downloaded to find out
-        require_size("--eps", config.eps, config.norm, 1)
-        require_size("--step-size", config.step_size, config.norm, 1)
+    require_linf_size("--eps", config.eps, config.norm)  # before anything is downloaded
+    require_linf_size("--step-size", config.step_size, config.norm)
     return config
 
 
