@@ -79,4 +79,4 @@ def test_what_is_no_towers_is_refused(towers: Any, tmp_path: Path) -> None:
 
 def test_the_second_model_is_not_taken_for_the_place(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
-        mix(Towers(ROBUST, ROBUST), str(tmp_path / "model.safetensors"))  # type: ignore[call-arg, misc]
+        mix(Towers(ROBUST, ROBUST), str(tmp_path / "model.safetensors"))  # type: ignore[call-arg]
