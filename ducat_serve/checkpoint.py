@@ -69,9 +69,10 @@ def read_checkpoint(path: Path) -> tuple[ModelSpec, dict[str, NDArray[Any]]]:
     """Read and verify a checkpoint.
 
     Raises:
-        DataError: missing, truncated or not a safetensors file (a pickle, say: it is never loaded).
-        VerificationError: not written by ducat, edited by hand, weights that differ from their digest, or tensors
-            that no network of ours has: of another dtype, empty, NaN or infinite.
+        DataError: missing, truncated, not a safetensors file (a pickle, say: it is never loaded), or not written by
+            ducat.
+        VerificationError: edited by hand, weights that differ from their digest, or tensors that no network of ours
+            has: of another dtype, empty, NaN or infinite.
     """
     with _open(path) as file:
         spec = _spec(file, path)
@@ -132,7 +133,7 @@ def _tensor(file: Any, name: str, path: Path) -> NDArray[Any]:
 def _spec(file: Any, path: Path) -> ModelSpec:
     text = (file.metadata() or {}).get(METADATA_KEY)
     if text is None:
-        raise VerificationError(
+        raise DataError(
             f"{path} holds weights but no '{METADATA_KEY}' metadata: it was not written by ducat.",
             _IMPORT,
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-from ducat_serve.errors import VerificationError
+from ducat_serve.errors import DataError, VerificationError
 
 _MODEL_GRAPH, _MODEL_FUNCTIONS = 7, 25
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_SPARSE_INITIALIZER = 1, 5, 15
@@ -34,12 +34,14 @@ def check_graph(model: bytes, source: str) -> str:
         source: where it came from, for messages.
 
     Raises:
-        VerificationError: it is not a ModelProto with one graph, or holds what a model of ours never does.
+        DataError: it is not a ModelProto. VerificationError: it has more or fewer graphs than one, or holds what a
+            model of ours never does.
     """
     try:
         return _check_model(memoryview(model))
     except _Refused as refusal:
-        raise VerificationError(f"{source}: {refusal}.", "ducat export model.safetensors --onnx") from None
+        error = DataError if isinstance(refusal, _NotOnnx) else VerificationError
+        raise error(f"{source}: {refusal}.", "ducat export model.safetensors --onnx") from None
 
 
 def keeps_tensors_elsewhere(model: bytes) -> bool:
@@ -91,6 +93,10 @@ def _messages(holder: memoryview, *numbers: int) -> list[memoryview]:
 
 class _Refused(Exception):
     """Why a file is refused."""
+
+
+class _NotOnnx(_Refused):
+    """No protocol buffer, or only the beginning of one."""
 
 
 def _check_model(model: memoryview) -> str:
@@ -148,7 +154,7 @@ def _text(value: int | memoryview) -> str:
 
 def _message(value: int | memoryview) -> memoryview:
     if isinstance(value, int):
-        raise _Refused("it is not an ONNX model")
+        raise _NotOnnx("it is not an ONNX model")
     return value
 
 
@@ -159,7 +165,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         tag, at = _varint(message, at)
         if tag < 8 or tag > _LARGEST_TAG:
             # Protobuf cuts larger ones off, and reads another field than we would.
-            raise _Refused("it is not an ONNX model")
+            raise _NotOnnx("it is not an ONNX model")
         number, kind = tag >> 3, tag & 7
         if kind == _VARINT:
             value, at = _varint(message, at)
@@ -170,9 +176,9 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         elif kind in (_FIXED64, _FIXED32):
             length = 8 if kind == _FIXED64 else 4
         else:
-            raise _Refused("it is not an ONNX model")
+            raise _NotOnnx("it is not an ONNX model")
         if at + length > len(message):
-            raise _Refused("it is not an ONNX model, or is truncated")
+            raise _NotOnnx("it is not an ONNX model, or is truncated")
         yield number, message[at : at + length]
         at += length
 
@@ -187,4 +193,4 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, at
-    raise _Refused("it is not an ONNX model, or is truncated")
+    raise _NotOnnx("it is not an ONNX model, or is truncated")

@@ -16,7 +16,7 @@ from PIL import Image
 from ducat_serve.attacked_examples import EXAMPLES_KEY, AttackedExamples
 from ducat_serve.bundled import model_path
 from ducat_serve.checkpoint import checkpoint_path
-from ducat_serve.errors import DucatError, UsageError, VerificationError, missing_extra
+from ducat_serve.errors import DataError, DucatError, UsageError, VerificationError, missing_extra
 from ducat_serve.model_file import exported_in, is_whole_export
 from ducat_serve.onnx_graph import check_graph
 from ducat_serve.prediction import ImageLike, Prediction, read_image, split_up
@@ -98,10 +98,11 @@ class Predictor:
         public_key: a PEM file; only what its owner signed (`ducat sign`) is loaded. None asks for no signature.
 
     Raises:
-        DataError: no such file, or a bundled model that was changed. UsageError: the name of a bundled model and of a
-            file or folder here. VerificationError: not written by ducat, changed since, with a graph that no
-            model of ours has or that contradicts its ModelSpec, or not signed by the owner of the key; or, of a folder,
-            exported from another model than the checkpoint in it.
+        DataError: no such file, not one that ducat wrote, or only a part of it; or a bundled model that was changed.
+        UsageError: the name of a bundled model and of a file or folder here.
+        VerificationError: changed since it was written, with a graph that no model of ours has or that contradicts its
+            ModelSpec, or not signed by the owner of the key; or, of a folder, exported from another model than the
+            checkpoint in it.
         DucatError: the device was asked for and cannot be used, or ONNX Runtime is not installed.
     """
 
@@ -136,7 +137,7 @@ class Predictor:
     def of_bytes(cls, model: bytes, path: Path, device: Device = "auto") -> Predictor:
         """What `read_sealed` read from ``path``, for a caller that needs the same bytes for something else too.
 
-        Raises VerificationError and DucatError as `Predictor` does.
+        Raises DataError, VerificationError and DucatError as `Predictor` does.
         """
         predictor = cls.__new__(cls)
         predictor._load(model, path, device, None, True)
@@ -148,7 +149,7 @@ class Predictor:
         self.provider = self._session.get_providers()[0]
         metadata = self._session.get_modelmeta().custom_metadata_map
         if METADATA_KEY not in metadata or SOURCE_KEY not in metadata:
-            raise VerificationError(f"{path} has no ducat metadata.", "ducat export model.safetensors --onnx")
+            raise DataError(f"{path} has no ducat metadata.", "ducat export model.safetensors --onnx")
         if metadata.get(GRAPH_KEY, self.graph_sha256) != self.graph_sha256:
             raise VerificationError(
                 f"{path} holds another graph than the one that its ModelSpec was written for.",

@@ -40,8 +40,8 @@ def read_sealed(path: Path) -> bytes:
     """Read a sealed ONNX file and check every byte of it.
 
     Raises:
-        DataError: no such file.
-        VerificationError: not sealed by `ducat export`, or changed since.
+        DataError: no such file, or not sealed by `ducat export`: another kind of file, or a truncated one.
+        VerificationError: changed since it was sealed.
     """
     path = Path(path)
     data = read_regular_file(path, str(path), _next_step(path))
@@ -51,7 +51,7 @@ def read_sealed(path: Path) -> bytes:
         )
     body, tail = data[:-SEAL_LENGTH], data[-SEAL_LENGTH:]
     if not tail.startswith(_PREFIX):
-        raise VerificationError(
+        raise DataError(
             f"{path} was not written by ducat (its metadata is missing) or is truncated.",
             f"{_next_step(path)}; a file of others can be measured ({_measured(path)}), and its torch network imported "
             "and served (ducat import)",

@@ -58,7 +58,7 @@ def test_table_json_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["digits-small", "--plot", "model.safetensors/speed"], 1, "Cannot write"),
         ([], 2, "Missing argument"),
         (["missing.onnx"], 4, "missing.onnx"),
-        (["broken.onnx"], 3, "broken.onnx"),
+        (["broken.onnx"], 4, "broken.onnx"),
         (["model.safetensors"], 4, "is a checkpoint"),
     ],
 )

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from ducat_serve import bundled
-from ducat_serve.bundled import bundled_models
+from ducat_serve.bundled import bundled_models, model_path
 from ducat_serve.checkpoint import read_spec
 from ducat_serve.cli.main import run
 from ducat_serve.errors import DataError
@@ -187,6 +189,18 @@ def changed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 file.read_bytes() + b"x" * (file.suffix in (".onnx", ".safetensors"))
             )
     monkeypatch.setattr(bundled, "FOLDER", package)
+
+
+@pytest.mark.parametrize("command", ["inspect", "evaluate", "export", "compare", "bento", "benchmark"])
+@pytest.mark.parametrize("name", ["text.txt", "text.onnx", "part.onnx", "foreign.safetensors"])
+def test_a_file_that_is_no_model_is_exit_code_4(
+    name: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("text.txt").write_text("no model\n")
+    Path("text.onnx").write_text("no model\n")
+    Path("part.onnx").write_bytes(model_path("digits-small", "onnx").read_bytes()[:5000])
+    save_file({"weight": np.zeros(1, np.float32)}, "foreign.safetensors")
+    assert name in failure(capsys, 4, command, name)["message"]
 
 
 @pytest.mark.usefixtures("changed_package")

@@ -151,7 +151,7 @@ def test_foreign_safetensors(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
     save_file({"w": np.zeros(3, np.float32)}, tmp_path / "m.safetensors")
-    with pytest.raises(VerificationError, match="not written by ducat"):
+    with pytest.raises(DataError, match="not written by ducat"):
         load(tmp_path / "m.safetensors")
 
 

@@ -163,7 +163,7 @@ def test_a_tag_that_protobuf_would_cut_off_is_refused(level: str, onnx_model: Pa
         field = 1 if level == "node" else 5
         extra = bytes([field << 3 | 2, len(inner)]) + inner
         hidden = data + bytes([7 << 3 | 2, len(extra)]) + extra
-    with pytest.raises(VerificationError, match=r"not an ONNX model|graphs instead"):
+    with pytest.raises((DataError, VerificationError), match=r"not an ONNX model|graphs instead"):
         check_graph(hidden, "model")
 
 
@@ -172,7 +172,7 @@ def test_onnx_runtime_reads_nothing_but_onnx(tmp_path: Path) -> None:
     disguised = bytes([0x88, 0x01, 0, 0]) + b"ORTM" + bytes(200)
     path = tmp_path / "model.onnx"
     path.write_bytes(seal(disguised))
-    with pytest.raises(VerificationError):
+    with pytest.raises(DataError):
         Predictor(path, "cpu")
     with pytest.raises(DucatError, match=r"INVALID_PROTOBUF|Protobuf parsing failed"):
         create_session(disguised, "cpu", 1, True)
@@ -182,7 +182,7 @@ def test_onnx_runtime_reads_nothing_but_onnx(tmp_path: Path) -> None:
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     try:
         digest = check_graph(data, "bytes")
-    except VerificationError:
+    except (DataError, VerificationError):
         return
     assert len(digest) == 64
 
@@ -190,5 +190,5 @@ def test_any_bytes_are_read_or_refused(data: bytes) -> None:
 def test_a_truncated_model_is_refused_everywhere(onnx_model: Path) -> None:
     data = read_sealed(onnx_model)
     for keep in np.random.default_rng(0).integers(1, len(data) - 500, 200):
-        with pytest.raises(VerificationError):
+        with pytest.raises((DataError, VerificationError)):
             check_graph(data[:keep], "model")

@@ -244,7 +244,7 @@ def test_a_pipe_is_not_waited_for(keys: KeyPair, tmp_path: Path, capsys: pytest.
 
 def test_a_file_that_is_no_model_of_ours_is_not_signed(model: Path, keys: KeyPair) -> None:
     model.write_bytes(model.read_bytes()[:-10])
-    assert run(["sign", str(model), "--private-key", str(keys.private)]) == 3
+    assert run(["sign", str(model), "--private-key", str(keys.private)]) == 4
     assert not signature_path(model).exists()
 
 

@@ -196,7 +196,7 @@ def test_missing_model(tmp_path: Path) -> None:
 def test_garbage_model(tmp_path: Path) -> None:
     (tmp_path / "garbage.onnx").write_bytes(b"garbage" * 100)
     code, message = failing_serve(tmp_path / "garbage.onnx", "--port", str(free_port()))
-    assert code == 3
+    assert code == 4
     assert "garbage.onnx" in message
 
 

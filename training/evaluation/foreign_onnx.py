@@ -78,7 +78,7 @@ class OnnxClassifier(nn.Module):
         path: of the file. layout: the order of its input's axes. scale: what its input takes.
 
     Raises:
-        DataError: it cannot be read. VerificationError: it is no ONNX file, or only a part of one.
+        DataError: it cannot be read, or is no ONNX file. VerificationError: it is only a part of one.
         UsageError: it has more than one input, or one that takes no images.
         DucatError: ONNX Runtime cannot load it.
     """
@@ -237,10 +237,10 @@ class OnnxClassifier(nn.Module):
         )
 
 
-def not_ours(path: Path) -> VerificationError:
+def not_ours(path: Path) -> DataError:
     """The error for an ONNX file that `ducat export` did not write, and of which nothing was declared."""
     command = command_line("ducat", "evaluate", path, "--input", "NCHW", "--scale", "1")
-    return VerificationError(
+    return DataError(
         f"{path} was not written by ducat (its metadata is missing) or is truncated.",
         f"for a model of others say what it takes: {command} --dataset NAME --eps 8/255",
     )
@@ -250,7 +250,7 @@ def _require_whole(content: bytes, path: Path) -> None:
     try:
         elsewhere = keeps_tensors_elsewhere(content)
     except ValueError as error:
-        raise VerificationError(f"{path}: {error}.", "name a .onnx file") from error
+        raise DataError(f"{path}: {error}.", "name a .onnx file") from error
     if elsewhere:
         raise VerificationError(
             f"{path} keeps tensors in other files, which its SHA-256 says nothing of.",

@@ -106,7 +106,7 @@ def test_a_file_that_is_none_or_only_a_part_is_refused(tmp_path: Path) -> None:
     with pytest.raises(VerificationError, match="keeps tensors in other files"):
         opened(part)
     (tmp_path / "text.onnx").write_text("not a model")
-    with pytest.raises(VerificationError, match="not an ONNX model"):
+    with pytest.raises(DataError, match="not an ONNX model"):
         opened(tmp_path / "text.onnx")
     with pytest.raises(DataError, match="Cannot read"):
         opened(tmp_path / "nowhere.onnx")
