@@ -24,7 +24,7 @@ from click.shell_completion import CompletionItem
 from ducat_serve import __version__
 from ducat_serve.cli.help_formatter import HelpFormatter
 from ducat_serve.cli.manner_options import manner_options
-from ducat_serve.errors import EXTRAS, DataError, DucatError, Terminated, missing_extra
+from ducat_serve.errors import EXTRAS, DataError, DucatError, Terminated, command_line, missing_extra
 from ducat_serve.threads import prepare_threads
 
 # Name -> short help, by what one wants; the command itself is `command` in ducat_serve/cli/commands/<name>.py.
@@ -105,6 +105,13 @@ class Invocation:
     arguments: list[str]
     environment: dict[str, str]
     as_json: bool
+
+    def with_flag(self, flag: str) -> str:
+        """The command line that was typed, with one more flag; right behind the command, where no `--` ends flags."""
+        words = ["ducat", *self.arguments]
+        if flag not in words:
+            words.insert(next(place for place, word in enumerate(words) if word in COMMANDS) + 1, flag)
+        return command_line(*words)
 
 
 class LazyGroup(click.Group):

@@ -23,7 +23,7 @@ from ducat_serve.library.arguments import (
     require_whole,
     sizes,
 )
-from ducat_serve.library.resuming import interrupted, require_resumable
+from ducat_serve.library.resuming import begin, interrupted, require_resumable
 from ducat_serve.library.storing import require_export, store_in_checkpoint, store_in_export
 from ducat_serve.model_file import model_in, read_verified_spec
 from ducat_serve.networks.allowed import options_for
@@ -193,7 +193,7 @@ def _measure_together(
     plan = replace(prepared.plan, keep_images=outputs.adversarial is not None)
     state = prepared.state(plan)
     if processes.is_first:
-        state.begin(resume=resume, output=output)
+        begin(state, request.settings, output, resume=resume)
     else:
         outputs = Outputs()  # the first process writes them
     try:
@@ -204,7 +204,7 @@ def _measure_together(
                 found = run_evaluation(prepared.subject, plan, output, state, keeper=keeper)
             write(prepared.subject, plan, found, prepared.index)
     except (KeyboardInterrupt, Terminated) as stopped:
-        raise interrupted(signal_of(stopped), path, request.settings) from None
+        raise interrupted(signal_of(stopped), request.settings) from None
     kept = keeper.examples(found.report.weights_digest, plan.threat_model) if keeper else None
     return Measured(path, prepared.spec, found.report, state, kept, store)
 

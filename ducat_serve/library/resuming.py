@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
-from ducat_serve.errors import InterruptedRun, UsageError, command_line
+from ducat_serve.errors import InterruptedRun, UsageError
+from ducat_serve.output import Output
 from training.evaluation.settings import EvaluationSettings
+from training.evaluation.state import EvaluationState
+
+
+class InterruptedEvaluation(InterruptedRun):
+    """What the finished attacks found is kept. The next step is that of Python; the command names its own."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(
+            signal_number,
+            "interrupted; what the finished attacks found is kept.",
+            "evaluate(..., resume=True) with the same arguments",
+        )
 
 
 def require_resumable(settings: EvaluationSettings) -> None:
@@ -15,14 +28,17 @@ def require_resumable(settings: EvaluationSettings) -> None:
         )
 
 
-def interrupted(signal: int, model: object, settings: EvaluationSettings) -> InterruptedRun:
+def begin(state: EvaluationState, settings: EvaluationSettings, output: Output, *, resume: bool) -> None:
+    """Make the place of an evaluation ready. Raises UsageError rather than drop what can be gone on with."""
+    if settings.has_own_attacks:
+        state.remove()
+    state.begin(resume=resume, output=output)
+
+
+def interrupted(signal: int, settings: EvaluationSettings) -> InterruptedRun:
     """The error that says how to go on."""
     if settings.has_own_attacks:
         return InterruptedRun(
             signal, "interrupted; an evaluation by an attack of one's own is not kept.", "run it again"
         )
-    return InterruptedRun(
-        signal,
-        "interrupted; what the finished attacks found is kept.",
-        f"{command_line('ducat', 'evaluate', model, '--resume')} (and the same options)",
-    )
+    return InterruptedEvaluation(signal)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ducat_serve.cli.main import run
+from ducat_serve.errors import command_line
 from ducat_serve.report import AttackResult
 from tests.support.interrupted import stop_in
 from tests.support.somebodys_nets import DIGITS, REPORT, SOURCE, write_and_enter
@@ -43,7 +44,7 @@ def test_an_interrupted_evaluation_is_gone_on_with(
         stop_in(patch, "apgd-ce", eps=0.1)
         assert run(ASKED) == 130
     said = capsys.readouterr().err
-    assert "ducat evaluate somebodys_nets:make --resume (and the same options)" in said
+    assert f"Next: {command_line('ducat', 'evaluate', '--resume', *ASKED[1:])}\n" in said
     assert not (here / REPORT).exists()
     assert list(here.glob(f"{STATE}*"))
 

@@ -118,3 +118,4 @@ def test_it_is_not_resumed_and_nobody_says_so(
     assert "--resume" not in capsys.readouterr().err
     assert run([*command, "--resume"]) == 2
     assert "cannot be told" in capsys.readouterr().err
+    assert run(command) == 0, "what nobody can go on with is in nobody's way"

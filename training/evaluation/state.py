@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 
 from ducat_serve import atomic
-from ducat_serve.errors import DataError, UsageError
+from ducat_serve.errors import DataError, UsageError, command_line
 from ducat_serve.output import Output
 from ducat_serve.report import AttackResult
 from ducat_serve.threat_model import ThreatModel
@@ -46,18 +46,21 @@ class EvaluationState:
         return EvaluationState(self.path.with_name(name), {**self.request, "threat model": str(threat_model)})
 
     def begin(self, *, resume: bool, output: Output) -> None:
-        """Keep an interrupted evaluation to go on with, or drop it; says so where that may surprise.
+        """Look at what an interrupted evaluation left, before anything is measured.
 
-        Raises DucatError where nothing can be kept.
+        Raises UsageError where that would be lost, and DucatError where nothing can be kept.
         """
         atomic.require_writable(self.path)
-        interrupted = bool(self._files())
+        interrupted = sorted(self._files())
         if resume and not interrupted:
             self._refuse_others()
             output.warn("there is nothing to resume; starting from the beginning.")
         if interrupted and not resume:
-            output.warn("an interrupted evaluation is dropped; --resume would have gone on with it.")
-            self.remove()
+            raise UsageError(
+                "This evaluation was interrupted before, and what its finished attacks found is kept in "
+                f"{', '.join(map(str, interrupted))}.",
+                f"go on with it by --resume, or drop it: {command_line('rm', *interrupted)}",
+            )
 
     def save(self, examples: Examples, results: list[AttackResult], keeper: ExampleKeeper) -> None:
         """Write down what is known after an attack, atomically."""
@@ -100,7 +103,7 @@ class EvaluationState:
     def _damaged(self) -> DataError:
         return DataError(
             f"{self.path} is not an interrupted evaluation, or it is damaged.",
-            "run it again without --resume",
+            f"{command_line('rm', self.path)}, then run it again without --resume",
         )
 
     def exists(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -173,11 +175,13 @@ def command(
         # A report whose place was named is put there; where the place is ours, one that says more is not lost.
         replace = replace or out is not None
         out = out or Path(f"{source.file_name}.robustness.json")
-        finished = _measured_of_others(of_others, out, outputs, output, resume=resume, replace=replace)
+        with _gone_on_with_as_typed(ctx):
+            finished = _measured_of_others(of_others, out, outputs, output, resume=resume, replace=replace)
     else:
         assert isinstance(model, Path)
         request = Request(model, settings, checkpoint, dataset)
-        finished = _measured(request, out, outputs, output, resume=resume, replace=replace)
+        with _gone_on_with_as_typed(ctx):
+            finished = _measured(request, out, outputs, output, resume=resume, replace=replace)
     if finished is not None:
         _conclude(finished, export is not None, bar, output)
     return 0
@@ -198,9 +202,21 @@ def _in_several_processes(
     from training.distributed.launch import launch
 
     invocation: Invocation = ctx.find_root().obj
-    return launch(
-        devices or 1, invocation.arguments, invocation.environment, output, "the same command with --resume"
-    )
+    again = invocation.with_flag("--resume")
+    return launch(devices or 1, invocation.arguments, invocation.environment, output, again)
+
+
+@contextmanager
+def _gone_on_with_as_typed(ctx: click.Context) -> Iterator[None]:
+    """Every option must be the same again, so the command that goes on is the one that was typed."""
+    from ducat_serve.library.resuming import InterruptedEvaluation
+
+    try:
+        yield
+    except InterruptedEvaluation as stopped:
+        invocation: Invocation = ctx.find_root().obj
+        stopped.next_step = invocation.with_flag("--resume")
+        raise
 
 
 @dataclass(frozen=True)

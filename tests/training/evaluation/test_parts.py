@@ -15,7 +15,7 @@ from ducat_serve.bundled import model_path
 from ducat_serve.checkpoint import read_checkpoint, write_checkpoint
 from ducat_serve.cli.main import run
 from ducat_serve.deployed import Deployed, load
-from ducat_serve.errors import DataError, Terminated, UsageError
+from ducat_serve.errors import DataError, Terminated, UsageError, command_line
 from ducat_serve.output import Output
 from ducat_serve.predictor import Predictor
 from ducat_serve.report import AttackResult, RobustnessReport
@@ -144,8 +144,12 @@ def test_interrupt_and_resume_on_the_command_line(
 
     monkeypatch.setattr(AttackRun, "_run", stops)
     assert run(command) == 130
-    assert "--resume" in capsys.readouterr().err
-    assert list(folder.glob("model.safetensors.evaluation-*.partial"))
+    assert f"Next: {command_line('ducat', 'evaluate', '--resume', *command[1:])}\n" in capsys.readouterr().err
+    (kept,) = folder.glob("model.safetensors.evaluation-*.partial")
+    found = kept.read_bytes()
+    assert run(command) == 2, "what took hours is not dropped by the same command"
+    assert f"Next: go on with it by --resume, or drop it: rm {kept}\n" in capsys.readouterr().err
+    assert (kept.read_bytes(), seen) == (found, ["pgd", "apgd-ce"])
     assert (folder / "model.safetensors").read_bytes() == before
     assert run([*command, "--seed", "5", "--resume"]) == 2
     assert "data, seed changed" in capsys.readouterr().err
