@@ -22,6 +22,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ducat_serve import __version__
+from ducat_serve.cli.bad_values import explained
 from ducat_serve.cli.help_formatter import HelpFormatter
 from ducat_serve.cli.manner_options import manner_options
 from ducat_serve.errors import EXTRAS, DataError, DucatError, Terminated, command_line, missing_extra
@@ -263,7 +264,8 @@ def _failure(error: BaseException) -> DucatError:
                 f"No such option: {error.option_name}. Here it is {ours}.",
                 f"{command} --help",
             )
-        return _ended(error.exit_code, error.format_message(), f"{command} --help")
+        cause = explained(error) if isinstance(error, click.BadParameter) else error.format_message()
+        return _ended(error.exit_code, cause, f"{command} --help")
     if isinstance(error, Terminated):
         return _ended(143, "interrupted")
     if isinstance(error, (click.Abort, KeyboardInterrupt)):

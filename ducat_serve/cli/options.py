@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from ducat_serve.cli.bad_values import remember_config
 from ducat_serve.cli.manner_options import Function, manner_options
 from ducat_serve.cli.variables import refuse_unknown_variables
 from ducat_serve.errors import UsageError, unknown_name
@@ -155,9 +157,11 @@ def _load_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
     document = read_toml(path, f"the config file {path}", f"{ctx.command_path} --help")
     from ducat_serve.cli.main import COMMANDS
 
-    for table in document:
+    for table, content in document.items():
         if table not in COMMANDS:
-            raise unknown_name(f"table in {path}:", table, COMMANDS)
+            raise _outside_of_tables(path, table, content) or unknown_name(
+                f"table in {path}:", table, COMMANDS
+            )
     group = _of_table(ctx)
     name = group.name or ""
     values = document.get(name, {})
@@ -177,8 +181,9 @@ def _load_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
                 f"{ctx.command_path} --help",
             )
         single = known[option].multiple and not isinstance(value, list)
-        defaults[option] = [value] if single else value
+        defaults[known[option].name or ""] = [value] if single else value
     of_subcommands = {command.name: defaults for command in commands[1:]} if ctx.command is group else {}
+    remember_config(ctx, path, name)
     ctx.default_map = {**(ctx.default_map or {}), **defaults, **of_subcommands}
 
 
@@ -188,9 +193,38 @@ def _of_table(ctx: click.Context) -> click.Command:
     return ctx.parent.command if ctx.parent is not None and is_subcommand else ctx.command
 
 
+def _outside_of_tables(path: Path, key: str, value: object) -> UsageError | None:
+    """The error for a key that stands above all tables, where some command has such an option."""
+    if isinstance(value, dict):
+        return None
+    from ducat_serve.cli.main import COMMANDS, cli
+
+    having = []
+    for name in COMMANDS:
+        with contextlib.suppress(ImportError):  # a command whose packages are not installed
+            command = cli.get_command(click.Context(cli), name)
+            if command is not None and key.replace("-", "_") in _parameters(command):
+                having.append(f"[{name}]")
+    if not having:
+        return None
+    return UsageError(
+        f"{path}: '{key}' belongs to no command, since it stands outside of every table.",
+        f"put it below {' or '.join(having)}",
+    )
+
+
 def _parameters(command: click.Command) -> dict[str, click.Parameter]:
-    """What can stand in a file: all but the file itself."""
-    return {p.name: p for p in command.params if p.name and p.name != "config"}
+    """What can stand in a file, in each of its spellings: all but the file itself."""
+    return {
+        spelling: parameter
+        for parameter in command.params
+        if parameter.name and parameter.name != "config"
+        for spelling in (parameter.name, *_long_spellings(parameter))
+    }
+
+
+def _long_spellings(parameter: click.Parameter) -> list[str]:
+    return [name[2:].replace("-", "_") for name in parameter.opts if name.startswith("--")]
 
 
 def _fits(value: object, parameter: click.Parameter) -> bool:

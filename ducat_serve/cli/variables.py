@@ -18,6 +18,8 @@ def refuse_unknown_variables(ctx: click.Context) -> None:
     if ctx.command.name == _SERVER or ctx.auto_envvar_prefix is None:
         return
     known = {prefix + (parameter.name or "").upper() for parameter in ctx.command.params}
+    for parameter in ctx.command.params:  # of an option with two spellings, those of both
+        known |= {parameter.envvar} if isinstance(parameter.envvar, str) else set(parameter.envvar or ())
     if isinstance(ctx.command, click.Group):  # variables of `recipes show` are looked at there
         known |= {
             name

@@ -136,3 +136,52 @@ def test_flags_of_a_group_may_stand_before_its_subcommand(capsys: pytest.Capture
     assert "--offline forbids" in capsys.readouterr().err
     assert run(["recipes", "--json", "show", "digits"]) == 0
     assert '"recipe": {' in capsys.readouterr().out
+
+
+def test_a_bad_value_is_told_with_the_place_that_it_comes_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text("[demo]\nepochs = 'x'\n")
+    sentence = "Invalid value for '--epochs': 'x' is not a whole number."
+    assert run(["demo", "--epochs", "x"]) == 2
+    assert f"Error: {sentence}\n" in capsys.readouterr().err
+    assert run(["demo", "--config", str(config)]) == 2
+    assert f"Error: {config}, [demo]: {sentence}\n" in capsys.readouterr().err
+    monkeypatch.setenv("DUCAT_DEMO_EPOCHS", "x")
+    assert run(["demo", "--config", str(config)]) == 2
+    assert f"Error: DUCAT_DEMO_EPOCHS: {sentence}\n" in capsys.readouterr().err
+    monkeypatch.setenv("DUCAT_DEVICE", "gpu")
+    assert run(["predict", "digits-small", "x.png"]) == 2
+    assert capsys.readouterr().err.count("DUCAT_DEVICE") == 1
+
+
+def test_an_option_above_all_tables_is_told_where_it_belongs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.toml").write_text("epochs = 3\n")
+    assert run(["demo", "--config", str(tmp_path / "c.toml")]) == 2
+    said = capsys.readouterr().err
+    assert "'epochs' belongs to no command, since it stands outside of every table" in said
+    assert "Next: put it below [train] or [demo]\n" in said
+    for text in ("nosuch = 3\n", "[epochs]\nx = 3\n"):
+        (tmp_path / "c.toml").write_text(text)
+        assert run(["demo", "--config", str(tmp_path / "c.toml")]) == 2
+        assert "Unknown table" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spelling", ["top", "top-k"])
+def test_each_spelling_of_an_option_holds_in_files_and_variables(
+    spelling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: Given = {}
+    command = cli.get_command(None, "predict")  # type: ignore[arg-type]
+    assert command is not None
+    monkeypatch.setattr(command, "callback", lambda **options: seen.update(options))
+    (tmp_path / "c.toml").write_text(f"[predict]\n{spelling} = 3\n")
+    words = ["predict", "digits-small", "x.png"]
+    assert run([*words, "--config", str(tmp_path / "c.toml")]) == 0
+    assert seen.pop("top_k") == 3
+    monkeypatch.setenv(f"DUCAT_PREDICT_{spelling.replace('-', '_').upper()}", "4")
+    assert run(words) == 0
+    assert seen["top_k"] == 4

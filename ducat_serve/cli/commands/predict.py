@@ -34,6 +34,7 @@ Infer = Callable[[NDArray[np.uint8]], Predictions]
     "--top",
     "--top-k",
     "top_k",
+    envvar=["DUCAT_PREDICT_TOP", "DUCAT_PREDICT_TOP_K"],
     type=click.IntRange(min=1),
     default=5,
     show_default=True,
