@@ -17,6 +17,7 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -143,6 +144,15 @@ class LazyGroup(click.Group):
                 raise UsageError(f"There is no command '{args[0]}'.", _ELSEWHERE[args[0]])
             raise unknown_name("command", args[0], COMMANDS)
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. Of Ctrl-C click would print a blank line on stderr, which is no event of `--json`."""
+        try:
+            return super().invoke(ctx)
+        except (EOFError, KeyboardInterrupt) as stopped:
+            if not ctx.obj.as_json:
+                raise
+            raise click.Abort from stopped
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         widest = max(map(len, COMMANDS))

@@ -220,6 +220,24 @@ def test_errors_are_json_where_a_config_file_says_so(
     assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == 4
 
 
+@pytest.mark.parametrize("manner", [[], ["--json"]])
+def test_ctrl_c_leaves_no_line_that_is_no_event(
+    manner: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    command = cli.get_command(None, "networks")  # type: ignore[arg-type]
+    assert command is not None
+    monkeypatch.setattr(command, "callback", stopped)
+    assert run(["networks", *manner]) == 130
+    said = capsys.readouterr().err
+    if manner:
+        assert [json.loads(line)["text"] for line in said.splitlines()] == ["interrupted"]
+    else:
+        assert said.endswith("Error: interrupted\n")
+
+
 def test_json_holds_for_one_call_also_where_its_options_are_wrong(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
