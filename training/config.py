@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from ducat_serve.spec import Normalisation
-from ducat_serve.threat_model import Norm, ThreatModel, parse_size
+from ducat_serve.threat_model import Norm, ThreatModel, format_size, parse_size
 from training.data.selection import Selection
 from training.objectives import METHODS, is_adversarial, methods_with, objective_class
 from training.objectives.ducat import Mode
@@ -65,6 +65,9 @@ def _known(method: str) -> str:
 # May be written as 8/255.
 PixelSize = Annotated[float, BeforeValidator(_size), Field(gt=0, allow_inf_nan=False)]
 MethodName = Annotated[str, AfterValidator(_known)]  # a key of METHODS
+
+# Their loss has nothing of adversarial images beside the regulariser and the classification loss.
+_REGULARISED_ALONE = ("trades", "guided", "pairing")
 
 # Of an average: from here on, without a warm-up, 1 % of the fresh statistics are left after 4,600 updates. They are 1,
 # and those of a trained layer can be a hundredth of that.
@@ -274,8 +277,22 @@ class TrainConfig(BaseModel):
         """Whether dummies are trained in ``epoch`` (counted from 1)."""
         return self.ducat_start is not None and epoch >= self.ducat_start
 
+    def _attacks_for_nothing(self) -> bool:
+        """Whether epochs that craft adversarial images minimise nothing of them."""
+        if self.method not in _REGULARISED_ALONE or self.beta > 0:
+            return False
+        if self.clean_share is None:  # with dummies, half of the classification loss is of adversarial images
+            return objective_class(self.method).plain_clean_share == 1 and self.ducat_start != 1
+        return self.clean_share == 1
+
+    def _uses_pgd(self) -> bool:
+        """Whether some epoch is attacked in the steps of the settings, unless a one-step attack has overfitted."""
+        if not self.is_adversarial or objective_class(self.method).attacks_in_one_step:
+            return False
+        return self.inner_attack == "pgd" or self.ducat_start is not None
+
     def doubts(self) -> list[str]:
-        """What a run this short leaves out; sentences."""
+        """What a run this short leaves out, and settings that do little or nothing; sentences."""
         doubts = []
         if self.ducat_start == 1:
             doubts.append(
@@ -286,6 +303,35 @@ class TrainConfig(BaseModel):
             doubts.append(
                 f"the first epoch already has the learning rate {lowest:g} instead of {self.lr:g}, since a milestone "
                 "of --lr-milestones is 0."
+            )
+        if (
+            self.schedule == "steps"
+            and self.epochs > 1
+            and self.lr_milestones
+            and self.lr_milestones[0] >= self.epochs
+        ):
+            doubts.append(
+                f"the learning rate is {self.lr:g} to the end and never drops, since no milestone of --lr-milestones "
+                f"is before epoch {self.epochs}, the last."
+            )
+        if self._attacks_for_nothing():
+            where = (
+                " before the dummy phase" if self.clean_share is None and self.ducat_start is not None else ""
+            )
+            doubts.append(
+                f"with --beta 0 nothing in the loss of --method {self.method} is of adversarial images{where}: what it "
+                "trains is --method standard, at the price of the attack."
+            )
+        if self.inner_attack == "n-fgsm" and self.ducat_start == 1:
+            doubts.append(
+                "--inner-attack n-fgsm crafts in no epoch, since --ducat-start is 1: in the dummy phase it is PGD."
+            )
+        reach = self.attack_steps * self.step_size
+        if self.norm == "linf" and self._uses_pgd() and reach < self.eps * (1 - 1e-6):
+            doubts.append(
+                f"the inner attack cannot reach the border of its ball: --attack-steps {self.attack_steps} of "
+                f"--step-size {format_size(self.step_size)} go {format_size(reach)} from where they start, and --eps "
+                f"is {format_size(self.eps)}."
             )
         if self.ema_decay is not None and self.ema_decay >= LONG_MEMORY and not self.ema_warmup:
             doubts.append(

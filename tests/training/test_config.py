@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from ducat_serve.bundled import model_path
@@ -16,6 +17,9 @@ from ducat_serve.threat_model import ThreatModel, format_size, parse_size
 from training.data import DATASETS
 from training.evaluation.prepare import threat_model_of
 from training.evaluation.settings import EvaluationSettings
+from training.objectives import create_objective, methods_with
+from training.objectives.ducat import PLAIN
+from training.objectives.objective import Batch
 from training.recipes import load_recipe, recipe_of
 from training.resolve import resolve
 
@@ -285,3 +289,61 @@ def test_beta_belongs_to_methods_with_a_regulariser() -> None:
         UsageError, match="--beta needs --method trades or mart or guided or pairing, not consistency"
     ):
         resolve("digits", {"method": "consistency", "beta": 3.0})
+
+
+NO_DROP = "never drops"
+NO_LOSS = "nothing in the loss of --method"
+NO_N_FGSM = "--inner-attack n-fgsm crafts in no epoch"
+SHORT_ATTACK = "cannot reach the border of its ball"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, []),
+        ({"lr_milestones": (60, 70)}, [NO_DROP]),
+        ({"lr_milestones": (59, 70)}, []),
+        ({"lr_milestones": (60,), "epochs": 61}, []),
+        ({"epochs": 1, "ducat": "off"}, []),
+        ({"schedule": "cosine"}, []),
+        ({"method": "guided", "beta": 0.0, "ducat": "off"}, [NO_LOSS]),
+        ({"method": "trades", "beta": 0.0, "ducat": "off"}, [NO_LOSS]),
+        ({"method": "trades", "beta": 0.0}, [NO_LOSS]),
+        ({"method": "trades", "beta": 0.0, "clean_share": 0.5}, []),
+        ({"method": "trades", "beta": 0.1, "ducat": "off"}, []),
+        ({"method": "pairing", "beta": 0.0, "ducat": "off"}, []),
+        ({"method": "pairing", "beta": 0.0, "ducat": "off", "clean_share": 1.0}, [NO_LOSS]),
+        ({"method": "mart", "beta": 0.0, "ducat": "off", "clean_share": 1.0}, []),
+        ({"inner_attack": "n-fgsm", "ducat_start": 1}, [NO_N_FGSM]),
+        ({"inner_attack": "n-fgsm", "ducat_start": 2}, []),
+        ({"attack_steps": 3}, [SHORT_ATTACK]),
+        ({"attack_steps": 4}, []),
+        ({"attack_steps": 3, "step_size": 0.2 / 3}, []),
+        ({"attack_steps": 1, "norm": "l2"}, []),
+        ({"attack_steps": 1, "inner_attack": "n-fgsm"}, [SHORT_ATTACK]),
+        ({"attack_steps": 1, "inner_attack": "n-fgsm", "ducat": "off"}, []),
+        ({"attack_steps": 1, "method": "guided"}, []),
+        ({"attack_steps": 1, "method": "standard"}, []),
+    ],
+)
+def test_settings_that_do_little_or_nothing_are_doubted(given: dict[str, object], said: list[str]) -> None:
+    doubts = " ".join(resolve("digits", given).doubts())
+    assert [words for words in (NO_DROP, NO_LOSS, NO_N_FGSM, SHORT_ATTACK) if words in doubts] == said
+
+
+@pytest.mark.parametrize("method", ["trades", "guided", "pairing", "mart", "consistency", "pgd-at"])
+@pytest.mark.parametrize("clean_share", [None, 1.0])
+def test_the_doubt_of_beta_is_that_of_the_loss(method: str, clean_share: float | None) -> None:
+    """The gradient by adversarial images is 0 where the loss is said to have nothing of them."""
+    if method == "pgd-at" and clean_share == 1:  # refused
+        return
+    beta = {"beta": 0.0} if method in methods_with("beta") else {}
+    config = resolve("digits", {"method": method, "clean_share": clean_share, "ducat": "off", **beta})
+    objective = create_objective(method, PLAIN, config.model_dump())
+    images = torch.rand(4, 6)
+    adversarial = torch.rand(4, 6).requires_grad_()
+    labels = torch.tensor([0, 1, 2, 0][: len(images) // objective.views] * objective.views)
+    loss = objective.loss(torch.nn.Linear(6, 3), Batch(images, labels, 1, 1), adversarial)
+    (gradient,) = torch.autograd.grad(loss, adversarial, allow_unused=True)
+    counts = gradient is not None and bool(gradient.any())
+    assert counts == (NO_LOSS not in " ".join(config.doubts()))
