@@ -31,10 +31,23 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
+def freeze_below_head(config: TrainConfig, classifier: Classifier) -> None:
+    """Where the head alone is trained, switch off the gradients below it.
+
+    To be called before several processes agree on which gradients they wait for in every step.
+    """
+    if config.backbone_lr == 0:
+        for parameter in _below_head(classifier):
+            parameter.requires_grad_(False)
+
+
+def _below_head(classifier: Classifier) -> list[nn.Parameter]:
+    head = {id(parameter) for parameter in head_of(classifier.network).parameters()}
+    return [parameter for parameter in classifier.parameters() if id(parameter) not in head]
+
+
 def _groups(config: TrainConfig, classifier: Classifier) -> list[dict[str, object]]:
-    parameters = list(classifier.parameters())
     if config.backbone_lr is None:
-        return [{"params": parameters}]
+        return [{"params": list(classifier.parameters())}]
     head = list(head_of(classifier.network).parameters())
-    below = [p for p in parameters if all(p is not other for other in head)]
-    return [{"params": below, _SCALE: config.backbone_lr}, {"params": head}]
+    return [{"params": _below_head(classifier), _SCALE: config.backbone_lr}, {"params": head}]

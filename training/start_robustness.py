@@ -11,10 +11,8 @@ from pathlib import Path
 
 import torch
 
-from ducat_serve.deployed import Classifier, Deployed
-from ducat_serve.networks.head import head_of
+from ducat_serve.deployed import Deployed
 from ducat_serve.output import Output
-from ducat_serve.spec import ModelSpec
 from training.config import TrainConfig
 from training.data import Dataset
 from training.device import exact_float32
@@ -29,20 +27,6 @@ ROBUST_SHARE = 0.25
 # What an epoch of the head on clean images leaves at its default: all that is about attacks, dummies and averages.
 _LEFT_OUT = {"beta", "clean_share", "awp_gamma", "ducat_start", "split_weight", "inner_attack", "eps_ramp",
              "measure_start", "warmup", "ema_decay", "ema_warmup"}  # fmt: skip
-
-
-class _HeadTrainer(Trainer):
-    """Its classifier has no gradients below the head.
-
-    They are switched off before several processes agree on which gradients they wait for in every step.
-    """
-
-    def _build(self, spec: ModelSpec, start: StartWeights | None) -> Classifier:
-        classifier = super()._build(spec, start)
-        head = {id(parameter) for parameter in head_of(classifier.network).parameters()}
-        for parameter in classifier.parameters():
-            parameter.requires_grad_(id(parameter) in head)
-        return classifier
 
 
 def with_measured_ramp(
@@ -103,7 +87,7 @@ def head_alone(
     """Accuracies on val after one epoch of the head on clean images, everything below it as it came."""
     with tempfile.TemporaryDirectory() as folder:  # an epoch of many minutes saves its state on the way
         run = RunFolder(Path(folder))
-        trainer = _HeadTrainer(
+        trainer = Trainer(
             settings_of_the_head(config), dataset, run, device, output, initial=initial, processes=processes
         )
         trainer.train_epoch()

@@ -23,7 +23,7 @@ from training.fused_classifier import FusedClassifier, fused_if_equal, probe_of
 from training.objectives import create_objective
 from training.objectives.ducat import PLAIN, Ducat
 from training.objectives.objective import Batch, Objective, in_float
-from training.optimizer import create_optimizer, set_rate
+from training.optimizer import create_optimizer, freeze_below_head, set_rate
 from training.randomness import seed_torch, stream
 from training.schedules import ramp_factor
 from training.signals import StopSignal
@@ -51,6 +51,7 @@ class TrainingStep:
         self.config, self.batches, self.device = config, batches, device
         self.processes, self.stop = processes, stop
         self.classifier = classifier
+        freeze_below_head(config, classifier)
         if config.checkpoint_activations:
             checkpoint_blocks(classifier.network, config.network)
         self.fused = _fused(config, classifier, device)

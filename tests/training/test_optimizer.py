@@ -10,6 +10,7 @@ import torch
 
 from ducat_serve.errors import UsageError
 from tests.support.training_runs import assert_same_run, resumed, run_until, trainer
+from training import step
 from training.config import TrainConfig
 from training.optimizer import parameters_of
 from training.resolve import resolve
@@ -69,6 +70,67 @@ def test_a_frozen_backbone_stays_and_the_head_moves(tmp_path: Path) -> None:
     after = subject.classifier.network.state_dict()  # with the statistics of BatchNorm
     moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert moved == {"fc.weight", "fc.bias"}
+
+
+HEAD_ALONE: dict[str, Any] = {"backbone_lr": 0.0, "epochs": 2, "ducat": "off", "ducat_start": None}
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("given", [{}, {"optimizer": "adamw", "lr": 1e-3}, {"ema_decay": 0.9}])
+def test_the_head_is_trained_as_it_was_with_gradients_below_it(
+    tmp_path: Path, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {**HEAD_ALONE, **given}
+    trainer(tmp_path / "frozen", **changes).run()
+    run_until(trainer(tmp_path / "parts", **changes), 7)
+    resumed(tmp_path / "parts", **changes).run()
+    assert_same_run(tmp_path / "frozen", tmp_path / "parts")
+    monkeypatch.setattr(step, "freeze_below_head", lambda *_: None)
+    whole = trainer(tmp_path / "whole", **changes)
+    whole.run()
+    assert all(parameter.grad is not None for parameter in whole.classifier.parameters())
+    assert_same_run(tmp_path / "frozen", tmp_path / "whole")
+
+
+@pytest.mark.integration
+def test_a_run_with_momenta_below_a_frozen_head_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of versions that computed gradients there."""
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "freeze_below_head", lambda *_: None)
+        run_until(trainer(tmp_path / "parts", **HEAD_ALONE), 7)
+    resumed(tmp_path / "parts", **HEAD_ALONE).run()
+    trainer(tmp_path / "whole", **HEAD_ALONE).run()
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_frozen_backbone_has_no_gradients_and_is_not_perturbed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = trainer(tmp_path / "run", **HEAD_ALONE, awp_gamma=0.2)
+    subject.train_mode()
+    network = subject.classifier.network
+    before = {name: value.clone() for name, value in network.named_parameters()}
+    moved: list[set[str]] = []
+    loss = subject.step.loss_of
+
+    def watched(*arguments: Any) -> Any:
+        compute = loss(*arguments)
+
+        def computed() -> torch.Tensor:
+            moved.append({n for n, value in network.named_parameters() if not torch.equal(value, before[n])})
+            return compute()
+
+        return computed
+
+    monkeypatch.setattr(subject.step, "loss_of", watched)
+    subject.train_step(subject.batches.order(1), 1, 0)
+    assert moved == [set(), {"fc.weight"}]
+    assert {n for n, parameter in network.named_parameters() if parameter.grad is not None} == {
+        "fc.weight",
+        "fc.bias",
+    }
 
 
 @pytest.mark.integration
