@@ -51,7 +51,9 @@ class Prediction:
     answered_by: Tower | None = None  # of a two-tower model, whose answer it is
 
     def top(self, k: int = 5) -> list[Choice]:
-        """The ``k`` most probable classes, best first; all of them where there are fewer."""
+        """The ``k`` most probable classes, best first; all of them where there are fewer. Raises UsageError below 1."""
+        if k < 1:
+            raise UsageError(f"k: {k} is not a whole number from 1 on.", "prediction.top(1)")
         order = np.argsort(-self.probabilities, kind="stable")[:k]
         return [Choice(self.labels[i], int(i), float(self.probabilities[i])) for i in order]
 
@@ -89,8 +91,19 @@ def _as_rgb(image: ImageLike, name: str) -> Image.Image:
         return _decode(image, name)
     if isinstance(image, str | Path):
         return _decode(read_regular_file(Path(image), str(image), "give an image file"), str(image))
-    raise UsageError(
-        f"{type(image).__name__} is no image.", "give a path, bytes, a PIL image or an array of uint8"
+    raise no_image(image)
+
+
+def no_image(given: object) -> UsageError:
+    """The error for what is no image of any kind."""
+    kind = type(given)
+    if kind.__module__.partition(".")[0] == "torch":
+        return UsageError(
+            f"{kind.__name__} of torch is no image.", "give .numpy() of it: uint8 [H, W] or [H, W, channels]"
+        )
+    return UsageError(
+        f"{kind.__name__} is no image.",
+        "give a path, bytes, a PIL image or an array of uint8, or a list of such",
     )
 
 
@@ -106,6 +119,19 @@ def _from_pixels(pixels: NDArray[Any]) -> Image.Image:
     if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or has_colours) or 0 in pixels.shape:
         raise UsageError(
             f"An array of pixels is uint8 [H, W] or [H, W, 1, 3 or 4], not {pixels.dtype} {list(pixels.shape)}.",
-            "scale floats in [0, 1] by 255 and call .astype('uint8')",
+            _as_pixels(pixels),
         )
     return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
+
+
+def _as_pixels(array: NDArray[Any]) -> str:
+    """What to do with an array that is no image as it is."""
+    if np.issubdtype(array.dtype, np.floating):
+        return "scale floats in [0, 1] by 255 and call .astype('uint8')"
+    if array.dtype != np.uint8:
+        return "call .astype('uint8'), for values from 0 to 255"
+    if array.ndim == 4:
+        return "give the images of a batch as a list: list(array)"
+    if array.ndim == 3 and array.shape[0] in (1, 3, 4):
+        return "call .transpose(1, 2, 0), which puts the channels last"
+    return "give one image, with its channels last"

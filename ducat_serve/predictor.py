@@ -19,7 +19,7 @@ from ducat_serve.checkpoint import checkpoint_path
 from ducat_serve.errors import DataError, DucatError, UsageError, VerificationError, missing_extra
 from ducat_serve.model_file import exported_in, is_whole_export
 from ducat_serve.onnx_graph import check_graph
-from ducat_serve.prediction import ImageLike, Prediction, read_image, split_up
+from ducat_serve.prediction import ImageLike, Prediction, no_image, read_image, split_up
 from ducat_serve.reference import REFERENCE_KEY, Reference
 from ducat_serve.sealed import read_sealed
 from ducat_serve.signature import require_signature
@@ -236,6 +236,9 @@ class Predictor:
             raise UsageError(f"A batch holds at least one image, not {batch_size}.", "leave batch_size away")
         if isinstance(images, str | Path | bytes | Image.Image | np.ndarray):
             return split_up(self(read_image(images, self.spec)[None]), self.spec)[0]
+        given: object = images  # in Python it may be anything
+        if not isinstance(given, Sequence):
+            raise no_image(given)
         found: list[Prediction] = []
         for start in range(0, len(images), batch_size):
             batch = [read_image(image, self.spec) for image in images[start : start + batch_size]]
@@ -279,6 +282,10 @@ def create_session(
     """
     if device not in get_args(Device):
         raise UsageError(f"device {device!r} is none of {', '.join(get_args(Device))}.", "name one of these")
+    if threads is not None and threads < 1:
+        raise UsageError(
+            f"threads: {threads} is not a whole number from 1 on.", "leave it out, or give threads=1"
+        )
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     if not optimised:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -78,8 +79,9 @@ def evaluate(model: str | Path | nn.Module, *given: Any, **options: Any) -> Robu
     Args:
         model: a `model.safetensors`, its run folder, a `model.onnx`, or as text the name of a bundled model, of which a
             copy in the current folder is measured.
-        suite: "quick", "standard" or "full". attacks: a name or several, instead of a suite, or functions of one's
-            own: of (model, images, labels, threat_model) to images in the ball.
+        suite: "quick", "standard" or "full"; of a file "quick" unless given, of a module "standard". attacks: a name or
+            several, instead of a suite, or functions of one's own: of (model, images, labels, threat_model) to images
+            in the ball.
         split: which images. norm, eps: the threat model, in pixels of [0, 1], as trained unless given. Several eps give
             a curve, `report.curve`. lattice: "8bit" lets attacks make only images of 8 bits.
         max_examples: only so many images of a seeded shuffle. batch_size: 256 unless given, and fewer of large
@@ -108,10 +110,22 @@ def evaluate(model: str | Path | nn.Module, *given: Any, **options: Any) -> Robu
                 "A torch module is measured on images that are given, and none are.",
                 "evaluate(model, images, labels, threat_model)",
             )
+        _require_fitting(evaluate_model, (model, *given), options)
         return evaluate_model(model, *given, **options)
     if not isinstance(model, str | Path):
         raise UsageError(
             f"model: {type(model).__name__} is neither the path of a file nor a torch.nn.Module.",
             "give a path, or evaluate(module, images, labels, threat_model)",
         )
+    _require_fitting(evaluate_file, (model, *given), options)
     return evaluate_file(model, *given, **options)
+
+
+def _require_fitting(
+    function: Callable[..., RobustnessReport], given: tuple[Any, ...], options: dict[str, Any]
+) -> None:
+    """Raise TypeError as Python does, by the name that was called and not by that of the function behind it."""
+    try:
+        inspect.signature(function).bind(*given, **options)
+    except TypeError as error:
+        raise TypeError(f"evaluate(): {error}") from None

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ducat_serve.errors import UsageError
+from ducat_serve.errors import UsageError, unknown_name
 from ducat_serve.library.arguments import require_device
 from ducat_serve.output import Output
 from ducat_serve.predictor import Device
 from training.config import TrainConfig
 from training.device import choose_device
+from training.recipes import load_recipe
 from training.run.folder import RunFolder
 from training.run.metrics import RunSummary
 from training.run.start import Run, network_asked_for, new_config, opened, start_weights, stored_run
@@ -62,6 +63,14 @@ def train_config(
     require_device(device)
     if not isinstance(dataset, (str, type(None))):
         raise UsageError(f"dataset: {dataset!r} is no name.", 'give "digits", say, or f"folder:{path}"')
+    if dataset is None and (recipe is None or load_recipe(recipe).get("dataset") is None):
+        raise UsageError(
+            "dataset: nothing is trained without one.",
+            'train_config("digits", ducat="off"), or train_config("folder:PATH") for images of your own',
+        )
+    for name in settings:
+        if name not in TrainConfig.model_fields:
+            raise unknown_name("setting", name, TrainConfig.model_fields)
     given = {"network": None, "precision": None, **settings, "dataset": dataset}
     initial = start_weights(
         initial_checkpoint,

@@ -82,8 +82,12 @@ def test_settings_are_the_recipes_and_what_is_given() -> None:
     assert (config.epochs, config.eps, config.network) == (5, 8 / 255, "resnet-small")
     of_numpy = train_config("digits", epochs=np.int64(5), eps=np.float32(0.5), lr=1, lr_milestones=[2, 3])
     assert (of_numpy.epochs, of_numpy.eps, of_numpy.lr, of_numpy.lr_milestones) == (5, 0.5, 1.0, (2, 3))
-    with pytest.raises(UsageError, match="epocs"):
+    with pytest.raises(UsageError, match=r"Unknown setting 'epocs'\. Did you mean 'epochs'\?"):
         train_config("digits", epocs=5)
+    with pytest.raises(UsageError, match="dataset: nothing is trained without one") as refused:
+        train_config()
+    assert "--" not in str(refused.value)
+    assert train_config(recipe="digits").dataset == "digits"
     with pytest.raises(UsageError, match="Unknown data set 'digit'"):
         train_config("digit")
 
@@ -140,6 +144,14 @@ def test_arguments_that_cannot_be_measured_are_refused_at_once(argument: str, va
     with pytest.raises(UsageError, match=f"{argument}: ") as caught:
         evaluate("nowhere/model.safetensors", **{argument: value})
     assert caught.value.next_step is not None
+
+
+def test_an_argument_of_another_name_is_told_by_the_name_that_was_called(tmp_path: Path) -> None:
+    misspelt: Any = {"attack": "pgd"}
+    for model in (tmp_path / "model.safetensors", torch.nn.Flatten()):
+        images: Any = () if isinstance(model, Path) else (None, None, None)
+        with pytest.raises(TypeError, match=r"evaluate\(\): got an unexpected keyword argument 'attack'"):
+            evaluate(model, *images, **misspelt)
 
 
 def test_sizes_may_be_of_numpy_and_attacks_one_name(checkpoint: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ducat_serve.errors import DataError, UsageError
@@ -87,9 +89,42 @@ def test_an_array_that_is_no_image_is_refused(predictor: Predictor, image: np.nd
         predictor.predict(image)
 
 
+@pytest.mark.parametrize(
+    ("array", "step"),
+    [
+        (PIXELS / 255, "scale floats in [0, 1] by 255 and call .astype('uint8')"),
+        (PIXELS.astype(np.int64), "call .astype('uint8'), for values from 0 to 255"),
+        (np.zeros((3, 8, 8), np.uint8), "call .transpose(1, 2, 0), which puts the channels last"),
+        (np.zeros((4, 8, 8, 3), np.uint8), "give the images of a batch as a list: list(array)"),
+        (np.zeros((8, 8, 2), np.uint8), "give one image, with its channels last"),
+    ],
+)
+def test_an_array_is_told_what_would_make_it_an_image(
+    predictor: Predictor, array: np.ndarray, step: str
+) -> None:
+    with pytest.raises(UsageError) as refused:
+        predictor.predict(array)
+    assert refused.value.next_step == step
+
+
 def test_what_is_no_image_at_all_is_refused(predictor: Predictor) -> None:
-    with pytest.raises(UsageError, match="int is no image"):
-        predictor.predict([3])  # type: ignore[list-item]
+    for wrong in ([3], 3, None):
+        given: Any = wrong
+        with pytest.raises(UsageError, match=r"(int|NoneType) is no image"):
+            predictor.predict(given)
+    tensor: Any = torch.zeros(3, 8, 8)
+    for given in (tensor, [tensor]):
+        with pytest.raises(UsageError, match="Tensor of torch is no image") as refused:
+            predictor.predict(given)
+        assert "give .numpy() of it" in str(refused.value)
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_there_is_no_fewer_than_one_thread_or_class(predictor: Predictor, number: int) -> None:
+    with pytest.raises(UsageError, match=f"threads: {number} is not"):
+        Predictor("digits-small", "cpu", threads=number)
+    with pytest.raises(UsageError, match=f"k: {number} is not"):
+        predictor.predict(PIXELS).top(number)
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])
