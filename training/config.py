@@ -248,6 +248,18 @@ class TrainConfig(BaseModel):
         return {key: value for key, value in values.items() if key not in unset}
 
     @property
+    def idle_settings(self) -> frozenset[str]:
+        """Those that say nothing to this run, whatever their values are: whoever gives another one is refused."""
+        objective = objective_class(self.method)
+        says_nothing = {
+            "beta": "beta" not in objective.parameters(),
+            "split_weight": self.ducat != "folded",
+            "momentum": self.optimizer == "adamw",
+            "inner_attack": objective.attacks_in_one_step or not is_adversarial(self.method),
+        }
+        return frozenset(name for name, idle in says_nothing.items() if idle)
+
+    @property
     def selection(self) -> Selection:
         """Which images of the data set are used, and as what."""
         return Selection(self.val_fraction, self.test_fraction, self.skip_broken)

@@ -235,6 +235,8 @@ def test_a_dry_run_estimates_and_writes_nothing(
     assert "nothing was written" in shown
     assert "eps 8/255 " in shown
     assert "network resnet-small " in shown
+    assert "beta" not in shown, "of other methods"
+    assert "split-weight" not in shown, "of other modes"
 
 
 def test_a_dry_run_of_a_resumption_estimates_what_is_left(
@@ -270,3 +272,13 @@ def test_a_run_too_short_for_its_phases_says_so(given: dict[str, object], words:
     doubts = resolve("cifar10", given).doubts()
     assert len(doubts) == len(words)
     assert all(word in doubt for word, doubt in zip(words, doubts, strict=True))
+
+
+def test_where_there_is_no_run_one_without_dummies_is_proposed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As everywhere else: the dummies cost robustness."""
+    assert run(["runs", str(tmp_path)]) == 0
+    assert (
+        f"Next: ducat train --dataset digits --ducat off --out {tmp_path}/NAME\n" in capsys.readouterr().err
+    )

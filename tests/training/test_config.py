@@ -347,3 +347,15 @@ def test_the_doubt_of_beta_is_that_of_the_loss(method: str, clean_share: float |
     (gradient,) = torch.autograd.grad(loss, adversarial, allow_unused=True)
     counts = gradient is not None and bool(gradient.any())
     assert counts == (NO_LOSS not in " ".join(config.doubts()))
+
+
+@pytest.mark.parametrize(
+    ("given", "idle"),
+    [
+        ({"ducat": "off"}, {"beta", "split_weight"}),
+        ({"method": "trades", "ducat": "folded"}, set()),
+        ({"method": "standard", "optimizer": "adamw"}, {"beta", "split_weight", "momentum", "inner_attack"}),
+    ],
+)
+def test_settings_that_say_nothing_are_known(given: dict[str, Any], idle: set[str]) -> None:
+    assert resolve("digits", given).idle_settings == idle

@@ -35,7 +35,8 @@ def command(folder: Path | None, json: bool) -> None:
     runs = [_describe(path.parent) for path in configs]
     if not runs:
         output.warn(f"there is no run in {folder}.")
-        output.next(command_line("ducat", "train", "--dataset", "digits", "--out", folder / "NAME"))
+        train = ("ducat", "train", "--dataset", "digits", "--ducat", "off")
+        output.next(command_line(*train, "--out", folder / "NAME"))
     else:
         output.table(
             "",

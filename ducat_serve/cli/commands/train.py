@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -163,10 +163,14 @@ def _show_estimate(trainer: Trainer, output: Output) -> None:
         ],
     )
     settings = config.model_dump(mode="json")
-    output.table(
-        "Settings", ("", ""), [(name.replace("_", "-"), _shown(name, settings[name])) for name in settings]
-    )
+    output.table("Settings", ("", ""), _rows(settings, config.idle_settings))
     output.result({**cost, "config": settings})
+
+
+def _rows(settings: Mapping[str, object], idle: Container[str]) -> list[tuple[str, str]]:
+    return [
+        (name.replace("_", "-"), _shown(name, value)) for name, value in settings.items() if name not in idle
+    ]
 
 
 def _shown(name: str, value: object) -> str:
