@@ -54,6 +54,14 @@ class ImageError(ValueError):
         self.code = code
 
 
+_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM")
+
+
+def begins_as_image(start: bytes) -> bool:
+    """Whether the first bytes of a file, 12 or more, are those of a JPEG, PNG, GIF, BMP or WebP."""
+    return start.startswith(_BEGINNINGS) or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
+
+
 def decode(data: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """Decode one image file to an 8-bit RGB image, following the policy above.
 

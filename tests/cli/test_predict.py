@@ -114,6 +114,18 @@ def test_an_image_on_which_the_model_says_nan_is_no_class(
         assert "photos/b.gif" in captured.out
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "webp"])
+def test_an_image_in_the_place_of_the_model_is_called_one(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(DIGITS[0]).save(f"a.{suffix}")
+    assert run(["predict", f"./a.{suffix}", "b.png", "digits-small"]) == 2
+    said = capsys.readouterr().err
+    assert f"a.{suffix} is an image, and MODEL comes first." in said
+    assert f"Next: ducat predict digits-small a.{suffix} b.png" in said
+
+
 def test_an_empty_folder_is_a_failure(onnx_model: Path, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "empty").mkdir()
     assert run(["predict", str(onnx_model), str(tmp_path / "empty")]) == 4

@@ -10,19 +10,22 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from ducat_serve.bundled import bundled_name
+from ducat_serve.bundled import KINDS, bundled_models, bundled_name
 from ducat_serve.cli.image_arguments import ImageArgument, image_arguments
 from ducat_serve.cli.network_options import import_from_option, own_network_option
 from ducat_serve.cli.options import ModelPath, common, device_option
 from ducat_serve.cli.prediction_output import CsvOutput, Named, print_predictions
-from ducat_serve.errors import DataError, DucatError, UsageError, missing_extra
+from ducat_serve.errors import DataError, DucatError, UsageError, command_line, missing_extra
+from ducat_serve.images import begins_as_image
 from ducat_serve.model_file import model_in
 from ducat_serve.output import Output
 from ducat_serve.prediction import read_image, split_up
 from ducat_serve.predictor import Device, Predictions, Predictor
+from ducat_serve.regular_file import read_regular_file
 from ducat_serve.spec import ModelSpec
 
 BATCH_SIZE = 32
+_MODEL_SUFFIXES = tuple(f".{kind}" for kind in KINDS)
 
 Infer = Callable[[NDArray[np.uint8]], Predictions]
 
@@ -69,6 +72,7 @@ def command(model: Path, images: tuple[str, ...], top_k: int, csv: bool, device:
     output = Output(json)
     if csv and output.as_json:
         raise UsageError("--csv and --json are two forms of the same; choose one.")
+    _require_no_image(model, images)
     spec, infer = _open(model, device, output)
     table = CsvOutput(top_k, spec.num_classes) if csv else None
     found: list[Named] = []
@@ -102,6 +106,20 @@ def command(model: Path, images: tuple[str, ...], top_k: int, csv: bool, device:
         )
         return DataError.exit_code
     return 0
+
+
+def _require_no_image(model: Path, images: tuple[str, ...]) -> None:
+    """Raise UsageError where the first argument is an image: what comes first is the model."""
+    if not model.is_file() or model.suffix in _MODEL_SUFFIXES:
+        return
+    if not begins_as_image(read_regular_file(model, str(model), "name a model", most=12)):
+        return
+    models = [name for name in images if name in bundled_models() or Path(name).suffix in _MODEL_SUFFIXES]
+    others = [name for name in images if name not in models[:1]]
+    raise UsageError(
+        f"{model} is an image, and MODEL comes first.",
+        command_line("ducat", "predict", *(models[:1] or ["digits-small"]), model, *others),
+    )
 
 
 def _batches(images: Iterator[ImageArgument]) -> Iterator[list[ImageArgument]]:
