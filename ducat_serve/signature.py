@@ -112,7 +112,8 @@ def require_signature(data: bytes, model: Path, public_key: Path, signature: Pat
     key = read_public_key(public_key)
     signature = signature or signature_path(model)
     if not signature.exists():
-        next_step = command_line("ducat", "sign", model, "--private-key", "key.pem")
+        out = [] if signature == signature_path(model) else ["--out", signature]
+        next_step = command_line("ducat", "sign", model, "--private-key", "key.pem", *out)
         raise VerificationError(f"{model} is not signed: there is no {signature}.", next_step)
     bundle = _read_small(signature, "signature", _AGAIN)
     # The library reads paths only. These are copies that nobody else can write.

@@ -80,7 +80,8 @@ def test_one_bad_file_does_not_stop_the_others(onnx_model: Path, photos: Path, c
     assert run(["predict", str(onnx_model), *arguments]) == 4
     captured = capsys.readouterr()
     assert [row[0] for row in rows(captured.out)] == ["photos/a.png", "photos/more/c.tif"]
-    assert "3 of the images could not be predicted" in captured.err
+    assert "3 of IMAGES could not be predicted" in captured.err
+    assert "send" not in captured.err
     for name in ("photos/bad.png", "nowhere.png", "none/*.png"):
         assert name in captured.err
     assert run(["predict", str(onnx_model), *arguments, "--json"]) == 4
@@ -129,7 +130,10 @@ def test_an_image_in_the_place_of_the_model_is_called_one(
 def test_an_empty_folder_is_a_failure(onnx_model: Path, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "empty").mkdir()
     assert run(["predict", str(onnx_model), str(tmp_path / "empty")]) == 4
-    assert "empty holds no image" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "empty holds no image" in said
+    assert "There was no image to predict." in said
+    assert "could not be predicted" not in said
 
 
 def test_links_to_folders_are_followed_unless_they_lead_back(

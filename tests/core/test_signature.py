@@ -86,8 +86,13 @@ def test_a_changed_file_that_was_sealed_again_is_found_by_its_signature_only(
 
 
 def test_an_unsigned_file_and_one_of_another_key(model: Path, keys: KeyPair, tmp_path: Path) -> None:
-    with pytest.raises(VerificationError, match=r"is not signed: there is no .*model\.onnx\.sig"):
+    with pytest.raises(VerificationError, match=r"is not signed: there is no .*model\.onnx\.sig") as caught:
         check(model, keys)
+    assert caught.value.next_step == f"ducat sign {model} --private-key key.pem"
+    elsewhere = tmp_path / "nosig"
+    with pytest.raises(VerificationError, match=r"is not signed: there is no .*nosig") as caught:
+        require_signature(model.read_bytes(), model, keys.public, elsewhere)
+    assert caught.value.next_step == f"ducat sign {model} --private-key key.pem --out {elsewhere}"
     signed(model, key_pair(tmp_path / "other").private)
     with pytest.raises(VerificationError, match="not made with the key that belongs to"):
         check(model, keys)

@@ -78,7 +78,9 @@ def command(model: Path, images: tuple[str, ...], top_k: int, csv: bool, device:
     found: list[Named] = []
     entries: list[dict[str, object]] = []
     failed: list[dict[str, str]] = []
+    has_image = False
     for batch in _batches(image_arguments(images, output)):
+        has_image |= any(image.problem is None for image in batch)
         readable, pixels = _read(batch, spec, failed, output)
         if not readable:
             continue
@@ -99,10 +101,13 @@ def command(model: Path, images: tuple[str, ...], top_k: int, csv: bool, device:
             output,
         )
     output.result({"model": str(model), "predictions": entries, "failed": failed})
+    if failed and not has_image:
+        output.fail("There was no image to predict.", "name image files, folders with some, or a pattern")
+        return DataError.exit_code
     if failed:
         output.fail(
-            f"{len(failed)} of the images could not be predicted; they are named above.",
-            "leave them out, or send them anew",
+            f"{len(failed)} of IMAGES could not be predicted; they are named above.",
+            "leave them out, or name images that can be opened in their place",
         )
         return DataError.exit_code
     return 0
