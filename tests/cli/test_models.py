@@ -191,6 +191,13 @@ def changed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundled, "FOLDER", package)
 
 
+def test_folders_of_what_evaluate_writes_are_made() -> None:
+    files = ["--out", "reports/new/x.json", "--per-image", "rows/x.csv"]
+    assert run(["evaluate", NAME, *QUICK, *files]) == 0
+    assert json.loads(Path("reports/new/x.json").read_text())["examples"] == 12
+    assert len(Path("rows/x.csv").read_text().splitlines()) == 13
+
+
 @pytest.mark.parametrize("command", ["inspect", "evaluate", "export", "compare", "bento", "benchmark"])
 @pytest.mark.parametrize("name", ["text.txt", "text.onnx", "part.onnx", "foreign.safetensors"])
 def test_a_file_that_is_no_model_is_exit_code_4(

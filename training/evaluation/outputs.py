@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ducat_serve import atomic
-from ducat_serve.errors import UsageError
 from ducat_serve.output import Output
 from training.evaluation.adversarial_images import new_folder, write_adversarial_images
 from training.evaluation.evaluate import Measured, Plan, Subject
@@ -28,11 +27,9 @@ class Outputs:
     def opened(self, output: Output) -> Iterator[Write]:
         """Give what writes all that is kept. A place that cannot be written is found now, not after the attacks.
 
-        Raises UsageError or DucatError for such a place.
+        Raises DucatError for such a place. Folders that are not there yet are made.
         """
         if self.per_image is not None:
-            if not self.per_image.parent.is_dir():
-                raise UsageError(f"--per-image: there is no folder {self.per_image.parent}.")
             atomic.require_writable(
                 self.per_image, "free some space or choose another place with --per-image"
             )

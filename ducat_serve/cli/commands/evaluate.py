@@ -113,8 +113,6 @@ def command(
     output = Output(json)
     if (code := _in_several_processes(ctx, devices, model, suite, output)) is not None:
         return code
-    if out is not None and not out.parent.is_dir():
-        raise UsageError(f"--out: there is no folder {out.parent}.")
     if suite == CORRUPTIONS:
         refuse_options_of_attacks(
             {
