@@ -84,7 +84,8 @@ def show_report(report: RobustnessReport, spec: ModelSpec | None, output: Output
         output.text(sentence)
     ticked = tick_off(report)
     output.text(
-        f"Checklist, {sum(holds for _, holds in ticked)} of {len(ticked)} (docs/evaluation.md says why each):"
+        f"Checklist, {sum(holds for _, holds in ticked)} of {len(ticked)} (the documentation's page "
+        "'Evaluate your own defence honestly' says why each):"
     )
     for item, holds in ticked:
         output.text(f"[{'x' if holds else ' '}] {item.name}: {item.text}")

@@ -117,6 +117,9 @@ def _weights(
     if pretrained is not None:
         return package_weights(network, offline=offline, licence=licence)
     if not is_own(network):
+        from ducat_serve.networks.foreign import require_listed
+
+        require_listed(network)
         raise UsageError(
             f"{network} has no weights yet.",
             "--pretrained FILE, or --pretrained alone for those that its package offers",

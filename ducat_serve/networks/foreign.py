@@ -148,12 +148,29 @@ def _call(library: str, name: str, channels: int, image_size: tuple[int, int], o
     return call(name, channels, image_size, outputs)
 
 
+def require_listed(network: str) -> None:
+    """Raise UsageError, with the nearest name, where torchvision or timm lists no network of this name."""
+    library, _, name = network.partition(":")
+    if library == "torchvision":
+        from torchvision import models
+
+        names = models.list_models(module=models)
+        if name not in names:
+            raise _unknown("torchvision", name, names)
+    elif library == "timm":
+        try:
+            import timm
+        except ImportError as error:
+            raise missing_extra("timm", "timm") from error
+        # Only names that timm lists: `hf-hub:` and `local-dir:` would fetch or read what a file says.
+        if not timm.is_model(name.partition(".")[0]):
+            raise _unknown("timm", name, timm.list_models())
+
+
 def _torchvision(name: str, channels: int, image_size: tuple[int, int], outputs: int) -> _Call:
     from torchvision import models
 
-    names = models.list_models(module=models)
-    if name not in names:
-        raise _unknown("torchvision", name, names)
+    require_listed(f"torchvision:{name}")
     if channels != 3:
         raise UsageError(f"torchvision:{name} takes images of 3 channels, not {channels}.")
     options: dict[str, object] = {"weights": None, "num_classes": outputs}
@@ -178,13 +195,9 @@ def _require_patches(name: str, image_size: tuple[int, int], patch: int) -> None
 
 
 def _timm(name: str, channels: int, image_size: tuple[int, int], outputs: int) -> _Call:
-    try:
-        import timm
-    except ImportError as error:
-        raise missing_extra("timm", "timm") from error
-    # Only names that timm lists: `hf-hub:` and `local-dir:` would fetch or read what a file says.
-    if not timm.is_model(name.partition(".")[0]):
-        raise _unknown("timm", name, timm.list_models())
+    require_listed(f"timm:{name}")
+    import timm
+
     config = timm.get_pretrained_cfg(name)
     if config is not None and isinstance(config.classifier, (tuple, list)):
         raise UsageError(

@@ -29,7 +29,9 @@ def timings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ducat_serve.benchmark, "measure", measured)
 
 
-def test_table_json_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_json_and_plot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     files = ["digits-small", str(model_path("digits-small", "onnx"))]
     assert run(["benchmark", *files, "--threads", "1", "--plot", str(tmp_path / "speed.svg"), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -38,12 +40,14 @@ def test_table_json_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert printed["proposals"] == [
         {"model": "digits-small.onnx", "provider": "CPUExecutionProvider", "threads": 1, "max_batch": 8}
     ]
+    monkeypatch.setattr("ducat_serve.cli.commands.benchmark.usable_cpus", lambda: 1)
     assert "<svg" in (tmp_path / "speed.svg").read_text()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["speed.png", "speed.svg"]
     assert run(["benchmark", "digits-small", "--threads", "1", "--batch", "4"]) == 0
     said = capsys.readouterr().out
     assert "images/s" in said
     assert "ducat serve digits-small --threads 1 --max-batch 4" in said
+    assert said.startswith("1 usable CPU, "), "one is no plural"
     copy = shutil.copy(model_path("digits-small", "onnx"), tmp_path / "copy.onnx")
     assert run(["benchmark", str(copy), "--threads", "1", "--batch", "4"]) == 0
     assert f"ducat serve {copy} --threads 1" in capsys.readouterr().out

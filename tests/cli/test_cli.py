@@ -318,7 +318,7 @@ def test_settings_that_cannot_work_are_a_usage_error(
 
 @pytest.mark.integration
 def test_a_run_on_a_relative_folder_goes_on_from_anywhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     generator = np.random.default_rng(0)
     for split, count in (("train", 8), ("test", 2)):
@@ -334,7 +334,9 @@ def test_a_run_on_a_relative_folder_goes_on_from_anywhere(
     assert run(["train", "--dataset", "folder:pets", *small, "--out", str(tmp_path / "run")]) == 0
     monkeypatch.chdir(tmp_path)
     assert run(["train", "--resume", str(tmp_path / "run")]) == 0
+    assert "ended with epoch 1: nothing is left to train" in capsys.readouterr().err
     assert run(["evaluate", str(tmp_path / "run"), "--attack", "pgd"]) == 0
+    assert "docs/" not in capsys.readouterr().out, "who installed the package has no such folder"
     assert str(tmp_path).encode() not in (tmp_path / "run" / "model.safetensors").read_bytes()
 
 

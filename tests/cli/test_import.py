@@ -135,7 +135,10 @@ def test_classes_in_another_order_are_noticed(
         (["import", "imported_nets:fresh"], "brings no weights for '1.weight'"),
         (["import", "torchvision:resnet18"], "has no weights yet"),
         (["import", "resnet-small"], "is a network of ours"),
-        (["import", "torchvision:resnet81"], "resnet81"),
+        (
+            ["import", "torchvision:resnet81"],
+            "Unknown network of torchvision 'resnet81'. Did you mean 'resnet1",
+        ),
     ],
 )
 def test_what_cannot_be_imported(

@@ -242,6 +242,8 @@ def train(trainer: Trainer, run: Run, command: str | None = None) -> RunSummary:
         processes.wait()
         if run.resumed:
             trainer.resume()
+            if trainer.state.epoch > config.epochs:
+                output.say(f"{folder.path} ended with epoch {config.epochs}: nothing is left to train.")
         if processes.is_first:  # which alone writes checkpoints
             if run.resumed:
                 _record_other_code(trainer)

@@ -92,9 +92,10 @@ def command(
     )
     with output.progress("benchmark", seconds) as advance:
         timings = measure(runs, seconds, advance=advance)
-    found = proposals(timings)
+    found, cpus = proposals(timings), usable_cpus()
     output.table(
-        f"{usable_cpus()} usable CPUs, int8 dot product (VNNI): {'yes' if has_int8_dot_product() else 'no'}",
+        f"{cpus} usable {'CPU' if cpus == 1 else 'CPUs'}, "
+        f"int8 dot product (VNNI): {'yes' if has_int8_dot_product() else 'no'}",
         ("model", "precision", "provider", "threads", "batch", "p50, ms", "p95, ms", "p99, ms", "images/s"),
         [
             (
@@ -118,7 +119,7 @@ def command(
         output.say(f"Plot: {', '.join(map(str, plot_timings(timings, plot)))}")
     output.result(
         {
-            "usable_cpus": usable_cpus(),
+            "usable_cpus": cpus,
             "int8_dot_product": has_int8_dot_product(),
             "measurements": [timing.to_json() for timing in timings],
             "proposals": [
