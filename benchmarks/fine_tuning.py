@@ -22,7 +22,7 @@ from pathlib import Path
 
 from ducat_serve.checkpoint import read_spec
 from training.run.folder import RunFolder
-from training.run.metrics import COLLAPSED, EpochRow
+from training.run.metrics import COLLAPSED, EpochRow, kind_of
 
 _EPOCHS, _RAMP, _PIXELS, _EXAMPLES = 6, 3, 96, 200
 _SETTINGS = (
@@ -109,7 +109,8 @@ def train_and_evaluate(row: Row, photos: Path, folder: Path) -> None:
         code = 0
     if code and not is_over(run.read_metrics()):
         raise SystemExit(f"{row.name} ended with exit code {code}")
-    if read_spec(run.model).robustness is None and ducat("evaluate", str(run.path), *network, *_EVALUATION):
+    evaluate = ("evaluate", str(run.path), *network, *_EVALUATION, "--resume")
+    if read_spec(run.model).robustness is None and ducat(*evaluate):
         raise SystemExit(f"{row.name} could not be evaluated")
 
 
@@ -127,7 +128,7 @@ def outcome(row: Row, folder: Path) -> str:
     done, report = run.read_metrics(), read_spec(run.model).robustness
     assert report is not None
     low, high = report.worst_case_interval
-    warned = sorted({one.warning.removeprefix(COLLAPSED).partition(" ")[0] for one in done if one.warning})
+    warned = sorted({kind_of(one.warning) for one in done if one.warning})
     said = f"stopped after epoch {len(done)}" if is_collapsed(done) else "went to its end"
     cells = (
         row.start,

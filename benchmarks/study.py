@@ -140,7 +140,7 @@ def run(row: Row, study: Study, folder: Path) -> None:
     elif not (path / "curves.png").exists():
         ducat("train", "--resume", str(path))
     if row not in study.bases and read_spec(path / "model.safetensors").robustness is None:
-        ducat("evaluate", str(path), *study.evaluate)
+        ducat("evaluate", str(path), *study.evaluate, "--resume")
 
 
 def numbers(row: Row, study: Study, folder: Path) -> Numbers:

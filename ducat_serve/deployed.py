@@ -90,6 +90,10 @@ def _require_images(images: Tensor, channels: int) -> None:
     )
 
 
+# Whoever traces a classifier gets one call of it, and no branch on a tensor that is not there yet.
+torch.fx.wrap("_require_images")
+
+
 def towers_of(model: Deployed) -> TwoTowers | None:
     """Both towers of a two-tower model; None for every other model."""
     network = model.classifier.network if isinstance(model.classifier, Classifier) else model.classifier

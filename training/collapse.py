@@ -16,7 +16,7 @@ from ducat_serve.errors import DucatError, command_line
 from training.chance import Chance
 from training.config import TrainConfig
 from training.run.folder import RunFolder
-from training.run.metrics import AT_CHANCE, COLLAPSED, LASTING, EpochRow, kind_of
+from training.run.metrics import AT_CHANCE, COLLAPSED, LASTING, EpochRow, kind_of, sign_of
 from training.validation import ValidationResult
 
 NOT_ROBUST, LOST_CLASS = "not-robust", "lost-class"
@@ -106,12 +106,12 @@ def is_to_be_said(rows: Sequence[EpochRow], config: TrainConfig) -> bool:
         return False
     if _trailing(rows, AT_CHANCE) == len(rows) and config.initial_weights is None:
         return len(rows) == 1 + _USUAL_OF_FRESH_WEIGHTS or last.epoch == config.epochs
-    return len(rows) == 1 or not rows[-2].warning
+    return len(rows) == 1 or kind_of(rows[-2].warning) != kind_of(last.warning)
 
 
 def lost_classes(row: EpochRow) -> list[int]:
     """Indices of the classes that an epoch had lost."""
-    text = row.warning.removeprefix(COLLAPSED)
+    text = sign_of(row.warning)
     return [int(word) for word in text.split()[1:]] if kind_of(text) == LOST_CLASS else []
 
 

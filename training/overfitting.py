@@ -33,23 +33,35 @@ def is_spike(loss: float, losses: Sequence[float], num_logits: int) -> bool:
 def is_catastrophic(rows: Sequence[EpochRow], chance: Chance) -> bool:
     """Whether training on one-step attacks has just stopped to protect against others (catastrophic overfitting).
 
-    PGD accuracy on val has fallen from its best to less than a half, by more than chance would, and accuracy under FGSM
-    by less than half as much. The best must have been more than a network has that names one class whatever it sees:
-    fresh weights do, and no attack moves them. ``rows`` are epochs of one-step attacks.
+    PGD accuracy on val has fallen from its best to less than a half, by more than chance would; accuracy under FGSM has
+    fallen by less than half as much, and one step leaves at least half of clean accuracy. Epochs at chance do not
+    count: no attack moves a network that gives one answer to every image. ``rows`` are epochs of one-step attacks.
     """
-    best, now = max(rows, key=lambda row: row.val_pgd_accuracy), rows[-1]
+    best, now = (
+        max(filter(chance.is_exceeded_by, rows), key=lambda row: row.val_pgd_accuracy, default=None),
+        rows[-1],
+    )
+    if best is None or now.val_pgd_accuracy >= best.val_pgd_accuracy / 2:
+        return False
     assert best.val_fgsm_accuracy is not None
     assert now.val_fgsm_accuracy is not None
-    if best.val_pgd_accuracy <= chance.of_one_answer or now.val_pgd_accuracy >= best.val_pgd_accuracy / 2:
-        return False
     fall = best.val_pgd_accuracy - now.val_pgd_accuracy
-    error = chance.standard_error(best.val_pgd_accuracy, now.val_pgd_accuracy)
-    return fall > _ERRORS * error and best.val_fgsm_accuracy - now.val_fgsm_accuracy < fall / 2
+    mean = (best.val_pgd_accuracy + now.val_pgd_accuracy) / 2  # where both were the same, and chance did the rest
+    error = chance.standard_error(mean, mean)
+    return (
+        fall > _ERRORS * error
+        and best.val_fgsm_accuracy - now.val_fgsm_accuracy < fall / 2
+        and now.val_fgsm_accuracy >= now.val_clean_accuracy / 2
+    )
 
 
 def is_overfitting(rows: Sequence[EpochRow], chance: Chance) -> bool:
-    """Whether robust accuracy on val has just been seen to fall: once, in the epoch that shows it."""
-    return _has_fallen(rows, chance) and not _has_fallen(rows[:-1], chance)
+    """Whether robust accuracy on val is seen to have fallen; once in a phase, in the epoch that shows it first."""
+    return _has_fallen(rows, chance) and not any(
+        _has_fallen(rows[:end], chance)
+        for end in range(1, len(rows))
+        if rows[end - 1].phase == rows[-1].phase
+    )
 
 
 def _has_fallen(rows: Sequence[EpochRow], chance: Chance) -> bool:

@@ -49,8 +49,8 @@ def overlaid(
     if "lr_milestones" not in given and values.get("schedule", "steps") != "steps":
         values["lr_milestones"] = ()
     elif "lr_milestones" not in given:  # a shorter run than the recipe's has its drops at the same fractions
-        drops = settings["lr_milestones"]
-        fractions = [drop / settings["epochs"] for drop in drops] if drops else _PAPER_DROPS
+        drops = [drop / settings["epochs"] for drop in settings["lr_milestones"]]
+        fractions = drops if settings.get("schedule", "steps") == "steps" else _PAPER_DROPS
         values["lr_milestones"] = _scaled([fraction * epochs for fraction in fractions])
     for name in ("warmup", "eps_ramp", "ducat_start"):  # of a shorter run they take the same share
         if settings.get(name) is not None and name not in given:

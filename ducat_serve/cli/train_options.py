@@ -25,7 +25,7 @@ class Epochs(click.ParamType[tuple[int, ...]]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[int, ...]:
-        parts = value.split(",") if isinstance(value, str) else value
+        parts = [part for part in value.split(",") if value] if isinstance(value, str) else value
         try:
             return tuple(sorted(int(part) for part in parts))
         except (TypeError, ValueError):

@@ -23,7 +23,7 @@ from ducat_serve.library.arguments import (
     require_whole,
     sizes,
 )
-from ducat_serve.library.resuming import begin, interrupted, require_resumable
+from ducat_serve.library.resuming import interrupted, require_resumable
 from ducat_serve.library.storing import require_export, store_in_checkpoint, store_in_export
 from ducat_serve.model_file import model_in, read_verified_spec
 from ducat_serve.networks.allowed import options_for
@@ -193,15 +193,16 @@ def _measure_together(
     plan = replace(prepared.plan, keep_images=outputs.adversarial is not None)
     state = prepared.state(plan)
     if processes.is_first:
-        begin(state, request.settings, output, resume=resume)
+        state.begin(resume=resume, output=output)
     else:
         outputs = Outputs()  # the first process writes them
+    kept_in = None if request.settings.has_own_attacks else state
     try:
         with outputs.opened(output) as write:
             if len(prepared.sizes) > 1:
-                found = measure_curve(prepared.subject, plan, prepared.sizes, output, state, keeper)
+                found = measure_curve(prepared.subject, plan, prepared.sizes, output, kept_in, keeper)
             else:
-                found = run_evaluation(prepared.subject, plan, output, state, keeper=keeper)
+                found = run_evaluation(prepared.subject, plan, output, kept_in, keeper=keeper)
             write(prepared.subject, plan, found, prepared.index)
     except (KeyboardInterrupt, Terminated) as stopped:
         raise interrupted(signal_of(stopped), request.settings) from None

@@ -13,7 +13,7 @@ from ducat_serve import atomic
 from ducat_serve.errors import InterruptedRun, Terminated, UsageError, signal_of
 from ducat_serve.library.file_evaluation import keeping_corruptions
 from ducat_serve.library.foreign_sources import Opened, Source
-from ducat_serve.library.resuming import begin, interrupted, require_resumable
+from ducat_serve.library.resuming import interrupted, require_resumable
 from ducat_serve.output import Output
 from ducat_serve.report import HELD_OUT, RobustnessReport
 from ducat_serve.report_file import read_report
@@ -168,7 +168,8 @@ def _measure_together(
                 surrogate=None if opened.origin.twin is None else state_digest(opened.origin.twin),
             )
             if processes.is_first:
-                begin(state, settings, output, resume=resume)
+                state.begin(resume=resume, output=output)
+            state = None if settings.has_own_attacks else state
         found = (
             measure_curve(subject, plan, settings.eps, output, state)
             if len(settings.eps) > 1

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from ducat_serve.errors import InterruptedRun, UsageError
-from ducat_serve.output import Output
 from training.evaluation.settings import EvaluationSettings
-from training.evaluation.state import EvaluationState
 
 
 class InterruptedEvaluation(InterruptedRun):
@@ -26,13 +24,6 @@ def require_resumable(settings: EvaluationSettings) -> None:
             "resume: whether a function is the one that attacked before cannot be told.",
             "leave resume out, or name attacks of ours only",
         )
-
-
-def begin(state: EvaluationState, settings: EvaluationSettings, output: Output, *, resume: bool) -> None:
-    """Make the place of an evaluation ready. Raises UsageError rather than drop what can be gone on with."""
-    if settings.has_own_attacks:
-        state.remove()
-    state.begin(resume=resume, output=output)
 
 
 def interrupted(signal: int, settings: EvaluationSettings) -> InterruptedRun:

@@ -16,6 +16,7 @@ from tests.support.interrupted import stop_in
 from tests.support.somebodys_nets import DIGITS, write_and_enter
 
 SOURCE = """
+import random
 import torch
 
 def one_step(model, images, labels, threat_model):
@@ -28,7 +29,7 @@ def too_far(model, images, labels, threat_model):
     return (images + 2 * threat_model.eps).clamp(0, 1)
 
 def broken(model, images, labels, threat_model):
-    return images @ labels
+    return random.choice([])
 
 NUMBER = 3
 """
@@ -84,7 +85,7 @@ def test_it_stands_beside_others_on_a_model_of_others(capsys: pytest.CaptureFixt
         ("mine:NUMBER", "mine has no callable named NUMBER"),
         ("their:attack", "there is no module their"),
         ("mine:too_far", "own:too_far returned an image at a distance of 0.4 in linf; eps is 0.2"),
-        ("mine:broken", "mine.py, line 14): RuntimeError"),
+        ("mine:broken", "mine.py, line 15): IndexError"),
     ],
 )
 def test_what_cannot_be_is_refused(attack: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,6 +117,7 @@ def test_it_is_not_resumed_and_nobody_says_so(
         stop_in(patch, "own:one_step", eps=0.1 if "--eps" in model else 0.2)
         assert run(command) == 130
     assert "--resume" not in capsys.readouterr().err
+    assert not list(Path().glob("*.partial"))
     assert run([*command, "--resume"]) == 2
     assert "cannot be told" in capsys.readouterr().err
     assert run(command) == 0, "what nobody can go on with is in nobody's way"

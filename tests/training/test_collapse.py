@@ -94,6 +94,7 @@ def test_what_ends_a_run(
         ({}, [CHANCE] * 5, [3]),
         ({"epochs": 2}, [CHANCE] * 2, [2]),
         ({}, [GOOD, CHANCE, CHANCE, GOOD, CHANCE], [2, 5]),
+        ({}, [CHANCE, BRITTLE, BRITTLE], [2]),  # another sign
         ({"initial_weights": "0" * 64}, [CHANCE, CHANCE, GOOD], [1]),
     ],
 )

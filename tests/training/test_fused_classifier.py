@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from ducat_serve.deployed import Deployed, load
 from ducat_serve.networks.two_towers import TwoTowers
 from ducat_serve.output import Output
 from tests.support.towers import SWITCH
+from tests.support.training_runs import trainer
 from training.distributed.processes import ProcessGroup
 from training.evaluation.prepare import Request, prepare
 from training.evaluation.settings import EvaluationSettings
@@ -97,6 +100,14 @@ def test_a_model_is_attacked_without_its_norms() -> None:
     assert not has_norms(attacked.model)
     assert attacked.model.spec == model.spec
     torch.testing.assert_close(attacked.model(images), model(images), rtol=0, atol=1e-4)
+
+
+def test_training_attacks_a_model_without_its_norms(tmp_path: Path) -> None:
+    """Of all of the classifier, which begins with a look at its images and with the normalisation."""
+    subject = trainer(tmp_path / "run", network="resnet-small")
+    assert has_norms(subject.classifier)
+    assert isinstance(subject.step.fused, FusedClassifier)
+    assert not has_norms(subject.step.fused.model)
 
 
 def test_both_towers_lose_their_norms() -> None:

@@ -346,3 +346,14 @@ def test_impossible_settings_are_a_usage_error(
     error = capsys.readouterr().err
     assert words in error
     assert "Value error" not in error
+
+
+def test_a_recipe_file_may_have_no_drops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('extends = "cifar10"\nlr-milestones = []\n')
+    config = started_with(["--recipe", str(file)], monkeypatch)
+    assert config.lr_milestones == ()
+    assert resolve("cifar10", {"epochs": 30}, file).lr_milestones == ()
+    options = fewest_options(config, TrainConfig.model_fields)
+    assert options["lr_milestones"] == ()
+    assert started_with(["--dataset", "cifar10", "--lr-milestones", ""], monkeypatch).lr_milestones == ()

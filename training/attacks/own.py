@@ -6,7 +6,6 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -41,7 +40,7 @@ class OwnAttack(Attack):
     @property
     def name(self) -> str:
         """With a beginning that no attack of ours has, so that nobody takes it for one."""
-        function = self.function.func if isinstance(self.function, partial) else self.function
+        function = _bare(self.function)
         return f"own:{getattr(function, '__qualname__', type(function).__qualname__).split('<locals>.')[-1]}"
 
     def settings(self) -> Settings:
@@ -84,16 +83,21 @@ class OwnAttack(Attack):
         except Exception as error:  # it is somebody else's code, and may raise anything
             if is_out_of_memory(error):  # which a smaller batch may mend
                 raise
-            raise UsageError(
-                f"{self.name} failed{_place(error)}: {type(error).__name__}: {error}."
-            ) from error
+            place = _place(error, self.function)
+            raise UsageError(f"{self.name} failed{place}: {type(error).__name__}: {error}.") from error
 
 
-def _place(error: Exception) -> str:
-    """Where in the user's files, since torch's are no help."""
-    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is ours
-    of_users = [frame for frame in frames if "site-packages" not in Path(frame.filename).parts]
-    return f" ({of_users[-1].filename}, line {of_users[-1].lineno})" if of_users else ""
+def _place(error: Exception, function: AttackFunction) -> str:
+    """Where in the file of the function, since those of torch are no help; nothing where that cannot be told."""
+    bare = _bare(function)
+    code = getattr(bare, "__code__", None) or getattr(type(bare).__call__, "__code__", None)
+    file = getattr(code, "co_filename", None)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" ({file}, line {frames[-1].lineno})" if frames else ""
+
+
+def _bare(function: AttackFunction) -> Any:
+    return function.func if isinstance(function, partial) else function
 
 
 def _versions(model: nn.Module) -> list[int]:

@@ -59,7 +59,7 @@ class EvaluationState:
             raise UsageError(
                 "This evaluation was interrupted before, and what its finished attacks found is kept in "
                 f"{', '.join(map(str, interrupted))}.",
-                f"go on with it by --resume, or drop it: {command_line('rm', *interrupted)}",
+                f"go on with it by --resume (in Python resume=True), or drop it: {command_line('rm', *interrupted)}",
             )
 
     def save(self, examples: Examples, results: list[AttackResult], keeper: ExampleKeeper) -> None:
@@ -103,7 +103,7 @@ class EvaluationState:
     def _damaged(self) -> DataError:
         return DataError(
             f"{self.path} is not an interrupted evaluation, or it is damaged.",
-            f"{command_line('rm', self.path)}, then run it again without --resume",
+            f"{command_line('rm', *sorted(self._files()))}, then run it again without --resume",
         )
 
     def exists(self) -> bool:

@@ -161,7 +161,12 @@ def measured_alike(rows: Sequence[EpochRow]) -> list[EpochRow]:
 
 def kind_of(warning: str) -> str:
     """The sign alone, without its classes."""
-    return warning.removeprefix(COLLAPSED).removeprefix(LASTING).partition(" ")[0]
+    return sign_of(warning).partition(" ")[0]
+
+
+def sign_of(warning: str) -> str:
+    """The sign and its classes, without what came of it."""
+    return warning.removeprefix(COLLAPSED).removeprefix(LASTING)
 
 
 def _above_chance(rows: Sequence[EpochRow]) -> Sequence[EpochRow]:

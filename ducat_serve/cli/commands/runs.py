@@ -60,7 +60,7 @@ def command(folder: Path | None, json: bool) -> None:
 def _describe(path: Path) -> dict[str, Any]:
     from ducat_serve.checkpoint import read_spec
     from training.run.folder import RunFolder
-    from training.run.metrics import COLLAPSED, kept_row
+    from training.run.metrics import COLLAPSED, kept_row, sign_of
 
     folder = RunFolder(path)
     try:
@@ -76,7 +76,7 @@ def _describe(path: Path) -> dict[str, Any]:
     return {
         "name": path.name,
         "state": "training" if folder.is_locked() else "finished" if done and ended == "stopped" else ended,
-        "warning": warning.removeprefix(COLLAPSED),
+        "warning": sign_of(warning),
         "epoch": len(rows),
         "epochs": config.epochs,
         "method": f"{config.method}, {config.ducat}",
