@@ -46,7 +46,9 @@ def is_catastrophic(rows: Sequence[EpochRow], chance: Chance) -> bool:
     assert best.val_fgsm_accuracy is not None
     assert now.val_fgsm_accuracy is not None
     fall = best.val_pgd_accuracy - now.val_pgd_accuracy
-    mean = (best.val_pgd_accuracy + now.val_pgd_accuracy) / 2  # where both were the same, and chance did the rest
+    mean = (
+        best.val_pgd_accuracy + now.val_pgd_accuracy
+    ) / 2  # where both were the same, and chance did the rest
     error = chance.standard_error(mean, mean)
     return (
         fall > _ERRORS * error
