@@ -163,7 +163,7 @@ def test_quiet_leaves_results_warnings_and_errors(
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "")
     assert run([*first, "show", "digits", *second]) == 0
-    assert "[train]" in capsys.readouterr().out
+    assert 'network = "resnet-small"' in capsys.readouterr().out
     assert run([*first, "show", "digit", *second]) == 2
     assert "Did you mean 'digits'" in capsys.readouterr().err
     assert run(["recipes", "copy", "digits", str(tmp_path / "b.toml")]) == 0
