@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ducat_serve.cli.main import run
+from ducat_serve.networks import allowed
 from tests.support.foreign_onnx import linear_onnx
 
 TWINS = """
@@ -34,6 +35,7 @@ FEW = ["--dataset", "digits", "--eps", "0.1", "--max-examples", "16"]
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "twins_of_theirs", raising=False)  # of the test before
+    monkeypatch.setattr(allowed, "_names", set())  # as in a process of its own
     linear_onnx(tmp_path / "their.onnx", ("batch", 3, "h", "w"))
     return tmp_path
 
@@ -68,7 +70,7 @@ def test_scores_alone_and_what_a_twin_adds(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["their.onnx", *FEW], 3, "--input NCHW --scale 1"),
+        (["their.onnx", *FEW], 4, "--input NCHW --scale 1"),
         (["their.onnx", "--input", "NCHW", *FEW], 2, "does not say what its pixels are"),
         (["their.onnx", "--input", "NCHW", "--scale", "7", *FEW], 2, "none of 1, 255 and MEAN/STD"),
         (["their.onnx", *DECLARED, "--eps", "0.1"], 2, "--dataset"),

@@ -24,9 +24,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("command", "code", "meant"),
     [
-        ("evaluate timm.safetensors", 3, "ducat import torchvision:NAME --pretrained FILE"),
+        ("evaluate timm.safetensors", 4, "ducat import torchvision:NAME --pretrained FILE"),
         ("export their.pth", 4, "ducat import torchvision:NAME --pretrained FILE"),
-        ("inspect their.onnx", 3, "ducat evaluate their.onnx --input NCHW"),
+        ("inspect their.onnx", 4, "ducat evaluate their.onnx --input NCHW"),
         ("train --dataset photos", 2, "--dataset folder:photos"),
         ("train --dataset CIFAR10", 2, "Did you mean 'cifar10'?"),
         ("train --dataset digits --network resnet50", 2, "torchvision:resnet50"),

@@ -148,7 +148,10 @@ def test_interrupt_and_resume_on_the_command_line(
     (kept,) = folder.glob("model.safetensors.evaluation-*.partial")
     found = kept.read_bytes()
     assert run(command) == 2, "what took hours is not dropped by the same command"
-    assert f"Next: go on with it by --resume, or drop it: rm {kept}\n" in capsys.readouterr().err
+    assert (
+        f"Next: go on with it by --resume (in Python resume=True), or drop it: rm {kept}\n"
+        in capsys.readouterr().err
+    )
     assert (kept.read_bytes(), seen) == (found, ["pgd", "apgd-ce"])
     assert (folder / "model.safetensors").read_bytes() == before
     assert run([*command, "--seed", "5", "--resume"]) == 2
