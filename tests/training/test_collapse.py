@@ -155,9 +155,13 @@ def test_one_step_attacks_give_way_and_end_no_run(
     )
 
 
-def test_after_a_fallback_the_run_has_time_to_recover() -> None:
+@pytest.mark.parametrize("initial", [None, "abc"])
+def test_after_a_fallback_the_run_has_time_to_recover(initial: str | None) -> None:
     """Its robust epochs were of one step; averaged weights remember that a while."""
-    guard, result = CollapseGuard(config(), 10), ValidationResult(*BRITTLE, class_sizes=SIZES)
+    guard, result = (
+        CollapseGuard(config(initial_weights=initial), 10),
+        ValidationResult(*BRITTLE, class_sizes=SIZES),
+    )
     rows = [epoch_row(1, val_clean_accuracy=0.6, val_pgd_accuracy=0.3, val_fgsm_accuracy=0.4)]
     for epoch in range(2, 13):
         new = epoch_row(epoch, val_clean_accuracy=0.9, val_pgd_accuracy=0.0)

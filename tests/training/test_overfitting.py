@@ -51,6 +51,12 @@ def test_what_catastrophic_overfitting_is(history: list[tuple[float, float, floa
     assert catastrophic(history) is expected
 
 
+def test_three_images_of_fifty_are_no_collapse() -> None:
+    history = [(0.5, 0.1, 0.3), (0.5, 0.04, 0.3)]
+    assert not catastrophic(history, Chance((5,) * 10))
+    assert catastrophic(history, Chance((100,) * 10)), "sixty of a thousand are"
+
+
 @pytest.mark.parametrize(
     ("sizes", "history"),
     [
