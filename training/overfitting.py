@@ -37,18 +37,15 @@ def is_catastrophic(rows: Sequence[EpochRow], chance: Chance) -> bool:
     fallen by less than half as much, and one step leaves at least half of clean accuracy. Epochs at chance do not
     count: no attack moves a network that gives one answer to every image. ``rows`` are epochs of one-step attacks.
     """
-    best, now = (
-        max(filter(chance.is_exceeded_by, rows), key=lambda row: row.val_pgd_accuracy, default=None),
-        rows[-1],
-    )
+    now, above_chance = rows[-1], filter(chance.is_exceeded_by, rows)
+    best = max(above_chance, key=lambda row: row.val_pgd_accuracy, default=None)
     if best is None or now.val_pgd_accuracy >= best.val_pgd_accuracy / 2:
         return False
     assert best.val_fgsm_accuracy is not None
     assert now.val_fgsm_accuracy is not None
     fall = best.val_pgd_accuracy - now.val_pgd_accuracy
-    mean = (
-        best.val_pgd_accuracy + now.val_pgd_accuracy
-    ) / 2  # where both were the same, and chance did the rest
+    # What both would be if nothing but chance lay between them.
+    mean = (best.val_pgd_accuracy + now.val_pgd_accuracy) / 2
     error = chance.standard_error(mean, mean)
     return (
         fall > _ERRORS * error
