@@ -230,7 +230,9 @@ def write(stem: Path, rows: Sequence[Row], command: str) -> None:
     passes = [row.passes for row in rows]
     minutes = sum(row.train_seconds + row.evaluate_seconds for row in rows) / 60
     precisions = Counter(row.precision for row in rows)
-    trained = ", ".join(f"{precision} ({count} of {len(rows)} rows)" for precision, count in sorted(precisions.items()))
+    trained = ", ".join(
+        f"{precision} ({count} of {len(rows)} rows)" for precision, count in sorted(precisions.items())
+    )
     claims = "\n".join(f"- {sentence}" for sentence in verdict(rows))
     stem.with_suffix(".md").write_text(f"""# Price: {stem.name.removeprefix("price-")}
 
