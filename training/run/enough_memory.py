@@ -20,16 +20,15 @@ def enough_memory_for(config: TrainConfig) -> Iterator[None]:
             raise
         at_once = -(-config.batch_size // config.portions)
         first_line = str(error).partition("\n")[0]
-        ways = (
-            [f"--accumulate {portions} (the same batch in smaller portions)"]
-            if (portions := _more(config))
-            else []
-        )
-        ways += [] if config.checkpoint_activations else ["--checkpoint-activations"]
-        ways.append("a smaller --batch-size" if at_once > 2 else "a smaller network or image size")
+        ways = []
+        if portions := _more(config):
+            ways.append(f"--accumulate {portions} (the same batch in smaller portions)")
+        if not config.checkpoint_activations:
+            ways.append("--checkpoint-activations")
+        last = "a smaller --batch-size" if at_once > 2 else "a smaller network or image size"
         raise DucatError(
             f"There is not enough memory to train on {at_once} images at once ({first_line}).",
-            f"begin again with {', or '.join(filter(None, (', '.join(ways[:-1]), ways[-1])))}",
+            f"begin again with {', '.join(ways)}, or {last}" if ways else f"begin again with {last}",
         ) from error
 
 
