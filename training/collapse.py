@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ducat_serve.errors import DucatError, command_line
 from training.chance import Chance
 from training.config import TrainConfig
 from training.run.folder import RunFolder
-from training.run.metrics import AT_CHANCE, COLLAPSED, LASTING, EpochRow, kind_of, sign_of
+from training.run.metrics import AT_CHANCE, COLLAPSED, LASTING, EpochRow, kept_row, kind_of, sign_of
 from training.validation import ValidationResult
 
 NOT_ROBUST, LOST_CLASS = "not-robust", "lost-class"
@@ -65,7 +65,9 @@ class CollapseGuard:
             is_fresh = is_fresh or len(alike) < len(rows)
             rows = alike
             better = [other for other in rows if other in better and not self._is_not_robust(other, result)]
-        is_patient = is_fresh and not better and kind != LOST_CLASS
+        if kind == LOST_CLASS:
+            return COLLAPSED + sign if self._is_lost_for_good(rows, replace(row, warning=sign)) else sign
+        is_patient = is_fresh and not better
         if 1 + _trailing(rows, kind) < (PATIENCE_OF_FRESH_WEIGHTS if is_patient else PATIENCE[kind]):
             return sign
         return (LASTING if kind == NOT_ROBUST and row.is_of_one_step else COLLAPSED) + sign
@@ -75,6 +77,22 @@ class CollapseGuard:
             return NOT_ROBUST
         lost = [index for index in result.lost_classes if _was_known(rows, index)]
         return f"{LOST_CLASS} {' '.join(map(str, lost))}" if lost else ""
+
+    def _is_lost_for_good(self, rows: Sequence[EpochRow], row: EpochRow) -> bool:
+        """Whether one and the same class has been lost for as long as patience lasts, and no epoch since was the best.
+
+        A young run loses other classes in each epoch, and of a hard class no image may be right for a while: as long
+        as such a run gets better it goes on.
+        """
+        rows = [*rows, row]
+        kept = kept_row(rows, self.config)
+        for index in lost_classes(row):
+            lasted = next(
+                (n for n, other in enumerate(reversed(rows)) if index not in lost_classes(other)), len(rows)
+            )
+            if lasted >= PATIENCE[LOST_CLASS] and (kept is None or kept.epoch <= row.epoch - lasted):
+                return True
+        return False
 
     def _is_not_robust(self, row: EpochRow, result: ValidationResult) -> bool:
         return row.val_pgd_accuracy < min(LEAST_ROBUST, 1 / len(result.class_sizes))

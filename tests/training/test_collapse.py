@@ -180,6 +180,23 @@ def test_a_class_that_was_known_and_is_lost() -> None:
     assert not has_collapsed(judged(config(), [GOOD] * 12, [known] * 3 + [without, known] * 4 + [known]))
 
 
+def test_a_run_that_loses_another_class_in_each_epoch_is_young_and_not_lost() -> None:
+    known, others = (0.8,) * 4, [(0.8, 0.0, 0.8, 0.8), (0.8, 0.8, 0.0, 0.8)]
+    rows = judged(config(), [GOOD] * 13, [known] * 3 + others * 5)
+    assert not has_collapsed(rows)
+    assert [row.warning for row in rows[-2:]] == ["lost-class 1", "lost-class 2"]
+
+
+def test_a_run_that_gets_better_without_a_class_goes_on() -> None:
+    known, without = (0.8,) * 4, (0.8, 0.0, 0.8, 0.8)
+    better = [(0.6 + 0.01 * epoch, 0.3 + 0.01 * epoch) for epoch in range(12)]
+    rows = judged(config(), better, [known] * 3 + [without] * 9)
+    assert not has_collapsed(rows)
+    assert rows[-1].warning == "lost-class 1"
+    # Where it no longer does, the last five epochs alone say nothing: it was best without the class.
+    assert not has_collapsed(judged(config(), better[:5] + [GOOD] * 7, [known] * 3 + [without] * 9))
+
+
 @pytest.mark.parametrize(
     ("settings", "epochs", "words", "change"),
     [
