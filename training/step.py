@@ -102,12 +102,14 @@ class TrainingStep:
         losses = []
         # All portions are crafted before the first is learnt from, which would move statistics of BatchNorm.
         self.fused.refresh()
-        for portion in self.processes.portions(self.config.batch_size, self.config.portions):
+        portions = self.processes.portions(self.config.batch_size, self.config.portions)
+        for portion in portions:
             of_it = [_part(t, portion, objective.views) for t in (images, labels, start)]
             batch = Batch(of_it[0], of_it[1], epoch, (epoch - 1) * self.batches.steps + step)
             adversarial = self.craft(objective, batch, attack, of_it[2])
             weight = self.processes.weight(portion, self.config.batch_size)
-            losses.append(self.loss_of(objective, batch, adversarial, weight))
+            is_last = portion == portions[-1]
+            losses.append(self.loss_of(objective, batch, adversarial, weight, is_last=is_last))
         # For networks with dropout or stochastic depth; ours draw nothing here. Each process drops for itself.
         seed_torch(self.config.seed, "dropout", epoch, step, self.processes.rank)
         value = self.backward(losses)
@@ -117,12 +119,21 @@ class TrainingStep:
         return self.processes.total(value) / self.processes.size
 
     def loss_of(
-        self, objective: Objective, batch: Batch, adversarial: Tensor, weight: float = 1.0
+        self,
+        objective: Objective,
+        batch: Batch,
+        adversarial: Tensor,
+        weight: float = 1.0,
+        *,
+        is_last: bool = True,
     ) -> Callable[[], Tensor]:
-        """What computes ``weight`` times the loss of `train_model`, a scalar, in the arithmetic of the run."""
+        """What computes ``weight`` times the loss of `train_model`, a scalar, in the arithmetic of the run.
+
+        Processes exchange the gradients of all portions of a batch at once, after the ``is_last`` of them.
+        """
 
         def loss() -> Tensor:
-            with self._autocast():
+            with self._autocast(), self.processes.exchanging(self.train_model, now=is_last):
                 return weight * objective.loss(self.train_model, batch, adversarial)
 
         return loss

@@ -116,6 +116,7 @@ _START_WEIGHTS = """
 import json, sys
 from pathlib import Path
 import torch
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from ducat_serve.networks.allowed import allow
 from ducat_serve.output import Output
 from tests.support import tiny_network
@@ -141,6 +142,15 @@ result = head_alone(config, data, cpu, silent, weights, processes)
 config = resolve("digits", {**given, "method": "standard", "batch_size": 64, "accumulate": 2})
 trainer = Trainer(config, data, RunFolder(out), cpu, silent, processes=processes)
 trainer.classifier.train()
+exchanges = []
+
+
+def counted(_state, bucket):
+    exchanges.append(bucket.index())
+    return allreduce_hook(None, bucket)
+
+
+trainer.step.train_model.register_comm_hook(None, counted)
 order = trainer.batches.order(1)
 trainer.train_step(order, 1, 0)
 if processes.is_first:
@@ -157,7 +167,8 @@ if processes.is_first:
     found = trainer.classifier.network.bn1.running_mean
     error = (found - torch.stack(means).mean(0)).norm() / found.norm()
     out.mkdir(parents=True, exist_ok=True)
-    (out / "seen.json").write_text(json.dumps({"clean": result.clean_accuracy, "error": error.item()}))
+    seen = {"clean": result.clean_accuracy, "error": error.item(), "exchanges": exchanges}
+    (out / "seen.json").write_text(json.dumps(seen))
 processes.leave()
 """
 
@@ -189,10 +200,11 @@ def test_two_processes_compute_the_gradients_of_one(tmp_path: Path) -> None:
 
 
 def test_two_processes_measure_start_weights_and_share_statistics(tmp_path: Path) -> None:
-    """An epoch of the head alone, and the statistics of a batch in portions: the mean of those of both processes."""
+    """An epoch of the head alone, and a batch in portions: mean statistics of both, and one exchange of gradients."""
     seen = seen_by(_START_WEIGHTS, tmp_path / "run", 2)
     assert 0 <= seen["clean"] <= 1
     assert seen["error"] < 1e-5
+    assert seen["exchanges"] == [0]  # a small network has one bucket of gradients
 
 
 @pytest.mark.extended

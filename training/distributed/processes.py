@@ -11,7 +11,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -90,6 +90,17 @@ class ProcessGroup:
         devices = [device.index] if device.type == "cuda" else None
         # Else each forward pass would begin with the first one's buffers, and its statistics alone would count.
         return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+
+    @staticmethod
+    def exchanging(module: nn.Module, *, now: bool) -> AbstractContextManager[None]:
+        """Around a forward pass of what `wrap` returned: unless ``now``, its gradients stay in this process.
+
+        They are added up there, and averaged with those of the next pass whose gradients are exchanged.
+        """
+        if now or not isinstance(module, DistributedDataParallel):
+            return nullcontext()
+        alone: AbstractContextManager[None] = module.no_sync()
+        return alone
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over all processes, on the device of ``values``."""
