@@ -40,6 +40,8 @@ _FIRST_FRAME = ("MPO", "GIF", "TIFF")  # an MPO is a JPEG photo with a preview o
 # Pillow hands TIFFs to libtiff; the compressions that photo and scanner software writes, without decoders of their own.
 _TIFF_COMPRESSIONS = {"raw", "packbits", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate"}
 _TILE_SIDES = (322, 323)  # TIFF tags TileWidth and TileLength
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # TIFF tags
+_WHITE_IS_ZERO = 0
 MAX_PIXELS = 40_000_000
 # Pillow's own limit warns through a filter that all threads share; ours is checked before any pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
@@ -89,6 +91,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] =
             raise ImageError("the BMP is compressed (RLE); send it uncompressed, or as PNG")
         if image.format == "PNG":
             _scale_colour_key(image)
+        image.info.pop("xmp", None)  # or Pillow turns a TIFF by it while it loads
         image.load()
         return to_rgb(image)
     except ImageError:
@@ -157,13 +160,26 @@ def _check_tiff(image: Image.Image, max_pixels: int) -> None:
         raise ImageError(f"the TIFF has tiles of {width}x{height} pixels; the limit is {max_pixels}")
     if image.mode in ("I", "F"):
         raise ImageError("the TIFF has 32-bit pixels, whose range is not known; save it with 8 or 16 bits")
+    bits = max(tags.get(_BITS_PER_SAMPLE, (1,)))
+    if bits not in (1, 2, 4, 8, 16):  # Pillow gives 12 bits as they are: nearly black
+        raise ImageError(f"the TIFF has {bits}-bit pixels; save it with 8 or 16 bits")
+    if bits > 8 and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow gives it as a negative
+        raise ImageError(
+            f"in the TIFF 0 is white and pixels have {bits} bits; save it with 8 bits, or as PNG"
+        )
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Not by `ImageOps.exif_transpose`, which writes all of the EXIF anew and fails on tags that are odd."""
+    """Not by `ImageOps.exif_transpose`, which writes all of the EXIF anew and fails on tags that are odd.
+
+    Nor by `Image.getexif`, which takes the orientation of an XMP packet where EXIF has none. Browsers do not, so the
+    model would see something else than whoever looks at the image.
+    """
     image.load()
+    exif = Image.Exif()
     try:
-        orientation: Any = image.getexif().get(ExifTags.Base.Orientation)
+        exif.load(image.info.get("exif", b""))
+        orientation: Any = exif.get(ExifTags.Base.Orientation)
     except Exception:  # of a PNG or WebP whose EXIF is none, which says as much as no EXIF
         return image
     turn = _TURNS.get(orientation)
@@ -171,7 +187,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _eight_bit_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":
+    if image.mode.startswith("I;16"):
         # Pillow's own conversion clips 16-bit grey instead of scaling it.
         grey = np.asarray(image)
         transparent = image.info.get("transparency")

@@ -84,6 +84,11 @@ def read_image(image: ImageLike, spec: ModelSpec, name: str = "the image") -> ND
 
 def _as_rgb(image: ImageLike, name: str) -> Image.Image:
     if isinstance(image, Image.Image):
+        if image.mode in ("I", "F"):
+            raise UsageError(
+                f"{name} is a PIL image of mode {image.mode}, whose range is not known.",
+                "give one of 8 bits: Image.fromarray(pixels), with pixels of uint8",
+            )
         return to_rgb(image)
     if isinstance(image, np.ndarray):
         return to_rgb(_from_pixels(image))

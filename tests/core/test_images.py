@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, TiffImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
 from ducat_serve.image_bounds import webp_size
-from ducat_serve.images import ImageError, decode, fit, to_array
+from ducat_serve.images import FILE_FORMATS, ImageError, decode, fit, to_array
 
 ORIENTATION = 0x0112
 RNG = np.random.default_rng(0)
@@ -109,6 +110,59 @@ def test_exif_orientation_gives_the_upright_image(orientation: int, format: str)
     options = {"lossless": True} if format == "WEBP" else {}
     image = decode(encode(stored, format, exif=exif, **options))
     np.testing.assert_array_equal(np.asarray(image), PHOTO)
+
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="3"/></x:xmpmeta>'
+
+
+def test_only_exif_turns_an_image_as_in_browsers() -> None:
+    in_png = PngInfo()
+    in_png.add_itxt("XML:com.adobe.xmp", XMP.decode())
+    tiff = TiffImagePlugin.ImageFileDirectory_v2()
+    tiff[700] = XMP
+    for data in (
+        encode(Image.fromarray(PHOTO), "PNG", pnginfo=in_png),
+        encode(Image.fromarray(PHOTO), "WEBP", lossless=True, xmp=XMP),
+        encode(Image.fromarray(PHOTO), "TIFF", tiffinfo=tiff),
+    ):
+        assert Image.open(io.BytesIO(data)).getexif().get(ORIENTATION) == 3, "Pillow itself would turn it"
+        np.testing.assert_array_equal(np.asarray(decode(data, formats=FILE_FORMATS)), PHOTO)
+    jpeg = encode(Image.fromarray(PHOTO), "JPEG", xmp=XMP)
+    np.testing.assert_array_equal(decode(jpeg), decode(encode(Image.fromarray(PHOTO), "JPEG")))
+
+
+def grey_tiff(pixels: NDArray[np.uint8] | NDArray[np.uint16], bits: int, photometric: int) -> bytes:
+    """One strip of grey, uncompressed; pixels of 12 bits are packed."""
+    height, width = pixels.shape
+    packed = pixels.tobytes()
+    if bits == 12:
+        two = pixels.reshape(-1, 2).astype(int)
+        packed = bytes(
+            np.stack([two[:, 0] >> 4, (two[:, 0] & 15) << 4 | two[:, 1] >> 8, two[:, 1] & 255], axis=1)
+            .astype(np.uint8)
+            .ravel()
+        )
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 8 + 2 + 9 * 12 + 4)]
+    tags += [(277, 1), (278, height), (279, len(packed))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + packed
+
+
+@pytest.mark.parametrize(
+    ("bits", "photometric", "words"),
+    [(8, 1, ""), (8, 0, ""), (16, 1, ""), (16, 0, "0 is white"), (12, 1, "12-bit")],
+)
+def test_grey_of_a_tiff_is_what_it_means_or_refused(bits: int, photometric: int, words: str) -> None:
+    grey = (np.arange(16 * 20) % 256).astype(np.uint8).reshape(16, 20)
+    scaled = (grey.astype(int) * (2**bits - 1) // 255).astype(np.uint16 if bits > 8 else np.uint8)
+    stored = scaled if photometric == 1 else (2**bits - 1 - scaled.astype(int)).astype(scaled.dtype)
+    data = grey_tiff(stored, bits, photometric)
+    if words:
+        with pytest.raises(ImageError, match=words):
+            decode(data, formats=FILE_FORMATS)
+    else:
+        found = np.asarray(decode(data, formats=FILE_FORMATS))
+        np.testing.assert_array_equal(found, np.repeat(grey[..., None], 3, axis=2))
 
 
 ODD_TAGS = {

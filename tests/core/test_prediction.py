@@ -107,6 +107,12 @@ def test_an_array_is_told_what_would_make_it_an_image(
     assert refused.value.next_step == step
 
 
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_a_pil_image_whose_range_nobody_knows_is_refused(predictor: Predictor, mode: str) -> None:
+    with pytest.raises(UsageError, match=f"mode {mode}, whose range is not known"):
+        predictor.predict(Image.new("L", (8, 8)).convert(mode))
+
+
 def test_what_is_no_image_at_all_is_refused(predictor: Predictor) -> None:
     for wrong in ([3], 3, None):
         given: Any = wrong
