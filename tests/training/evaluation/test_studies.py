@@ -21,6 +21,7 @@ from training.attacks.pair_margin import PairMargin
 from training.attacks.pgd import PGD
 from training.attacks.square import Square
 from training.batches import DeviceSplit
+from training.evaluation import sanity
 from training.evaluation.evaluate import Plan, Subject, evaluate
 from training.evaluation.examples import Examples
 from training.evaluation.first_order import gradients_foretell
@@ -55,6 +56,14 @@ class Steps(nn.Module):
         if self.masked:
             level = (level * 1000).round() / 1000 + 0 * level
         return torch.stack([level - 0.45, 0.45 - level], dim=1)
+
+
+class Bright(nn.Module):
+    """Class 0 where an image is bright."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        level = images.mean(dim=(1, 2, 3))
+        return torch.stack([level - 0.55, 0.55 - level], dim=1)
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -146,6 +155,35 @@ def test_one_image_of_slack_is_one_image() -> None:
         check = _compare("n", "e", ("strong", left), ("then weak", left[broken:]), 50)
         assert check.passed is passed
         assert check.figures == {"strong": 1, "then weak": (50 - broken) / 50}
+
+
+@dataclass(frozen=True)
+class Breaks(Attack):
+    """Of 40 images that differ in the first pixel, brightens those whose number is in a range."""
+
+    name: ClassVar[str] = "breaks"
+    numbers: range
+
+    def __call__(self, task: Task) -> torch.Tensor:
+        number = (255 * task.images[:, 0, 0, 0]).round().long() - 100
+        broken = (number >= self.numbers.start) & (number < self.numbers.stop)
+        return task.ball.project(task.images, task.images + 0.1 * broken.view(-1, 1, 1, 1))
+
+
+@pytest.mark.parametrize(("few", "passed"), [(range(10, 21), True), (range(10, 22), False)])
+def test_fewer_steps_may_break_other_images_and_not_more(
+    few: range, passed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """100 steps break images 0 to 9; another random start breaks others, which says nothing of gradients."""
+    images = torch.full((40, 3, 4, 4), 128, dtype=torch.uint8)
+    images[:, 0, 0, 0] = 100 + torch.arange(40)
+    data = DeviceSplit(images, torch.ones(40, dtype=torch.long))
+    model = Deployed(Bright(), "none").eval()
+    monkeypatch.setattr(sanity, "APGD", lambda _loss, steps: Breaks(range(10) if steps == 100 else few))
+    report = measure(model, data, PGD(step_size=1e-4))
+    check = next(check for check in report.sanity if check.name == "more steps help the attack")
+    assert check.figures == {"100 steps": 0.75, "10 steps": 1 - len(few) / 40}
+    assert check.passed is passed
 
 
 def test_transfer_that_beats_white_box_is_called_out() -> None:
