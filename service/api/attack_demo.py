@@ -29,6 +29,7 @@ from ducat_serve.attacked_examples import encode_pixels
 from ducat_serve.predictor import Predictions
 from service.api.admission import AdmissionControl
 from service.api.images import read_images
+from service.api.query import which_model
 from service.attack_demo.square import Found, search
 from service.errors import APIError
 from service.middleware.auth import charge
@@ -51,7 +52,7 @@ def attack_routes(control: AdmissionControl) -> list[Route]:
     is_on = models.settings.attack_demo
 
     async def examples(request: Request) -> Response:
-        loaded = models.get(request.query_params.get("model"), request.query_params.get("version"))
+        loaded = models.get(*which_model(request))
         return JSONResponse(_kept(loaded, is_on))
 
     routes = [Route("/v1/examples", examples)]
@@ -96,9 +97,7 @@ class AttackDemo:
             raise APIError(429, "attack_busy", message, retry_after=MOST_SECONDS)
         self._searches += 1
         try:
-            async with self._control.admitted(
-                request, request.query_params.get("model"), request.query_params.get("version")
-            ) as admission:
+            async with self._control.admitted(request, *which_model(request)) as admission:
                 images = await read_images(request, admission)
                 if len(images) != 1:
                     raise APIError(400, "one_image", "Send one image to be attacked.")

@@ -11,10 +11,10 @@ from multipart import (
 )
 
 from service.api.bounds import too_many_images
+from service.api.query import EXAMPLES, misplaced
 from service.errors import APIError
 
 FIELD = "image"
-TOP_K_IN_BODY = "'top_k' belongs into the address: POST /v1/predict?top_k=3"
 _MAX_OTHER_FIELDS = 8
 
 
@@ -41,18 +41,17 @@ def _images(body: bytes, options: dict[str, str], max_images: int) -> list[bytes
     with PushMultipartParser(boundary, len(body), header_charset=charset, strict=True) as parser:
         for event in parser.parse(body):
             if isinstance(event, MultipartSegment):
-                field = event.name
-                is_image = field == FIELD
-                if is_image:
-                    _require_file(event)
-                chunks = []
+                part, chunks = event, []
+                is_image = part.name == FIELD
+                if is_image and not _is_file(part):
+                    message = f"The field '{FIELD}' must be a file upload. URLs and text are never fetched."
+                    raise APIError(400, "not_a_file", message)
             elif event:
                 chunks.append(bytes(event))
             elif is_image:
                 images.append(b"".join(chunks))
-            elif field == "top_k":
-                raise APIError(400, "invalid_top_k", TOP_K_IN_BODY)
             else:
+                _refuse_misplaced(part, is_empty=not chunks)
                 others += 1
             if len(images) > max_images:
                 raise too_many_images(max_images)
@@ -61,11 +60,21 @@ def _images(body: bytes, options: dict[str, str], max_images: int) -> list[bytes
     return images
 
 
-def _require_file(segment: MultipartSegment) -> None:
+def _is_file(part: MultipartSegment) -> bool:
     """A part that says it is an image is a file, whether or not it has a file name (RFC 7578 lets it have none)."""
-    if segment.filename is None and not (segment.content_type or "").startswith("image/"):
-        message = f"The field '{FIELD}' must be a file upload. URLs and text are never fetched."
-        raise APIError(400, "not_a_file", message)
+    return part.filename is not None or (part.content_type or "").startswith("image/")
+
+
+def _refuse_misplaced(part: MultipartSegment, is_empty: bool) -> None:
+    """Raise APIError for a field that would change the answer if it were looked at; other text may be in a form."""
+    if part.name in EXAMPLES:
+        raise misplaced(part.name)
+    # Browsers send a file input in which nothing was chosen as a file without a name and without content.
+    if _is_file(part) and (part.filename or not is_empty):
+        message = (
+            f"A file came in the field {part.name[:40]!a}; every image belongs into the field '{FIELD}'."
+        )
+        raise APIError(400, "unexpected_file", message)
 
 
 def _malformed(why: str) -> APIError:

@@ -26,16 +26,15 @@ from starlette.requests import Request
 from ducat_serve.spec import ModelSpec
 from service.api.admission import Admission
 from service.api.bounds import require_shape, too_many_images
-from service.api.forms import FIELD, TOP_K_IN_BODY, uploaded_files
+from service.api.forms import FIELD, uploaded_files
+from service.api.query import EXAMPLES, misplaced
 from service.errors import APIError
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 NPY, FORM, JSON = "application/x-npy", "multipart/form-data", "application/json"
 _KINDS = (FORM, JSON, "application/octet-stream")  # of bodies that hold image files, besides image/*
 _JSON = 'Send {"images": ["base64 of an image file", ...]}.'
-_ONLY_IMAGES = (
-    "The JSON has one key, 'images'; what else is asked belongs into the address: POST /v1/predict?model=NAME"
-)
+_ONLY_IMAGES = "The JSON has one key, 'images'."
 _NO_BASE64 = (
     "An image is not base64: of the alphabet with + and /, padded with =, without line breaks and without a prefix "
     "such as 'data:image/png;base64,'. URLs are never fetched."
@@ -113,8 +112,8 @@ def _from_json(body: bytes, max_images: int) -> list[bytes]:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise APIError(400, "invalid_json", "The body is not JSON.") from error
-    if isinstance(document, dict) and "top_k" in document:
-        raise APIError(400, "invalid_top_k", TOP_K_IN_BODY)
+    if isinstance(document, dict) and (names := EXAMPLES.keys() & document.keys()):
+        raise misplaced(min(names))
     images = document.get("images") if isinstance(document, dict) else None
     if isinstance(document, dict) and document.keys() - {"images"}:
         raise APIError(400, "invalid_request", _ONLY_IMAGES)

@@ -12,6 +12,7 @@ from starlette.routing import Route
 from ducat_serve.predictor import Predictions
 from service.api.admission import AdmissionControl
 from service.api.images import read_images
+from service.api.query import require_no_query, which_model
 from service.api.responses import model_details, model_summary
 from service.errors import APIError
 from service.models.served import LoadedVersion
@@ -24,7 +25,7 @@ def v1_routes(control: AdmissionControl) -> list[Route]:
     settings = models.settings
 
     async def predict(request: Request) -> Response:
-        async with control.admitted(request, *_which(request)) as admission:
+        async with control.admitted(request, *which_model(request)) as admission:
             top_k = _top_k(request, settings.top_k)
             with admission.stage("decode"):
                 images = await read_images(request, admission)
@@ -34,9 +35,10 @@ def v1_routes(control: AdmissionControl) -> list[Route]:
             )
 
     async def describe(request: Request) -> Response:
-        return JSONResponse(model_details(models.get(*_which(request))))
+        return JSONResponse(model_details(models.get(*which_model(request))))
 
-    async def index(_: Request) -> Response:
+    async def index(request: Request) -> Response:
+        require_no_query(request)
         models.require_loaded()
         return JSONResponse(_index(models.all()))
 
@@ -49,11 +51,6 @@ def v1_routes(control: AdmissionControl) -> list[Route]:
         Route("/v1/models", index),
         Route("/admin/reload", reload, methods=["POST"]),
     ]
-
-
-def _which(request: Request) -> tuple[str | None, str | None]:
-    """The model and the version that a request names, if any."""
-    return request.query_params.get("model"), request.query_params.get("version")
 
 
 def _answer(loaded: LoadedVersion, predictions: Predictions, top_k: int) -> Response:

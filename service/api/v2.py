@@ -13,6 +13,7 @@ from starlette.routing import Route
 from ducat_serve.errors import DucatError
 from service.api import open_inference
 from service.api.admission import AdmissionControl
+from service.api.query import model_in_path
 from service.errors import APIError
 from service.models.registry import log
 from service.models.served import LoadedVersion
@@ -33,7 +34,7 @@ def v2_routes(control: AdmissionControl) -> list[Route]:
         return JSONResponse({"ready": True})
 
     def named(request: Request) -> LoadedVersion:
-        return models.get(*_which(request))
+        return models.get(*model_in_path(request))
 
     async def metadata(request: Request) -> Response:
         loaded = named(request)
@@ -46,7 +47,7 @@ def v2_routes(control: AdmissionControl) -> list[Route]:
         return JSONResponse({"name": loaded.name, "ready": True})
 
     async def infer(request: Request) -> Response:
-        async with control.admitted(request, *_which(request)) as admission:
+        async with control.admitted(request, *model_in_path(request)) as admission:
             loaded = admission.loaded
             with admission.stage("decode"):
                 body = await admission.read_body()
@@ -104,10 +105,6 @@ def v2_routes(control: AdmissionControl) -> list[Route]:
         Route("/v2/repository/models/{name}/load", load, methods=["POST"]),
         Route("/v2/repository/models/{name}/unload", unload, methods=["POST"]),
     ]
-
-
-def _which(request: Request) -> tuple[str, str | None]:
-    return request.path_params["name"], request.path_params.get("version")
 
 
 def _index(served: list[LoadedVersion], on_disk: Mapping[str, Mapping[str, Path]]) -> list[dict[str, str]]:

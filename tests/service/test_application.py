@@ -165,7 +165,7 @@ def body(content: bytes) -> dict[str, Any]:
         pytest.param(
             body(part(GOOD, 'name="file"; filename="a.png"') + b"--B--"),
             400,
-            "missing_image",
+            "unexpected_file",
             id="another field",
         ),
         pytest.param(
