@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 from ducat_serve.checkpoint import checkpoint_path, file_sha256, read_checkpoint, read_spec
 from ducat_serve.errors import DucatError, VerificationError, command_line
@@ -53,8 +54,16 @@ def export_again(export: Path, spec: ModelSpec, checkpoint: Path) -> str:
     return command_line("ducat", "export", checkpoint, "--out", export, *precision)
 
 
-def read_verified_spec(path: Path) -> tuple[ModelSpec, str | None]:
-    """The spec of a `.safetensors` or `.onnx` file, and for the latter the SHA-256 of its source checkpoint.
+class VerifiedSpec(NamedTuple):
+    """What a model file says it is; the digests are those of an exported file, None for a checkpoint."""
+
+    spec: ModelSpec
+    source_sha256: str | None  # of the checkpoint that it was made from
+    function_digest: str | None
+
+
+def read_verified_spec(path: Path) -> VerifiedSpec:
+    """What a `.safetensors` or `.onnx` file says it is, with all of its digests checked.
 
     Raises DataError or VerificationError as `read_checkpoint` and `Predictor` do.
     """
@@ -62,8 +71,8 @@ def read_verified_spec(path: Path) -> tuple[ModelSpec, str | None]:
         from ducat_serve.predictor import Predictor
 
         predictor = Predictor(path, device="cpu", threads=1)
-        return predictor.spec, predictor.source_sha256
-    return read_checkpoint(path)[0], None
+        return VerifiedSpec(predictor.spec, predictor.source_sha256, predictor.function_digest)
+    return VerifiedSpec(read_checkpoint(path)[0], None, None)
 
 
 def read_verified(path: Path) -> bytes:

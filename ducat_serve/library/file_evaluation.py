@@ -139,7 +139,7 @@ class Measured:
 
         One of other weights does not count: `_store` refuses that file.
         """
-        new, old = self.report, read_verified_spec(self.path)[0].robustness
+        new, old = self.report, read_verified_spec(self.path).spec.robustness
         if old is None or (old.artefact, old.weights_digest) != (new.artefact, new.weights_digest):
             return False
         if not (found := losses(old, new)):
@@ -185,7 +185,7 @@ def _measure_together(
     path = model_in(request.path)
     if bundled_name(path) is not None:
         bundled = path
-        require_possible(request, read_verified_spec(bundled)[0])  # refused before anything is written
+        require_possible(request, read_verified_spec(bundled).spec)  # refused before anything is written
         path = processes.first_alone(lambda: copy_here(bundled, output))
     prepared = prepare(replace(request, path=path), output, processes, device)
     store = (_stored_in_export if path.suffix == ".onnx" else _stored_in_checkpoint)(path, prepared)

@@ -271,6 +271,8 @@ class Admission:
             model=loaded.name,
             version=loaded.version,
             weights_digest=spec.weights_digest,
+            function_digest=loaded.function_digest,
+            precision=spec.precision,
             labels=spec.labels,
         )
 

@@ -18,6 +18,8 @@ def model_summary(loaded: LoadedVersion) -> dict[str, Any]:
         "version": loaded.version,
         "network": spec.network,
         "weights_digest": spec.weights_digest,
+        "function_digest": loaded.function_digest,
+        "precision": spec.precision,
         "threat_model": str(spec.threat_model),
         "robustness": NOT_MEASURED if spec.robustness is None else spec.robustness.summary(),
         "resizing": RESIZE_POLICY,
@@ -35,6 +37,7 @@ def model_details(loaded: LoadedVersion) -> dict[str, Any]:
         "robustness_summary": NOT_MEASURED if spec.robustness is None else spec.robustness.summary(),
         "robustness_in_words": report_in_words(spec),
         "source_sha256": loaded.predictor.source_sha256,
+        "function_digest": loaded.function_digest,
         "provider": loaded.predictor.provider,
         "resizing": RESIZE_POLICY,
     }

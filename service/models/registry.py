@@ -21,6 +21,7 @@ from service.telemetry.tracing import Tracing
 
 log = logging.getLogger("ducat_serve.service")
 log.setLevel(logging.INFO)
+_SHOWN_DIGITS = 12  # of a digest, in logs and labels
 
 
 class _TooLate(Exception):
@@ -127,8 +128,11 @@ class Models:
                 trace=self.tracing.batched if self.tracing else None,
             )
             versions[version] = LoadedVersion(name, version, predictor, batcher)
-            digest = predictor.spec.weights_digest[:12]
-            log.info("Model %s, version %s (%s) is ready on %s", name, version, digest, predictor.provider)
+            info = _info(versions[version])
+            log.info(
+                "Model %s, version %s (weights %s, function %s, %s) is ready on %s",
+                *(info.model, info.version, info.digest, info.function, info.precision, info.provider),
+            )
             if predictor.fallback_reason:
                 log.warning("Serving on the CPU: %s", predictor.fallback_reason)
         self._swap(name, versions)
@@ -174,10 +178,7 @@ class Models:
             for one in self.all()
             if one.predictor.reference is not None
         )
-        self.metrics.serving(
-            ModelInfo(one.name, one.version, one.predictor.spec.weights_digest[:12], one.predictor.provider)
-            for one in self.all()
-        )
+        self.metrics.serving(_info(one) for one in self.all())
 
     async def stop(self) -> None:
         """Answer what is queued."""
@@ -237,6 +238,18 @@ class Models:
         """Raises NotReady before all models are loaded."""
         if not self.is_loaded:
             raise NotReady("The model is still loading.")
+
+
+def _info(loaded: LoadedVersion) -> ModelInfo:
+    spec = loaded.predictor.spec
+    return ModelInfo(
+        model=loaded.name,
+        version=loaded.version,
+        digest=spec.weights_digest[:_SHOWN_DIGITS],
+        provider=loaded.predictor.provider,
+        function=loaded.function_digest[:_SHOWN_DIGITS],
+        precision=spec.precision,
+    )
 
 
 def _counted(infer: Infer, answers: Answers) -> Infer:

@@ -28,6 +28,7 @@ class LoadedVersion:
     def __init__(self, name: str, version: str, predictor: Predictor, batcher: Batcher) -> None:
         self.name, self.version = name, version
         self.predictor, self.batcher = predictor, batcher
+        self.function_digest = predictor.function_digest  # once: every answer names it
         self._users = 0
         self._unused = asyncio.Event()
 

@@ -32,7 +32,7 @@ from ducat_serve.predictor import Predictions
 from service.telemetry.logs import utc
 
 log = logging.getLogger("ducat_serve.service")
-MOST_WAITING = 10_000  # predictions: some 4 MB
+MOST_WAITING = 10_000  # predictions: some 5 MB
 Images = Sequence[bytes] | NDArray[np.uint8]  # files, or pixels [N, H, W, channels] in C order
 _RETRY_SECONDS = 0.2
 _STOP_SECONDS = 3.0  # for what still waits when the server ends
@@ -47,6 +47,8 @@ class Origin:
     model: str
     version: str
     weights_digest: str
+    function_digest: str  # also tells files of the same weights apart, such as float32 and int8
+    precision: str
     labels: Sequence[str]
 
 
@@ -93,6 +95,8 @@ class AuditLog:
                 "model": origin.model,
                 "version": origin.version,
                 "weights_digest": origin.weights_digest,
+                "function_digest": origin.function_digest,
+                "precision": origin.precision,
                 "label": origin.labels[label],
                 "class_id": label,
                 "confidence": round(float(confidence), 6),

@@ -24,12 +24,14 @@ _MASS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
 class ModelInfo(NamedTuple):
-    """The labels of `ducat_model_info`: one version of a model, what its weights are and what it computes on."""
+    """The labels of `ducat_model_info`: a version of a model, its weights and its function, and what it runs on."""
 
     model: str
     version: str
-    digest: str
+    digest: str  # of the weights; like `function` the first characters
     provider: str
+    function: str
+    precision: str
 
 
 class Metrics:

@@ -18,6 +18,7 @@ from PIL import Image
 from ducat_serve import __version__
 from ducat_serve.cli.main import cli, run
 from ducat_serve.errors import DataError
+from ducat_serve.predictor import Predictor
 from ducat_serve.sealed import read_sealed
 
 DUCAT = [sys.executable, "-P", "-m", "ducat_serve"]
@@ -202,6 +203,8 @@ def test_inspect_of_both_artefacts(
         documents.append(json.loads(capsys.readouterr().out))
     assert documents[0]["spec"] == documents[1]["spec"]
     assert documents[0]["source_checkpoint"] == documents[1]["sha256"]
+    assert documents[0]["function_digest"] == Predictor(onnx_model, "cpu").function_digest
+    assert documents[1]["function_digest"] is None
 
 
 def test_doctor_names_every_package_of_every_extra(capsys: pytest.CaptureFixture[str]) -> None:

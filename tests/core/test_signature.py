@@ -18,11 +18,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from ducat_serve.bundled import model_path
 from ducat_serve.cli.main import run
 from ducat_serve.errors import DataError, MissingPackage, VerificationError
-from ducat_serve.model_file import read_verified_spec
+from ducat_serve.model_file import VerifiedSpec, read_verified_spec
 from ducat_serve.predictor import Predictor
 from ducat_serve.sealed import SEAL_LENGTH, seal
 from ducat_serve.signature import read_public_key, require_signature, signature_path
-from ducat_serve.spec import ModelSpec
 from tests.support.keys import KeyPair, key_pair, signed
 
 LIBRARY = [sys.executable, "-P", "-m", "model_signing"]
@@ -213,7 +212,7 @@ def test_a_link_is_signed_and_what_is_signed_is_what_was_checked(
     link.symlink_to(model)
     original = model.read_bytes()
 
-    def check_and_replace(path: Path) -> tuple[ModelSpec, str | None]:
+    def check_and_replace(path: Path) -> VerifiedSpec:
         checked = read_verified_spec(path)
         model.write_bytes(resealed(model))
         return checked

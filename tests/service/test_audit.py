@@ -22,7 +22,7 @@ from tests.support.application import ALICE, bearer, metrics, serving
 from tests.support.http_client import DIGITS, GOOD, assert_error, encode, predictions, send, until
 from tests.support.request_bodies import binary, binary_tensor
 
-ORIGIN = Origin("id", "alice", "model", "1", "abc", ("cat", "dog"))
+ORIGIN = Origin("id", "alice", "model", "1", "abc", "def", "float32", ("cat", "dog"))
 ONE = Predictions(np.array([[0.0, 2.0]], np.float32), np.array([1], np.int64), np.array([0.0], np.float32))
 
 
@@ -52,6 +52,8 @@ def test_a_line_says_who_asked_what_answered_and_which_image(predictor: Predicto
         "model": "model",
         "version": "1",
         "weights_digest": predictor.spec.weights_digest,
+        "function_digest": predictor.function_digest,
+        "precision": "float32",
         "label": found[0]["label"],
         "class_id": found[0]["class_id"],
         "image_sha256": sha256(GOOD),

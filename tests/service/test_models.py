@@ -121,7 +121,7 @@ def test_models_come_and_go_while_others_answer(repository: Path, onnx_model: Pa
         shutil.rmtree(repository / "paper" / "10")
         assert admin(client, "models/paper/load").status_code == 200
         assert ask(client, "?model=paper").json()["model"]["version"] == "2"
-        served = {key[3:] for key in metrics(client, **bearer(ADMIN)) if key[0] == "ducat_model_info"}
+        served = [key for key in metrics(client, **bearer(ADMIN)) if key[0] == "ducat_model_info"]
         assert len(served) == 2 == len(models.all())
         assert predictions(ask(client, "?model=plain"))
 

@@ -59,7 +59,8 @@ def test_queue_and_batches_are_seen_while_they_happen(predictor: Predictor) -> N
         assert seen["ducat_stage_seconds_count", "infer"] == 2
         info = [key for key in seen if key[0] == "ducat_model_info"]
         digest = predictor.spec.weights_digest[:12]
-        assert info == [("ducat_model_info", digest, "model", predictor.provider, "1")]
+        function = predictor.function_digest[:12]
+        assert info == [("ducat_model_info", digest, function, "model", "float32", predictor.provider, "1")]
 
 
 def test_label_sets_stay_bounded_whatever_clients_ask(predictor: Predictor) -> None:

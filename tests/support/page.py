@@ -96,13 +96,17 @@ def release(page: Page, index: int) -> None:
     )
 
 
-def change_model(page: Page, address: str, **changes: object) -> None:
-    """Tell the page other things about a model than its server says, from its next question on."""
+def change_model(page: Page, address: str, *, function: str | None = None, **changes: object) -> None:
+    """Tell the page other things about a model than its server says, from its next question on.
+
+    ``function``: its digest, where it is to be another model than the one that answers.
+    """
 
     def changed(route: Route) -> None:
         answer = route.fetch()
         body = answer.json()
         body["spec"].update(changes)
+        body["function_digest"] = function or body["function_digest"]
         route.fulfill(response=answer, json=body)
 
     page.route(address, changed)

@@ -105,7 +105,7 @@ def _read(models: tuple[Path, ...]) -> list[Candidate]:
             candidates.append(_of_others(given))
             continue
         path = model_in(given)
-        spec, _ = read_verified_spec(path)
+        spec = read_verified_spec(path).spec
         size = path.stat().st_size
         candidates.append(
             Candidate(name, path, spec.robustness, spec.weights_digest, _parameters(spec), size)

@@ -334,7 +334,7 @@ def _require_gradients(model: Path | ForeignModel | None, source: Source | None)
     if source is None:
         assert isinstance(model, Path)
         file = model_in(model)
-        scores_only = file.suffix == ".onnx" and read_verified_spec(file)[0].quantisation is None
+        scores_only = file.suffix == ".onnx" and read_verified_spec(file).spec.quantisation is None
     else:
         scores_only = source.scores_only
     if scores_only:

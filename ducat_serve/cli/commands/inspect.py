@@ -28,7 +28,7 @@ def command(model: Path, json: bool) -> None:
     """
     output = Output(json)
     path = model_in(model)
-    spec, source = read_verified_spec(path)
+    spec, source, function = read_verified_spec(path)
     robustness = NOT_MEASURED if spec.robustness is None else spec.robustness.summary()
     rows = [
         ("file", f"{path} ({path.stat().st_size:,} bytes)"),
@@ -51,6 +51,7 @@ def command(model: Path, json: bool) -> None:
         *([("resumed by", resumptions)] if (resumptions := resumptions_in_words(spec)) else []),
         ("robustness", robustness),
         ("weights digest", spec.weights_digest),
+        *([] if function is None else [("function digest", function)]),
         *([] if source is None else [("source checkpoint", source)]),
         ("digests", DIGESTS),
     ]
@@ -64,6 +65,7 @@ def command(model: Path, json: bool) -> None:
             "spec": document,
             "digests": DIGESTS,
             "source_checkpoint": source,
+            "function_digest": function,
         }
     )
 

@@ -4,7 +4,7 @@ import { bar, inWords } from "./answer.js";
 import { $ } from "./dom.js";
 import { ask } from "./server.js";
 
-const specs = new Map(); // from the digest of its weights to what a model is
+const specs = new Map(); // from the digest of its function to what a model is
 
 /** Ask the model that was chosen to stand beside the first. Where it does not answer, the first one's answer stays. */
 export async function askBeside(form, best, signal) {
@@ -16,7 +16,7 @@ export async function askBeside(form, best, signal) {
     const { model, predictions } = await ask(`/v1/predict?${query}`, { method: "POST", body: form, signal });
     const [other] = predictions;
     const same = other.label === best.label ? ": the same answer" : ": another answer";
-    const spec = await specOf(model.weights_digest, query, signal);
+    const spec = await specOf(model.function_digest, query, signal);
     $("beside-headline").replaceChildren(...inWords(other, spec, same));
     $("beside-bars").replaceChildren(...other.top_k.slice(0, 5).map(bar));
   } catch (error) {

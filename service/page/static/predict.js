@@ -86,7 +86,7 @@ async function predictOnce(chosen, level) {
     const started = performance.now();
     const body = await ask("/v1/predict" + which(), { method: "POST", body: form, signal });
     const milliseconds = performance.now() - started;
-    if (body.model.weights_digest !== page.model?.spec.weights_digest) await meetAnew(chosen, body.model);
+    if (body.model.function_digest !== page.model?.function_digest) await meetAnew(chosen, body.model);
     signal.throwIfAborted();
     const best = body.predictions[0];
     showAnswer(best, milliseconds, noisy ? level : 0);
@@ -112,5 +112,5 @@ async function meetAnew(chosen, answered) {
   if (!(await describe(choose))) return;
   await fit(chosen);
   // The noise was on the picture for the other model.
-  if (noiseLevel() && page.model.spec.weights_digest === answered.weights_digest) predict();
+  if (noiseLevel() && page.model.function_digest === answered.function_digest) predict();
 }

@@ -68,7 +68,7 @@ def test_a_model_of_another_size_gets_a_picture_of_its_size(
     look: Callable[..., Page], server: Server, measured: Path
 ) -> None:
     page = look(server)
-    change_model(page, "**/v1/model", image_size=[16, 16], weights_digest="0" * 64)
+    change_model(page, "**/v1/model", function="0" * 64, image_size=[16, 16])
     page.reload()
     expect(page.locator("#model")).to_contain_text("16 × 16 pixels")
     page.unroute("**/v1/model")
@@ -82,7 +82,7 @@ def test_a_model_of_another_size_gets_a_picture_of_its_size(
 
 def test_noise_is_put_on_the_picture_for_the_new_model(look: Callable[..., Page], server: Server) -> None:
     page = look(server)
-    change_model(page, "**/v1/model", image_size=[16, 16], weights_digest="0" * 64)
+    change_model(page, "**/v1/model", function="0" * 64, image_size=[16, 16])
     page.reload()
     page.get_by_label("Choose images").set_input_files(PNG)
     expect(page.locator("#caption")).to_contain_text("16 × 16 pixels")
