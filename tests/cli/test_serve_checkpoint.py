@@ -20,6 +20,7 @@ from ducat_serve.output import Output
 from service.models.repository import Repository
 from service.server.process import bind
 from tests.support.checkpoints import forged
+from tests.support.model_repository import place
 
 
 @pytest.fixture
@@ -146,6 +147,20 @@ def test_a_folder_with_nothing_to_serve_names_a_step_that_exists(tmp_path: Path)
         Repository(tmp_path).find()
     assert "run/" not in str(error.value.next_step)
     assert "model.onnx" in str(error.value.next_step)
+
+
+def test_a_bad_version_among_good_ones_says_how_to_start_without_it(
+    onnx_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place(onnx_model, tmp_path, "digits", "2")
+    bad = place(onnx_model, tmp_path, "digits", "3")
+    bad.write_bytes(bad.read_bytes()[:1000])
+    assert run(["serve", str(tmp_path), "--port", "39790"]) == 4
+    said = " ".join(capsys.readouterr().err.split())
+    aside = f"{bad.parent}.bad"
+    assert f"mv {bad.parent} {aside} serves the others without it" in said
+    bad.parent.rename(aside)
+    assert list(Repository(tmp_path).find()["digits"]) == ["2"]
 
 
 def test_one_model_is_called_as_asked(onnx_model: Path, tmp_path: Path) -> None:

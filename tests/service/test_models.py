@@ -233,10 +233,40 @@ def test_nothing_is_ready_where_nothing_is_served(onnx_model: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["my cats", "-cats", "k\u00e4tzchen", "c" * 65])
-def test_a_folder_that_cannot_name_a_model(onnx_model: Path, tmp_path: Path, name: str) -> None:
+def test_a_folder_that_cannot_name_a_model_is_left_out(
+    onnx_model: Path, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     place(onnx_model, tmp_path, name, "1")
-    with pytest.raises(UsageError, match="cannot name a model"):
+    with pytest.raises(DataError, match="neither"):
         Repository(tmp_path).find()
+    file = place(onnx_model, tmp_path, "cats", "1")
+    assert Repository(tmp_path).find() == {"cats": {"1": file}}
+    assert f"'{name}' cannot name a model; rename it" in caplog.text
+
+
+def test_what_is_put_beside_the_models_stops_no_reload(
+    repository: Path, onnx_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving_path(repository) as (client, _):
+        before = states(client)
+        place(onnx_model, repository, "New folder", "1")
+        stray = Path(shutil.copy(onnx_model, repository / "model.onnx"))
+        assert reload(client).status_code == 200
+        assert states(client) == before
+        assert f"{stray} is not served" in caplog.text
+        assert "'New folder' cannot name a model" in caplog.text
+
+
+def test_a_folder_that_is_both_a_model_and_a_repository_is_not_guessed_at(
+    repository: Path, onnx_model: Path
+) -> None:
+    shutil.copy(onnx_model, repository / "model.onnx")
+    with pytest.raises(UsageError, match="both one model and a repository") as caught:
+        Repository(repository)
+    assert str(repository / "model.onnx") in str(caught.value.next_step)
+    shutil.rmtree(repository / "paper")
+    (repository / "plain").rename(repository / "no model")  # nothing else here could be served
+    assert set(Repository(repository).find()) == {"model"}
 
 
 def test_one_file_is_a_model_of_its_own_name(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from ducat_serve.cli.manner_options import Function
 from ducat_serve.cli.on_the_fly import exported
 from ducat_serve.cli.options import FiniteRange, ModelPath, common, device_option
 from ducat_serve.cpu import overflow_warning
-from ducat_serve.errors import UsageError, missing_extra
+from ducat_serve.errors import DataError, UsageError, VerificationError, command_line, missing_extra
 from ducat_serve.output import Output
 from service.settings import Settings
 
@@ -294,9 +294,15 @@ def _check(path: Path, device: str, variables: dict[str, str], output: Output) -
         )
     Tracing.from_environment()
     found = Repository(path, settings.name).find()
-    for versions in found.values():
-        for file in versions.values():
+    files = [file for versions in found.values() for file in versions.values()]
+    for file in files:
+        try:
             spec = Predictor(file, device=device, threads=1, public_key=settings.require_signature).spec  # type: ignore[arg-type]
-            if (warning := overflow_warning(spec)) is not None:
-                output.warn(f"{file}: {warning}")
+        except (DataError, VerificationError) as error:
+            if len(files) > 1:
+                aside = command_line("mv", file.parent, file.parent.with_name(f"{file.parent.name}.bad"))
+                error.next_step = f"{aside} serves the others without it; to mend it: {error.next_step}"
+            raise
+        if (warning := overflow_warning(spec)) is not None:
+            output.warn(f"{file}: {warning}")
     return list(found)
