@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,9 @@ from service.settings import KEY, KEY_IN_WORDS
 
 log = logging.getLogger("ducat_serve.service")
 _LOOK_EVERY_SECONDS = 1.0
+# Of a client, in logs and in the audit log: addresses too, but nothing that looks like another field there.
+_NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
+_ANOTHER = "python3 -c 'import secrets; print(secrets.token_urlsafe(32))' makes another"
 
 
 class Keys:
@@ -26,7 +30,7 @@ class Keys:
 
     Raises:
         DataError: the file cannot be read. UsageError: a line that is no key; its number is named, never its text. A
-            text without any key, a file without any and no text, or a key that is also the admin key.
+            text without any key, a file without any and no text, a key of two names, or one that is also the admin key.
     """
 
     def __init__(self, file: Path | None, text: str | None, admin_key: str | None = None) -> None:
@@ -79,7 +83,9 @@ class Keys:
         return status.st_mtime_ns, status.st_size, status.st_ino
 
     def _read(self) -> Mapping[bytes, str]:
-        names = {**self._fixed, **self._read_file()}
+        names = dict(self._fixed)
+        for digest, name in self._read_file().items():
+            _add(names, digest, name)
         if self._file is not None and not names:  # a server that is ready, and refuses everybody
             raise UsageError(
                 f"{self._file} holds no key.",
@@ -88,7 +94,7 @@ class Keys:
         if self._admin is not None and self._admin in names:
             raise UsageError(
                 f"The admin key is also the key of '{names[self._admin]}', who would be an admin too.",
-                "python3 -c 'import secrets; print(secrets.token_urlsafe(32))' makes another",
+                _ANOTHER,
             )
         return names
 
@@ -109,13 +115,24 @@ def _parse(lines: list[str], source: str) -> dict[bytes, str]:
         if not text or text.startswith("#"):
             continue
         name, colon, key = text.partition(":")
-        if not colon or not name.isidentifier() or not KEY.fullmatch(key):
+        if not colon or not KEY.fullmatch(key):
             raise UsageError(
                 f"{source}, entry {number}: it is not NAME:KEY, where a KEY has {KEY_IN_WORDS}.",
                 "python3 -c 'import secrets; print(secrets.token_urlsafe(32))' makes a key",
             )
-        names[_digest(key)] = name
+        if not _NAME.fullmatch(name):
+            raise UsageError(
+                f"{source}, entry {number}: its NAME is not 1 to 64 letters, digits and . _ @ - in ASCII.",
+                "rename that client, as in team-a:KEY or alice@example.org:KEY",
+            )
+        _add(names, _digest(key), name)
     return names
+
+
+def _add(names: dict[bytes, str], digest: bytes, name: str) -> None:
+    """Raises UsageError where the key is another's: what one of the two does would be charged to the other."""
+    if (other := names.setdefault(digest, name)) != name:
+        raise UsageError(f"'{other}' and '{name}' have the same key.", _ANOTHER)
 
 
 def _digest(key: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,7 +28,7 @@ from service.middleware.rate_limit import Quota
 from service.models.registry import Models
 from service.page.document import page_headers
 from service.settings import Settings
-from tests.support.application import ADMIN, ALICE, BOB, FakeModel, bearer, serve, serving
+from tests.support.application import ADMIN, ALICE, BOB, FakeModel, bearer, metrics, serve, serving
 from tests.support.http_client import (
     GOOD,
     MULTIPART,
@@ -370,6 +371,44 @@ def test_a_bad_key_is_named_by_its_place_never_by_its_text(tmp_path: Path, line:
     with pytest.raises(UsageError, match="entry 2") as caught:
         Keys(file, None)
     assert line not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["team-a", "alice@example.org", "a", "_1.b", "n" * 64])
+def test_names_of_clients_are_logged_as_they_are(
+    predictor: Predictor, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    audit = tmp_path / "audit.jsonl"
+    with serving(predictor, api_keys=f"{name}:{ALICE}", audit_log=audit, access_log=True) as client:
+        predictions(ask(client, bearer(ALICE)))
+        assert not any(name in labels for _, *labels in metrics(client))
+    assert json.loads(audit.read_text())["key"] == name
+    assert f'"key": "{name}"' in caplog.text
+
+
+@pytest.mark.parametrize("name", ["two words", "n" * 65, "zoë", 'a"b', "a\tb", "a/b", ""])
+def test_a_name_that_is_refused_is_not_blamed_on_the_key(name: str) -> None:
+    with pytest.raises(UsageError, match="entry 2: its NAME is not 1 to 64 letters") as caught:
+        Keys(None, f"bob:{BOB},{name}:{ALICE}")
+    assert ALICE not in str(caught.value)
+
+
+def test_a_key_has_one_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(keys_module, "_LOOK_EVERY_SECONDS", 0)
+    file = tmp_path / "keys"
+    file.write_text(f"alice:{ALICE}\nbob:{ALICE}\n")
+    for from_file, text in ((file, None), (None, f"alice:{ALICE},bob:{ALICE}")):
+        with pytest.raises(UsageError, match="'alice' and 'bob' have the same key") as caught:
+            Keys(from_file, text)
+        assert ALICE not in str(caught.value)
+    file.write_text(f"alice:{ALICE}\nalice:{BOB}\n")
+    keys = Keys(file, f"alice:{ALICE}")
+    assert (keys.name_of(ALICE), keys.name_of(BOB)) == ("alice", "alice"), "old and new, while they change"
+    file.write_text(f"mallory:{ALICE}\n")
+    with caplog.at_level(logging.ERROR):
+        assert (keys.name_of(ALICE), keys.name_of(BOB)) == ("alice", "alice")
+    assert "The API keys stay as they were: 'alice' and 'mallory' have the same key" in caplog.text
 
 
 @pytest.mark.parametrize("key", ["m" * 15, " " + "m" * 32, "m" * 32 + "\n", "m m" * 16, "é" * 32])
