@@ -41,12 +41,14 @@ class APIError(Exception):
             headers["WWW-Authenticate"] = "Bearer"
         if self.status == 408:
             headers["Connection"] = "close"  # what is left of the request would be read for nothing
-        return JSONResponse(self._document(scope["path"]), self.status, headers)
+        return JSONResponse(error_document(scope["path"], self.code, self.message), self.status, headers)
 
-    def _document(self, path: str) -> dict[str, Any]:
-        if path == "/v2" or path.startswith("/v2/"):
-            return {"error": self.message, "code": self.code}
-        return {"error": {"code": self.code, "message": self.message}}
+
+def error_document(path: str, code: str, message: str) -> dict[str, Any]:
+    """The JSON of an error, in the shape that is promised at this path."""
+    if path == "/v2" or path.startswith("/v2/"):
+        return {"error": message, "code": code}
+    return {"error": {"code": code, "message": message}}
 
 
 def from_model_error(error: ModelError) -> APIError:

@@ -40,12 +40,12 @@ class InferRequest:
     outputs: dict[str, bool]
 
 
-def server_metadata() -> dict[str, Any]:
-    """Response of `GET /v2`."""
+def server_metadata(has_repository: bool) -> dict[str, Any]:
+    """Response of `GET /v2`; ``has_repository``: whether the routes of the model repository extension are there."""
     return {
         "name": "ducat-serve",
         "version": __version__,
-        "extensions": ["binary_tensor_data", "model_repository"],
+        "extensions": ["binary_tensor_data", *(["model_repository"] if has_repository else [])],
     }
 
 

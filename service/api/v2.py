@@ -24,7 +24,8 @@ def v2_routes(control: AdmissionControl) -> list[Route]:
     models = control.models
 
     async def server(_: Request) -> Response:
-        return JSONResponse(open_inference.server_metadata())
+        # Auth answers 404 below /v2/repository where there is no admin key.
+        return JSONResponse(open_inference.server_metadata(models.settings.admin_key is not None))
 
     async def live(_: Request) -> Response:
         return JSONResponse({"live": True})

@@ -16,6 +16,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from service.errors import error_document
 from service.middleware.request_log import new_request_id
 
 MAX_CONNECTIONS = 2048
@@ -98,6 +99,7 @@ class Connection(HttpToolsProtocol):
     """
 
     server_state: Connections
+    url = b""  # of the request that is being read, as far as it has come
     waiting_since: float | None = None
     _unread_since: float | None = None
     _fields = 0  # of the request that is being read
@@ -308,12 +310,13 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP gets an error of the same shape as all others."""
+        """What is no HTTP gets an error like all others."""
         self._refuse(400, "malformed_request", msg)
 
     def _refuse(self, status: int, code: str, message: str) -> None:
         request_id = new_request_id()
-        body = json.dumps({"error": {"code": code, "message": message}}).encode()
+        path = self.url.partition(b"?")[0].decode("latin-1")
+        body = json.dumps(error_document(path, code, message)).encode()
         lines = {
             "content-type": "application/json",
             "content-length": len(body),

@@ -18,6 +18,7 @@ import psutil
 import pytest
 import tritonclient.http
 from PIL import Image
+from tritonclient.utils import InferenceServerException
 
 from ducat_serve.predictor import Predictor
 from tests.support.server_process import WAIT, Server, free_port, running, serve_command
@@ -61,6 +62,9 @@ def test_tritonclient_gets_the_models_own_answer(server: Server, onnx_model: Pat
     assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
     declared = client.get_model_metadata(name)
     assert declared["inputs"][0]["shape"] == [-1, 8, 8, 3]
+    for not_there in (client.get_model_config, client.get_inference_statistics):
+        with pytest.raises(InferenceServerException, match="There is nothing at"):
+            not_there("model")
     images = tritonclient.http.InferInput("images", list(DIGITS.shape), "UINT8")
     images.set_data_from_numpy(DIGITS, binary_data=is_binary)
     names = [output["name"] for output in declared["outputs"]]

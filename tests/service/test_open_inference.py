@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 
 from ducat_serve.predictor import Predictor
 from service.api.open_inference import MAX_JSON
+from tests.support.application import ADMIN, bearer, serving
 from tests.support.http_client import (
     DIGITS,
     assert_error,
@@ -27,12 +28,20 @@ def infer(client: TestClient, body: Any) -> Any:
 
 def test_v2_metadata(client: TestClient) -> None:
     assert client.get("/v2").json()["name"] == "ducat-serve"
+    assert client.get("/v2").json()["extensions"] == ["binary_tensor_data"]
     assert client.get("/v2/health/live").json() == {"live": True}
     assert client.get("/v2/models/model/ready").json() == {"name": "model", "ready": True}
     metadata = client.get("/v2/models/model").json()
     assert metadata["inputs"] == [{"name": "images", "datatype": "UINT8", "shape": [-1, 8, 8, 3]}]
     shapes = {output["name"]: (output["datatype"], output["shape"]) for output in metadata["outputs"]}
     assert shapes == {"logits": ("FP32", [-1, 10]), "label": ("INT64", [-1]), "dummy_mass": ("FP32", [-1])}
+
+
+def test_the_repository_is_an_extension_where_it_answers(predictor: Predictor) -> None:
+    with serving(predictor, admin_key=ADMIN) as client:
+        assert client.get("/v2").json()["extensions"] == ["binary_tensor_data", "model_repository"]
+        answer = client.post("/v2/repository/index", json={"ready": True}, headers=bearer(ADMIN))
+        assert answer.status_code == 200
 
 
 @pytest.mark.parametrize("flat", [True, False])

@@ -181,6 +181,40 @@ def test_a_head_is_taken_as_the_standard_says_or_refused(
     assert code.encode() in found
 
 
+@pytest.mark.parametrize(
+    ("first", "is_of_the_protocol"),
+    [
+        (b"GET /v2/health/live HTTP/1.1\r\n", True),
+        (b"GET /v2?x=1 HTTP/1.1\r\n", True),
+        (b"POST /v1/predict HTTP/1.1\r\n", False),
+        (b"GET /v2x HTTP/1.1\r\n", False),
+    ],
+)
+def test_a_refused_head_has_the_error_of_its_path(port: int, first: bytes, is_of_the_protocol: bool) -> None:
+    with socket.create_connection(("127.0.0.1", port), WAIT) as connection:
+        connection.sendall(first + HOST + b"a: b\r\n" * 120 + b"\r\n")
+        refusal = connection.makefile("rb").read()
+    assert refusal.startswith(b"HTTP/1.1 431 ")
+    assert is_error_of_the_protocol(refusal) == is_of_the_protocol
+
+
+@pytest.mark.parametrize("before", [b"", LIVE])
+def test_what_has_no_path_has_not_that_of_the_request_before_it(port: int, before: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", port), WAIT) as connection:
+        connection.sendall(before)
+        found = b""
+        while before and not found.endswith(b"}"):
+            found += connection.recv(4096)
+        connection.sendall(b"\x00\r\n\r\n")
+        refusal = connection.makefile("rb").read()
+    assert refusal.startswith(b"HTTP/1.1 400 ")
+    assert not is_error_of_the_protocol(refusal)
+
+
+def is_error_of_the_protocol(answer: bytes) -> bool:
+    return isinstance(json.loads(answer.partition(b"\r\n\r\n")[2])["error"], str)
+
+
 def test_an_address_in_the_log_is_the_client_s_own_on_an_ipv6_socket_too(
     predictor: Predictor, caplog: pytest.LogCaptureFixture
 ) -> None:
