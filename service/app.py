@@ -38,6 +38,9 @@ class DucatService:
     async def start_decoders(self) -> None:
         await _admission.decoders.start()
 
+    def __is_alive__(self) -> bool:
+        return models.is_live
+
     def __is_ready__(self) -> bool:
         return _admission.is_ready
 

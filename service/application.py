@@ -126,6 +126,7 @@ def _operation_routes(control: AdmissionControl) -> list[Route]:
         return Response(models.metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def live(_: Request) -> Response:
+        models.require_live()
         return Response(media_type="text/plain")
 
     async def ready(_: Request) -> Response:

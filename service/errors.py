@@ -14,7 +14,15 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ExceptionHandler, Scope
 
-from service.models.errors import ModelError, ModelRefused, ModelRequired, NotReady, Stopping, UnknownModel
+from service.models.errors import (
+    ModelError,
+    ModelRefused,
+    ModelRequired,
+    NotReady,
+    Stalled,
+    Stopping,
+    UnknownModel,
+)
 
 
 class APIError(Exception):
@@ -62,6 +70,8 @@ def from_model_error(error: ModelError) -> APIError:
             return APIError(422, "model_refused", str(error))
         case NotReady():
             return APIError(503, "not_ready", str(error), retry_after=1)
+        case Stalled():
+            return APIError(503, "inference_stalled", str(error), retry_after=10)
         case Stopping():
             return APIError(503, "stopping", str(error), retry_after=1)
     raise TypeError(f"{type(error).__name__} has no HTTP status") from error

@@ -94,13 +94,14 @@ class AdmissionControl:
     ) -> AsyncIterator[Admission]:
         """Let a request in: refused at once where too many are, ended at the deadline, decoding included.
 
-        Raises ModelError as `Models.get` does, and APIError: 429 at the limit, 504 at the deadline, 408 where the
-        body has not come by then, 413 where its own images took the time, 503 where no more predictions can be
-        recorded.
+        Raises ModelError as `Models.get` and `LoadedVersion.require_running` do, and APIError: 429 at the limit, 504 at
+        the deadline, 408 where the body has not come by then, 413 where its own images took the time, 503 where no more
+        predictions can be recorded.
         """
         self._require_records()
         settings = self.models.settings
         admission = Admission(self, self.models.get(name, version), request)
+        admission.loaded.require_running()
         batcher = admission.loaded.batcher
         self.requests += 1
         try:

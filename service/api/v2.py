@@ -28,6 +28,7 @@ def v2_routes(control: AdmissionControl) -> list[Route]:
         return JSONResponse(open_inference.server_metadata(models.settings.admin_key is not None))
 
     async def live(_: Request) -> Response:
+        models.require_live()
         return JSONResponse({"live": True})
 
     async def ready(_: Request) -> Response:

@@ -30,6 +30,18 @@ Images = NDArray[np.uint8]
 Infer = Callable[[Images], Predictions]
 Observe = Callable[[int, list[float], float], None]
 Trace = Callable[[float, float, float, int], None]
+STALL_SECONDS = 30.0  # at the least; what loads or pauses a machine for some seconds is no stall
+_STALL_FACTOR = 3.0
+_LOOK_SECONDS = 0.2  # between two looks at an inference that keeps the batcher from closing
+
+
+def stalls_after(deadline: float, seconds_per_batch: float) -> float:
+    """Seconds after which an inference is taken for one that never ends, as where a GPU or its driver hangs.
+
+    That is long after the deadline, when nobody waits for it any more, and long after a full batch is done: a model
+    that is only slow must not be ended for it.
+    """
+    return max(STALL_SECONDS, _STALL_FACTOR * max(deadline, seconds_per_batch))
 
 
 class Overloaded(Exception):
@@ -64,6 +76,7 @@ class Batcher:
         max_queue: most rows waiting or running; beyond it requests are refused at once.
         observe: told of every batch: its rows, the seconds its pieces waited, the seconds it took.
         seconds_per_batch: what a full batch takes, as the warm-up measured it; 0 where nobody knows yet.
+        stalls_after: seconds after which an inference is taken for one that never ends.
         trace: told in the context of every request, for each of its batches: since when it waited, when the batch
             started and ended (`time.perf_counter`), and the batch's rows.
     """
@@ -75,6 +88,7 @@ class Batcher:
         max_batch: int,
         max_queue: int,
         seconds_per_batch: float = 0.0,
+        stalls_after: float = math.inf,
         observe: Observe = lambda *_: None,
         trace: Trace | None = None,
     ) -> None:
@@ -86,6 +100,8 @@ class Batcher:
         self._lock = threading.Lock()  # the inference thread takes from it, the event loop removes
         self._rows = 0  # waiting or running
         self._seconds_per_batch = seconds_per_batch  # 0 until one was timed
+        self._stalls_after = stalls_after
+        self._inferring_since: float | None = None  # written by the inference thread alone
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
         self._running: asyncio.Task[None] | None = None
 
@@ -98,6 +114,14 @@ class Batcher:
     def wait(self) -> float:
         """Seconds until all that is waiting or running now will be done: an estimate, too low after small batches."""
         return math.ceil(self._rows / self._max_batch) * self._seconds_per_batch
+
+    @property
+    def stalled_seconds(self) -> float | None:
+        """For how long an inference has been running that will hardly end any more; None where there is none."""
+        since = self._inferring_since
+        if since is None or (seconds := time.perf_counter() - since) < self._stalls_after:
+            return None
+        return seconds
 
     def require_room(self, rows: int, deadline: float) -> None:
         """Raise Overloaded where so many more rows do not fit, or would hardly be answered within ``deadline`` seconds.
@@ -150,10 +174,10 @@ class Batcher:
         return results[0] if len(results) == 1 else _join(results)
 
     async def close(self) -> None:
-        """Answer what is queued, then stop the inference thread."""
-        while self._running is not None:
-            await asyncio.wait([self._running])
-        self._thread.shutdown()
+        """Answer what is queued, then stop the inference thread. One that stalls is left behind."""
+        while self._running is not None and self.stalled_seconds is None:
+            await asyncio.wait([self._running], timeout=_LOOK_SECONDS)
+        self._thread.shutdown(wait=self._running is None)
 
     def _release(self, piece: _Piece, _: object) -> None:
         self._rows -= len(piece.images)
@@ -208,7 +232,7 @@ class Batcher:
     def _infer_batch(self, batch: list[_Piece]) -> list[Predictions | Exception]:
         try:
             parts = [piece.images for piece in batch]
-            predictions = self._infer(parts[0] if len(parts) == 1 else np.concatenate(parts))
+            predictions = self._infer_timed(parts[0] if len(parts) == 1 else np.concatenate(parts))
         except Exception as error:
             if len(batch) == 1:
                 return [error]
@@ -216,6 +240,13 @@ class Batcher:
             return [self._infer_batch([piece])[0] for piece in batch]
         ends = np.cumsum([len(piece.images) for piece in batch]).tolist()
         return [predictions.rows(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+    def _infer_timed(self, images: Images) -> Predictions:
+        self._inferring_since = time.perf_counter()
+        try:
+            return self._infer(images)
+        finally:
+            self._inferring_since = None
 
     def _deliver(
         self, batch: list[_Piece], results: list[Predictions | Exception], started: float, seconds: float

@@ -23,5 +23,9 @@ class NotReady(ModelError):
     """Models are still loading, or none is served."""
 
 
+class Stalled(ModelError):
+    """An inference does not end, so no other one begins; only a new process would help."""
+
+
 class Stopping(ModelError):
     """The server drains: other servers should be asked."""

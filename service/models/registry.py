@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Mapping
 
 from ducat_serve.errors import DataError
 from ducat_serve.predictor import Predictions
-from service.models.batcher import Batcher, Images, Infer
-from service.models.errors import ModelRefused, ModelRequired, NotReady, Stopping, UnknownModel
+from service.models.batcher import Batcher, Images, Infer, stalls_after
+from service.models.errors import ModelRefused, ModelRequired, NotReady, Stalled, Stopping, UnknownModel
 from service.models.repository import Repository
 from service.models.served import LoadedVersion, Verified, load
 from service.models.verification import LOAD_SECONDS, in_daemon_thread, verify_apart
@@ -124,6 +124,7 @@ class Models:
                 max_batch=settings.max_batch,
                 max_queue=settings.max_queue,
                 seconds_per_batch=model.seconds_per_batch,
+                stalls_after=stalls_after(settings.deadline, model.seconds_per_batch),
                 observe=self.metrics.batch,
                 trace=self.tracing.batched if self.tracing else None,
             )
@@ -181,8 +182,12 @@ class Models:
         self.metrics.serving(_info(one) for one in self.all())
 
     async def stop(self) -> None:
-        """Answer what is queued."""
+        """Answer what is queued; an inference that stalls is left behind."""
         await asyncio.gather(*(one.batcher.close() for one in self.all()), *self._draining_versions)
+        if not self.is_live:
+            log.error(
+                "The process ends without the inference that does not end, with an exit code other than 0"
+            )
         if self.tracing is not None:
             await asyncio.to_thread(self.tracing.stop)
 
@@ -224,15 +229,33 @@ class Models:
     @property
     def is_ready(self) -> bool:
         """Whether requests should come here."""
-        return self.is_loaded and bool(self._served) and not self.is_draining
+        return self.is_loaded and bool(self._served) and not self.is_draining and self.is_live
+
+    @property
+    def is_live(self) -> bool:
+        """Whether this process can go on: no inference stalls."""
+        try:
+            self.require_live()
+        except Stalled:
+            return False
+        return True
+
+    def require_live(self) -> None:
+        """Raises Stalled where an inference of any model will hardly end any more."""
+        for one in self.all():
+            one.require_running()
 
     def require_ready(self) -> None:
-        """Raises NotReady before all models are loaded and where none is served, Stopping while the server drains."""
+        """Raises NotReady before all models are loaded and where none is served, Stopping while the server drains.
+
+        And Stalled as `require_live` does.
+        """
         self.require_loaded()
         if not self._served:
             raise NotReady("No model is served.")
         if self.is_draining:
             raise Stopping("The server is stopping.")
+        self.require_live()
 
     def require_loaded(self) -> None:
         """Raises NotReady before all models are loaded."""

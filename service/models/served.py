@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,8 +15,10 @@ import numpy as np
 from ducat_serve.errors import VerificationError
 from ducat_serve.predictor import Predictor
 from service.models.batcher import Batcher, Infer
+from service.models.errors import Stalled
 from service.settings import Settings
 
+log = logging.getLogger("ducat_serve.service")
 # Two correct implementations differ by the order of their sums, in proportion to the logits: export's gate for
 # float32. TF32 and float16 round at 2^-11 in every layer; in int8 integer and float kernels round a few activations to
 # neighbouring levels.
@@ -31,6 +34,21 @@ class LoadedVersion:
         self.function_digest = predictor.function_digest  # once: every answer names it
         self._users = 0
         self._unused = asyncio.Event()
+        self._is_known_to_stall = False
+
+    def require_running(self) -> None:
+        """Raises Stalled where an inference will hardly end any more; the log says so once."""
+        seconds = self.batcher.stalled_seconds
+        was_known, self._is_known_to_stall = self._is_known_to_stall, seconds is not None
+        if seconds is None:
+            return
+        if not was_known:
+            log.error(
+                "Model %s, version %s: an inference on %s has not ended for %.0f s. Unless it does, only a new process "
+                "can answer: /livez and /readyz say 503",
+                *(self.name, self.version, self.predictor.provider, seconds),
+            )
+        raise Stalled(f"An inference of model '{self.name}' has not ended for {seconds:.0f} s.")
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:

@@ -3,7 +3,7 @@
     DUCAT_SERVE_MODEL=model.onnx python -P -m service.server.process --host 127.0.0.1 --port 3000
 
 One process, one listening port. It ends with 0 after SIGTERM and Ctrl-C, and with another code where it could not start
-or serve; starting it anew is the work of what runs it (compose, Kubernetes, systemd).
+or serve, or an inference never ended; starting it anew is the work of what runs it (compose, Kubernetes, systemd).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import faulthandler
 import ipaddress
 import logging.config
 import os
@@ -24,6 +25,7 @@ from ducat_serve.errors import DucatError
 
 NEVER_READY = 1  # exit code
 _LAST_PORT = 65535
+_LAST_SECONDS = 10.0  # for this process to end once the server has; mostly it takes a tenth of one
 _BACKLOG = 2048  # connections that the system makes before we take them: uvicorn's default
 _LOGGING: dict[str, Any] = {
     "version": 1,
@@ -57,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ["DUCAT_SERVE_HOST"] = asked.host
     try:
         code = serve(bind(asked.host, asked.port))
+        # Python waits for its threads, and an inference on a GPU that hangs would keep it for ever. So the process then
+        # ends with 1, and says in which thread; from C, where nothing that Python or a library waits for can delay it.
+        faulthandler.dump_traceback_later(_LAST_SECONDS, exit=True)
     except DucatError as error:
         from ducat_serve.output import Output
 

@@ -120,6 +120,25 @@ def test_a_clock_that_jumps_and_an_end_by_ctrl_c(patient: FaultyServer) -> None:
     assert patient.process.wait(WAIT) == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_inference_that_never_ends_does_not_keep_the_process(
+    number: signal.Signals, onnx_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU that hangs: whatever runs the server is told to start it anew, and can."""
+    monkeypatch.setenv("STALL_SECONDS", "1")
+    with running(onnx_model, tmp_path, "--deadline", "1") as server:
+        server.assert_good()
+        server.switch("hold", "")
+        server.until(lambda: server.predict().status_code == 503, "it never said that it hangs")
+        assert server.get("/livez").status_code == 503
+        server.process.send_signal(number)
+        assert server.process.wait(WAIT) == 1
+        log = server.log.read_text()
+    assert log.count("an inference on CPUExecutionProvider has not ended") == 1
+    assert "without the inference that does not end" in log
+    assert "_faulty" in log, "the stack of the thread that hangs"
+
+
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_sigterm_or_ctrl_c_ends_the_drain(patient: FaultyServer, second: signal.Signals) -> None:
     """What is in hand is answered all the same."""

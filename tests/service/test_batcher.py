@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ducat_serve.predictor import Predictions
-from service.models.batcher import Batcher, DeadlineExceeded, Overloaded
+from service.models.batcher import STALL_SECONDS, Batcher, DeadlineExceeded, Overloaded, stalls_after
 
 WAIT = 10.0  # seconds; reached only when a test fails
 BAD = 255
@@ -380,3 +380,54 @@ def test_images_of_clients_that_left_go_at_once(infer: FakeInfer) -> None:
 
     run(infer, scenario)
     assert infer.batches == [[0]]
+
+
+async def _leave_one_running(batcher: Batcher, infer: FakeInfer) -> None:
+    """An inference for nobody: its client has gone."""
+    request = asyncio.create_task(batcher.predict(images(1), WAIT))
+    await until(lambda: bool(infer.batches))
+    request.cancel()
+
+
+def test_an_inference_that_never_ends_is_known_and_does_not_keep_the_batcher_from_closing(
+    infer: FakeInfer,
+) -> None:
+    infer.gate.clear()
+
+    async def scenario() -> None:
+        batcher = Batcher(infer, max_batch=8, max_queue=64, stalls_after=0.1)
+        async with asyncio.timeout(WAIT):
+            await _leave_one_running(batcher, infer)
+            await until(lambda: batcher.stalled_seconds is not None)
+            await batcher.close()
+        assert not infer.gate.is_set()
+        infer.gate.set()
+        async with asyncio.timeout(WAIT):
+            await until(lambda: batcher.stalled_seconds is None)
+
+    asyncio.run(scenario())
+
+
+def test_a_slow_inference_is_no_stall_and_closing_waits_for_it(infer: FakeInfer) -> None:
+    infer.gate.clear()
+
+    async def scenario(batcher: Batcher) -> None:
+        await _leave_one_running(batcher, infer)
+        closing = asyncio.create_task(batcher.close())
+        await asyncio.wait([closing], timeout=0.5)
+        assert batcher.stalled_seconds is None
+        assert not closing.done()
+        infer.gate.set()
+        await closing
+
+    run(infer, scenario)
+
+
+@pytest.mark.parametrize(
+    ("deadline", "seconds_per_batch", "most"),
+    [(0.1, 0.0, STALL_SECONDS), (60.0, 0.1, 180.0), (10.0, 60.0, 180.0)],
+)
+def test_the_slowest_model_has_time_for_several_batches_before_it_is_taken_to_stall(
+    deadline: float, seconds_per_batch: float, most: float
+) -> None:
+    assert stalls_after(deadline, seconds_per_batch) == most

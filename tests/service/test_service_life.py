@@ -21,6 +21,7 @@ from ducat_serve.errors import UsageError
 from ducat_serve.predictor import Predictions, Predictor
 from service.application import create_app
 from service.decoding.decoders import Decoders
+from service.models.batcher import Batcher
 from service.models.registry import Models
 from service.settings import Settings
 from tests.support.application import FakeModel, metrics, serve
@@ -65,6 +66,10 @@ def test_readyz_of_bentoml_waits_for_the_model(onnx_model: Path, monkeypatch: py
     assert not service.__is_ready__()
     asyncio.run(app.models.start())
     assert service.__is_ready__()
+    assert service.__is_alive__()
+    monkeypatch.setattr(Batcher, "stalled_seconds", 60.0)
+    assert not service.__is_ready__()
+    assert not service.__is_alive__()
     asyncio.run(app.models.stop())
 
 
@@ -193,6 +198,48 @@ def test_not_ready_while_no_decoder_starts(predictor: Predictor, monkeypatch: py
         for path in ("/v2/health/ready", "/readyz"):
             assert_error(client.get(path), 503, "not_ready")
         assert client.get("/v2/health/live").status_code == client.get("/livez").status_code == 200
+
+
+HEALTH = ("/livez", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/v2/models/model/ready")
+
+
+def _ask_until_it_infers(client: TestClient, model: FakeModel) -> Any:
+    """The last answer. A deadline may pass while a decoder starts."""
+    while True:
+        answer = send(client, GOOD)
+        if model.started.is_set():
+            return answer
+
+
+def test_an_inference_that_never_ends_makes_the_server_neither_ready_nor_live(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Kubernetes starts such a server anew; one whose inference ends after all goes on."""
+    monkeypatch.setattr("service.models.batcher.STALL_SECONDS", 0.1)
+    model = FakeModel(predictor, deadline=0.1)
+    model.gate.clear()
+    with serve(model) as client:
+        until(lambda: is_ready(client))
+        assert_error(_ask_until_it_infers(client, model), 504, "deadline_exceeded")
+        until(lambda: client.get("/livez").status_code == 503)
+        for path in HEALTH:
+            assert_error(client.get(path), 503, "inference_stalled")
+        assert_error(send(client, GOOD), 503, "inference_stalled")
+        assert caplog.text.count("Model model, version 1: an inference") == 1
+        model.gate.set()
+        until(lambda: is_ready(client))
+        assert [client.get(path).status_code for path in HEALTH] == [200] * len(HEALTH)
+        assert len(predictions(send(client, GOOD))) == 1
+
+
+def test_an_inference_beyond_its_deadline_alone_says_nothing_of_the_server(predictor: Predictor) -> None:
+    model = FakeModel(predictor, deadline=0.1)
+    model.gate.clear()
+    with serve(model) as client:
+        until(lambda: is_ready(client))
+        assert_error(_ask_until_it_infers(client, model), 504, "deadline_exceeded")
+        assert [client.get(path).status_code for path in HEALTH] == [200] * len(HEALTH)
+        model.gate.set()
 
 
 def test_settings_that_could_never_serve_a_request_are_refused() -> None:

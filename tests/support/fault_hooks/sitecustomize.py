@@ -2,7 +2,7 @@
 
 Files in the folder `$FAULTS` are the switches. `clock`: seconds by which `time.time` is off. `hold`: inference waits
 while it is there. `raise`: the next inference of more rows than this number fails, once. What Python connects to or
-looks up is written to `connections`.
+looks up is written to `connections`. `$STALL_SECONDS` is how long an inference takes at least to be one that stalls.
 """
 
 import os
@@ -38,7 +38,9 @@ sys.addaudithook(_audit)
 
 if "service.server.process" in sys.orig_argv:
     from ducat_serve.predictor import Predictor
+    from service.models import batcher
 
+    batcher.STALL_SECONDS = float(os.environ.get("STALL_SECONDS", batcher.STALL_SECONDS))
     _infer = Predictor.__call__
 
     def _faulty(self: Predictor, images: Any) -> Any:
