@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ducat_serve.images import ImageError
 from ducat_serve.spec import ModelSpec
-from service.child_environment import child_environment
+from service.child_process import child_environment
 from service.decoding.protocol import ANSWER, MAX_WORDS, NUMBER, READY, REQUEST
 
 RETRY_SECONDS = 1.0  # between two attempts to start a process where none starts

@@ -18,6 +18,7 @@ import warnings
 from pathlib import Path
 
 from ducat_serve.images import ImageError, decode, fit, to_array
+from service.child_process import close_inherited_files
 from service.decoding.protocol import ANSWER, MAX_WORDS, READY, REQUEST, cpu_seconds
 
 # The most that was measured is 22 bytes a pixel (lossless WebP with transparency; docs/performance/serving.md has the
@@ -29,6 +30,7 @@ _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38  # of prctl(2)
 
 def main() -> None:
     """Answer requests until there are no more."""
+    close_inherited_files()
     _end_with_the_server()
     _gain_no_rights()
     # Pillow warns once for every odd chunk, and a file may hold many thousand.
@@ -39,7 +41,8 @@ def main() -> None:
     bounded = 0
     stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
     # The server reads stderr until now, and learns so why a process does not start.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stderr.fileno())
     stdout.write(READY)
     stdout.flush()
     while len(head := stdin.read(REQUEST.size)) == REQUEST.size:

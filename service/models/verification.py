@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from ducat_serve.errors import DucatError, VerificationError
-from service.child_environment import child_environment
+from service.child_process import child_environment, close_inherited_files
 from service.models.served import load
 from service.settings import PREFIX, Settings
 
@@ -92,6 +92,7 @@ async def in_daemon_thread(function: Callable[P, T], *args: P.args, **kwargs: P.
 
 def main() -> int:
     """Load the model that the settings name; returns the exit code."""
+    close_inherited_files()
     settings = Settings.from_environment()
     try:
         load(settings.model, settings)

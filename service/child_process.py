@@ -1,7 +1,8 @@
-"""What the processes that the server starts need of its environment: the way to their packages, and no keys."""
+"""What the processes that the server starts have of it: the way to their packages, but no keys and no open files."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -17,3 +18,14 @@ def child_environment() -> dict[str, str]:
     if _LIBRARIES in os.environ:
         environment[_LIBRARIES] = os.environ[_LIBRARIES]
     return environment
+
+
+def close_inherited_files() -> None:
+    """Close all but stdin, stdout and stderr: what reads a stranger's file shall hold no client's connection.
+
+    Under uvloop a new process has every file that is not marked otherwise, the listening socket of `bentoml serve` too.
+    """
+    for file in [int(entry.name) for entry in Path("/dev/fd").iterdir()]:
+        if file > sys.stderr.fileno():
+            with contextlib.suppress(OSError):  # it was that of the listing
+                os.close(file)
