@@ -38,7 +38,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         # mkstemp makes files private; an artefact should have the permissions of any new file.
-        temporary.chmod(stat.S_IMODE(place.stat().st_mode) if place.exists() else 0o666 & ~_umask())
+        temporary.chmod(permissions(place, 0o666))
         sync(temporary)
         temporary.replace(place)
     except OSError as error:
@@ -97,10 +97,13 @@ def cannot_write(path: Path, error: OSError, next_step: str = _NEXT_STEP) -> Duc
     )
 
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+def permissions(place: Path, new: int) -> int:
+    """Of what is put at ``place``: those of what is there stay, and else ``new`` has what the umask leaves of it."""
+    if place.exists():
+        return stat.S_IMODE(place.stat().st_mode)
+    umask = os.umask(0)
+    os.umask(umask)
+    return new & ~umask
 
 
 def sync(path: Path) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ducat_serve.atomic import cannot_write
+from ducat_serve.atomic import cannot_write, permissions
 from ducat_serve.errors import DucatError
 from ducat_serve.signature import signature_path
 from ducat_serve.spec import ModelSpec
@@ -156,6 +156,7 @@ def _build_into(out: Path, order: dict[str, Any]) -> dict[str, Any]:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as home:
             built = _run(order, Path(home))
+            built["path"].chmod(permissions(out, 0o777))  # BentoML makes it private, in a temporary folder
             built["path"].rename(out)
     except OSError as error:
         raise cannot_write(out, error) from error

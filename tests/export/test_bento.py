@@ -160,6 +160,9 @@ def test_for_cuda_into_a_folder(onnx_model: Path, store: Path, tmp_path: Path) -
     assert "NVIDIA_VISIBLE_DEVICES=all" in (out / "env/docker/Dockerfile").read_text()
     assert [path.name for path in out.parent.iterdir()] == ["bento"], "nothing of the building is left"
     assert not (store / "bentos" / "tiny").exists()
+    usual = tmp_path / "usual"
+    usual.mkdir()
+    assert out.stat().st_mode == usual.stat().st_mode, "whoever builds an image of it may be another user"
     again = bento(onnx_model, store, "--out", str(out))
     assert (again["code"], again["error"]["next"]) == (1, "remove it, or choose another --out")
 
