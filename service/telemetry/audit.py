@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import queue
+import shlex
 import stat
 import threading
 import time
@@ -34,6 +35,7 @@ from service.telemetry.logs import utc
 log = logging.getLogger("ducat_serve.service")
 MOST_WAITING = 10_000  # predictions: some 5 MB
 Images = Sequence[bytes] | NDArray[np.uint8]  # files, or pixels [N, H, W, channels] in C order
+_PRIVATE, _OF_OTHERS = 0o600, 0o077  # permissions
 _RETRY_SECONDS = 0.2
 _STOP_SECONDS = 3.0  # for what still waits when the server ends
 
@@ -53,7 +55,7 @@ class Origin:
 
 
 class AuditLog:
-    """Appends to ``path``, which only its owner may read.
+    """Appends to ``path``, which only its owner may read; a warning says where that cannot be had.
 
     Raises DataError where the file cannot be opened, or is a device or a pipe.
     """
@@ -125,13 +127,26 @@ class AuditLog:
         try:
             # O_NONBLOCK: a pipe without a reader is refused instead of waited for.
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
-            file = os.open(self._path, flags, 0o600)
+            file = os.open(self._path, flags, _PRIVATE)
         except OSError as error:
             raise DataError(f"Cannot write the audit log {self._path}: {error.strerror}.", hint) from error
         if not stat.S_ISREG(os.fstat(file).st_mode):
             os.close(file)
             raise DataError(f"The audit log {self._path} is not a file.", hint)
+        self._make_private(file)
         return file
+
+    def _make_private(self, file: int) -> None:
+        """A file that was there may be readable to all, and it says who sent what."""
+        if not os.fstat(file).st_mode & _OF_OTHERS:
+            return
+        with contextlib.suppress(OSError):  # it is another user's, or its file system knows no permissions
+            os.fchmod(file, _PRIVATE)
+        if (mode := os.fstat(file).st_mode) & _OF_OTHERS:
+            log.warning(
+                "Others may open the audit log %s (%s), and it cannot be made private; as its owner: chmod 600 %s",
+                *(self._path, stat.filemode(mode), shlex.quote(str(self._path))),
+            )
 
     def _write_all(self) -> None:
         ended = False

@@ -93,6 +93,33 @@ def test_a_renamed_file_is_made_anew_without_a_signal(tmp_path: Path) -> None:
     assert [line["image_sha256"] for line in lines(tmp_path / "audit.jsonl.1")] == ["1"]
 
 
+def test_a_file_that_all_could_read_is_made_private(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "audit.jsonl"
+    path.touch()
+    path.chmod(0o666)
+    AuditLog(path).close()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert caplog.records == []
+
+
+def test_where_it_cannot_be_made_private_there_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def not_the_owner(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(audit.os, "fchmod", not_the_owner)  # type: ignore[attr-defined]
+    path = tmp_path / "audit.jsonl"
+    path.touch()
+    path.chmod(0o644)
+    log = AuditLog(path)
+    log.record(ORIGIN, ["1"], ONE)
+    log.close()
+    assert len(lines(path)) == 1
+    assert "-rw-r--r--" in caplog.text
+    assert f"chmod 600 {path}" in caplog.text
+
+
 class FullDisk:
     """`os.write` that puts half of what it is given into the file and then finds no room, until there is some."""
 
