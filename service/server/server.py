@@ -156,6 +156,18 @@ def _count_refusal(metrics: Metrics, refusal: Refusal) -> None:
 
 
 def most_connections() -> int:
+    """As `require_connections` counts them; the log says where they are fewer than we want."""
+    most = require_connections()
+    if most < MAX_CONNECTIONS:
+        log.warning(
+            "At most %d connections at a time, not %d: the system allows this process %d open files (ulimit -Hn), and "
+            "%d are wanted",
+            *(most, MAX_CONNECTIONS, most + _OTHER_FILES, MAX_CONNECTIONS + _OTHER_FILES),
+        )
+    return most
+
+
+def require_connections() -> int:
     """As many as we want and the system allows; the soft limit on open files is raised where it can be.
 
     Raises DucatError where that is too few to serve anybody.
@@ -172,11 +184,5 @@ def most_connections() -> int:
             f"{_FEWEST_CONNECTIONS + _OTHER_FILES}.",
             f"raise the limit: `ulimit -Hn {wanted}` as root, `docker run --ulimit nofile={wanted}`, or systemd's "
             f"LimitNOFILE={wanted}",
-        )
-    if most < MAX_CONNECTIONS:
-        log.warning(
-            "At most %d connections at a time, not %d: the system allows this process %d open files (ulimit -Hn), and "
-            "%d are wanted",
-            *(most, MAX_CONNECTIONS, soft, wanted),
         )
     return most

@@ -188,3 +188,15 @@ def test_localhost_can_be_had_whatever_it_stands_for(monkeypatch: pytest.MonkeyP
         assert bound.family == socket.AF_INET6
     with pytest.raises(DucatError, match=r"Cannot listen on nowhere\.invalid"):
         bind("nowhere.invalid", 3000)
+
+
+def test_no_address_is_printed_where_the_system_allows_too_few_open_files(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (100, 100))
+    monkeypatch.setattr("resource.setrlimit", lambda *_: None)
+    monkeypatch.setattr("os.execve", lambda *_: pytest.fail("it went on"))
+    assert run(["serve", "digits-small", "--port", "39789"]) == 1
+    said = capsys.readouterr()
+    assert "allows this process 100 open files" in said.err
+    assert "Serving" not in said.out + said.err

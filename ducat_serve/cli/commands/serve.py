@@ -275,9 +275,11 @@ def _check(path: Path, device: str, variables: dict[str, str], output: Output) -
     from service.middleware.host_check import names_to_check
     from service.models.repository import Repository
     from service.page.samples import read_samples
+    from service.server.server import require_connections
     from service.telemetry.audit import AuditLog
     from service.telemetry.tracing import Tracing
 
+    require_connections()
     settings = Settings.from_environment({**os.environ, **variables})
     Keys(settings.keys_file, settings.api_keys, settings.admin_key)
     names_to_check(settings)
