@@ -17,6 +17,7 @@ import base64
 import binascii
 import io
 import json
+import re
 from math import prod
 
 import numpy as np
@@ -39,6 +40,7 @@ _NO_BASE64 = (
     "An image is not base64: of the alphabet with + and /, padded with =, without line breaks and without a prefix "
     "such as 'data:image/png;base64,'. URLs are never fetched."
 )
+_URL = re.compile(rb'"[A-Za-z][A-Za-z0-9+.-]{0,20}:')  # where a text begins as one; a key ends in a quote
 _MAX_JSON_PARTS = 16  # objects, lists and values, besides the images
 _MAX_NPY_HEADER = 1000  # bytes; NumPy parses the header as a Python literal
 
@@ -103,6 +105,8 @@ def _from_json(body: bytes, max_images: int) -> list[bytes]:
     # while they are parsed; what is left is parsed as fast as it is copied.
     parts = sum(body.count(sign) for sign in (b"{", b"[", b",", b":"))
     if parts > _MAX_JSON_PARTS + max_images:
+        if _URL.search(body):  # the signs of a few URLs are as many as those of many images
+            raise APIError(400, "invalid_base64", _NO_BASE64)
         is_one_list = parts - body.count(b",") <= _MAX_JSON_PARTS
         is_of_text = body.count(b'"') > 2 * max_images
         if is_one_list and is_of_text:

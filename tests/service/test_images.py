@@ -122,6 +122,9 @@ def test_an_array_of_objects_is_never_unpickled(client: TestClient) -> None:
     assert_error(post(client, buffer.getvalue(), "application/x-npy"), 400, "invalid_shape")
 
 
+DATA_URLS = {"images": ["data:image/png;base64,AAAA"] * 60}
+
+
 @pytest.mark.parametrize(
     ("document", "status", "code"),
     [
@@ -131,6 +134,8 @@ def test_an_array_of_objects_is_never_unpickled(client: TestClient) -> None:
         pytest.param({"images": [1]}, 400, "invalid_request", id="number"),
         pytest.param({"images": ["http://169.254.169.254/"]}, 400, "invalid_base64", id="URL"),
         pytest.param(base64_of(GOOD) | {"model": "other"}, 400, "invalid_request", id="another key"),
+        pytest.param(DATA_URLS, 400, "invalid_base64", id="data URLs"),
+        pytest.param({"images": ["https://a.example/b.png"] * 60}, 400, "invalid_base64", id="many URLs"),
         pytest.param({"images": ["é"]}, 400, "invalid_base64", id="not ASCII"),
         pytest.param({"images": ["AAAA"]}, 400, "invalid_image", id="no image inside"),
         pytest.param(base64_of(bomb()), 413, "image_too_large", id="bomb"),
