@@ -311,7 +311,7 @@ def create_session(
 
     reason = None
     if device != "cpu":
-        reason = _why_no_cuda(ort)
+        reason = _why_no_cuda()
         if reason is None:
             with contextlib.redirect_stdout(io.StringIO()):
                 ort.preload_dlls()
@@ -328,7 +328,12 @@ def create_session(
     return create(["CPUExecutionProvider"]), reason
 
 
-def _why_no_cuda(ort: Any) -> str | None:
-    if "CUDAExecutionProvider" in ort.get_available_providers():
+def is_built_for_cuda() -> bool:
+    """Whether the installed ONNX Runtime is one for GPUs, be there a GPU or not."""
+    return "CUDAExecutionProvider" in import_onnxruntime().get_available_providers()
+
+
+def _why_no_cuda() -> str | None:
+    if is_built_for_cuda():
         return None
     return "the installed onnxruntime has no CUDA provider (the extra gpu instead of cpu brings it)"

@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 
 from ducat_serve.errors import DataError
-from ducat_serve.predictor import Predictions
+from ducat_serve.predictor import Predictions, is_built_for_cuda
 from service.models.batcher import Batcher, Images, Infer, stalls_after
 from service.models.errors import ModelRefused, ModelRequired, NotReady, Stalled, Stopping, UnknownModel
 from service.models.repository import Repository
@@ -135,7 +135,9 @@ class Models:
                 *(info.model, info.version, info.digest, info.function, info.precision, info.provider),
             )
             if predictor.fallback_reason:
-                log.warning("Serving on the CPU: %s", predictor.fallback_reason)
+                # Who installed what runs on the CPU alone meant it.
+                level = logging.WARNING if is_built_for_cuda() else logging.INFO
+                log.log(level, "Serving on the CPU: %s", predictor.fallback_reason)
         self._swap(name, versions)
 
     async def _load(self, name: str) -> None:

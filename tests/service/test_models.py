@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ from starlette.testclient import TestClient
 
 from ducat_serve.errors import DataError, UsageError
 from ducat_serve.predictor import Predictions, Predictor
+from service.models.registry import Models
 from service.models.repository import Repository
+from service.models.served import Verified
+from service.settings import Settings
 from tests.support.application import ADMIN, bearer, metrics, reload, serving_path
 from tests.support.http_client import DIGITS, GOOD, assert_error, predictions
 from tests.support.model_repository import place
@@ -25,6 +29,21 @@ def repository(onnx_model: Path, other_model: Path, tmp_path: Path) -> Path:
     place(other_model, tmp_path, "paper", "10")
     place(other_model, tmp_path, "plain", "1")
     return tmp_path
+
+
+@pytest.mark.parametrize("built_for_cuda", [False, True])
+def test_the_cpu_is_worth_a_warning_only_where_a_gpu_was_to_be_used(
+    built_for_cuda: bool,
+    onnx_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("service.models.registry.is_built_for_cuda", lambda: built_for_cuda)
+    predictor = Predictor(onnx_model, "cpu")
+    predictor.fallback_reason = "there is none"
+    Models(Settings(model=onnx_model)).serve("model", {"1": Verified(predictor, predictor)})
+    [level] = [one.levelno for one in caplog.records if "Serving on the CPU" in one.getMessage()]
+    assert level == (logging.WARNING if built_for_cuda else logging.INFO)
 
 
 def ask(client: TestClient, query: str = "") -> Any:
