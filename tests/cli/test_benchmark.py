@@ -83,6 +83,20 @@ def test_what_cannot_be_measured(
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_repository_of_several_models_is_called_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("cats", "digits"):
+        place(model_path("digits-small", "onnx"), Path("models"), name, "1")
+    assert run(["benchmark", "models"]) == 2
+    said = capsys.readouterr().err
+    assert "models is a repository of models (2 of them)" in said
+    command = "ducat benchmark models/cats/1/model.onnx models/digits/1/model.onnx"
+    assert said.rstrip().endswith(command)
+    assert run([*command.split()[1:], "--threads", "1", "--batch", "1"]) == 0
+
+
 @pytest.mark.parametrize("command", [["benchmark", "--threads", "1", "--batch", "1"], ["bento"]])
 def test_the_export_of_another_checkpoint_is_not_taken_for_its_folder(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

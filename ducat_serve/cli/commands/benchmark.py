@@ -12,13 +12,15 @@ from ducat_serve.bundled import bundled_name
 from ducat_serve.cli.on_the_fly import export_of
 from ducat_serve.cli.options import FiniteRange, ModelPath, Stem, common, device_option
 from ducat_serve.cpu import has_int8_dot_product, overflow_warning
-from ducat_serve.errors import command_line, missing_extra
+from ducat_serve.errors import UsageError, command_line, missing_extra
 from ducat_serve.output import Output
 from ducat_serve.threads import usable_cpus
 
 if TYPE_CHECKING:
     from ducat_serve.benchmark import Proposal
     from ducat_serve.predictor import Device
+
+_SHOWN = 3  # models of a repository, in the command that measures them
 
 
 @click.command("benchmark")
@@ -79,6 +81,8 @@ def command(
     if plot is not None:
         _require_plot(plot)
 
+    for model in models:
+        _require_no_repository(model)
     files = list(dict.fromkeys(export_of(model, output) for model in models))
     for path in files:
         warning = overflow_warning(Predictor(path, "cpu", threads=1).spec)
@@ -133,6 +137,16 @@ def command(
             ],
         }
     )
+
+
+def _require_no_repository(path: Path) -> None:
+    """Raise UsageError for a folder of NAME/VERSION/model.onnx, which `ducat serve` takes: which one is meant?"""
+    found = [file for file in sorted(path.glob("*/*/model.onnx")) if file.parent.name.isdigit()]
+    if found and not (path / "model.onnx").exists():
+        raise UsageError(
+            f"{path} is a repository of models ({len(found)} of them), and a MODEL is one file.",
+            command_line("ducat", "benchmark", *found[:_SHOWN]),
+        )
 
 
 def _require_plot(stem: Path) -> None:
