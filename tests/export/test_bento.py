@@ -26,7 +26,7 @@ from tests.support.server_process import WAIT, free_port, started
 
 BIN = Path(sys.executable).parent
 SECRETS = {
-    "DUCAT_SERVE_API_KEYS": "alice:" + "s3cret-key-" * 3,
+    "DUCAT_SERVE_API_KEYS": "webshop-eu:" + "s3cret-key-" * 3,
     "DUCAT_SERVE_ADMIN_KEY": "s3cret-admin-key",
     "DUCAT_SERVE_DEADLINE": "77",
 }
@@ -110,7 +110,7 @@ def test_no_key_no_setting_and_no_path_of_this_machine_is_in_it(built: Path, tmp
         str(tmp_path.parent),
         str(built.parents[2]),
         "s3cret",
-        "alice",
+        "webshop-eu",
         "timeout: 82",
     ]
     files = [path for path in built.rglob("*") if path.is_file()]

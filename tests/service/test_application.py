@@ -41,6 +41,8 @@ def test_prediction_is_the_models_own(client: TestClient, predictor: Predictor) 
             "version": "1",
             "network": "resnet-small",
             "weights_digest": predictor.spec.weights_digest,
+            "function_digest": predictor.function_digest,
+            "precision": "float32",
             "threat_model": "linf 0.1",
             "robustness": "robustness not measured",
             "resizing": RESIZE_POLICY,

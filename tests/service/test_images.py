@@ -181,6 +181,9 @@ class Undecoded(Admission):
     def take(self, images: int) -> None: ...
 
     async def decode(self, files: Sequence[bytes]) -> NDArray[np.uint8]:
+        # A thread that has parsed a document lets go of it only after its answer is there, perhaps after this line.
+        # There is one thread here, and it has let go when it takes its next work.
+        await asyncio.get_running_loop().run_in_executor(self.control.documents, int)
         self.held, _ = tracemalloc.get_traced_memory()
         return np.zeros((len(files), 8, 8, 3), np.uint8)
 

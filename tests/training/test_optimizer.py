@@ -115,8 +115,8 @@ def test_a_frozen_backbone_has_no_gradients_and_is_not_perturbed(
     moved: list[set[str]] = []
     loss = subject.step.loss_of
 
-    def watched(*arguments: Any) -> Any:
-        compute = loss(*arguments)
+    def watched(*arguments: Any, **options: Any) -> Any:
+        compute = loss(*arguments, **options)
 
         def computed() -> torch.Tensor:
             moved.append({n for n, value in network.named_parameters() if not torch.equal(value, before[n])})
