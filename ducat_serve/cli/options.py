@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from ducat_serve.cli.bad_values import remember_config
 from ducat_serve.cli.manner_options import Function, manner_options
 from ducat_serve.cli.variables import refuse_unknown_variables
-from ducat_serve.errors import UsageError, unknown_name
+from ducat_serve.errors import UsageError, near_name, unknown_name
 from ducat_serve.threat_model import parse_size
 from ducat_serve.toml_file import read_toml
 
@@ -194,19 +194,25 @@ def _of_table(ctx: click.Context) -> click.Command:
 
 
 def _outside_of_tables(path: Path, key: str, value: object) -> UsageError | None:
-    """The error for a key that stands above all tables, where some command has such an option."""
+    """The error for a key that stands above all tables."""
     if isinstance(value, dict):
         return None
     from ducat_serve.cli.main import COMMANDS, cli
 
-    having = []
+    tables: dict[str, list[str]] = {}  # of each option, by its name
     for name in COMMANDS:
         with contextlib.suppress(ImportError):  # a command whose packages are not installed
             command = cli.get_command(click.Context(cli), name)
-            if command is not None and key.replace("-", "_") in _parameters(command):
-                having.append(f"[{name}]")
-    if not having:
-        return None
+            for option in _parameters(command) if command is not None else ():
+                tables.setdefault(option, []).append(f"[{name}]")
+    having = tables.get(key.replace("-", "_"))
+    if having is None:
+        near = near_name(key.replace("-", "_"), tables)
+        hint = f" Did you mean '{near.replace('_', '-')}'?" if near else ""
+        return UsageError(
+            f"{path}: '{key}' is an option of no command, and stands outside of every table.{hint}",
+            "put each option below the table of its command, such as [train]",
+        )
     return UsageError(
         f"{path}: '{key}' belongs to no command, since it stands outside of every table.",
         f"put it below {' or '.join(having)}",

@@ -164,10 +164,14 @@ def test_an_option_above_all_tables_is_told_where_it_belongs(
     said = capsys.readouterr().err
     assert "'epochs' belongs to no command, since it stands outside of every table" in said
     assert "Next: put it below [train] or [demo]\n" in said
-    for text in ("nosuch = 3\n", "[epochs]\nx = 3\n"):
-        (tmp_path / "c.toml").write_text(text)
-        assert run(["demo", "--config", str(tmp_path / "c.toml")]) == 2
-        assert "Unknown table" in capsys.readouterr().err
+    (tmp_path / "c.toml").write_text("epohcs = 3\n")
+    assert run(["demo", "--config", str(tmp_path / "c.toml")]) == 2
+    said = capsys.readouterr().err
+    assert "'epohcs' is an option of no command" in said
+    assert "Did you mean 'epochs'?\n" in said
+    (tmp_path / "c.toml").write_text("[epochs]\nx = 3\n")
+    assert run(["demo", "--config", str(tmp_path / "c.toml")]) == 2
+    assert "Unknown table" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("spelling", ["top", "top-k"])

@@ -6,38 +6,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ducat_serve.atomic import require_writable, write_text
-from ducat_serve.cli.corruptions_suite import SUITE as CORRUPTIONS
-from ducat_serve.cli.corruptions_suite import refuse_options_of_attacks, show_corruptions
+from ducat_serve.cli.corruptions_suite import show_corruptions
+from ducat_serve.cli.evaluate_arguments import EvaluateArguments
 from ducat_serve.cli.evaluate_options import evaluate_options
-from ducat_serve.cli.evaluated_model import EvaluatedModel, ForeignModel
-from ducat_serve.cli.foreign_options import ForeignGiven
+from ducat_serve.cli.evaluated_model import EvaluatedModel
 from ducat_serve.cli.headings import CommandWithHeadings, heading
 from ducat_serve.cli.options import common
-from ducat_serve.cli.own_attacks import attacks_of
-from ducat_serve.cli.release_gate import require, require_worst_case_attacks
+from ducat_serve.cli.release_gate import require
 from ducat_serve.cli.report_table import show_report
 from ducat_serve.errors import UsageError
 from ducat_serve.output import Output
 from ducat_serve.report_file import read_report
 from ducat_serve.threads import choose_threads
 from training.distributed.environment import is_first_process, launched
-from training.evaluation.robustbench import require_leaderboard, robustbench_entry
+from training.evaluation.robustbench import robustbench_entry
 
 if TYPE_CHECKING:
     from ducat_serve.cli.main import Invocation
     from ducat_serve.library.corruptions import MeasuredCorruptions
-    from ducat_serve.library.foreign import ForeignRequest
     from ducat_serve.library.foreign_sources import Source
-    from ducat_serve.predictor import Device
     from ducat_serve.report import RobustnessReport
-    from ducat_serve.threat_model import Norm
-    from training.evaluation.outputs import Outputs
-    from training.evaluation.prepare import Request
 
 
 @click.command("evaluate", cls=CommandWithHeadings)
@@ -46,36 +39,7 @@ if TYPE_CHECKING:
 @heading("All commands")
 @common
 @click.pass_context
-def command(
-    ctx: click.Context,
-    /,
-    model: Path | ForeignModel | None,
-    split: Literal["val", "test"],
-    norm: Norm | None,
-    eps: tuple[float, ...],
-    lattice: str | None,
-    suite: str,
-    attack: tuple[str, ...],
-    max_examples: int | None,
-    batch_size: int | None,
-    seed: int,
-    devices: int | None,
-    resume: bool,
-    replace: bool,
-    save_adversarial: Path | None,
-    per_image: Path | None,
-    export: str | None,
-    bar: dict[str, float] | None,
-    checkpoint: Path | None,
-    dataset: str | None,
-    out: Path | None,
-    data_dir: Path | None,
-    offline: bool,
-    device: Device,
-    threads: int | None,
-    json: bool,
-    **foreign: Any,
-) -> int:
+def command(ctx: click.Context, /, devices: int | None, threads: int | None, json: bool, **given: Any) -> int:
     """Measure clean and robust accuracy of MODEL (a model.safetensors, its run folder, a model.onnx, a bundled model).
 
     The attack is run on the deployed function, the one that is exported and served: it knows the fold and
@@ -111,89 +75,27 @@ def command(
     """
     choose_threads(threads)
     output = Output(json)
-    if (code := _in_several_processes(ctx, devices, model, suite, output)) is not None:
+    asked = EvaluateArguments.of(given)
+    if (code := _in_several_processes(ctx, devices, asked, output)) is not None:
         return code
-    if suite == CORRUPTIONS:
-        refuse_options_of_attacks(
-            {
-                "--attack": attack,
-                "--norm": norm,
-                "--eps": eps,
-                "--lattice": lattice,
-                "--bar": bar,
-                "--export": export,
-                "--save-adversarial": save_adversarial,
-                "--per-image": per_image,
-                "--checkpoint": checkpoint,
-                "--resume": resume,
-            }
-        )
-    if bar is not None and "worst_case" in bar:
-        require_worst_case_attacks("--bar worst_case", suite, attack)
-    if export is not None:
-        require_worst_case_attacks("--export robustbench", suite, attack)
-        require_leaderboard(norm or "linf")
-    if out is not None:
-        require_writable(out)
-    _refuse_to_replace_models({"--out": out, "--per-image": per_image}, model, checkpoint)
-
-    from ducat_serve.library.foreign import ForeignRequest
-    from training.evaluation.outputs import Outputs
-    from training.evaluation.prepare import Request
-    from training.evaluation.settings import EvaluationSettings
-
-    outputs = Outputs(save_adversarial, per_image)
-    settings = EvaluationSettings(
-        split=split,
-        norm=norm,
-        eps=eps,
-        eight_bit=lattice is not None,
-        suite=suite,
-        attacks=attacks_of(attack),
-        max_examples=max_examples,
-        batch_size=batch_size,
-        seed=seed,
-        data_dir=data_dir,
-        offline=offline,
-        device=device,
-    )
-    given = ForeignGiven(**foreign)
-    source = given.source(model, device)
-    if export is not None or (bar is not None and "worst_case" in bar):
-        _require_gradients(model, source)
-    finished: _Finished | None
-    if source is not None:
-        if checkpoint is not None:
-            raise UsageError(
-                "--checkpoint is for a .onnx MODEL of ours.", "leave it out; --twin is for others"
-            )
-        if dataset is None:
-            raise UsageError(f"{source.name} says nothing of its data.", "name them: --dataset cifar10")
-        of_others = ForeignRequest(source, settings, dataset, given.image_size)
-        # A report whose place was named is put there; where the place is ours, one that says more is not lost.
-        replace = replace or out is not None
-        out = out or Path(f"{source.file_name}.robustness.json")
-        with _gone_on_with_as_typed(ctx):
-            finished = _measured_of_others(of_others, out, outputs, output, resume=resume, replace=replace)
-    else:
-        assert isinstance(model, Path)
-        request = Request(model, settings, checkpoint, dataset)
-        with _gone_on_with_as_typed(ctx):
-            finished = _measured(request, out, outputs, output, resume=resume, replace=replace)
+    asked.refuse_contradictions()
+    source = asked.source()
+    with _gone_on_with_as_typed(ctx):
+        finished = _measured(asked, output) if source is None else _measured_of_others(asked, source, output)
     if finished is not None:
-        _conclude(finished, export is not None, bar, output)
+        _conclude(finished, asked, output)
     return 0
 
 
 def _in_several_processes(
-    ctx: click.Context, devices: int | None, model: object, suite: str, output: Output
+    ctx: click.Context, devices: int | None, asked: EvaluateArguments, output: Output
 ) -> int | None:
     """Start the processes that ``devices`` asks for, and return their exit code; None in one that shall measure."""
     if (devices or 1) == 1 and not launched():
         return None
-    if model is None:
+    if asked.model is None:
         raise UsageError("--devices is for a MODEL: a server is asked by one process.", "leave it out")
-    if suite == CORRUPTIONS:
+    if asked.runs_no_attack:
         raise UsageError("--devices is for attacks: --suite corruptions runs in one process.", "leave it out")
     if launched():
         return None
@@ -226,56 +128,52 @@ class _Finished:
     architecture: str
 
 
-def _measured_of_others(
-    asked: ForeignRequest, out: Path, outputs: Outputs, output: Output, *, resume: bool, replace: bool
-) -> _Finished | None:
+def _measured_of_others(asked: EvaluateArguments, source: Source, output: Output) -> _Finished | None:
     """Measure a model of others, and write its report and card. None where nothing is left to be done."""
     from ducat_serve.library.corruptions import measure_foreign_on_corruptions
-    from ducat_serve.library.foreign import (
-        card_beside,
-        measure_foreign,
-        write_report,
-    )
+    from ducat_serve.library.foreign import card_beside, measure_foreign, write_report
     from ducat_serve.library.report_places import beside_a_better_one
 
+    request = asked.foreign_request(source)
+    out = asked.out or Path(f"{source.file_name}.robustness.json")
     for file in (out, card_beside(out)):  # before minutes of attacks, not after
         require_writable(file)
     read_report(out)  # raises where the file is something else
-    if asked.settings.suite == CORRUPTIONS:
-        _finish_corruptions(measure_foreign_on_corruptions(asked, out, output), None, output)
+    if asked.runs_no_attack:
+        _finish_corruptions(measure_foreign_on_corruptions(request, out, output), None, output)
         return None
-    measured = measure_foreign(asked, out, outputs, output, resume=resume)
+    measured = measure_foreign(request, out, asked.outputs(), output, resume=asked.resume)
     if not is_first_process():
         return None
     show_report(measured.report, None, output)
-    if not replace:
+    # A report whose place was named is put there; where the place is ours, one that says more is not lost.
+    if asked.out is None and not asked.replace:
         out = beside_a_better_one(measured.report, out, output)
-    write_report(asked.source.name, measured.report, out, output)
+    write_report(source.name, measured.report, out, output)
     measured.forget()
-    return _Finished(measured.report, out, asked.source.name)
+    return _Finished(measured.report, out, source.name)
 
 
-def _measured(
-    request: Request, out: Path | None, outputs: Outputs, output: Output, *, resume: bool, replace: bool
-) -> _Finished | None:
+def _measured(asked: EvaluateArguments, output: Output) -> _Finished | None:
     """Measure a model of ours, and store the report in it. None where nothing is left to be done."""
     from ducat_serve.library.corruptions import measure_on_corruptions
     from ducat_serve.library.file_evaluation import measure
     from ducat_serve.library.report_places import beside_a_better_one
 
-    if request.settings.suite == CORRUPTIONS:
+    request, out = asked.request(), asked.out
+    if asked.runs_no_attack:
         _finish_corruptions(measure_on_corruptions(request, output), out, output)
         return None
-    measured = measure(request, output, outputs, resume=resume)
+    measured = measure(request, output, asked.outputs(), resume=asked.resume)
     if not is_first_process():
         return None
     report, spec = measured.report, measured.spec
     show_report(report, spec, output)
     if out is not None:  # before it is stored, which fails where the file is another model by now
         write_text(out, report.model_dump_json(indent=2) + "\n")
-    if not measured.store(output, replace=replace) and out is None:
+    if not measured.store(output, replace=asked.replace) and out is None:
         beside = measured.path.with_name(f"{measured.path.stem}.robustness.json")
-        if not replace:
+        if not asked.replace:
             beside = beside_a_better_one(report, beside, output)
         write_text(beside, report.model_dump_json(indent=2) + "\n")
         output.say(f"The report: {beside}")
@@ -283,9 +181,7 @@ def _measured(
     return _Finished(report, measured.path, spec.network)
 
 
-def _conclude(
-    finished: _Finished, for_robustbench: bool, bar: dict[str, float] | None, output: Output
-) -> None:
+def _conclude(finished: _Finished, asked: EvaluateArguments, output: Output) -> None:
     """Write what else was asked for, hold the report against the bar, and print it."""
     report = finished.report
     if report.curve is not None:
@@ -293,12 +189,12 @@ def _conclude(
 
         drawn = plot_curve(report, finished.beside.with_name(f"{finished.beside.stem}-accuracy-over-eps"))
         output.say(f"Accuracy over eps: {drawn[0]}")
-    if for_robustbench:
+    if asked.export is not None:
         entry = finished.beside.with_suffix(".robustbench.json")
         write_text(entry, robustbench_entry(report, finished.architecture))
         output.say(f"For RobustBench: {entry}; fill in what is empty.")
-    if bar is not None:
-        require(report, bar)  # its error is then the one document on stdout; --out has the report
+    if asked.bar is not None:
+        require(report, asked.bar)  # its error is then the one document on stdout; --out has the report
     output.result(report.model_dump(mode="json"))
 
 
@@ -308,38 +204,3 @@ def _finish_corruptions(measured: MeasuredCorruptions, out: Path | None, output:
     if out is not None:
         write_text(out, measured.corruptions.model_dump_json(indent=2) + "\n")
     output.result(measured.corruptions.model_dump(mode="json"))
-
-
-def _refuse_to_replace_models(
-    places: dict[str, Path | None], model: Path | ForeignModel | None, checkpoint: Path | None
-) -> None:
-    """Raise UsageError for a report that would be written over the very model, as by `--out` of export it is."""
-    from ducat_serve.model_file import model_in
-
-    models = [model_in(file) for file in (model, checkpoint) if isinstance(file, Path)]
-    for option, place in places.items():
-        if place is None or not place.exists():
-            continue
-        if any(file.exists() and place.samefile(file) for file in models):
-            raise UsageError(
-                f"{option}: {place} is the model, which would be replaced.",
-                "the report is stored in it anyway; leave the option out, or name another file",
-            )
-
-
-def _require_gradients(model: Path | ForeignModel | None, source: Source | None) -> None:
-    """Raise UsageError where attacks would see only scores, which flatters a worst case."""
-    from ducat_serve.model_file import model_in, read_verified_spec
-
-    if source is None:
-        assert isinstance(model, Path)
-        file = model_in(model)
-        scores_only = file.suffix == ".onnx" and read_verified_spec(file).spec.quantisation is None
-    else:
-        scores_only = source.scores_only
-    if scores_only:
-        raise UsageError(
-            "--bar worst_case and --export are for attacks that follow gradients: by scores alone a model looks more "
-            "robust than it is.",
-            "measure the checkpoint that the file came from",
-        )

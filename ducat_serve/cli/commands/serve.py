@@ -131,30 +131,10 @@ def command(
     model: Path,
     host: str,
     port: int,
-    name: str | None,
-    require_signature: Path | None,
-    allowed_hosts: str | None,
-    threads: int | None,
-    max_batch: int,
-    decoders: int,
     auto: bool,
-    max_queue: int,
-    deadline: float,
-    keep_alive: float,
-    drain: float,
-    max_body: int,
-    max_images: int,
-    max_pixels: int,
-    keys_file: Path | None,
-    rate: float | None,
-    cors_origin: tuple[str, ...],
-    daily_budget: int | None,
-    samples: Path | None,
-    attack_demo: bool,
-    access_log: bool,
-    audit_log: Path | None,
-    device: str,
     json: bool,
+    cors_origin: tuple[str, ...],
+    **given: Any,
 ) -> None:
     """Serve MODEL over HTTP with BentoML, until SIGTERM or Ctrl-C; SIGHUP reads it again.
 
@@ -172,39 +152,33 @@ def command(
     host = host.removeprefix("[").removesuffix("]")  # an IPv6 address as in a URL
     output = Output(json)
     # Links are followed when a file is read, not now: they may lead to another file at the next reload.
-    path = exported(model, output, require_signature).absolute()
-    if auto:
-        given = ctx.get_parameter_source("max_batch") is not ParameterSource.DEFAULT
-        bounds = (threads, max_batch if given else None)
-        threads, max_batch = _measured(path, name, device, bounds, deadline, require_signature, output)
+    path = exported(model, output, given["require_signature"]).absolute()
     settings = {
+        **given,
         "model": path,
-        "name": name,
-        "require_signature": require_signature.absolute() if require_signature else None,
         "host": host,
-        "allowed_hosts": allowed_hosts,
-        "device": device,
-        "threads": threads,
-        "max_batch": max_batch,
-        "decoders": decoders,
-        "max_queue": max_queue,
-        "deadline": deadline,
-        "keep_alive": keep_alive,
-        "drain": drain,
-        "max_body": max_body,
-        "max_images": max_images,
-        "max_pixels": max_pixels,
-        "keys_file": keys_file.absolute() if keys_file else None,
-        "rate": rate,
-        "daily_budget": daily_budget,
-        "samples": samples.absolute() if samples else None,
-        "attack_demo": attack_demo,
-        "access_log": access_log,
-        "audit_log": audit_log.absolute() if audit_log else None,
-        "cors_origins": ",".join(cors_origin) if cors_origin else None,
+        "cors_origins": ",".join(cors_origin) or None,
     }
-    variables = {f"DUCAT_SERVE_{k.upper()}": str(v) for k, v in settings.items() if v is not None}
-    names = _check(path, device, variables, output)
+    if auto:
+        bounds = (
+            given["threads"],
+            None if ctx.get_parameter_source("max_batch") is ParameterSource.DEFAULT else given["max_batch"],
+        )
+        settings["threads"], settings["max_batch"] = _measured(
+            path,
+            given["name"],
+            given["device"],
+            bounds,
+            given["deadline"],
+            given["require_signature"],
+            output,
+        )
+    variables = {
+        f"DUCAT_SERVE_{name.upper()}": str(value.absolute() if isinstance(value, Path) else value)
+        for name, value in settings.items()
+        if value is not None
+    }
+    names = _check(path, given["device"], variables, output)
     from service.server.process import bind, ignore_sighup
 
     bind(host, port).close()
