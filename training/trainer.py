@@ -30,6 +30,7 @@ from training.collapse import (
     sentence,
 )
 from training.config import TrainConfig
+from training.core_watch import CoreWatch
 from training.data import Dataset
 from training.data.splits import fitting_batch_size
 from training.device import LAYOUT, exact_float32
@@ -101,6 +102,8 @@ class Trainer:
         self.tensorboard = TensorBoardLog(folder.tensorboard)
         self.bundle = _GPU_BUNDLE if device.type == "cuda" else 1
         self._unread: list[Tensor] = []
+        threads = torch.get_num_threads() if device.type == "cpu" else 1
+        self._cores = CoreWatch(threads, self._command_to_resume())
         self._started = (time.monotonic(), 0)
         self.state = RunState()
 
@@ -226,6 +229,8 @@ class Trainer:
                 state.seconds += time.monotonic() - started
                 note = f"loss {state.losses[-1]:.3f}, " if state.losses else ""
                 advance(note=f"{note}{self._images_per_second():,.0f} images/s")
+                if (doubt := self._cores.doubt()) is not None:
+                    self.output.warn(doubt)
                 if stopped:
                     raise Stopped(stopped)
                 if due:
