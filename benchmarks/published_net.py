@@ -15,11 +15,11 @@ but its loader of the images.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from pathlib import Path
 
 import torch
+from one_thread import require_one_thread
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -74,6 +74,7 @@ def main() -> None:
     )
     parser.add_argument("--epochs", type=int, default=19)
     epochs = parser.parse_args().epochs
+    require_one_thread()
     torch.manual_seed(0)
     train = load_dataset("digits").train
     images = torch.from_numpy(train.images).permute(0, 3, 1, 2).float() / 255
@@ -97,5 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    assert os.environ.get("OMP_NUM_THREADS") == "1", "set OMP_NUM_THREADS=1: see the top of this file"
     main()

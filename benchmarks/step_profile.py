@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
 import resource
 import statistics
 import sys
@@ -26,6 +25,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from one_thread import require_one_thread
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
@@ -188,6 +188,7 @@ def main() -> None:
     parser.add_argument("--network", default="resnet14")
     parser.add_argument("--compile", action="store_true", help="time torch.compile instead; minutes")
     arguments = parser.parse_args()
+    require_one_thread()
     if arguments.compile:
         print_compiled(arguments.network)
         return
@@ -207,5 +208,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    assert os.environ.get("OMP_NUM_THREADS") == "1", "set OMP_NUM_THREADS=1: see the top of this file"
     main()

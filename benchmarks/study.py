@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from one_thread import require_one_thread
 
 from ducat_serve.checkpoint import read_spec
 from ducat_serve.threat_model import format_size
@@ -276,6 +276,7 @@ def main() -> None:
         "--only-write", action="store_true", help="train nothing; take the runs that are there"
     )
     given = parser.parse_args()
+    require_one_thread()
     study, folder = STUDIES[given.study](), given.runs / given.study
     done = recorded(given.study, study, given.results)
     missing = [row for row in study.rows if row.name not in done]
@@ -290,5 +291,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    assert os.environ.get("OMP_NUM_THREADS") == "1", "set OMP_NUM_THREADS=1: see the top of this file"
     main()

@@ -19,12 +19,12 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import time
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from one_thread import require_one_thread
 from race import Measurement, Progress, page, summary, take_turns
 from torch import nn
 
@@ -154,6 +154,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--results", type=Path, default=Path("results"))
     given = parser.parse_args()
+    require_one_thread()
     device, output = torch.device("cpu"), Output()
     options = {"network": given.network, "precision": None, "epochs": given.epochs, "seed": given.seed}
     config = new_config({"dataset": given.dataset, **options}, given.recipe, None, device)
@@ -209,5 +210,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    assert os.environ.get("OMP_NUM_THREADS") == "1", "set OMP_NUM_THREADS=1: see the top of this file"
     main()
