@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ class Candidate:
     weights_digest: str
     parameters: int | None  # None where it is not known
     bytes: int | None  # None of a model of others
+    recipe: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # that it was trained by; empty where it is not known
 
 
 def pareto_front(candidates: Sequence[Candidate]) -> list[Candidate]:

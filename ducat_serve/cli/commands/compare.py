@@ -38,7 +38,8 @@ def command(models: tuple[Path, ...], out: Path, json: bool) -> None:
     others the report, .json).
 
     Nothing is measured anew: the reports are those that the files carry. Run `ducat evaluate` with the same
-    options on each of them before.
+    options on each of them before. Of models that only the seed of their training tells apart, mean and standard
+    deviation are printed too.
 
     \b
     Example:
@@ -46,6 +47,7 @@ def command(models: tuple[Path, ...], out: Path, json: bool) -> None:
       ducat compare cifar10-small nets.make.robustness.json
     """
     from training.evaluation.comparison import corruption_differences, differences, pareto_front, to_json
+    from training.evaluation.seeds import seed_groups
 
     output = Output(json)
     candidates = _read(models)
@@ -56,6 +58,20 @@ def command(models: tuple[Path, ...], out: Path, json: bool) -> None:
         ("model", "clean", "worst case, 95 %", *(c.title for c in optional), "weights", "file", ""),
         [_row(candidate, candidate in front, optional) for candidate in candidates],
     )
+    if groups := seed_groups(candidates):
+        output.table(
+            "Over seeds, mean ± standard deviation",
+            ("models", "seeds", "clean", "worst case"),
+            [
+                (
+                    ", ".join(group.names),
+                    ", ".join(map(str, group.seeds)),
+                    str(group.clean_accuracy),
+                    str(group.worst_case_accuracy),
+                )
+                for group in groups
+            ],
+        )
     for candidate in candidates:
         if candidate.report is None:
             output.warn(
@@ -77,6 +93,7 @@ def command(models: tuple[Path, ...], out: Path, json: bool) -> None:
         {
             "models": to_json(candidates),
             "comparable": not differences(candidates),
+            "seeds": [group.to_json() for group in groups],
             "plots": [str(file) for file in files],
         }
     )
@@ -108,7 +125,7 @@ def _read(models: tuple[Path, ...]) -> list[Candidate]:
         spec = read_verified_spec(path).spec
         size = path.stat().st_size
         candidates.append(
-            Candidate(name, path, spec.robustness, spec.weights_digest, _parameters(spec), size)
+            Candidate(name, path, spec.robustness, spec.weights_digest, _parameters(spec), size, spec.recipe)
         )
     return candidates
 
