@@ -128,7 +128,7 @@ def test_the_next_command_after_check_runs_as_it_is(tmp_path: Path, capsys: Capt
     command = capsys.readouterr().err.partition("Next:")[2]
     assert run(["--quiet", *shlex.split(command)[1:]]) == 0
     printed = capsys.readouterr().out
-    assert "resnet14, guided, ducat off: nothing was written" in printed
+    assert "resnet14, pairing, ducat off: nothing was written" in printed
     assert "30 of 30 epochs" in printed
 
 

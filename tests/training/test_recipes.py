@@ -53,7 +53,7 @@ def test_every_recipe_is_a_configuration_and_says_what_it_is_named_for(name: str
         purse = {"hours": "resnet14", "gpu": "resnet18"}
         assert (config.network, config.method, config.ducat) == (
             purse[name.rpartition("-")[2]],
-            "pairing" if name.startswith("cifar10-") else "guided",
+            "pairing",
             "off",
         )
         assert (config.schedule, config.ema_warmup) == ("one-cycle", True)

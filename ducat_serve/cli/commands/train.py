@@ -206,7 +206,7 @@ def _show(summary: RunSummary, trainer: Trainer, output: Output) -> None:
     )
     output.next(command_line("ducat", "evaluate", folder.path, *options_for(trainer.config.network)))
     recommended = recommended_recipe(dataset, on_gpu=trainer.device.type == "cuda")
-    # The method of those recipes is made for linf alone.
+    # Those recipes were chosen by what they reach in linf.
     if dummies_cost and recommended is not None and trainer.config.norm == "linf":
         command = command_line("ducat", "train", "--dataset", dataset, "--recipe", recommended)
         output.say(f"We recommend a recipe without dummies for these data: {command}")
