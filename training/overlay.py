@@ -32,6 +32,8 @@ def overlaid(
             settings.pop(name, None)
     if given.get("norm", "linf") != "linf":
         settings.pop("inner_attack", None)  # n-fgsm is made for linf
+    if "attack_steps" in given or "step_size" in given:
+        settings.pop("inner_attack", None)  # n-fgsm has one step of its own, and leaves these to validation
     if given.get("schedule") == "one-cycle":
         settings.pop("warmup", None)  # it has a rise of its own
     for name in off:

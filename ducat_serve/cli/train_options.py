@@ -145,7 +145,9 @@ train_options = stacked(
         "--step-size", type=PIXEL_SIZE, help="Attack step in pixels.  [default: 2/255; l2 15/255, l1 400/255]"
     ),
     click.option(
-        "--attack-steps", type=click.IntRange(min=1), help="Steps of the inner attack.  [default: 10]"
+        "--attack-steps",
+        type=click.IntRange(min=1),
+        help="Steps of the inner attack, which is PGD then, also where the recipe has n-fgsm.  [default: 10]",
     ),
     click.option(
         "--inner-attack",

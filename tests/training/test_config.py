@@ -81,6 +81,15 @@ def test_another_method_leaves_a_recipe_s_settings_that_it_does_not_have(recipe:
         resolve("cifar10", {"method": method, "inner_attack": "n-fgsm"}, recipe)
 
 
+@pytest.mark.parametrize("given", [{"attack_steps": 7}, {"step_size": 5 / 255}])
+def test_steps_that_are_given_are_taken_in_training_too(given: dict[str, float]) -> None:
+    """N-FGSM would leave them to validation, and nobody would hear of it."""
+    for method in ("pairing", "pgd-at"):
+        assert resolve("cifar10", {"method": method, **given}, "cifar10-hours").inner_attack == "pgd"
+    chosen = resolve("cifar10", {"inner_attack": "n-fgsm", **given}, "cifar10-hours")
+    assert chosen.inner_attack == "n-fgsm"
+
+
 @pytest.mark.parametrize("norm", ["l2", "l1"])
 def test_another_norm_leaves_a_recipe_s_attack_that_is_made_for_linf(norm: str) -> None:
     assert resolve("cifar10", {"norm": norm}, "cifar10-hours").inner_attack == "pgd"
