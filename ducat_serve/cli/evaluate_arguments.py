@@ -14,7 +14,7 @@ from ducat_serve.cli.evaluated_model import ForeignModel
 from ducat_serve.cli.foreign_options import ForeignGiven
 from ducat_serve.cli.own_attacks import attacks_of
 from ducat_serve.cli.release_gate import require_worst_case_attacks
-from ducat_serve.errors import UsageError
+from ducat_serve.errors import UsageError, unknown_name
 from training.evaluation.robustbench import require_leaderboard
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class EvaluateArguments:
 
     def refuse_contradictions(self) -> None:
         """Raise DucatError, before anything is loaded, for options that contradict others or cannot be written to."""
+        self._require_suite()
         if self.runs_no_attack:
             refuse_options_of_attacks(
                 {
@@ -146,6 +147,13 @@ class EvaluateArguments:
             offline=self.offline,
             device=self.device,
         )
+
+    def _require_suite(self) -> None:
+        from training.evaluation.stages import SUITES
+
+        names = (*SUITES, CORRUPTIONS)
+        if self.suite not in names:
+            raise unknown_name("suite", self.suite, names)
 
     def _refuse_to_replace_models(self) -> None:
         """Raise UsageError for a report that would be written over the very model, as by `--out` of export it is."""

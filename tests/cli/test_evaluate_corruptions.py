@@ -213,3 +213,10 @@ def test_options_of_attacks_are_refused(
 def test_corruptions_are_measured_by_one_process(measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["evaluate", str(measured), *FLAGS, "--devices", "2"]) == 2
     assert "runs in one process" in capsys.readouterr().err
+
+
+def test_a_mistyped_suite_is_told_all_of_them(measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["evaluate", str(measured), "--suite", "corruption"]) == 2
+    said = capsys.readouterr().err
+    assert "Unknown suite 'corruption'. Did you mean 'corruptions'?" in said
+    assert "choose one of: corruptions, full, quick, standard" in said
