@@ -4,9 +4,10 @@
     python benchmarks/busy_machine.py --rounds 1 --way default --way one-thread
 
 One epoch of digits by `ducat train`, from its first step to the end, alone and beside two processes that compute
-without end: as it is by default, with OpenMP's own way of waiting, and with one thread. The bar: at most 1.5 times its
-fair share. What is fair is taken from the busy processes themselves, since other work on the machine changes what is
-left. While the epoch ran, each of them had some share of a core, and every thread of a training may hope for as much.
+without end: as it is by default, with OpenMP's own way of waiting, asleep at once, and with one thread. The bar: at
+most 1.5 times its fair share. What is fair is taken from the busy processes themselves, since other work on the machine
+changes what is left. While the epoch ran, each of them had some share of a core, and every thread of a training may
+hope for as much.
 So an epoch that takes C seconds of CPU alone, in the best of the ways, should take C / (N * share) seconds with N
 threads; time that they wait for each other counts against ducat. Where the load was not 0 before, "alone" says nothing
 of an idle machine.
@@ -34,6 +35,7 @@ _THREADS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTI
 WAYS = {
     "default": {},
     "spinning": {"GOMP_SPINCOUNT": "300000"},
+    "asleep": {"OMP_WAIT_POLICY": "PASSIVE"},
     "one-thread": {"OMP_NUM_THREADS": "1"},
 }
 _POLL = 0.05  # seconds

@@ -1,12 +1,14 @@
 """How many threads a process may use, and how they wait: what OpenMP and ONNX Runtime do not find out by themselves.
 
 torch computes with OpenMP threads, which wait for each other at the end of every operation. By default they wait by
-spinning, and a thread that spins keeps the one that it waits for from its core wherever there are fewer free cores than
-threads: beside other work, or in a container whose CPU quota is below its cores, training takes several times as long
-(docs/performance/training.md). Asleep they leave it the core, though each still waits for its turn among other work:
-small networks are faster there with `--threads 1`. OpenMP counts the cores that the process may run on, but knows
-nothing of quotas. It reads its settings when torch is imported, so they must be there before. ONNX Runtime counts in
-the same way, and is told the number with every session.
+spinning for milliseconds, and a thread that spins keeps the one that it waits for from its core wherever there are
+fewer free cores than threads: beside other work, or in a container whose CPU quota is below its cores. To sleep at once
+is no better for small networks, since an operation of theirs takes less time than falling asleep and waking up. So a
+thread spins for a fraction of a millisecond, and then sleeps (docs/performance/training.md has the figures). Each still
+waits for its turn among other work: small networks are faster there with `--threads 1`.
+
+OpenMP counts the cores that the process may run on, but knows nothing of quotas. It reads its settings when torch is
+imported, so they must be there before. ONNX Runtime counts in the same way, and is told the number with every session.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from pathlib import Path, PurePosixPath
 _COUNT = "OMP_NUM_THREADS"
 # Whoever sets one of these has chosen how threads wait: the standard's, GNU's and Intel's.
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+# GNU's count comes before the policy, which is for other libraries. Rounds of a loop of a few nanoseconds each.
+_SPIN_THEN_SLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}
 _CGROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
 
@@ -53,7 +57,7 @@ def thread_settings(given: Mapping[str, str], cpus: int, quota: float | None) ->
     """
     settings = {}
     if not any(name in given for name in _WAITING):
-        settings["OMP_WAIT_POLICY"] = "PASSIVE"
+        settings.update(_SPIN_THEN_SLEEP)
     if _COUNT not in given and (count := _below(cpus, quota)) is not None:
         settings[_COUNT] = str(count)
     return settings

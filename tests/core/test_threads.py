@@ -21,12 +21,15 @@ def test_within_a_quota(cpus: int, quota: float | None, expected: int) -> None:
     assert within_quota(cpus, quota) == expected
 
 
+WAIT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}
+
+
 @pytest.mark.parametrize(
     ("given", "cpus", "quota", "expected"),
     [
-        ({}, 4, None, {"OMP_WAIT_POLICY": "PASSIVE"}),  # OpenMP counts CPUs by itself
-        ({}, 4, 2.0, {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "2"}),
-        ({"OMP_NUM_THREADS": "3"}, 4, 2.0, {"OMP_WAIT_POLICY": "PASSIVE"}),
+        ({}, 4, None, WAIT),  # OpenMP counts CPUs by itself
+        ({}, 4, 2.0, {**WAIT, "OMP_NUM_THREADS": "2"}),
+        ({"OMP_NUM_THREADS": "3"}, 4, 2.0, WAIT),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, 4, 2.0, {"OMP_NUM_THREADS": "2"}),
         ({"GOMP_SPINCOUNT": "5"}, 4, None, {}),
         ({"KMP_BLOCKTIME": "1"}, 4, None, {}),
